@@ -1,0 +1,34 @@
+// The one error type of the library. Every message is one line that names the thing and the remedy.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace flashoptim {
+
+/// Base of everything that the library throws on purpose.
+class Error : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+/// A value, shape, dtype, stride or option that the called function cannot take.
+class InvalidArgument : public Error {
+    using Error::Error;
+};
+
+/// A file or folder that is missing, cannot be read or written, or a full disk.
+class IoError : public Error {
+    using Error::Error;
+};
+
+/// A file whose content is not what it has to be: malformed, truncated, wrong key, shape or dtype.
+class FormatError : public Error {
+    using Error::Error;
+};
+
+/// A non-finite gradient under the policy NonFinite::kError.
+class NonFiniteError : public Error {
+    using Error::Error;
+};
+
+}  // namespace flashoptim
