@@ -1,0 +1,31 @@
+# flashoptim_add_test(NAME SOURCES a.cpp b.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds]): one GoogleTest executable whose
+# cases ctest knows one by one. Every case carries its room (the folder under tests/) as a label, so `ctest -L numeric` runs a room.
+# Labels with a meaning: threads (also run under the thread sanitizer).
+
+find_package(GTest REQUIRED)
+include(GoogleTest)
+
+function(flashoptim_add_test name)
+    cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LINK;LABELS")
+    if(NOT arg_SOURCES OR arg_UNPARSED_ARGUMENTS)
+        message(FATAL_ERROR "flashoptim_add_test(${name} SOURCES a.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds])")
+    endif()
+    if(NOT arg_TIMEOUT)
+        set(arg_TIMEOUT 600)
+    endif()
+    get_filename_component(room "${CMAKE_CURRENT_SOURCE_DIR}" NAME)
+    list(PREPEND arg_LABELS "${room}")
+    list(REMOVE_DUPLICATES arg_LABELS)
+
+    add_executable(${name} ${arg_SOURCES})
+    target_link_libraries(${name} PRIVATE ${arg_LINK} GTest::gtest GTest::gtest_main flashoptim_warnings)
+    gtest_discover_tests(${name}
+        DISCOVERY_TIMEOUT 120
+        TEST_LIST ${name}_cases
+        PROPERTIES TIMEOUT ${arg_TIMEOUT})
+
+    # gtest_discover_tests loses the semicolons of a list, so ctest reads the labels from a file of its own.
+    set(label_file "${CMAKE_CURRENT_BINARY_DIR}/${name}_labels.cmake")
+    file(WRITE "${label_file}" "set_tests_properties(\${${name}_cases} PROPERTIES LABELS \"${arg_LABELS}\")\n")
+    set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${label_file}")
+endfunction()

@@ -1,0 +1,35 @@
+# Decides whether the rooms that need LibTorch are built, and finds it: sets FLASHOPTIM_WITH_TORCH. The repository's own .venv is
+# looked at first, then CMAKE_PREFIX_PATH, for example $(python -c 'import torch; print(torch.utils.cmake_prefix_path)').
+
+set(FLASHOPTIM_WITH_TORCH FALSE)
+string(TOUPPER "${FLASHOPTIM_TORCH}" torch_wanted)
+if(torch_wanted STREQUAL "AUTO" OR torch_wanted)
+    if(FLASHOPTIM_TOP_LEVEL)
+        file(GLOB torch_in_venv "${CMAKE_CURRENT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/share/cmake/Torch")
+    endif()
+    find_path(FLASHOPTIM_TORCH_CONFIG TorchConfig.cmake
+        HINTS ${Torch_DIR} ${torch_in_venv}
+        PATH_SUFFIXES Torch share/cmake/Torch)
+    mark_as_advanced(FLASHOPTIM_TORCH_CONFIG)
+
+    # Torch's own package file stops the configuration where a CUDA build of it meets no CUDA toolkit.
+    set(torch_obstacle "")
+    if(NOT FLASHOPTIM_TORCH_CONFIG)
+        set(torch_obstacle "Torch was not found: run scripts/setup.sh, or pass -DCMAKE_PREFIX_PATH=<torch.utils.cmake_prefix_path>")
+    elseif(EXISTS "${FLASHOPTIM_TORCH_CONFIG}/../../../lib/libtorch_cuda.so")
+        find_package(CUDAToolkit QUIET)
+        if(NOT CUDAToolkit_FOUND)
+            set(torch_obstacle "Torch in ${FLASHOPTIM_TORCH_CONFIG} is a CUDA build and there is no CUDA toolkit: install one, or Torch's CPU build")
+        endif()
+    endif()
+
+    if(NOT torch_obstacle)
+        set(Torch_DIR "${FLASHOPTIM_TORCH_CONFIG}" CACHE PATH "Folder of TorchConfig.cmake" FORCE)
+        find_package(Torch REQUIRED)
+        set(FLASHOPTIM_WITH_TORCH TRUE)
+    elseif(torch_wanted STREQUAL "AUTO")
+        message(STATUS "flashoptim without LibTorch. ${torch_obstacle}")
+    else()
+        message(FATAL_ERROR "${torch_obstacle}; or configure with -DFLASHOPTIM_TORCH=OFF")
+    endif()
+endif()

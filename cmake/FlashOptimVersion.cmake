@@ -1,0 +1,17 @@
+# Reads the version from include/flashoptim/version.h, the one place where it stands.
+
+function(flashoptim_read_version header out)
+    file(READ "${header}" text)
+    foreach(part MAJOR MINOR PATCH)
+        if(NOT text MATCHES "#define FLASHOPTIM_VERSION_${part} ([0-9]+)")
+            message(FATAL_ERROR "${header} does not define FLASHOPTIM_VERSION_${part}")
+        endif()
+        list(APPEND parts "${CMAKE_MATCH_1}")
+    endforeach()
+    list(JOIN parts "." version)
+    if(NOT text MATCHES "#define FLASHOPTIM_VERSION_STRING \"${version}\"")
+        message(FATAL_ERROR "${header}: FLASHOPTIM_VERSION_STRING is not \"${version}\"; change all four lines together")
+    endif()
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${header}")
+    set(${out} "${version}" PARENT_SCOPE)
+endfunction()
