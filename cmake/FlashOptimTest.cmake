@@ -1,5 +1,5 @@
 # flashoptim_add_test(NAME SOURCES a.cpp b.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds]): one GoogleTest executable whose
-# cases ctest knows one by one. Every case carries its room (the folder under tests/) as a label, so `ctest -L numeric` runs a room.
+# cases ctest knows one by one, as NAME.Suite.Case. Every case carries its room (the folder under tests/) as a label, so `ctest -L numeric` runs a room.
 # Labels with a meaning: threads (also run under the thread sanitizer).
 
 find_package(GTest REQUIRED)
@@ -20,6 +20,7 @@ function(flashoptim_add_test name)
     add_executable(${name} ${arg_SOURCES})
     target_link_libraries(${name} PRIVATE ${arg_LINK} GTest::gtest GTest::gtest_main flashoptim_warnings)
     gtest_discover_tests(${name}
+        TEST_PREFIX "${name}."
         DISCOVERY_TIMEOUT 120
         TEST_LIST ${name}_cases
         PROPERTIES TIMEOUT ${arg_TIMEOUT})

@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Brings a machine to where this repository builds: compiler, libraries and a Python environment in .venv. Builds nothing itself.
+#   scripts/setup.sh          what building and running need
+#   scripts/setup.sh --dev    also what testing and linting need
+# What is there already is used and nothing is fetched twice: the second call returns at once and needs no network. As root on a
+# machine with apt-get, missing Debian packages are installed; elsewhere they are named. PYTHON chooses the interpreter of a new
+# .venv. FLASHOPTIM_TORCH_INDEX chooses where torch comes from: a wheel index, or `pypi` for PyPI alone; without it Linux takes
+# PyTorch's CPU index where that can be reached, as PyPI's own wheel for x86 brings gigabytes of CUDA libraries.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dev=false
+case "${1:-}" in
+    "") ;;
+    --dev) dev=true ;;
+    *) sed -n '2,5p' "$0" >&2; exit 2 ;;
+esac
+
+# The environment's own programs must not be taken for the machine's.
+venv="$PWD/.venv"
+PATH=":$PATH:"; PATH="${PATH//:$venv\/bin:/:}"; PATH="${PATH#:}"; PATH="${PATH%:}"
+python="${PYTHON:-python3}"
+cxx="${CXX:-c++}"
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+has_header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | "$cxx" -E -x c++ - >/dev/null 2>&1; }
+has_venv() { "$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
+has_cmake() {
+    local version
+    version=$(cmake --version 2>/dev/null | sed -n '1s/[^0-9]*\([0-9]*\.[0-9]*\).*/\1/p') || return 1
+    [ -n "$version" ] && [ "$(printf '%s\n3.22\n' "$version" | sort -V | head -n 1)" = 3.22 ]
+}
+
+# One line for each thing: probe | Debian | Fedora | Arch | Homebrew
+needs() {
+    cat <<'TABLE'
+has c++|g++|gcc-c++|gcc|gcc
+has make|make|make|make|make
+has git|git|git|git|git
+has_venv|python3-venv|python3|python|python
+has_header nlohmann/json.hpp|nlohmann-json3-dev|json-devel|nlohmann-json|nlohmann-json
+has_header CLI/CLI.hpp|libcli11-dev|cli11-devel|cli11|cli11
+has_header fmt/format.h|libfmt-dev|fmt-devel|fmt|fmt
+has_header gtest/gtest.h|libgtest-dev|gtest-devel|gtest|googletest
+has_header benchmark/benchmark.h|libbenchmark-dev|google-benchmark-devel|benchmark|google-benchmark
+TABLE
+}
+# These come from PyPI where the machine has none, or are done without.
+wants() {
+    cat <<'TABLE'
+has_cmake|cmake|cmake|cmake|cmake
+has ninja|ninja-build|ninja-build|ninja|ninja
+has ccache|ccache|ccache|ccache|ccache
+has pkg-config|pkg-config|pkgconf|pkgconf|pkgconf
+TABLE
+}
+missing() {  # missing TABLE COLUMN: the packages whose probe fails
+    local row probe
+    "$1" | while IFS= read -r row; do
+        probe=${row%%|*}
+        [ "$probe" != "has c++" ] || probe="has $cxx"
+        $probe || printf '%s\n' "$row" | cut -d'|' -f"$2"
+    done
+}
+
+install_native() {
+    local packages
+    packages=$( { missing needs 2; missing wants 2; } | tr '\n' ' ')
+    [ -n "$packages" ] || return 0
+    if [ "$(id -u)" = 0 ] && has apt-get; then
+        say "installing $packages"
+        local log; log=$(mktemp)
+        # A package list may be there already, so fetch it only if the installation fails without.
+        if ! apt_install "$packages" >"$log" 2>&1 && ! { apt-get -qq update && apt_install "$packages"; } >"$log" 2>&1; then
+            tail -n 5 "$log" >&2; rm -f "$log"
+            fail "apt-get could not install $packages; see the lines above"
+        fi
+        rm -f "$log"
+        hash -r
+    fi
+    packages=$(missing needs 2 | tr '\n' ' ')
+    [ -z "$packages" ] || fail "missing: ${packages}- $(how_to_install)"
+}
+apt_install() {
+    # shellcheck disable=SC2086  # a list of packages
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $1
+}
+how_to_install() {
+    if has apt-get; then printf 'sudo apt-get install %s' "$(missing needs 2 | tr '\n' ' ')"
+    elif has dnf; then printf 'sudo dnf install %s' "$(missing needs 3 | tr '\n' ' ')"
+    elif has pacman; then printf 'sudo pacman -S %s' "$(missing needs 4 | tr '\n' ' ')"
+    elif has brew; then printf 'brew install %s' "$(missing needs 5 | tr '\n' ' ')"
+    else printf 'install them with the package manager of this system (the names are those of Debian)'
+    fi
+}
+
+torch_index() {
+    case "${FLASHOPTIM_TORCH_INDEX:-}" in
+        pypi) return 0 ;;
+        ?*) printf '%s' "$FLASHOPTIM_TORCH_INDEX"; return 0 ;;
+    esac
+    local cpu=https://download.pytorch.org/whl/cpu
+    if [ "$(uname -s)" = Linux ] && "$venv/bin/python" - "$cpu/torch/" >/dev/null 2>&1 <<'PY'
+import sys, urllib.request
+urllib.request.urlopen(sys.argv[1], timeout=5)
+PY
+    then printf '%s' "$cpu"; fi
+}
+
+install_python() {  # install_python NAME FILE...: installs the requirement files once, and again when they change
+    local name=$1; shift
+    local stamp="$venv/.setup-$name" wanted
+    wanted=$(cat "$@" | cksum; printf '%s' "${FLASHOPTIM_TORCH_INDEX:-}")
+    [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    local arguments=() file index=""
+    for file in "$@"; do arguments+=(-r "$file"); done
+    if grep -q '^torch==' "$@"; then
+        index=$(torch_index)
+        [ -z "$index" ] || arguments+=(--extra-index-url "$index")
+    fi
+    say "installing $* into .venv${index:+, torch from $index}"
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check "${arguments[@]}" ||
+        fail "pip could not install $*; see the lines above (FLASHOPTIM_TORCH_INDEX chooses another index for torch)"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+install_native
+if ! "$venv/bin/python" -c 'import pip' >/dev/null 2>&1; then
+    say "making .venv with $("$python" --version)"
+    rm -rf "$venv"
+    "$python" -m venv "$venv" || fail "$python cannot make a virtual environment"
+fi
+install_python run requirements.txt
+if ! has_cmake || ! has ninja; then install_python build requirements-build.txt; fi
+if $dev; then install_python dev requirements-dev.txt; fi
