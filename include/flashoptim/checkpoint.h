@@ -1,0 +1,159 @@
+// Tensors in files: safetensors files, and checkpoint folders that a killed run or a full disk cannot break.
+// What an optimizer keeps in them, and any framework's tensor type, never stands here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "flashoptim/error.h"
+
+namespace flashoptim::checkpoint {
+
+/// Element type of a tensor in a safetensors file, in the order in which the format's own writer ranks them.
+enum class StorageType : std::uint8_t {
+    kBool,
+    kUInt8,
+    kInt8,
+    kInt16,
+    kUInt16,
+    kFloat16,
+    kBFloat16,
+    kInt32,
+    kUInt32,
+    kFloat32,
+    kFloat64,
+    kInt64,
+    kUInt64,
+};
+
+/// Bytes of one element.
+std::size_t element_size(StorageType type);
+
+/// The name that stands in the file: "F32", "BF16", "U8", ...
+std::string_view storage_type_name(StorageType type);
+
+/// Free key/value text in the header of a safetensors file (`__metadata__`).
+using Metadata = std::map<std::string, std::string>;
+
+/// One tensor to be written. `bytes` is borrowed until the writing function returns: the elements in row order, little-endian.
+/// An empty shape is a scalar; a dimension of 0 makes a tensor without bytes.
+struct TensorData {
+    std::string name;
+    StorageType dtype = StorageType::kFloat32;
+    std::vector<std::int64_t> shape;
+    std::span<const std::byte> bytes;
+};
+
+/// One tensor of a file that was opened.
+struct TensorInfo {
+    std::string name;
+    StorageType dtype = StorageType::kFloat32;
+    std::vector<std::int64_t> shape;
+    std::uint64_t offset = 0;      ///< of the first byte, from the start of the file
+    std::uint64_t byte_count = 0;  ///< product of `shape` times the element size
+};
+
+/// A safetensors file opened for reading. Opening checks the whole header against the length of the file; the tensors are read when
+/// asked for, straight into the caller's memory (nothing is mapped, so a file shortened later is an error and not a crash).
+/// Copies share the open file. Thread-safe: any number of threads may read at once.
+class SafetensorsFile {
+public:
+    /// Throws IoError if the file cannot be read and FormatError if it is not a complete, valid safetensors file.
+    static SafetensorsFile open(const std::filesystem::path& file);
+
+    const std::filesystem::path& path() const;
+    const Metadata& metadata() const;
+    std::uint64_t byte_count() const;  ///< length of the file
+
+    /// All tensors, in the order in which they lie in the file.
+    std::span<const TensorInfo> tensors() const;
+
+    /// The tensor of that name, or null.
+    const TensorInfo* find(std::string_view name) const;
+
+    /// The tensor of that name. Throws FormatError if there is none.
+    const TensorInfo& tensor(std::string_view name) const;
+
+    /// The tensor of that name with that dtype and shape. Throws FormatError that says what the file has instead.
+    const TensorInfo& tensor(std::string_view name, StorageType dtype, std::span<const std::int64_t> shape) const;
+
+    /// Reads a tensor of this file into `out`, which has exactly `tensor.byte_count` bytes (else InvalidArgument). Throws IoError.
+    void read(const TensorInfo& tensor, std::span<std::byte> out) const;
+
+    /// Reads a tensor of this file into new memory. Throws IoError.
+    std::vector<std::byte> read(const TensorInfo& tensor) const;
+
+private:
+    friend class Checkpoint;
+    struct State;
+    explicit SafetensorsFile(std::shared_ptr<const State> state);
+    std::shared_ptr<const State> state_;
+};
+
+/// Writes `tensors` as one safetensors file and returns its length in bytes. Tensors are ordered by element type, then name, and
+/// lie without holes, each aligned to its element size; no second copy of them is made. The file appears under its name complete or
+/// not at all. Throws InvalidArgument (bad name, shape or byte count) before the disk is touched, and IoError.
+std::uint64_t write_safetensors(const std::filesystem::path& file, std::span<const TensorData> tensors,
+                                const Metadata& metadata = {});
+
+/// Replaces `file` by `content`, or makes it: whoever looks sees the old content or the new one, also after a kill or on a full disk.
+/// Missing folders above it are made. A device or pipe (/dev/stdout) is written to directly. Throws IoError.
+void write_file(const std::filesystem::path& file, std::string_view content);
+
+/// One tensor file of a checkpoint: `name` "weights" becomes weights.safetensors.
+struct TensorFile {
+    std::string name;
+    std::vector<TensorData> tensors;
+    Metadata metadata = {};
+};
+
+/// Writes a checkpoint folder and returns its bytes on disk. `metadata_json` is the caller's own JSON document, kept to the byte.
+/// Everything is first written beside `folder` under a temporary name and synced to the disk, then takes its place in one rename:
+/// a kill, a full disk or a power cut at any moment leaves the old checkpoint or the new one, complete, under `folder` (in the
+/// worst case after `recover`, which opening calls). Temporary folders of runs that are no more are removed. A folder is replaced
+/// only if it is empty or holds a checkpoint and nothing else. Missing folders above it are made.
+/// Throws InvalidArgument before the disk is touched, and IoError, after which the old checkpoint is as it was.
+std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json, std::span<const TensorFile> files);
+
+/// Whether there is a checkpoint folder at `folder`, after putting back one that a killed run had moved aside.
+bool recover(const std::filesystem::path& folder);
+
+/// Whether a tensor file's checksum is compared when it is opened (one more pass over the file) or trusted.
+enum class Verify : std::uint8_t { kChecksum, kNothing };
+
+/// A checkpoint folder opened for reading. It stays readable and unchanged when a writer replaces the folder meanwhile. Copies share
+/// the open files; thread-safe.
+class Checkpoint {
+public:
+    /// Newest version of the folder's format, which `write` writes. `open` reads this one and all earlier ones.
+    static constexpr int kVersion = 1;
+
+    /// Opens every file of the checkpoint and compares its length. Throws IoError if there is none at `folder` or it cannot be read;
+    /// FormatError if it is foreign, of a newer version, truncated or incomplete.
+    static Checkpoint open(const std::filesystem::path& folder);
+
+    const std::filesystem::path& folder() const;
+    const std::string& metadata_json() const;
+    std::uint64_t byte_count() const;  ///< of all files together
+
+    /// Names of the tensor files ("weights", ...), sorted.
+    std::vector<std::string> file_names() const;
+    bool contains(std::string_view name) const;
+
+    /// The tensor file of that name. Throws FormatError if the checkpoint has none, its checksum differs or it is malformed; IoError.
+    SafetensorsFile file(std::string_view name, Verify verify = Verify::kChecksum) const;
+
+private:
+    struct State;
+    explicit Checkpoint(std::shared_ptr<const State> state);
+    std::shared_ptr<const State> state_;
+};
+
+}  // namespace flashoptim::checkpoint

@@ -1,0 +1,17 @@
+// The constants by which moments are grouped and small tensors are spared. The layout of one tensor is in layout.h.
+#pragma once
+
+#include <cstdint>
+
+namespace flashoptim {
+
+/// Elements that share one scale. Groups start anew in each row of a tensor, so that a cut between rows splits none.
+constexpr std::int64_t kGroupSize = 32;
+/// Rows shorter than this keep fp32 moments in the native format: a scale for fewer elements would save nothing.
+constexpr std::int64_t kMinQuantizedRow = 8;
+/// Tensors with fewer elements keep fp32 moments in the native format; they cost nothing and are the sensitive ones.
+constexpr std::int64_t kDefaultMinQuantizedNumel = 4096;
+/// The same for tensors of one dimension (norm weights and biases).
+constexpr std::int64_t kDefaultMinQuantizedNumel1d = 65537;
+
+}  // namespace flashoptim

@@ -1,0 +1,165 @@
+// How a master weight lies in memory: 16 bits that forward and backward see, and a correction beside them.
+// The native split is an integer split of the magnitude; the scheme of the paper is in format/paper.h.
+//
+// Every weight format offers
+//     Stored, Correction         integer (or float) types in memory; Correction is void where there is none
+//     kProtected                 whether a step saturates instead of overflowing and leaves Inf and NaN weights alone
+//     decode<L>(hi, lo)          the master weight; hi zero-extended, lo sign-extended
+//     encode<L>(w, dither, hi, lo)  the reverse, for a w that is not NaN; dither = 32 bits, kNearestDither outside a step
+//     is_special<L>(hi)          whether the stored weight is Inf or NaN
+#pragma once
+
+#include <cstdint>
+
+#include "flashoptim/numeric/bfloat16.h"
+#include "flashoptim/numeric/float16.h"
+
+namespace flashoptim {
+
+/// The sign-magnitude grid of 31 bits whose upper half is a bfloat16: fp32 itself.
+struct Bfloat16Grid {
+    static constexpr std::uint32_t kMaxHigh = 0x7f7fU;
+    static constexpr std::uint32_t kInfinityHigh = 0x7f80U;
+    static constexpr std::uint32_t kNanHigh = 0x7fc0U;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
+        return L::bits(w) & kMagnitudeBits;
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt value_bits(typename L::UInt magnitude) {
+        return magnitude;
+    }
+};
+
+/// The grid of 31 bits whose upper half is a binary16: 5 exponent and 26 fraction bits, spacing 2^-40 below 2^-14.
+struct Float16Grid {
+    static constexpr std::uint32_t kMaxHigh = 0x7bffU;
+    static constexpr std::uint32_t kInfinityHigh = 0x7c00U;
+    static constexpr std::uint32_t kNanHigh = 0x7e00U;
+    static constexpr std::uint32_t kRebias = 0x38000000U;          // (127 - 15) << 23
+    static constexpr std::uint32_t kSmallestNormal = 0x38800000U;  // 2^-14 as fp32
+    static constexpr std::uint32_t kLargest = 0x477fffffU;         // the last fp32 below 2^16, where the grid ends
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
+        const auto mag = L::min_bits(L::bits(w) & kMagnitudeBits, L::broadcast_bits(kLargest));
+        const auto normal = (mag - kRebias) << 3U;
+        // Multiples of 2^-40, to nearest even: at 2^23 floats are integers, so the addition rounds; above it x is one.
+        const auto small = L::min_bits(mag, L::broadcast_bits(kSmallestNormal));
+        const auto x = L::from_bits(small) * L::broadcast(0x1p40F);
+        const auto rounded = (x + L::broadcast(0x1p23F)) - L::broadcast(0x1p23F);
+        const auto integer = L::truncate(L::select(L::less(x, L::broadcast(0x1p23F)), rounded, x));
+        const auto is_small = L::less_bits(mag, L::broadcast_bits(kSmallestNormal));
+        return L::select_bits(is_small, integer, normal);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt value_bits(typename L::UInt magnitude) {
+        constexpr std::uint32_t kFractionEnd = 1U << 26U;
+        // fp32 has three fraction bits less: to nearest even (they are zero in every pattern that `magnitude` makes).
+        const auto normal = ((magnitude + 3U + ((magnitude >> 3U) & 1U)) >> 3U) + kRebias;
+        const auto small = L::bits(L::to_float(magnitude) * L::broadcast(0x1p-40F));
+        const auto value = L::select_bits(L::less_bits(magnitude, L::broadcast_bits(kFractionEnd)), small, normal);
+        const auto special = L::less_bits(L::broadcast_bits((kInfinityHigh << 16U) - 1U), magnitude);
+        return L::select_bits(special, kInfinityBits | (((magnitude >> 16U) & 0x3ffU) << 13U), value);
+    }
+};
+
+/// Master weights of 16 + `kBits` bits: `hi` is the upper half of the magnitude rounded, `lo` what is missing.
+template <class Grid, int kBits, class CorrectionType>
+struct SplitWeight {
+    using Stored = std::uint16_t;
+    using Correction = CorrectionType;
+    static constexpr bool kProtected = true;
+    static constexpr int kShift = 16 - kBits;                        // grid bits below the correction
+    static constexpr std::uint32_t kHalf = 1U << (kBits - 1);        // half a unit of hi, in units of lo
+    static constexpr std::uint32_t kLargest = (Grid::kMaxHigh << kBits) + (kHalf - 1U);
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Mask is_special(typename L::UInt hi) {
+        return L::less_bits(L::broadcast_bits(Grid::kInfinityHigh - 1U), hi & 0x7fffU);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode(typename L::UInt hi, typename L::UInt lo) {
+        const auto high = (hi & 0x7fffU) << 16U;
+        auto magnitude = high + (lo << static_cast<unsigned>(kShift));
+        magnitude = L::select_bits(L::less_bits(L::broadcast_bits(kMagnitudeBits), magnitude),
+                                   L::broadcast_bits(0U), magnitude);  // a negative magnitude is zero
+        magnitude = L::select_bits(is_special<L>(hi), high, magnitude);
+        return L::from_bits(Grid::template value_bits<L>(magnitude) | ((hi & 0x8000U) << 16U));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt dither, typename L::UInt& hi,
+                                         typename L::UInt& lo) {
+        auto q = Grid::template magnitude<L>(w);
+        if constexpr (kShift != 0) q = (q + (dither >> static_cast<unsigned>(32 - kShift))) >> static_cast<unsigned>(kShift);
+        q = L::min_bits(q, L::broadcast_bits(kLargest));
+        const auto high = (q + kHalf) >> static_cast<unsigned>(kBits);
+        lo = q - (high << static_cast<unsigned>(kBits));
+        hi = high | ((L::bits(w) >> 16U) & 0x8000U);
+    }
+};
+
+/// 16-bit weights without a correction; kDithered rounds with the dither, otherwise to nearest even.
+template <class Grid, bool kDithered>
+struct PlainWeight {
+    using Stored = std::uint16_t;
+    using Correction = void;
+    static constexpr bool kProtected = true;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Mask is_special(typename L::UInt hi) {
+        return L::less_bits(L::broadcast_bits(Grid::kInfinityHigh - 1U), hi & 0x7fffU);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode(typename L::UInt hi, typename L::UInt /*lo*/) {
+        return L::from_bits(Grid::template value_bits<L>((hi & 0x7fffU) << 16U) | ((hi & 0x8000U) << 16U));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt dither, typename L::UInt& hi,
+                                         typename L::UInt& /*lo*/) {
+        const auto magnitude = Grid::template magnitude<L>(w);
+        auto offset = dither >> 16U;
+        if constexpr (!kDithered) offset = ((magnitude >> 16U) & 1U) + 0x7fffU;
+        const auto high = L::min_bits((magnitude + offset) >> 16U, L::broadcast_bits(Grid::kMaxHigh));
+        hi = high | ((L::bits(w) >> 16U) & 0x8000U);
+    }
+};
+
+/// fp32 weights: nothing to correct.
+template <bool kProtect>
+struct Float32Weight {
+    using Stored = float;
+    using Correction = void;
+    static constexpr bool kProtected = kProtect;
+    static constexpr std::uint32_t kLargest = 0x7f7fffffU;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Mask is_special(typename L::UInt hi) {
+        return L::less_bits(L::broadcast_bits(kLargest), hi & kMagnitudeBits);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode(typename L::UInt hi, typename L::UInt /*lo*/) {
+        return L::from_bits(hi);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/, typename L::UInt& hi,
+                                         typename L::UInt& /*lo*/) {
+        hi = L::bits(w);
+        if constexpr (kProtected) {
+            hi = L::min_bits(hi & kMagnitudeBits, L::broadcast_bits(kLargest)) | (hi & kSignBit);
+        }
+    }
+};
+
+using Bfloat16Weight24 = SplitWeight<Bfloat16Grid, 8, std::int8_t>;
+using Bfloat16Weight32 = SplitWeight<Bfloat16Grid, 16, std::int16_t>;
+using Bfloat16WeightDithered = PlainWeight<Bfloat16Grid, true>;
+using Bfloat16WeightNearest = PlainWeight<Bfloat16Grid, false>;
+using Float16Weight24 = SplitWeight<Float16Grid, 8, std::int8_t>;
+using Float16Weight32 = SplitWeight<Float16Grid, 16, std::int16_t>;
+using Float16WeightDithered = PlainWeight<Float16Grid, true>;
+using Float16WeightNearest = PlainWeight<Float16Grid, false>;
+using NativeFloat32Weight = Float32Weight<true>;
+
+}  // namespace flashoptim

@@ -1,0 +1,45 @@
+// How a tensor's elements are counted: rows, groups and the index that the dither depends on.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "flashoptim/format/groups.h"
+#include "flashoptim/tensor_view.h"
+
+namespace flashoptim {
+
+/// A dense tensor (or a rectangular shard of one) seen as rows in memory order.
+///
+/// Dimensions are sorted by stride, descending; those of extent 1 in the whole tensor are left out. A tensor of two or more
+/// such dimensions is rows of the product of all but the first; others are one row. Element e of this part lies `e` elements
+/// behind the data pointer, in row e / row_length; its index in the whole tensor is
+/// (row_offset + e / row_length) * whole_row_length + column_offset + e % row_length.
+struct Layout {
+    std::int64_t numel = 0;
+    std::int64_t rows = 0;
+    std::int64_t row_length = 0;
+    std::int64_t whole_numel = 0;
+    std::int64_t whole_row_length = 0;
+    std::int64_t row_offset = 0;
+    std::int64_t column_offset = 0;
+    bool one_dimensional = true;       // at most one dimension larger than 1
+    std::vector<std::int64_t> strides;  // of this part, as given; state saved under other strides is converted on load
+
+    /// Groups of 32 in one row of this part.
+    [[nodiscard]] std::int64_t groups_per_row() const { return (row_length + kGroupSize - 1) / kGroupSize; }
+
+    bool operator==(const Layout&) const = default;
+};
+
+/// The layout of `tensor`; `name` is used in errors.
+/// @throws InvalidArgument if the tensor is not dense (expanded, overlapping, with holes), a shape or stride is negative, or a
+///         shard's pieces of a row do not begin at multiples of 32 of that row or do not lie together.
+Layout layout_of(const TensorView& tensor, std::string_view name = "tensor");
+Layout layout_of(const TensorView& tensor, const Shard& shard, std::string_view name = "tensor");
+
+/// Row-major strides of a shape.
+std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape);
+
+}  // namespace flashoptim

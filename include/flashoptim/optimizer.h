@@ -1,0 +1,180 @@
+// The framework-free optimizers. They own their state; weights and gradients stay in the caller's memory.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "flashoptim/error.h"
+#include "flashoptim/step.h"
+#include "flashoptim/tensor_view.h"
+
+namespace flashoptim {
+
+/// Options that hold for all parameters of an optimizer.
+struct OptimizerOptions {
+    StorageOptions storage;
+    NonFinite nonfinite = NonFinite::kSkipElement;
+    bool check_gradients = true;  // `paper` only: false takes NaN and Inf as they come, as its authors' code does
+    int threads = 0;              // 0: OMP_NUM_THREADS if set, else as many as the machine has
+    Backend backend = Backend::kAutomatic;
+};
+
+/// Bytes by kind.
+struct MemoryReport {
+    std::size_t weights = 0, corrections = 0, moments = 0, scales = 0, gradients = 0;
+    std::int64_t parameters = 0;  // elements
+    [[nodiscard]] std::size_t total() const { return weights + corrections + moments + scales + gradients; }
+};
+
+/// What a step did.
+struct StepReport {
+    std::uint64_t bad_elements = 0;  // of all parameters
+    bool skipped = false;            // NonFinite::kSkipStep found a bad gradient: nothing changed
+};
+
+/// One state buffer of a parameter, for saving and loading. Bytes are exactly what the optimizer computes with.
+struct StateTensor {
+    std::string name;  // "error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales", "momentum_buffer", ...
+    DType dtype;
+    std::vector<std::int64_t> shape;
+    std::span<std::byte> bytes;
+};
+
+/// Base of all rules: parameters, groups, step counts, policies.
+///
+/// Thread-safety: one optimizer serves one thread at a time; different optimizers may be used in different threads at once.
+/// Weights given to it must outlive it or be removed by destroying it; gradients are read during step() only.
+class Optimizer {
+public:
+    using ParameterId = std::size_t;
+    using GroupId = std::size_t;
+
+    virtual ~Optimizer();
+    Optimizer(Optimizer&&) noexcept;
+    Optimizer& operator=(Optimizer&&) noexcept;
+
+    [[nodiscard]] Rule rule() const;
+    [[nodiscard]] const OptimizerOptions& options() const;
+
+    /// Adds a parameter group with its own hyperparameters. Group 0 exists from the start.
+    /// @throws InvalidArgument for a value out of its range; it is named.
+    GroupId add_group(const Hyperparameters& hyperparameters);
+    [[nodiscard]] std::size_t group_count() const;
+    [[nodiscard]] const Hyperparameters& hyperparameters(GroupId group = 0) const;
+    /// Takes effect in the next step. @throws InvalidArgument as add_group.
+    void set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters);
+    /// Of every group.
+    void set_learning_rate(double learning_rate);
+    void set_learning_rate(GroupId group, double learning_rate);
+
+    /// Adds a parameter (float32, bfloat16 or float16, any dense stride order) and allocates its state. The weight is the
+    /// master at this moment: corrections are zero.
+    /// @param shard  where this part lies in a larger tensor, if it is one
+    /// @throws InvalidArgument if it is not dense, has another dtype, has no data, or overlaps a parameter already there.
+    ParameterId add_parameter(const TensorView& weight, std::string name = {}, GroupId group = 0,
+                              const std::optional<Shard>& shard = std::nullopt);
+    [[nodiscard]] std::size_t parameter_count() const;
+    [[nodiscard]] const std::string& name(ParameterId parameter) const;
+    [[nodiscard]] const TensorView& weight(ParameterId parameter) const;
+    [[nodiscard]] GroupId group_of(ParameterId parameter) const;
+
+    /// Where the gradient lies (float32, bfloat16, float16; the weight's shape; any strides, also not dense). Not owned; read
+    /// by every following step until it is changed or cleared.
+    /// @throws InvalidArgument for another shape or dtype.
+    void set_gradient(ParameterId parameter, const TensorView& gradient);
+    void clear_gradient(ParameterId parameter);
+    /// Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. Must be finite.
+    void set_gradient_factor(double factor);
+    /// Norm of all gradients that are set, times the factor (formula: step.h).
+    [[nodiscard]] double grad_norm();
+
+    /// Steps every parameter that has a gradient. @throws NonFiniteError under NonFinite::kError; then nothing changed.
+    StepReport step();
+    /// Steps one parameter (gradient release). It must have a gradient.
+    StepReport step_parameter(ParameterId parameter);
+
+    /// Steps that this parameter has made.
+    [[nodiscard]] std::int64_t step_count(ParameterId parameter) const;
+    void set_step_count(ParameterId parameter, std::int64_t steps);
+    /// Elements of this parameter that were skipped since it was added.
+    [[nodiscard]] std::uint64_t bad_elements(ParameterId parameter) const;
+
+    /// Full-precision weights in memory order, numel floats.
+    [[nodiscard]] std::vector<float> master(ParameterId parameter) const;
+    void copy_master(ParameterId parameter, std::span<float> to) const;
+    /// Writes a full-precision weight: the weight and its correction. @throws InvalidArgument for another size.
+    void set_master(ParameterId parameter, std::span<const float> values);
+    /// After the weight was written from outside: what lies there now is the master; its correction is cleared.
+    void refresh_masters(ParameterId parameter);
+    void refresh_masters();
+
+    /// fp32 values of a moment in memory order; empty where the rule has none.
+    [[nodiscard]] std::vector<float> first_moment(ParameterId parameter) const;
+    [[nodiscard]] std::vector<float> second_moment(ParameterId parameter) const;
+
+    /// The state buffers of a parameter as they lie. Writing into `bytes` replaces state; check_state afterwards.
+    [[nodiscard]] std::vector<StateTensor> state(ParameterId parameter);
+    [[nodiscard]] const StoragePlan& storage(ParameterId parameter) const;
+    [[nodiscard]] const Layout& layout(ParameterId parameter) const;
+    /// SGD: whether the momentum buffer has been filled.
+    [[nodiscard]] bool has_momentum(ParameterId parameter) const;
+    void set_has_momentum(ParameterId parameter, bool has);
+
+    [[nodiscard]] MemoryReport memory_report() const;
+
+protected:
+    Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options);
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+/// Throws InvalidArgument that names the first hyperparameter out of its range for this rule.
+void check_hyperparameters(Rule rule, const Hyperparameters& hyperparameters);
+
+struct SGDOptions {
+    double learning_rate = 1e-3, momentum = 0.0, dampening = 0.0, weight_decay = 0.0;
+    bool nesterov = false, maximize = false;
+    bool fully_decoupled = false;  // SGDW
+};
+struct AdamOptions {
+    double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.0;
+    bool maximize = false;
+    bool fully_decoupled = false;  // AdamW: weights decay by weight_decay * learning_rate / the first learning rate
+};
+struct AdamWOptions : AdamOptions {
+    AdamWOptions() { weight_decay = 1e-2; }
+};
+struct LionOptions {
+    double learning_rate = 1e-4, beta1 = 0.9, beta2 = 0.99, weight_decay = 0.0;
+    bool maximize = false;
+    bool fully_decoupled = false;
+};
+
+class SGD : public Optimizer {
+public:
+    explicit SGD(const SGDOptions& rule = {}, const OptimizerOptions& options = {});
+};
+class SGDW : public Optimizer {
+public:
+    explicit SGDW(const SGDOptions& rule = {}, const OptimizerOptions& options = {});
+};
+class Adam : public Optimizer {
+public:
+    explicit Adam(const AdamOptions& rule = {}, const OptimizerOptions& options = {});
+};
+class AdamW : public Optimizer {
+public:
+    explicit AdamW(const AdamWOptions& rule = {}, const OptimizerOptions& options = {});
+};
+class Lion : public Optimizer {
+public:
+    explicit Lion(const LionOptions& rule = {}, const OptimizerOptions& options = {});
+};
+
+}  // namespace flashoptim

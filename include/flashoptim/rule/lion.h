@@ -1,0 +1,88 @@
+// Lion (Chen et al. 2023, algorithm 2): the sign of an interpolated momentum, with decoupled weight decay.
+// Nothing here knows how moments or weights are stored.
+#pragma once
+
+#include "flashoptim/rule/hyperparameters.h"
+
+namespace flashoptim {
+
+/// -1, 0 or 1.
+template <class L>
+FLASHOPTIM_INLINE typename L::Float sign_of(typename L::Float x) {
+    const auto zero = L::broadcast(0.0F);
+    return L::select(L::equal(x, zero), zero, with_sign<L>(L::broadcast(1.0F), x));
+}
+
+struct LionRule {
+    static constexpr bool kHasFirst = true, kHasSecond = false;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float /*w*/,
+                                                                  const StepScalars& /*k*/) {
+        return g;
+    }
+
+    /// c = b1 m + (1-b1) g;  w = w (1 - lr wd) - lr sign(c);  m = b2 m + (1-b2) g
+    template <class L, class Moments>
+    static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
+                                         const typename Moments::template OldFirst<L>& old_first,
+                                         const typename Moments::template OldSecond<L>& /*old_second*/,
+                                         typename L::Float& first, typename L::Float& /*second*/,
+                                         typename L::Float& /*root*/, const StepScalars& k) {
+        const auto m = old_first.value();
+        const auto c = L::fma(m, L::broadcast(k.beta1), g * k.one_minus_beta1);
+        w = L::fma(sign_of<L>(c), L::broadcast(-k.learning_rate), w * k.weight_factor);
+        first = L::fma(m, L::broadcast(k.beta2), g * k.one_minus_beta2);
+    }
+
+    template <class Moments>
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/) {
+        StepScalars k;
+        k.learning_rate = static_cast<float>(h.learning_rate);
+        k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
+        k.beta1 = static_cast<float>(h.beta1);
+        k.beta2 = static_cast<float>(h.beta2);
+        k.one_minus_beta1 = static_cast<float>(1.0 - h.beta1);
+        k.one_minus_beta2 = static_cast<float>(1.0 - h.beta2);
+        k.first = Moments::first_scalars(1.0, 1.0, 1.0);
+        return k;
+    }
+};
+
+/// The same in the order of operations of the paper's authors.
+struct PaperLionRule {
+    static constexpr bool kHasFirst = true, kHasSecond = false;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float /*w*/,
+                                                                  const StepScalars& /*k*/) {
+        return g;
+    }
+
+    template <class L, class Moments>
+    static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
+                                         const typename Moments::template OldFirst<L>& old_first,
+                                         const typename Moments::template OldSecond<L>& /*old_second*/,
+                                         typename L::Float& first, typename L::Float& /*second*/,
+                                         typename L::Float& /*root*/, const StepScalars& k) {
+        const auto m = old_first.value();
+        const auto c = m * k.beta1 + g * k.one_minus_beta1;
+        first = m * k.beta2 + g * k.one_minus_beta2;
+        w = w * k.weight_factor - sign_of<L>(c) * k.learning_rate;
+    }
+
+    template <class Moments>
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/) {
+        StepScalars k;
+        k.learning_rate = static_cast<float>(h.learning_rate);
+        k.weight_factor = 1.0F - static_cast<float>(decay_per_step(h));
+        k.beta1 = static_cast<float>(h.beta1);
+        k.beta2 = static_cast<float>(h.beta2);
+        k.one_minus_beta1 = 1.0F - k.beta1;
+        k.one_minus_beta2 = 1.0F - k.beta2;
+        k.first = Moments::first_scalars(1.0, 1.0, 1.0);
+        return k;
+    }
+};
+
+}  // namespace flashoptim
