@@ -145,10 +145,11 @@ struct SGDOptions {
 struct AdamOptions {
     double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.0;
     bool maximize = false;
-    bool fully_decoupled = false;  // AdamW: weights decay by weight_decay * learning_rate / the first learning rate
 };
-struct AdamWOptions : AdamOptions {
-    AdamWOptions() { weight_decay = 1e-2; }
+struct AdamWOptions {
+    double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 1e-2;
+    bool maximize = false;
+    bool fully_decoupled = false;  // weights decay by weight_decay * learning_rate / the first learning rate
 };
 struct LionOptions {
     double learning_rate = 1e-4, beta1 = 0.9, beta2 = 0.99, weight_decay = 0.0;
