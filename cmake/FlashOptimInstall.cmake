@@ -3,29 +3,91 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/flashoptim")
+set(flashoptim_components "")
 
-# flashoptim_install_library(TARGET COMPONENT): exports TARGET as flashoptim::COMPONENT.
-function(flashoptim_install_library target component)
+# flashoptim_install_library(TARGET COMPONENT EXPORT_NAME): installs TARGET, for consumers flashoptim::EXPORT_NAME, as COMPONENT.
+macro(flashoptim_install_library target component export_name)
+    if(TARGET ${target})
+        set_target_properties(${target} PROPERTIES
+            EXPORT_NAME ${export_name}
+            VERSION ${PROJECT_VERSION}
+            SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+        install(TARGETS ${target} EXPORT flashoptim_${component}
+            ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+            LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+            RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
+            INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+        install(EXPORT flashoptim_${component}
+            FILE flashoptim-${component}-targets.cmake
+            NAMESPACE flashoptim::
+            DESTINATION "${package_folder}")
+        list(APPEND flashoptim_components ${component})
+    endif()
+endmacro()
+
+# In the order of their dependencies, which is the order in which the package file includes them.
+flashoptim_install_library(flashoptim core flashoptim)
+flashoptim_install_library(flashoptim_checkpoint checkpoint checkpoint)
+flashoptim_install_library(flashoptim_c c c)
+flashoptim_install_library(flashoptim_torch torch torch)
+if(TARGET flashoptim_warnings AND flashoptim_components)
+    # Rooms link it plainly; it is empty once installed, but CMake wants every link named.
+    install(TARGETS flashoptim_warnings EXPORT flashoptim_core)
+endif()
+
+# Headers of libraries that are not installed would only disappoint.
+set(absent_headers "")
+foreach(pair "checkpoint:checkpoint.h" "c:c_api.h" "torch:libtorch.h")
+    string(REPLACE ":" ";" pair "${pair}")
+    list(GET pair 0 component)
+    list(GET pair 1 header)
+    if(NOT component IN_LIST flashoptim_components)
+        list(APPEND absent_headers PATTERN "${header}" EXCLUDE)
+    endif()
+endforeach()
+install(DIRECTORY include/flashoptim DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+    FILES_MATCHING PATTERN "*.h" ${absent_headers})
+
+# Before 1.0 a minor version may break its users, so 0.1.x does not stand in for 0.2.
+configure_package_config_file(cmake/flashoptimConfig.cmake.in "${PROJECT_BINARY_DIR}/flashoptimConfig.cmake"
+    INSTALL_DESTINATION "${package_folder}"
+    NO_SET_AND_CHECK_MACRO)
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/flashoptimConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+install(FILES "${PROJECT_BINARY_DIR}/flashoptimConfig.cmake" "${PROJECT_BINARY_DIR}/flashoptimConfigVersion.cmake"
+    DESTINATION "${package_folder}")
+
+# flashoptim_install_pkg_config(TARGET DESCRIPTION [REQUIRES...]): TARGET.pc, good from wherever the tree is moved. A static library
+# brings what it needs itself, so that `pkg-config --libs` alone links with either kind.
+function(flashoptim_install_pkg_config target description)
     if(NOT TARGET ${target})
         return()
     endif()
-    set_target_properties(${target} PROPERTIES
-        EXPORT_NAME ${component}
-        VERSION ${PROJECT_VERSION}
-        SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
-    install(TARGETS ${target} EXPORT flashoptim_${component}
-        ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
-        LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
-        RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
-        INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
-    install(EXPORT flashoptim_${component}
-        FILE flashoptim-${component}-targets.cmake
-        NAMESPACE flashoptim::
-        DESTINATION "${package_folder}")
-    set_property(GLOBAL APPEND PROPERTY FLASHOPTIM_COMPONENTS ${component})
+    get_target_property(type ${target} TYPE)
+    set(also_libraries "")
+    if(type STREQUAL "STATIC_LIBRARY")
+        set(also_libraries "-pthread $<IF:$<PLATFORM_ID:Darwin>,-lc++,-lstdc++>")
+    endif()
+    list(JOIN ARGN " " requires)
+    file(RELATIVE_PATH up "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
+    string(REGEX REPLACE "/$" "" up "${up}")
+    string(REPLACE "_" "-" name "${target}")
+    file(GENERATE OUTPUT "${PROJECT_BINARY_DIR}/${name}.pc" CONTENT
+"prefix=\${pcfiledir}/${up}
+libdir=\${prefix}/${CMAKE_INSTALL_LIBDIR}
+includedir=\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}
+
+Name: ${name}
+Description: ${description}
+Version: ${PROJECT_VERSION}
+Requires: ${requires}
+Cflags: -I\${includedir}
+Libs: -L\${libdir} -l${target} ${also_libraries}
+")
+    install(FILES "${PROJECT_BINARY_DIR}/${name}.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
 endfunction()
 
-flashoptim_install_library(flashoptim flashoptim)
-flashoptim_install_library(flashoptim_c c)
-flashoptim_install_library(flashoptim_checkpoint checkpoint)
-flashoptim_install_library(flashoptim_torch torch)
+flashoptim_install_pkg_config(flashoptim "${PROJECT_DESCRIPTION}")
+flashoptim_install_pkg_config(flashoptim_checkpoint "Checkpoints of flashoptim as safetensors" flashoptim)
+flashoptim_install_pkg_config(flashoptim_c "flashoptim for C and any foreign function interface" flashoptim-checkpoint)
+
+install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DATADIR}/licenses/flashoptim")

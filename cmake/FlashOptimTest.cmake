@@ -1,9 +1,21 @@
 # flashoptim_add_test(NAME SOURCES a.cpp b.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds]): one GoogleTest executable whose
-# cases ctest knows one by one, as NAME.Suite.Case. Every case carries its room (the folder under tests/) as a label, so `ctest -L numeric` runs a room.
-# Labels with a meaning: threads (also run under the thread sanitizer).
+# cases ctest knows one by one, as NAME.Suite.Case. Every case carries its room (the folder under tests/) as a label, so that
+# `ctest -L numeric` runs a room. A label with a meaning: threads (these run under the thread sanitizer).
 
 find_package(GTest REQUIRED)
 include(GoogleTest)
+
+# The thread sanitizer of older compilers dies under the address randomisation of newer kernels; setarch -R switches that off.
+if("thread" IN_LIST FLASHOPTIM_SANITIZE)
+    find_program(FLASHOPTIM_SETARCH setarch)
+    mark_as_advanced(FLASHOPTIM_SETARCH)
+    if(FLASHOPTIM_SETARCH)
+        execute_process(COMMAND "${FLASHOPTIM_SETARCH}" -R true RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
+        if(status EQUAL 0)
+            set(CMAKE_CROSSCOMPILING_EMULATOR "${FLASHOPTIM_SETARCH};-R")
+        endif()
+    endif()
+endif()
 
 function(flashoptim_add_test name)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LINK;LABELS")

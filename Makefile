@@ -1,0 +1,50 @@
+# The commands of the house, each on one line. How a thing is done stands in scripts/, how it is built in CMakeLists.txt.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PYTHON_IN_VENV := .venv/bin/python
+SETUP := scripts/setup.sh
+CONFIGURE := cmake --preset release --log-level=WARNING
+BUILD := cmake --build --preset release
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench sanitize format lint clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+build:  ## libraries, tests, benchmarks and the flashoptim command, into build/release
+	@$(SETUP)
+	@$(CONFIGURE)
+	@$(BUILD)
+
+demo:  ## train a transformer with FlashOptim beside standard optimizers; ends with the table of memory and loss
+	@$(SETUP)
+	@$(CONFIGURE)
+	@$(BUILD) --target flashoptim_command
+	@scripts/demo.sh
+
+test:  ## every test, the linters and the build without Torch; ends with the ten slowest steps and a summary
+	@$(SETUP) --dev
+	@$(PYTHON_IN_VENV) scripts/check.py test
+
+bench:  ## the benchmarks, as built for release
+	@$(SETUP)
+	@$(CONFIGURE)
+	@$(BUILD)
+	@set -e; for program in build/release/bench/*_bench; do [ ! -x "$$program" ] || "$$program"; done
+
+sanitize:  ## the tests of the core under the address, undefined-behaviour and thread sanitizers
+	@$(SETUP) --dev
+	@$(PYTHON_IN_VENV) scripts/check.py sanitize
+
+format:  ## rewrite C++ and Python in the house style
+	@$(SETUP) --dev
+	@$(PYTHON_IN_VENV) scripts/lint.py --fix
+
+lint:  ## clang-format, clang-tidy (core only), ruff and mypy, without changing anything
+	@$(SETUP) --dev
+	@$(CONFIGURE)
+	@$(PYTHON_IN_VENV) scripts/lint.py
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build

@@ -1,0 +1,146 @@
+"""The test command behind `make test` and `make sanitize`: runs each step, times it, sums up.
+
+What is tested never stands here: the presets, tests/ and scripts/lint.py say that. The last line is always
+`N passed, N failed`, with `, N skipped` where something was skipped; the exit status is 1 where something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lint
+
+ROOT = lint.ROOT
+RESULTS = ROOT / "build" / "results"
+SLOWEST = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that passed, failed or was skipped: a build, a linter, or one test case."""
+
+    name: str
+    seconds: float
+    outcome: str
+
+
+@dataclass
+class Check:
+    """The steps done so far."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def record(self, name: str, action: Callable[[], bool]) -> bool:
+        """Runs one step that counts as one."""
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        done = action()
+        self.steps.append(Step(name, time.monotonic() - start, "passed" if done else "failed"))
+        return done
+
+    def build(self, preset: str) -> bool:
+        """Configures and builds a preset in build/PRESET."""
+        return self.record(
+            f"build {preset}",
+            lambda: (
+                run("cmake", "--preset", preset, "--log-level=WARNING") and run("cmake", "--build", "--preset", preset)
+            ),
+        )
+
+    def ctest(self, preset: str) -> None:
+        """Runs the C++ tests of a preset; each case counts."""
+        self.cases(f"ctest {preset}", ["ctest", "--preset", preset, "--output-junit"])
+
+    def pytest(self) -> None:
+        """Runs the Python tests, the consumers of the installed package among them; each case counts."""
+        rooms = [str(room) for room in (ROOT / "tests", ROOT / "python") if any(room.rglob("test_*.py"))]
+        if rooms:
+            self.cases("pytest", [sys.executable, "-m", "pytest", "-q", *rooms, "--junitxml"])
+
+    def cases(self, name: str, command: list[str]) -> None:
+        """Runs a test runner whose last argument is the JUnit file that it writes, and takes the cases from that file."""
+        print(f"== {name}", flush=True)
+        report = RESULTS / f"{name.replace(' ', '-')}.xml"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        start = time.monotonic()
+        succeeded = run(*command, str(report))
+        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
+        found = [Step(f"{name}: {title(case)}", float(case.get("time", 0)), outcome(case)) for case in cases]
+        if not found or (not succeeded and not any(step.outcome == "failed" for step in found)):
+            found.append(Step(name, time.monotonic() - start, "failed"))
+        self.steps += found
+
+    def finish(self) -> int:
+        """Prints the slowest steps, what failed and the summary line; returns the exit status."""
+        print(f"\nThe {SLOWEST} slowest steps:")
+        for step in sorted(self.steps, key=lambda step: -step.seconds)[:SLOWEST]:
+            print(f"{step.seconds:8.1f} s  {step.name}")
+        for step in self.steps:
+            if step.outcome == "failed":
+                print(f"failed: {step.name}")
+        count = Counter(step.outcome for step in self.steps)
+        skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
+        print(f"{count['passed']} passed, {count['failed']} failed{skipped}", flush=True)
+        return 1 if count["failed"] or not count["passed"] else 0
+
+
+def run(*command: str) -> bool:
+    """Runs a program in the repository root with the terminal as its own; true where it exits with 0."""
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def title(case: ElementTree.Element) -> str:
+    """The name by which a reader finds a test case again: ctest's alone, pytest's with its file."""
+    name, home = case.get("name", ""), case.get("classname", "")
+    return name if home in ("", name) else f"{home}.{name}"
+
+
+def outcome(case: ElementTree.Element) -> str:
+    """What a JUnit test case ended with."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    if case.find("skipped") is not None or case.get("status") in ("notrun", "disabled"):
+        return "skipped"
+    return "passed"
+
+
+def test(check: Check) -> None:
+    """Everything: with and without Torch, Python, the installed package, the linters."""
+    if check.build("release"):
+        check.ctest("release")
+    if check.build("no-torch"):
+        check.ctest("no-torch")
+    check.pytest()
+    for name, linter in lint.LINTERS.items():
+        check.record(name, lambda linter=linter: linter(False))  # type: ignore[misc]
+
+
+def sanitize(check: Check) -> None:
+    """The core under each sanitizer."""
+    for preset in ("asan-ubsan", "tsan"):
+        if check.build(preset):
+            check.ctest(preset)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("test", "sanitize"))
+    what = parser.parse_args().what
+    os.environ["PATH"] = f"{lint.BIN}{os.pathsep}{os.environ['PATH']}"
+    check = Check()
+    (test if what == "test" else sanitize)(check)
+    return check.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

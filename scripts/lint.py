@@ -1,0 +1,107 @@
+"""The linters: which files each of them sees, and how. Nothing is built or tested here.
+
+`lint.py` checks and exits with 1 where something is wrong; `lint.py --fix` rewrites what can be rewritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = ROOT / ".venv" / "bin"
+CPP_ROOMS = ("include", "src", "apps", "tests", "bench", "examples")
+CPP_SUFFIXES = {".h", ".cpp", ".c", ".cu", ".cuh"}
+# LibTorch's headers take clang-tidy minutes, so it reads the core only.
+TIDY_ROOMS = ("include", "src")
+TIDY_EXCEPT = (ROOT / "src" / "torch", ROOT / "src" / "trainer")
+COMPILE_COMMANDS = ROOT / "build" / "release" / "compile_commands.json"
+
+
+def files(rooms: Iterable[str], suffixes: set[str]) -> list[Path]:
+    """Files with one of the suffixes below the named folders of the repository, sorted."""
+    found = (path for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in suffixes)
+    return sorted(path for path in found if path.is_file())
+
+
+def run(*command: str | Path) -> bool:
+    """Runs a program in the repository root; true where it exits with 0."""
+    return subprocess.run([str(part) for part in command], cwd=ROOT, check=False).returncode == 0
+
+
+def clang_format(fix: bool = False) -> bool:
+    """C++ layout."""
+    sources = files(CPP_ROOMS, CPP_SUFFIXES)
+    return not sources or run(BIN / "clang-format", *(["-i"] if fix else ["--dry-run", "-Werror"]), *sources)
+
+
+def ruff(fix: bool = False) -> bool:
+    """Python layout and mistakes."""
+    checked = run(BIN / "ruff", "check", "-q", *(["--fix"] if fix else []), ".")
+    return run(BIN / "ruff", "format", "-q", *([] if fix else ["--check"]), ".") and checked
+
+
+def mypy(fix: bool = False) -> bool:
+    """Python types, one room at a time, as file names may repeat between rooms."""
+    rooms = sorted({path.parent for path in files(("scripts", "tests", "python", "docs", "bench"), {".py"})})
+    return all([run(BIN / "mypy", "--no-error-summary", *sorted(room.glob("*.py"))) for room in rooms])
+
+
+def clang_tidy(fix: bool = False) -> bool:
+    """Mistakes in the core. A file is read again only when it, a header or the settings changed."""
+    if not COMPILE_COMMANDS.exists():
+        print(f"clang-tidy needs {COMPILE_COMMANDS.relative_to(ROOT)}: run `cmake --preset release` first")
+        return False
+    core = [
+        path for path in files(TIDY_ROOMS, CPP_SUFFIXES) if not any(path.is_relative_to(p) for p in TIDY_EXCEPT)
+    ]
+    shared = hashlib.sha256((ROOT / ".clang-tidy").read_bytes() + (ROOT / "requirements-dev.txt").read_bytes())
+    for header in (path for path in core if path.suffix == ".h"):
+        shared.update(header.read_bytes())
+    stamps = ROOT / "build" / "release" / "clang-tidy"
+    stamps.mkdir(parents=True, exist_ok=True)
+
+    def check(source: Path) -> bool:
+        key = shared.copy()
+        key.update(str(source.relative_to(ROOT)).encode() + source.read_bytes())
+        stamp = stamps / key.hexdigest()
+        if not stamp.exists():
+            command = [BIN / "clang-tidy", "--quiet", "-p", COMPILE_COMMANDS.parent, source]
+            done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+            if done.returncode != 0:
+                print(done.stdout + done.stderr, flush=True)
+                return False
+            stamp.touch()
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return all(list(pool.map(check, (path for path in core if path.suffix == ".cpp"))))
+
+
+LINTERS: dict[str, Callable[[bool], bool]] = {
+    "clang-format": clang_format,
+    "ruff": ruff,
+    "mypy": mypy,
+    "clang-tidy": clang_tidy,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fix", action="store_true", help="rewrite layout instead of checking")
+    fix = parser.parse_args().fix
+    chosen = ("clang-format", "ruff") if fix else tuple(LINTERS)
+    wrong = [name for name in chosen if not LINTERS[name](fix)]
+    if wrong:
+        print(f"lint: {', '.join(wrong)} found something; `make format` mends layout", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
