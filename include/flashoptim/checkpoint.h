@@ -42,8 +42,8 @@ std::string_view storage_type_name(StorageType type);
 /// Free key/value text in the header of a safetensors file (`__metadata__`).
 using Metadata = std::map<std::string, std::string>;
 
-/// One tensor to be written. `bytes` is borrowed until the writing function returns: the elements in row order, little-endian.
-/// An empty shape is a scalar; a dimension of 0 makes a tensor without bytes.
+/// One tensor to be written. `bytes` is borrowed until the writing function returns: the elements in row
+/// order, little-endian. An empty shape is a scalar; a dimension of 0 makes a tensor without bytes.
 struct TensorData {
     std::string name;
     StorageType dtype = StorageType::kFloat32;
@@ -60,12 +60,14 @@ struct TensorInfo {
     std::uint64_t byte_count = 0;  ///< product of `shape` times the element size
 };
 
-/// A safetensors file opened for reading. Opening checks the whole header against the length of the file; the tensors are read when
-/// asked for, straight into the caller's memory (nothing is mapped, so a file shortened later is an error and not a crash).
-/// Copies share the open file. Thread-safe: any number of threads may read at once.
+/// A safetensors file opened for reading. Opening checks the whole header against the length of the file; the
+/// tensors are read when asked for, straight into the caller's memory (nothing is mapped, so a file shortened
+/// later is an error and not a crash). Copies share the open file. Thread-safe: any number of threads may
+/// read at once.
 class SafetensorsFile {
-public:
-    /// Throws IoError if the file cannot be read and FormatError if it is not a complete, valid safetensors file.
+ public:
+    /// Throws IoError if the file cannot be read and FormatError if it is not a complete, valid safetensors
+    /// file.
     static SafetensorsFile open(const std::filesystem::path& file);
 
     const std::filesystem::path& path() const;
@@ -81,30 +83,35 @@ public:
     /// The tensor of that name. Throws FormatError if there is none.
     const TensorInfo& tensor(std::string_view name) const;
 
-    /// The tensor of that name with that dtype and shape. Throws FormatError that says what the file has instead.
-    const TensorInfo& tensor(std::string_view name, StorageType dtype, std::span<const std::int64_t> shape) const;
+    /// The tensor of that name with that dtype and shape. Throws FormatError that says what the file has
+    /// instead.
+    const TensorInfo& tensor(std::string_view name, StorageType dtype,
+                             std::span<const std::int64_t> shape) const;
 
-    /// Reads a tensor of this file into `out`, which has exactly `tensor.byte_count` bytes (else InvalidArgument). Throws IoError.
+    /// Reads a tensor of this file into `out`, which has exactly `tensor.byte_count` bytes (else
+    /// InvalidArgument). Throws IoError.
     void read(const TensorInfo& tensor, std::span<std::byte> out) const;
 
     /// Reads a tensor of this file into new memory. Throws IoError.
     std::vector<std::byte> read(const TensorInfo& tensor) const;
 
-private:
+ private:
     friend class Checkpoint;
     struct State;
     explicit SafetensorsFile(std::shared_ptr<const State> state);
     std::shared_ptr<const State> state_;
 };
 
-/// Writes `tensors` as one safetensors file and returns its length in bytes. Tensors are ordered by element type, then name, and
-/// lie without holes, each aligned to its element size; no second copy of them is made. The file appears under its name complete or
-/// not at all. Throws InvalidArgument (bad name, shape or byte count) before the disk is touched, and IoError.
+/// Writes `tensors` as one safetensors file and returns its length in bytes. Tensors are ordered by element
+/// type, then name, and lie without holes, each aligned to its element size; no second copy of them is made.
+/// The file appears under its name complete or not at all. Throws InvalidArgument (bad name, shape or byte
+/// count) before the disk is touched, and IoError.
 std::uint64_t write_safetensors(const std::filesystem::path& file, std::span<const TensorData> tensors,
                                 const Metadata& metadata = {});
 
-/// Replaces `file` by `content`, or makes it: whoever looks sees the old content or the new one, also after a kill or on a full disk.
-/// Missing folders above it are made. A device or pipe (/dev/stdout) is written to directly. Throws IoError.
+/// Replaces `file` by `content`, or makes it: whoever looks sees the old content or the new one, also after a
+/// kill or on a full disk. Missing folders above it are made. A device or pipe (/dev/stdout) is written to
+/// directly. Throws IoError.
 void write_file(const std::filesystem::path& file, std::string_view content);
 
 /// One tensor file of a checkpoint: `name` "weights" becomes weights.safetensors.
@@ -114,29 +121,34 @@ struct TensorFile {
     Metadata metadata = {};
 };
 
-/// Writes a checkpoint folder and returns its bytes on disk. `metadata_json` is the caller's own JSON document, kept to the byte.
-/// Everything is first written beside `folder` under a temporary name and synced to the disk, then takes its place in one rename:
-/// a kill, a full disk or a power cut at any moment leaves the old checkpoint or the new one, complete, under `folder` (in the
-/// worst case after `recover`, which opening calls). Temporary folders of runs that are no more are removed. A folder is replaced
-/// only if it is empty or holds a checkpoint and nothing else. Missing folders above it are made.
-/// Throws InvalidArgument before the disk is touched, and IoError, after which the old checkpoint is as it was.
-std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json, std::span<const TensorFile> files);
+/// Writes a checkpoint folder and returns its bytes on disk. `metadata_json` is the caller's own JSON
+/// document, kept to the byte. Everything is first written beside `folder` under a temporary name and synced
+/// to the disk, then takes its place in one rename: a kill, a full disk or a power cut at any moment leaves
+/// the old checkpoint or the new one, complete, under `folder` (in the worst case after `recover`, which
+/// opening calls). Temporary folders of runs that are no more are removed. A folder is replaced only if it is
+/// empty or holds a checkpoint and nothing else. Missing folders above it are made. Throws InvalidArgument
+/// before the disk is touched, and IoError, after which the old checkpoint is as it was.
+std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json,
+                    std::span<const TensorFile> files);
 
-/// Whether there is a checkpoint folder at `folder`, after putting back one that a killed run had moved aside.
+/// Whether there is a checkpoint folder at `folder`, after putting back one that a killed run had moved
+/// aside.
 bool recover(const std::filesystem::path& folder);
 
 /// Whether a tensor file's checksum is compared when it is opened (one more pass over the file) or trusted.
 enum class Verify : std::uint8_t { kChecksum, kNothing };
 
-/// A checkpoint folder opened for reading. It stays readable and unchanged when a writer replaces the folder meanwhile. Copies share
-/// the open files; thread-safe.
+/// A checkpoint folder opened for reading. It stays readable and unchanged when a writer replaces the folder
+/// meanwhile. Copies share the open files; thread-safe.
 class Checkpoint {
-public:
-    /// Newest version of the folder's format, which `write` writes. `open` reads this one and all earlier ones.
+ public:
+    /// Newest version of the folder's format, which `write` writes. `open` reads this one and all earlier
+    /// ones.
     static constexpr int kVersion = 1;
 
-    /// Opens every file of the checkpoint and compares its length. Throws IoError if there is none at `folder` or it cannot be read;
-    /// FormatError if it is foreign, of a newer version, truncated or incomplete.
+    /// Opens every file of the checkpoint and compares its length. Throws IoError if there is none at
+    /// `folder` or it cannot be read; FormatError if it is foreign, of a newer version, truncated or
+    /// incomplete.
     static Checkpoint open(const std::filesystem::path& folder);
 
     const std::filesystem::path& folder() const;
@@ -147,10 +159,11 @@ public:
     std::vector<std::string> file_names() const;
     bool contains(std::string_view name) const;
 
-    /// The tensor file of that name. Throws FormatError if the checkpoint has none, its checksum differs or it is malformed; IoError.
+    /// The tensor file of that name. Throws FormatError if the checkpoint has none, its checksum differs or
+    /// it is malformed; IoError.
     SafetensorsFile file(std::string_view name, Verify verify = Verify::kChecksum) const;
 
-private:
+ private:
     struct State;
     explicit Checkpoint(std::shared_ptr<const State> state);
     std::shared_ptr<const State> state_;

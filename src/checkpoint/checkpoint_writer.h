@@ -1,0 +1,14 @@
+// Writing a checkpoint folder, with the choice of how it takes its place: the public function leaves that to
+// the file system.
+#pragma once
+
+#include "atomic_path.h"
+#include "flashoptim/checkpoint.h"
+
+namespace flashoptim::checkpoint {
+
+/// As flashoptim::checkpoint::write.
+std::uint64_t write_checkpoint(const std::filesystem::path& folder, std::string_view metadata_json,
+                               std::span<const TensorFile> files, Replace how);
+
+}  // namespace flashoptim::checkpoint

@@ -1,0 +1,151 @@
+// Files of the operating system with our errors.
+#include "file_io.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <vector>
+
+#include "message.h"
+
+namespace flashoptim::checkpoint {
+namespace {
+
+// A piece stays in the processor's cache between being checksummed and being copied by the kernel.
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+
+std::string_view remedy_for(int error_number) {
+    switch (error_number) {
+        case ENOENT:
+        case ENOTDIR:
+        case ENAMETOOLONG:
+        case EISDIR:
+            return "check the path";
+        case EACCES:
+        case EPERM:
+        case EROFS:
+            return "choose a place you have access to, or change its permissions";
+        case EMFILE:
+        case ENFILE:
+            return "close other files or raise the limit on open files";
+        default:
+            return "check the disk and try again";
+    }
+}
+
+FileDescriptor open_at(int folder, const std::filesystem::path& name, int flags,
+                       const std::filesystem::path& shown) {
+    FileDescriptor descriptor(::openat(folder, name.c_str(), flags | O_CLOEXEC));
+    if (!descriptor) throw_io_error("open", shown, errno);
+    return descriptor;
+}
+
+}  // namespace
+
+void throw_io_error(std::string_view action, const std::filesystem::path& path, int error_number) {
+    const std::string what = "cannot " + std::string(action) + " " + path_label(path) + ": " +
+                             std::generic_category().message(error_number) + "; ";
+    if (error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG) {
+        throw NoSpaceError(what + "free some space or choose another disk");
+    }
+    throw IoError(what + std::string(remedy_for(error_number)));
+}
+
+void throw_no_space(const std::filesystem::path& path, std::uint64_t needed_bytes) {
+    throw IoError("cannot write " + path_label(path) + ": no space left; it needs " +
+                  std::to_string(needed_bytes) +
+                  " bytes beside what is there now: free that much or choose another disk");
+}
+
+FileDescriptor::~FileDescriptor() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+InputFile::InputFile(const std::filesystem::path& file) : InputFile(FileDescriptor(), file, file) {}
+
+InputFile::InputFile(const FileDescriptor& folder, const std::filesystem::path& name,
+                     std::filesystem::path shown)
+    : shown_(std::move(shown)) {
+    // Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    descriptor_ = open_at(folder ? folder.get() : AT_FDCWD, name, O_RDONLY | O_NONBLOCK, shown_);
+    struct stat status {};
+    if (::fstat(descriptor_.get(), &status) != 0) throw_io_error("read", shown_, errno);
+    if (!S_ISREG(status.st_mode)) {
+        throw IoError("cannot read " + path_label(shown_) + ": it is not a regular file; check the path");
+    }
+    byte_count_ = static_cast<std::uint64_t>(status.st_size);
+}
+
+void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
+    while (!out.empty()) {
+        const ssize_t count = ::pread(descriptor_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) throw_io_error("read", shown_, errno);
+        if (count == 0) {
+            throw IoError("cannot read " + path_label(shown_) + ": it ends at byte " +
+                          std::to_string(offset) + " and had " + std::to_string(byte_count_) +
+                          " when it was opened; keep others from writing to it");
+        }
+        out = out.subspan(static_cast<std::size_t>(count));
+        offset += static_cast<std::uint64_t>(count);
+    }
+}
+
+std::string InputFile::read_all() const {
+    std::string text(static_cast<std::size_t>(byte_count_), '\0');
+    read(0, std::as_writable_bytes(std::span(text)));
+    return text;
+}
+
+std::uint32_t InputFile::crc32() const {
+    std::vector<std::byte> piece(static_cast<std::size_t>(std::min<std::uint64_t>(kPieceBytes, byte_count_)));
+    Crc32 crc;
+    for (std::uint64_t offset = 0; offset < byte_count_;) {
+        const std::uint64_t count = std::min<std::uint64_t>(piece.size(), byte_count_ - offset);
+        const auto part = std::span(piece).first(static_cast<std::size_t>(count));
+        read(offset, part);
+        crc.update(part);
+        offset += count;
+    }
+    return crc.value();
+}
+
+void OutputFile::write(std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+        const auto piece = bytes.first(std::min(bytes.size(), kPieceBytes));
+        const ssize_t count = ::write(descriptor_.get(), piece.data(), piece.size());
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) throw_io_error("write", shown_, errno);
+        const auto written = static_cast<std::size_t>(count);
+        crc_.update(piece.first(written));
+        byte_count_ += written;
+        bytes = bytes.subspan(written);
+    }
+}
+
+void OutputFile::sync() { checkpoint::sync(descriptor_, shown_); }
+
+FileDescriptor open_folder(const std::filesystem::path& folder) {
+    return open_at(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY, folder);
+}
+
+bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path) {
+    struct stat opened {};
+    struct stat named {};
+    return ::fstat(descriptor.get(), &opened) == 0 && ::stat(path.c_str(), &named) == 0 &&
+           opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+}
+
+void sync(const FileDescriptor& descriptor, const std::filesystem::path& shown) {
+    while (::fsync(descriptor.get()) != 0) {
+        if (errno == EINTR) continue;
+        if (errno == EINVAL || errno == ENOTSUP) return;
+        throw_io_error("write", shown, errno);
+    }
+}
+
+}  // namespace flashoptim::checkpoint

@@ -1,0 +1,107 @@
+// Files of the operating system with our errors: descriptors, exact reads, checksummed writes, syncing. Knows
+// no file format.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "crc32.h"
+#include "flashoptim/error.h"
+
+namespace flashoptim::checkpoint {
+
+/// The disk, the quota or the allowed file size is used up. Caught where it is known how many bytes are
+/// needed in all.
+class NoSpaceError : public IoError {
+    using IoError::IoError;
+};
+
+/// Throws the IoError (or NoSpaceError) of a system call: "cannot <action> '<path>': <reason>; <remedy>".
+[[noreturn]] void throw_io_error(std::string_view action, const std::filesystem::path& path,
+                                 int error_number);
+
+/// Throws the IoError that a NoSpaceError becomes once the bytes that a whole file or folder needs are known.
+[[noreturn]] void throw_no_space(const std::filesystem::path& path, std::uint64_t needed_bytes);
+
+/// Owns a descriptor; -1 is none.
+class FileDescriptor {
+ public:
+    FileDescriptor() = default;
+    explicit FileDescriptor(int descriptor) : descriptor_(descriptor) {}
+    FileDescriptor(FileDescriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+    FileDescriptor& operator=(FileDescriptor&& other) noexcept {
+        std::swap(descriptor_, other.descriptor_);
+        return *this;
+    }
+    ~FileDescriptor();
+
+    int get() const { return descriptor_; }
+    explicit operator bool() const { return descriptor_ >= 0; }
+
+ private:
+    int descriptor_ = -1;
+};
+
+/// A regular file opened for reading. `shown` is the path in messages.
+class InputFile {
+ public:
+    explicit InputFile(const std::filesystem::path& file);
+    InputFile(const FileDescriptor& folder, const std::filesystem::path& name, std::filesystem::path shown);
+
+    const std::filesystem::path& shown() const { return shown_; }
+    std::uint64_t byte_count() const { return byte_count_; }
+
+    /// Reads exactly `out.size()` bytes from `offset`. Thread-safe.
+    void read(std::uint64_t offset, std::span<std::byte> out) const;
+
+    /// The whole file as text.
+    std::string read_all() const;
+
+    /// Checksum of the whole file.
+    std::uint32_t crc32() const;
+
+ private:
+    std::filesystem::path shown_;
+    FileDescriptor descriptor_;
+    std::uint64_t byte_count_ = 0;
+};
+
+/// Writes to an open descriptor from its start, counting and checksumming what goes through. `shown` is the
+/// path in messages.
+class OutputFile {
+ public:
+    OutputFile(FileDescriptor descriptor, std::filesystem::path shown)
+        : shown_(std::move(shown)), descriptor_(std::move(descriptor)) {}
+
+    void write(std::span<const std::byte> bytes);
+    void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+
+    /// Returns when the file is on the disk.
+    void sync();
+
+    std::uint64_t byte_count() const { return byte_count_; }
+    std::uint32_t crc32() const { return crc_.value(); }
+
+ private:
+    std::filesystem::path shown_;
+    FileDescriptor descriptor_;
+    std::uint64_t byte_count_ = 0;
+    Crc32 crc_;
+};
+
+/// Opens a folder, for openat, fsync and flock.
+FileDescriptor open_folder(const std::filesystem::path& folder);
+
+/// Whether what is open as `descriptor` still has the name `path`.
+bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path);
+
+/// Returns when the file or folder behind `descriptor` is on the disk (file systems that cannot sync a folder
+/// are taken as synced).
+void sync(const FileDescriptor& descriptor, const std::filesystem::path& shown);
+
+}  // namespace flashoptim::checkpoint

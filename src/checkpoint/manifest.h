@@ -1,0 +1,36 @@
+// checkpoint.json, the table of contents of a checkpoint folder, and the names of the files in it. Reads and
+// writes no files.
+//
+//   {"format": "flashoptim-checkpoint", "version": 1,
+//    "files": {"metadata.json": {"bytes": 2, "crc32": "44bbbde8"}, "weights.safetensors": {...}}}
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+
+namespace flashoptim::checkpoint {
+
+inline constexpr const char* kManifestName = "checkpoint.json";
+inline constexpr const char* kMetadataName = "metadata.json";
+inline constexpr std::string_view kTensorSuffix = ".safetensors";
+
+struct ManifestEntry {
+    std::uint64_t byte_count = 0;
+    std::uint32_t crc32 = 0;
+};
+
+/// Every other file of the folder by its name in the folder.
+using Manifest = std::map<std::string, ManifestEntry>;
+
+std::string format_manifest(const Manifest& manifest);
+
+/// `file` is for messages. Throws FormatError.
+Manifest parse_manifest(std::string_view json, const std::filesystem::path& file);
+
+/// Whether `name` names a file directly in a folder, and a tensor file.
+bool is_tensor_file_name(std::string_view name);
+
+}  // namespace flashoptim::checkpoint

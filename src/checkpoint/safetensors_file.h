@@ -1,0 +1,23 @@
+// What an open safetensors file holds, for the reader and for the checkpoint that opens it. No parsing and no
+// writing here.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "file_io.h"
+#include "flashoptim/checkpoint.h"
+#include "safetensors_header.h"
+
+namespace flashoptim::checkpoint {
+
+struct SafetensorsFile::State {
+    explicit State(std::shared_ptr<const InputFile> opened);
+
+    std::shared_ptr<const InputFile> file;
+    SafetensorsHeader header;
+    std::map<std::string, std::size_t, std::less<>> index;  // from name to place in header.tensors
+};
+
+}  // namespace flashoptim::checkpoint
