@@ -15,7 +15,6 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import lint
 
@@ -52,7 +51,8 @@ class Check:
         return self.record(
             f"build {preset}",
             lambda: (
-                run("cmake", "--preset", preset, "--log-level=WARNING") and run("cmake", "--build", "--preset", preset)
+                run("cmake", "--preset", preset, "--log-level=WARNING")
+                and run("cmake", "--build", "--preset", preset)
             ),
         )
 

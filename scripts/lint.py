@@ -59,9 +59,13 @@ def clang_tidy(fix: bool = False) -> bool:
         print(f"clang-tidy needs {COMPILE_COMMANDS.relative_to(ROOT)}: run `cmake --preset release` first")
         return False
     core = [
-        path for path in files(TIDY_ROOMS, CPP_SUFFIXES) if not any(path.is_relative_to(p) for p in TIDY_EXCEPT)
+        path
+        for path in files(TIDY_ROOMS, CPP_SUFFIXES)
+        if not any(path.is_relative_to(p) for p in TIDY_EXCEPT)
     ]
-    shared = hashlib.sha256((ROOT / ".clang-tidy").read_bytes() + (ROOT / "requirements-dev.txt").read_bytes())
+    shared = hashlib.sha256(
+        (ROOT / ".clang-tidy").read_bytes() + (ROOT / "requirements-dev.txt").read_bytes()
+    )
     for header in (path for path in core if path.suffix == ".h"):
         shared.update(header.read_bytes())
     stamps = ROOT / "build" / "release" / "clang-tidy"

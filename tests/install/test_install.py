@@ -1,5 +1,6 @@
-"""The installed package as a stranger uses it: by find_package, add_subdirectory and pkg-config, static and shared, from a folder
-that was moved after installation. If these fail, nobody outside this repository can build against the library."""
+"""The installed package as a stranger uses it: by find_package, add_subdirectory and pkg-config, static and shared, from
+a folder that was moved after installation. If these fail, nobody outside this repository can build against the library.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +79,11 @@ def pkg_config(prefix: Path, *names: str) -> list[str]:
     if shutil.which("pkg-config") is None:
         pytest.skip("pkg-config is not here")
     return run(
-        "pkg-config", "--cflags", "--libs", *names, env={"PKG_CONFIG_PATH": str(libraries(prefix) / "pkgconfig")}
+        "pkg-config",
+        "--cflags",
+        "--libs",
+        *names,
+        env={"PKG_CONFIG_PATH": str(libraries(prefix) / "pkgconfig")},
     ).split()
 
 
@@ -129,7 +134,18 @@ def test_every_installed_header_stands_alone(prefix: Path):
         languages = [("c++", "c++20")] + ([("c", "c11")] if header.name in {"c_api.h", "version.h"} else [])
         for language, standard in languages:
             compiler = os.environ.get("CXX", "c++") if language == "c++" else os.environ.get("CC", "cc")
-            run(compiler, f"-std={standard}", "-fsyntax-only", "-x", language, "-include", name, "-I", include, os.devnull)
+            run(
+                compiler,
+                f"-std={standard}",
+                "-fsyntax-only",
+                "-x",
+                language,
+                "-include",
+                name,
+                "-I",
+                include,
+                os.devnull,
+            )
 
 
 def test_torch_component_builds_and_runs_its_consumer(build: Path):
