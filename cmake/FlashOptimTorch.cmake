@@ -25,6 +25,9 @@ if(torch_wanted STREQUAL "AUTO" OR torch_wanted)
 
     if(NOT torch_obstacle)
         set(Torch_DIR "${FLASHOPTIM_TORCH_CONFIG}" CACHE PATH "Folder of TorchConfig.cmake" FORCE)
+        # Torch's package file warns of a library that its wheels do not carry; c10, which is linked anyway, stands in for it.
+        find_library(kineto_LIBRARY NAMES kineto c10 PATHS "${FLASHOPTIM_TORCH_CONFIG}/../../../lib" NO_DEFAULT_PATH)
+        mark_as_advanced(kineto_LIBRARY)
         find_package(Torch REQUIRED)
         set(FLASHOPTIM_WITH_TORCH TRUE)
     elseif(torch_wanted STREQUAL "AUTO")

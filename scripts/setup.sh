@@ -81,17 +81,17 @@ install_native() {
         hash -r
     fi
     packages=$(missing needs 2 | tr '\n' ' ')
-    [ -z "$packages" ] || fail "missing: ${packages}- $(how_to_install)"
+    [ -z "$packages" ] || fail "missing: ${packages% }; $(how_to_install)"
 }
 apt_install() {
     # shellcheck disable=SC2086  # a list of packages
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $1
 }
 how_to_install() {
-    if has apt-get; then printf 'sudo apt-get install %s' "$(missing needs 2 | tr '\n' ' ')"
-    elif has dnf; then printf 'sudo dnf install %s' "$(missing needs 3 | tr '\n' ' ')"
-    elif has pacman; then printf 'sudo pacman -S %s' "$(missing needs 4 | tr '\n' ' ')"
-    elif has brew; then printf 'brew install %s' "$(missing needs 5 | tr '\n' ' ')"
+    if has apt-get; then printf 'get them by: sudo apt-get install %s' "$(missing needs 2 | paste -sd ' ' -)"
+    elif has dnf; then printf 'get them by: sudo dnf install %s' "$(missing needs 3 | paste -sd ' ' -)"
+    elif has pacman; then printf 'get them by: sudo pacman -S %s' "$(missing needs 4 | paste -sd ' ' -)"
+    elif has brew; then printf 'get them by: brew install %s' "$(missing needs 5 | paste -sd ' ' -)"
     else printf 'install them with the package manager of this system (the names are those of Debian)'
     fi
 }
