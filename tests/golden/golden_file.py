@@ -1,6 +1,6 @@
 """Reads and writes safetensors files with numpy alone, so that the golden test needs no package besides it.
 
-Knows the container only; what the tensors mean is said in README.md. Never a general safetensors library: it trusts its input.
+Knows the container only; README.md says what the tensors mean. Never a general library: it trusts its input.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # numpy has no bfloat16: its raw bits are held as unsigned 16-bit integers.
-_NUMPY_TYPES: dict[str, Any] = {
+_NUMPY_TYPES: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": np.uint16,
@@ -29,7 +29,7 @@ class Tensor(NamedTuple):
 
 
 def write(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Writes the same bytes for the same content: widest dtype first, then by name, no holes, 8-byte header."""
+    """Writes the same bytes for the same content: widest dtype first, then by name, without holes."""
     header: dict[str, Any] = {"__metadata__": metadata}
     payload = bytearray()
     for name in sorted(tensors, key=lambda key: (-tensors[key].array.itemsize, key)):

@@ -1,6 +1,6 @@
 """Writes paper.safetensors: what the authors' package (flashoptim 0.1.4) computes in its own number format.
 
-README.md states the layout and how to regenerate it. Only the inputs are made here; every result is the package's.
+README.md states the layout. Only the inputs are made here, never a result: those are the package's.
 """
 
 import argparse
@@ -11,14 +11,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import triton_on_cpu  # noqa: F401  (before flashoptim)
+# Takes effect on the packages imported after it.
+import triton_on_cpu  # noqa: F401
 
-import flashoptim  # noqa: E402
-import flashoptim.optimizers as package  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from golden_file import Tensor, write  # noqa: E402
+# isort: split
+import flashoptim
+import flashoptim.optimizers as package
+import numpy as np
+import torch
+from golden_file import Tensor, write
 
 OUTPUT = Path(__file__).with_name("paper.safetensors")
 GROUP = 32
@@ -74,14 +75,17 @@ def file_tensor(tensor: torch.Tensor) -> Tensor:
     return Tensor(FILE_TYPES[tensor.dtype], raw.numpy().copy())
 
 
-# ---------------------------------------------------------------------------------------------------------- cases
+# ------------------------------------------------------------------------------------------------------ cases
 
 
 def rules() -> list[Case]:
-    """The optimizers, each once, without a weight format."""
+    """The optimizers, each once, without a weight format.
+
+    The decay of sgdw, sgdw-plain and adamw-decouple-lr is chosen so that 1 - decay differs in double and in fp32.
+    """
     sgd = Case("sgd", "sgd", lr=1e-2)
     momentum = dataclasses.replace(sgd, name="sgd-momentum", momentum=0.9)
-    sgdw = dataclasses.replace(momentum, name="sgdw", rule="sgdw", weight_decay=1e-2, decoupled=True)
+    sgdw = dataclasses.replace(momentum, name="sgdw", rule="sgdw", weight_decay=2.03, decoupled=True)
     adam = Case("adam", "adam", lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
     adamw = dataclasses.replace(adam, name="adamw", rule="adamw", decoupled=True)
     lion = Case("lion", "lion", lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-1, decoupled=True)
@@ -94,7 +98,7 @@ def rules() -> list[Case]:
         adam,
         adamw,
         dataclasses.replace(
-            adamw, name="adamw-decouple-lr", lr=3e-4, initial_lr=1e-3, weight_decay=1e-3, decouple_lr=True
+            adamw, name="adamw-decouple-lr", lr=3e-4, initial_lr=1e-3, weight_decay=0.0188, decouple_lr=True
         ),
         lion,
     ]
@@ -103,14 +107,13 @@ def rules() -> list[Case]:
 def cases() -> list[Case]:
     by_name = {case.name: case for case in rules()}
     result = [variant(case, "bf16", bits) for case in rules() for bits in (24, 32)]
-    # The eager path of SGD without momentum, with both kinds of decay. At this rate 1 - wd rounds differently in
-    # double and in fp32.
+    # The eager path of SGD without momentum, with both kinds of decay.
     plain = dataclasses.replace(by_name["sgd"], weight_decay=1e-2)
     result.append(variant(dataclasses.replace(plain, name="sgd-l2"), "bf16", 24))
     decayed = dataclasses.replace(
         plain, name="sgdw-plain", rule="sgdw", decoupled=True, lr=0.07, initial_lr=0.1, decouple_lr=True
     )
-    result.append(variant(dataclasses.replace(decayed, weight_decay=0.0271), "bf16", 24))
+    result.append(variant(dataclasses.replace(decayed, weight_decay=0.0058), "bf16", 24))
     # 1 - 0.9 differs in double and in fp32.
     heavy = dataclasses.replace(by_name["sgd-momentum"], name="sgd-dampening-0.9", dampening=0.9)
     result.append(variant(heavy, "bf16", 24))
@@ -119,7 +122,8 @@ def cases() -> list[Case]:
         result.append(variant(case, "bf16", None))
         result += [variant(case, "fp16", bits) for bits in (24, 32, None)]
         result.append(variant(case, "fp32", None))
-        result += [variant(case, dtype, bits, False) for dtype, bits in (("bf16", 24), ("fp16", 32), ("fp32", None))]
+        for dtype, bits in (("bf16", 24), ("fp16", 32), ("fp32", None)):
+            result.append(variant(case, dtype, bits, quantize=False))
         result.append(extreme(variant(case, "bf16", 24)))
     result.append(extreme(variant(by_name["adamw"], "fp16", 24)))
     return result
@@ -133,18 +137,19 @@ def variant(case: Case, weight_dtype: str, bits: int | None, quantize: bool = Tr
 
 
 def extreme(case: Case) -> Case:
-    return dataclasses.replace(case, name=f"extreme-{case.name}", inputs="extreme-inputs", steps=EXTREME_STEPS)
+    name = f"extreme-{case.name}"
+    return dataclasses.replace(case, name=name, inputs="extreme-inputs", steps=EXTREME_STEPS)
 
 
-# --------------------------------------------------------------------------------------------------------- inputs
+# ----------------------------------------------------------------------------------------------------- inputs
 
 
 def special_weights(dtype: str) -> list[float]:
     """Zeros, the subnormal range and its edge, powers of two and their neighbours, large and tiny values."""
     info = torch.finfo(TORCH_TYPES[dtype])
     smallest = info.tiny * info.eps
-    positive = [smallest, 77 * smallest, info.tiny - smallest, info.tiny, 1.0, 1.0 - info.eps / 2, 1.0 + info.eps]
-    positive += [2.0, 0.5, 2.0**-14, 2.0**10, 1e4, 1e-5, 3e-7]
+    positive = [smallest, 77 * smallest, info.tiny - smallest, info.tiny]
+    positive += [1.0, 1.0 - info.eps / 2, 1.0 + info.eps, 2.0, 0.5, 2.0**-14, 2.0**10, 1e4, 1e-5, 3e-7]
     if dtype != "fp16":
         positive += [1e-20, 1e-37, 2.0**-100]
     return [0.0, -0.0] + [sign * value for value in positive for sign in (1.0, -1.0)]
@@ -160,7 +165,7 @@ def starting_weights(dtype: str, numel: int, rng: np.random.Generator) -> torch.
 
 
 def gradient(dtype: str, step: int, rng: np.random.Generator) -> torch.Tensor:
-    """One scale per group; several decades within a group; underflowing scales; one large value; drift; zeros."""
+    """Per group: even, many decades, tiny scales, one large value, drift, zeros; a short last group."""
     noise = rng.standard_normal(NUMEL)
     decades = rng.uniform(-8, 0, NUMEL)
     group = [slice(first, first + GROUP) for first in range(0, NUMEL, GROUP)]
@@ -199,12 +204,14 @@ def inputs() -> dict[str, torch.Tensor]:
             narrow = wide.to(TORCH_TYPES[dtype])
             result[f"{place}/{dtype}/weights"] = narrow
             for bits in (24, 32) if dtype != "fp32" else ():
-                result[f"{place}/{dtype}/corrections-{bits}"] = flashoptim.compute_ecc_bits(wide, narrow, bits // 8)
-            result[f"{place}/{dtype}/gradients"] = torch.stack([make(dtype, step, rng) for step in range(steps)])
+                corrections = flashoptim.compute_ecc_bits(wide, narrow, bits // 8)
+                result[f"{place}/{dtype}/corrections-{bits}"] = corrections
+            gradients = [make(dtype, step, rng) for step in range(steps)]
+            result[f"{place}/{dtype}/gradients"] = torch.stack(gradients)
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------- steps
+# ------------------------------------------------------------------------------------------------------ steps
 
 
 def optimizer(case: Case, weights: torch.nn.Parameter) -> flashoptim.FlashOptimizer:
@@ -269,7 +276,7 @@ def run(case: Case, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"{case.name}/{key}": values for key, values in result.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------- codec
+# ------------------------------------------------------------------------------------------------------ codec
 
 
 def correction_vectors(dtype: str) -> dict[str, torch.Tensor]:
@@ -278,26 +285,26 @@ def correction_vectors(dtype: str) -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(ord(dtype[0]))
     exponents = rng.uniform(np.log2(info.tiny) - 8, np.log2(info.max) - 1, 160)
     values = list(rng.choice([-1.0, 1.0], 160) * 2.0**exponents)
-    for value in special_weights(dtype) + [info.max]:
+    for value in [*special_weights(dtype), info.max]:
         ulp = max(2.0 ** np.floor(np.log2(max(abs(value), info.tiny))) * info.eps, info.tiny * info.eps)
         values += [value, value + ulp / 2, value - ulp / 3]
-    values += [info.max * 1.01, -3e38 * 1.2, np.inf, -np.inf, np.nan]
-    wide = torch.from_numpy(np.array(values, dtype=np.float64).clip(-np.inf, np.inf).astype(np.float32))
+    values += [info.max * 1.001, -info.max * 1.003, np.inf, -np.inf, np.nan]
+    wide = torch.from_numpy(np.array(values, dtype=np.float64).astype(np.float32))
     narrow = wide.to(narrow_type)
     # A weight that someone else wrote need not be the nearest one: the correction saturates.
-    stray = (torch.linspace(0.9, 1.1, 64)).to(narrow_type)
-    wide = torch.cat([wide, torch.linspace(0.905, 1.095, 64).flip(0)])
+    stray = torch.from_numpy(np.linspace(0.9, 1.1, 64)).to(narrow_type)
+    wide = torch.cat([wide, torch.from_numpy(np.linspace(1.095, 0.905, 64).astype(np.float32))])
     narrow = torch.cat([narrow, stray])
     result = {f"codec/{dtype}/fp32": wide, f"codec/{dtype}/weights": narrow}
-    finite = [value for value in special_weights(dtype)]
+    special = special_weights(dtype)
     for bits, kind in CORRECTION_TYPES.items():
         corrections = flashoptim.compute_ecc_bits(wide, narrow, bits // 8)
         result[f"codec/{dtype}/corrections-{bits}"] = corrections
         result[f"codec/{dtype}/decoded-{bits}"] = flashoptim.reconstruct_fp32_param(narrow, corrections)
         limit = torch.iinfo(kind)
         some = [limit.min, -limit.max, -limit.max + 1, -limit.max // 3, -1, 0, 1, limit.max // 2, limit.max]
-        left = torch.tensor(finite).to(narrow_type).repeat_interleave(len(some))
-        right = torch.tensor(some, dtype=kind).repeat(len(finite))
+        left = torch.tensor(special).to(narrow_type).repeat_interleave(len(some))
+        right = torch.tensor(some, dtype=kind).repeat(len(special))
         result[f"codec/{dtype}/decode-{bits}/weights"] = left
         result[f"codec/{dtype}/decode-{bits}/corrections"] = right
         result[f"codec/{dtype}/decode-{bits}/decoded"] = flashoptim.reconstruct_fp32_param(left, right)
@@ -305,17 +312,21 @@ def correction_vectors(dtype: str) -> dict[str, torch.Tensor]:
 
 
 def moment_vectors(letter: str) -> dict[str, torch.Tensor]:
-    layout = {"m": {"signed": True, "softsign": True}, "v": {"signed": False, "sqrt": True, "softsign": False}}[letter]
+    layouts = {
+        "m": {"signed": True, "softsign": True},
+        "v": {"signed": False, "sqrt": True, "softsign": False},
+    }
+    layout = layouts[letter]
     rng = np.random.default_rng(ord(letter))
     groups = []
-    for center in (0.0, -3.0, 3.0, -7.0, -11.0, -14.0):  # decades; the last two underflow or sit under the floor
+    for center in (0.0, -3.0, 3.0, -7.0, -11.0, -14.0):  # decades; the last is below the least divisor
         groups.append(rng.standard_normal(GROUP) * 10.0**center)
         groups.append(rng.standard_normal(GROUP) * 10.0 ** (center + rng.uniform(-6, 0, GROUP)))
     groups.append(np.zeros(GROUP))
     groups.append(np.full(GROUP, 2.0**-24))  # the smallest fp16
     groups.append(np.linspace(-1, 1, GROUP))
     groups.append(np.concatenate([[6.5e4], rng.standard_normal(GROUP - 1)]))
-    for beyond in (65519.0, 65520.0, 1e6, np.inf, np.nan):  # the last finite fp16 scale, the first infinite one
+    for beyond in (65519.0, 65520.0, 1e6, np.inf, np.nan):  # from 65520 on the fp16 scale is infinite
         groups.append(np.concatenate([[beyond], rng.standard_normal(GROUP - 1)]))
     groups.append(np.full(GROUP, np.nan))
     groups.append(rng.standard_normal(11))  # a short group
@@ -356,10 +367,11 @@ def main() -> None:
     for letter in ("m", "v"):
         tensors |= moment_vectors(letter)
 
-    metadata = {"golden": json.dumps({"package": "flashoptim 0.1.4", "cases": [c.described() for c in every_case]})}
+    description = {"package": "flashoptim 0.1.4", "cases": [case.described() for case in every_case]}
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "paper.safetensors"
-        write(fresh, metadata, {name: file_tensor(values) for name, values in tensors.items()})
+        stored = {name: file_tensor(values) for name, values in tensors.items()}
+        write(fresh, {"golden": json.dumps(description)}, stored)
         content = fresh.read_bytes()
     if not arguments.check:
         arguments.output.write_bytes(content)

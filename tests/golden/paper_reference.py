@@ -1,7 +1,7 @@
 """The `paper` number format and its optimizers in numpy: IEEE fp32, one rounding per operation, nothing fused.
 
-Written from the format's description, not from the authors' code; test_paper_golden.py holds it against what their code
-computes. Never a fast implementation, and never anything of the `native` format.
+test_paper_golden.py holds it against what the authors' package computes. Never a fast implementation, and never
+anything of the `native` format.
 """
 
 import dataclasses
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 f32 = np.float32
+Case = dict[str, Any]  # an entry of `cases` in the file's metadata
+Moments = dict[str, np.ndarray]  # "m", "v": decoded
 GROUP = 32
 FLOOR = f32(1e-12)  # least divisor of a group
 CORRECTION_MAX = {24: 127, 32: 32767}
 CORRECTION_TYPES = {24: np.int8, 32: np.int16}
 
 
-# -------------------------------------------------------------------------------------------------- narrow weights
+# --------------------------------------------------------------------------------------------- narrow weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Narrow:
         return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
     def log2_half_ulp(self, bits: np.ndarray) -> np.ndarray:
-        """Infinity counts as one binade above the largest; zero and subnormals as the smallest normal binade."""
+        """Zero and subnormals count as the smallest normal binade, infinity as one above the largest."""
         exponent = (bits & np.uint16(0x7FFF)).astype(np.int32) >> self.mantissa_bits
         return np.maximum(exponent, 1) - self.bias - self.mantissa_bits - 1
 
@@ -66,7 +68,7 @@ def decode_weights(narrow: np.ndarray, corrections: np.ndarray, kind: Narrow, bi
     return kind.widen(narrow) + _times_power_of_two(fraction, kind.log2_half_ulp(narrow))
 
 
-# --------------------------------------------------------------------------------------------------------- moments
+# ---------------------------------------------------------------------------------------------------- moments
 
 
 def _grouped(values: np.ndarray) -> np.ndarray:
@@ -79,7 +81,7 @@ def _divisor(groups: np.ndarray) -> np.ndarray:
     return np.fmax(np.fmax.reduce(np.abs(groups), axis=1), FLOOR)
 
 
-def _integers(values: np.ndarray, kind: Any) -> np.ndarray:
+def _integers(values: np.ndarray, kind: type[np.integer]) -> np.ndarray:
     """A NaN becomes 0."""
     return np.where(np.isnan(values), f32(0), values).astype(kind)
 
@@ -110,7 +112,7 @@ def decode_v(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return root * root
 
 
-# ----------------------------------------------------------------------------------------------------------- rules
+# ------------------------------------------------------------------------------------------------------ rules
 
 
 def _power(base: np.float32, exponent: int) -> np.float32:
@@ -118,14 +120,14 @@ def _power(base: np.float32, exponent: int) -> np.float32:
     return f32(np.power(np.float64(base), exponent))
 
 
-def _decay(case: dict[str, Any]) -> float:
+def _decay(case: Case) -> float:
     """Weight decay as the step applies it, in double."""
     if not case["decoupled"]:
         return case["weight_decay"]
     return case["weight_decay"] * (case["lr"] / case["initial_lr"] if case["decouple_lr"] else case["lr"])
 
 
-def _sgd(case: dict[str, Any], w: np.ndarray, g: np.ndarray, moments: dict[str, np.ndarray]) -> np.ndarray:
+def _sgd(case: Case, w: np.ndarray, g: np.ndarray, moments: Moments) -> np.ndarray:
     lr, decay, mu = f32(case["lr"]), _decay(case), f32(case["momentum"])
     if not case["decoupled"]:
         g = g + w * f32(decay)
@@ -139,7 +141,7 @@ def _sgd(case: dict[str, Any], w: np.ndarray, g: np.ndarray, moments: dict[str, 
     return w - ((g + mu * m) if case["nesterov"] else m) * lr
 
 
-def _adam(case: dict[str, Any], w: np.ndarray, g: np.ndarray, moments: dict[str, np.ndarray], t: int) -> np.ndarray:
+def _adam(case: Case, w: np.ndarray, g: np.ndarray, moments: Moments, t: int) -> np.ndarray:
     lr, decay, eps = f32(case["lr"]), f32(_decay(case)), f32(case["eps"])
     beta1, beta2 = (f32(beta) for beta in case["betas"])
     if not case["decoupled"]:
@@ -152,7 +154,7 @@ def _adam(case: dict[str, Any], w: np.ndarray, g: np.ndarray, moments: dict[str,
     return w - (lr * (m / bias_correction1)) / (np.sqrt(v / bias_correction2) + eps)
 
 
-def _lion(case: dict[str, Any], w: np.ndarray, g: np.ndarray, moments: dict[str, np.ndarray]) -> np.ndarray:
+def _lion(case: Case, w: np.ndarray, g: np.ndarray, moments: Moments) -> np.ndarray:
     lr, decay = f32(case["lr"]), f32(_decay(case))
     beta1, beta2 = (f32(beta) for beta in case["betas"])
     m = moments["m"]
@@ -162,22 +164,20 @@ def _lion(case: dict[str, Any], w: np.ndarray, g: np.ndarray, moments: dict[str,
     return w * (f32(1) - decay) - sign * lr
 
 
-# ----------------------------------------------------------------------------------------------------------- state
+# ------------------------------------------------------------------------------------------------------ state
 
 
 @dataclasses.dataclass
 class State:
     """What is stored between steps: weights and moments in the encoding that the case asks for."""
 
-    case: dict[str, Any]
+    case: Case
     dtype: str  # F32, BF16 (raw bits), F16 (raw bits)
     stored: dict[str, np.ndarray]  # weights, corrections, m_codes, m_scales, v_codes, v_scales, or m, v
     t: int = 0
 
     @classmethod
-    def initial(
-        cls, case: dict[str, Any], dtype: str, weights: np.ndarray, corrections: np.ndarray | None
-    ) -> "State":
+    def initial(cls, case: Case, dtype: str, weights: np.ndarray, corrections: np.ndarray | None) -> "State":
         state = cls(case, dtype, {"weights": weights})
         if corrections is not None:
             state.stored["corrections"] = corrections
@@ -220,7 +220,7 @@ class State:
                 w, self.stored["weights"], NARROW[self.dtype], self.case["master_weight_bits"]
             )
 
-    def _decode_moments(self) -> dict[str, np.ndarray]:
+    def _decode_moments(self) -> Moments:
         if not self.case["quantize"]:
             return {letter: self._widen(self.stored[letter]) for letter in "mv" if letter in self.stored}
         decode = {"m": decode_m, "v": decode_v}
@@ -230,7 +230,7 @@ class State:
             if f"{letter}_codes" in self.stored
         }
 
-    def _encode_moments(self, moments: dict[str, np.ndarray]) -> None:
+    def _encode_moments(self, moments: Moments) -> None:
         for letter, values in moments.items():
             if self.case["quantize"]:
                 codes, scales = {"m": encode_m, "v": encode_v}[letter](values)

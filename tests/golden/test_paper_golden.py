@@ -1,7 +1,7 @@
 """Holds the numpy reference of the `paper` format against what the authors' package computed, bit for bit.
 
-If it fails, the description of the format (and what is built from it) no longer reads or continues the authors' states.
-Needs numpy only. A NaN equals any NaN: their sign and payload belong to the processor that made them.
+If it fails, the description of the format (and what is built from it) no longer reads or continues the authors'
+states. Needs numpy only. A NaN equals any NaN: sign and payload belong to the processor that made it.
 """
 
 import json
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
 import paper_reference as reference
+import pytest
 from golden_file import Tensor, read
 
 METADATA, TENSORS = read(Path(__file__).with_name("paper.safetensors"))
 CASES: list[dict[str, Any]] = json.loads(METADATA["golden"])["cases"]
+INFINITY = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 FILE_TYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
@@ -26,25 +26,21 @@ def raw(tensor: Tensor) -> np.ndarray:
 
 def differences(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> int:
     """How many values differ in any bit; two NaNs do not."""
-    if dtype == "I8" or dtype == "U8" or dtype == "I16":
+    assert ours.shape == theirs.shape and ours.itemsize == theirs.itemsize
+    if dtype not in INFINITY:
         return int((ours != theirs).sum())
-    unsigned = {4: np.uint32, 2: np.uint16}[theirs.itemsize]
+    unsigned = np.uint32 if theirs.itemsize == 4 else np.uint16
     ours, theirs = (np.ascontiguousarray(values).view(unsigned) for values in (ours, theirs))
-    infinity = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}[dtype]
-    both_nan = ((ours & ~signbit(unsigned)) > infinity) & ((theirs & ~signbit(unsigned)) > infinity)
+    magnitude = unsigned(0x7FFFFFFF if theirs.itemsize == 4 else 0x7FFF)
+    both_nan = ((ours & magnitude) > INFINITY[dtype]) & ((theirs & magnitude) > INFINITY[dtype])
     return int(((ours != theirs) & ~both_nan).sum())
 
 
-def signbit(unsigned: Any) -> Any:
-    return unsigned(1 << (np.dtype(unsigned).itemsize * 8 - 1))
-
-
-def group_scales(tensor: Tensor) -> np.ndarray:
-    return tensor.array.view(np.float16)
+# The extreme inputs divide by zero and by infinity on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the extreme cases divide by zero and by infinity on purpose
 def test_steps(case: dict[str, Any]) -> None:
     """Weights, corrections, codes and scales after each stored step."""
     place = f"{case['inputs']}/{case['weight_dtype']}"
@@ -72,7 +68,6 @@ def test_steps(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("weight_dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("bits", [24, 32])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_corrections(weight_dtype: str, bits: int) -> None:
     """Narrow weights and corrections of fp32 values, and the way back."""
     place = f"codec/{weight_dtype}"
@@ -92,7 +87,6 @@ def test_corrections(weight_dtype: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("letter", ["m", "v"])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_moments(letter: str) -> None:
     """Codes and scales of moments, and every code read under several scales."""
     place = f"codec/{letter}"
