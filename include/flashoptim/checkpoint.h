@@ -65,7 +65,7 @@ struct TensorInfo {
 /// later is an error and not a crash). Copies share the open file. Thread-safe: any number of threads may
 /// read at once.
 class SafetensorsFile {
- public:
+public:
     /// Throws IoError if the file cannot be read and FormatError if it is not a complete, valid safetensors
     /// file.
     static SafetensorsFile open(const std::filesystem::path& file);
@@ -95,7 +95,7 @@ class SafetensorsFile {
     /// Reads a tensor of this file into new memory. Throws IoError.
     std::vector<std::byte> read(const TensorInfo& tensor) const;
 
- private:
+private:
     friend class Checkpoint;
     struct State;
     explicit SafetensorsFile(std::shared_ptr<const State> state);
@@ -141,7 +141,7 @@ enum class Verify : std::uint8_t { kChecksum, kNothing };
 /// A checkpoint folder opened for reading. It stays readable and unchanged when a writer replaces the folder
 /// meanwhile. Copies share the open files; thread-safe.
 class Checkpoint {
- public:
+public:
     /// Newest version of the folder's format, which `write` writes. `open` reads this one and all earlier
     /// ones.
     static constexpr int kVersion = 1;
@@ -163,7 +163,7 @@ class Checkpoint {
     /// it is malformed; IoError.
     SafetensorsFile file(std::string_view name, Verify verify = Verify::kChecksum) const;
 
- private:
+private:
     struct State;
     explicit Checkpoint(std::shared_ptr<const State> state);
     std::shared_ptr<const State> state_;

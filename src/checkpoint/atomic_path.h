@@ -31,7 +31,7 @@ enum class Replace : std::uint8_t { kSwapIfPossible, kMoveAside };
 
 /// A folder in the making beside its target; removed if it does not get there.
 class TemporaryFolder {
- public:
+public:
     /// `target` comes from prepare_target. Throws IoError.
     explicit TemporaryFolder(std::filesystem::path target);
     TemporaryFolder(const TemporaryFolder&) = delete;
@@ -45,7 +45,7 @@ class TemporaryFolder {
     /// synced. Throws IoError.
     void replace_target(Replace how);
 
- private:
+private:
     void move_aside_and_replace();
 
     std::filesystem::path target_;
@@ -55,7 +55,7 @@ class TemporaryFolder {
 
 /// A file in the making beside its target; removed if it does not get there.
 class TemporaryFile {
- public:
+public:
     /// `target` comes from prepare_target. Throws IoError.
     explicit TemporaryFile(std::filesystem::path target);
     TemporaryFile(const TemporaryFile&) = delete;
@@ -67,7 +67,7 @@ class TemporaryFile {
     /// Makes this file the target, durably. Call once, when everything is written. Throws IoError.
     void replace_target();
 
- private:
+private:
     std::filesystem::path target_;
     std::filesystem::path path_;
     OutputFile output_;

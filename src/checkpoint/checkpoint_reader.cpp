@@ -58,7 +58,7 @@ struct Checkpoint::State {
             if (member.file->byte_count() != entry.byte_count) {
                 throw FormatError(path_label(member.file->shown()) + " is " +
                                   (member.file->byte_count() < entry.byte_count ? "truncated" : "too long") +
-                                  ": it must have " + std::to_string(entry.byte_count) + " bytes and has " +
+                                  ": it needs " + std::to_string(entry.byte_count) + " bytes and has " +
                                   std::to_string(member.file->byte_count()) +
                                   "; copy it again or use an older checkpoint");
             }
@@ -79,17 +79,18 @@ struct Checkpoint::State {
 Checkpoint::Checkpoint(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
 Checkpoint Checkpoint::open(const fs::path& folder) {
-    while (true) {
+    // While it is being opened a writer may put a newer checkpoint in its place, even several times: then start again.
+    for (int tries_left = 100;; --tries_left) {
         if (!recover(folder)) {
             throw IoError("cannot open the checkpoint " + path_label(folder) +
                           ": there is nothing; check the path");
         }
-        const FileDescriptor descriptor = open_folder(folder);
+        FileDescriptor descriptor;
         try {
+            descriptor = open_folder(folder);
             return Checkpoint(std::make_shared<const State>(folder, descriptor));
         } catch (const Error&) {
-            // A writer may have put a newer checkpoint in the place of the one that was being opened.
-            if (is_at(descriptor, folder)) throw;
+            if (tries_left == 0 || (descriptor && is_at(descriptor, folder))) throw;
         }
     }
 }

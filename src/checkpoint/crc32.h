@@ -11,7 +11,7 @@ namespace flashoptim::checkpoint {
 
 /// A running checksum: feed it the bytes in order, in pieces of any size.
 class Crc32 {
- public:
+public:
     void update(std::span<const std::byte> bytes) {
         std::uint32_t crc = ~value_;
         while (bytes.size() >=
@@ -32,7 +32,7 @@ class Crc32 {
     /// Checksum of everything fed so far.
     std::uint32_t value() const { return value_; }
 
- private:
+private:
     using Tables = std::array<std::array<std::uint32_t, 256>, 8>;
 
     static constexpr Tables make_tables() {

@@ -72,7 +72,7 @@ InputFile::InputFile(const FileDescriptor& folder, const std::filesystem::path& 
     : shown_(std::move(shown)) {
     // Without O_NONBLOCK the opening of a pipe would wait for a writer.
     descriptor_ = open_at(folder ? folder.get() : AT_FDCWD, name, O_RDONLY | O_NONBLOCK, shown_);
-    struct stat status {};
+    struct stat status{};
     if (::fstat(descriptor_.get(), &status) != 0) throw_io_error("read", shown_, errno);
     if (!S_ISREG(status.st_mode)) {
         throw IoError("cannot read " + path_label(shown_) + ": it is not a regular file; check the path");
@@ -134,8 +134,8 @@ FileDescriptor open_folder(const std::filesystem::path& folder) {
 }
 
 bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path) {
-    struct stat opened {};
-    struct stat named {};
+    struct stat opened{};
+    struct stat named{};
     return ::fstat(descriptor.get(), &opened) == 0 && ::stat(path.c_str(), &named) == 0 &&
            opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
 }

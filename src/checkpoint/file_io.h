@@ -30,7 +30,7 @@ class NoSpaceError : public IoError {
 
 /// Owns a descriptor; -1 is none.
 class FileDescriptor {
- public:
+public:
     FileDescriptor() = default;
     explicit FileDescriptor(int descriptor) : descriptor_(descriptor) {}
     FileDescriptor(FileDescriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
@@ -43,13 +43,13 @@ class FileDescriptor {
     int get() const { return descriptor_; }
     explicit operator bool() const { return descriptor_ >= 0; }
 
- private:
+private:
     int descriptor_ = -1;
 };
 
 /// A regular file opened for reading. `shown` is the path in messages.
 class InputFile {
- public:
+public:
     explicit InputFile(const std::filesystem::path& file);
     InputFile(const FileDescriptor& folder, const std::filesystem::path& name, std::filesystem::path shown);
 
@@ -65,7 +65,7 @@ class InputFile {
     /// Checksum of the whole file.
     std::uint32_t crc32() const;
 
- private:
+private:
     std::filesystem::path shown_;
     FileDescriptor descriptor_;
     std::uint64_t byte_count_ = 0;
@@ -74,7 +74,7 @@ class InputFile {
 /// Writes to an open descriptor from its start, counting and checksumming what goes through. `shown` is the
 /// path in messages.
 class OutputFile {
- public:
+public:
     OutputFile(FileDescriptor descriptor, std::filesystem::path shown)
         : shown_(std::move(shown)), descriptor_(std::move(descriptor)) {}
 
@@ -87,7 +87,7 @@ class OutputFile {
     std::uint64_t byte_count() const { return byte_count_; }
     std::uint32_t crc32() const { return crc_.value(); }
 
- private:
+private:
     std::filesystem::path shown_;
     FileDescriptor descriptor_;
     std::uint64_t byte_count_ = 0;

@@ -14,7 +14,7 @@ constexpr int kDeepest = 64;  // our files need 3; callers' metadata rarely 10
 
 // Sees every event of the parser: refuses what the parser itself would accept silently.
 class StrictEvents {
- public:
+public:
     explicit StrictEvents(const std::string& label) : label_(label) {}
 
     void operator()(int depth, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
@@ -37,7 +37,7 @@ class StrictEvents {
         }
     }
 
- private:
+private:
     const std::string& label_;
     std::vector<std::set<std::string>> keys_;  // of the open objects, by depth
 };

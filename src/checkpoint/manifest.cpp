@@ -36,10 +36,10 @@ void check_format(const nlohmann::json& document, const std::filesystem::path& f
                           std::string(kFormatName) + "; give a folder that was written as a checkpoint");
     }
     const auto version = document.find("version");
-    if (version == document.end() || !version->is_number_unsigned() || *version == 0) {
+    if (version == document.end() || !version->is_number_unsigned() || version->get<std::uint64_t>() == 0) {
         throw FormatError(path_label(file) + " has no valid \"version\"; use another checkpoint");
     }
-    if (*version > Checkpoint::kVersion) {
+    if (version->get<std::uint64_t>() > Checkpoint::kVersion) {
         throw FormatError(path_label(file) + " has format version " + version->dump() +
                           " and this build reads up to " + std::to_string(Checkpoint::kVersion) +
                           "; update flashoptim");

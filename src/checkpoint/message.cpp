@@ -28,7 +28,7 @@ std::string printable(std::string_view text) {
 }
 
 std::string path_label(const std::filesystem::path& path) {
-    return "'" + without_control_characters(path.string(), false) + "'";
+    return std::string("'").append(without_control_characters(path.string(), false)).append("'");
 }
 
 std::string tensor_label(std::string_view name) { return "tensor \"" + printable(name) + "\""; }

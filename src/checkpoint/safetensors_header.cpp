@@ -136,11 +136,4 @@ SafetensorsHeader parse_header(std::string_view json, const std::filesystem::pat
     return header;
 }
 
-std::string describe(StorageType dtype, std::span<const std::int64_t> shape) {
-    std::string text(storage_type_name(dtype));
-    text += " [";
-    for (std::size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-    return text + "]";
-}
-
 }  // namespace flashoptim::checkpoint

@@ -28,7 +28,4 @@ struct SafetensorsHeader {
 /// FormatError.
 SafetensorsHeader parse_header(std::string_view json, const std::filesystem::path& file);
 
-/// "F32 [2, 3]"
-std::string describe(StorageType dtype, std::span<const std::int64_t> shape);
-
 }  // namespace flashoptim::checkpoint

@@ -1,17 +1,17 @@
 // Opens safetensors files and reads tensors out of them.
 #include <algorithm>
 #include <array>
-#include <unordered_map>
 
 #include "message.h"
 #include "safetensors_file.h"
 #include "safetensors_header.h"
+#include "storage_type.h"
 
 namespace flashoptim::checkpoint {
 namespace {
 
 std::string truncated(const std::filesystem::path& file, std::uint64_t expected, std::uint64_t found) {
-    return path_label(file) + " is truncated: it must have " + std::to_string(expected) + " bytes and has " +
+    return path_label(file) + " is truncated: it needs " + std::to_string(expected) + " bytes and has " +
            std::to_string(found) + "; copy or write it again";
 }
 

@@ -31,12 +31,9 @@ void check_tensor(const TensorData& tensor, const std::string& label) {
 
 std::string header_entry(const TensorData& tensor, std::uint64_t begin, const std::string& label) {
     std::string entry = json_string(tensor.name, label) + ":{\"dtype\":\"";
-    entry.append(storage_type_name(tensor.dtype)).append("\",\"shape\":[");
-    for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
-        entry += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
-    }
-    return entry + "],\"data_offsets\":[" + std::to_string(begin) + "," +
-           std::to_string(begin + tensor.bytes.size()) + "]}";
+    entry.append(storage_type_name(tensor.dtype)).append("\",\"shape\":[").append(join(tensor.shape, ","));
+    entry.append("],\"data_offsets\":[").append(std::to_string(begin)).append(",");
+    return entry.append(std::to_string(begin + tensor.bytes.size())).append("]}");
 }
 
 std::string metadata_entry(const Metadata& metadata, const std::string& label) {

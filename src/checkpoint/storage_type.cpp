@@ -59,4 +59,15 @@ std::optional<std::uint64_t> byte_count_of(StorageType type, std::span<const std
     return count;
 }
 
+std::string join(std::span<const std::int64_t> shape, std::string_view separator) {
+    std::string text;
+    for (const std::int64_t size : shape)
+        text.append(text.empty() ? "" : separator).append(std::to_string(size));
+    return text;
+}
+
+std::string describe(StorageType type, std::span<const std::int64_t> shape) {
+    return std::string(storage_type_name(type)).append(" [").append(join(shape, ", ")).append("]");
+}
+
 }  // namespace flashoptim::checkpoint

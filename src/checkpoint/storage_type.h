@@ -20,4 +20,10 @@ std::string storage_type_names();
 /// Bytes of a tensor; nothing if a dimension is negative or the product leaves 64 bits.
 std::optional<std::uint64_t> byte_count_of(StorageType type, std::span<const std::int64_t> shape);
 
+/// The dimensions with `separator` between them.
+std::string join(std::span<const std::int64_t> shape, std::string_view separator);
+
+/// "F32 [2, 3]"
+std::string describe(StorageType type, std::span<const std::int64_t> shape);
+
 }  // namespace flashoptim::checkpoint
