@@ -165,6 +165,12 @@ public:
 
 #undef FLASHOPTIM_OPTION
 
+extern template class CommonOptions<SGDOptions>;
+extern template class CommonOptions<SGDWOptions>;
+extern template class CommonOptions<AdamOptions>;
+extern template class CommonOptions<AdamWOptions>;
+extern template class CommonOptions<LionOptions>;
+
 /// What an optimizer keeps of one parameter. Tensors that its storage does not have are undefined. Tensors of elements have
 /// the parameter's shape and strides; scales have the shape (rows, groups in a row), in the paper's format (groups).
 class FlashParamState : public torch::optim::OptimizerParamState {
@@ -183,6 +189,8 @@ class FlashParamState : public torch::optim::OptimizerParamState {
 public:
     /// The name of the first moment in files: "exp_avg" or "momentum_buffer"; scales append "_scales".
     [[nodiscard]] virtual std::string first_moment_name() const { return "exp_avg"; }
+    /// The tensors that are defined, under their names in files.
+    [[nodiscard]] std::vector<std::pair<std::string, torch::Tensor>> tensors() const;
     void serialize(torch::serialize::InputArchive& archive) override;
     void serialize(torch::serialize::OutputArchive& archive) const override;
 };

@@ -140,6 +140,7 @@ struct Float32Moments {
     using SecondCode = float;
     static constexpr bool kGrouped = false;
     static constexpr bool kCarriesScaled = false;
+    static constexpr float kFirstUnit = 1.0F, kSecondUnit = 1.0F;
 
     template <class L>
     using OldFirst = OldMoment<L>;

@@ -70,12 +70,12 @@ struct PaperWeight {
         const auto exponent = L::broadcast_bits(0U) - Type::template log2_half_ulp<L>(hi);
         const auto error = scale_by_power<L>(w - Type::template to_float<L>(hi), exponent);
         const auto one = L::broadcast(1.0F);
+        // The clamp of the authors' code takes a NaN (from an infinite weight) to -1.
         auto magnitude = absolute<L>(error);
         magnitude = L::select(L::less(magnitude, one), magnitude, one);
-        // A weight that became Inf or NaN has no error to speak of.
-        magnitude = L::select(is_nan<L>(error), L::broadcast(0.0F), magnitude);
         const auto level = L::truncate(magnitude * kLevels + 0.5F);
-        const auto signs = L::shift_right_signed(L::bits(error), 31);
+        const auto negative = L::negate(L::either(L::less(L::broadcast(0.0F), error), L::equal(L::broadcast(0.0F), error)));
+        const auto signs = L::select_bits(negative, L::broadcast_bits(0xffffffffU), L::broadcast_bits(0U));
         lo = (level ^ signs) - signs;
     }
 };

@@ -161,5 +161,6 @@ using Float16Weight32 = SplitWeight<Float16Grid, 16, std::int16_t>;
 using Float16WeightDithered = PlainWeight<Float16Grid, true>;
 using Float16WeightNearest = PlainWeight<Float16Grid, false>;
 using NativeFloat32Weight = Float32Weight<true>;
+using PaperFloat32Weight = Float32Weight<false>;
 
 }  // namespace flashoptim

@@ -6,16 +6,14 @@
 
 namespace flashoptim {
 
-/// kDecoupled: AdamW. A format may carry moments as m/(1-b1) and v/(1-b2) (Moments::kCarriesScaled).
-template <bool kDecoupled>
+/// A format may carry moments as m/(1-b1) and v/(1-b2) (Moments::kCarriesScaled).
 struct AdamRule {
     static constexpr bool kHasFirst = true, kHasSecond = true;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
                                                                   const StepScalars& k) {
-        if constexpr (kDecoupled) return g;
-        return k.l2 == 0.0F ? g : L::fma(w, L::broadcast(k.l2), g);
+        return add_l2<L>(g, w, k);
     }
 
     /// m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w = w (1 - lr wd) - lr (m/bc1) / (sqrt(v/bc2) + eps)
@@ -43,7 +41,7 @@ struct AdamRule {
 
     /// The scalars of step `t` (1 in the first).
     template <class Moments>
-    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t) {
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t, Decay decay) {
         const double bias_correction1 = 1.0 - power(h.beta1, t);
         const double bias_correction2 = 1.0 - power(h.beta2, t);
         // Carried moments are m/carry1 and v/carry2.
@@ -51,11 +49,7 @@ struct AdamRule {
         const double carry2 = Moments::kCarriesScaled ? 1.0 - h.beta2 : 1.0;
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate * carry1 / bias_correction1);
-        if constexpr (kDecoupled) {
-            k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
-        } else {
-            k.l2 = static_cast<float>(h.weight_decay);
-        }
+        set_decay(k, h, decay);
         k.root_scale = static_cast<float>(double_sqrt(carry2 / bias_correction2));
         const auto epsilon = static_cast<float>(h.epsilon);
         k.epsilon = epsilon < 0x1p-126F ? 0x1p-126F : epsilon;
@@ -88,15 +82,13 @@ struct AdamRule {
 };
 
 /// The same in the order of operations of the paper's authors: one rounding each, no fma, no clamp.
-template <bool kDecoupled>
 struct PaperAdamRule {
     static constexpr bool kHasFirst = true, kHasSecond = true;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
                                                                   const StepScalars& k) {
-        if constexpr (kDecoupled) return g;
-        return k.l2 == 0.0F ? g : g + w * k.l2;
+        return add_paper_l2<L>(g, w, k);
     }
 
     template <class L, class Moments>
@@ -114,14 +106,10 @@ struct PaperAdamRule {
     }
 
     template <class Moments>
-    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t) {
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        if constexpr (kDecoupled) {
-            k.weight_factor = 1.0F - static_cast<float>(decay_per_step(h));
-        } else {
-            k.l2 = static_cast<float>(h.weight_decay);
-        }
+        set_paper_decay(k, h, decay);
         k.epsilon = static_cast<float>(h.epsilon);
         k.beta1 = static_cast<float>(h.beta1);
         k.beta2 = static_cast<float>(h.beta2);

@@ -51,10 +51,42 @@ FLASHOPTIM_INLINE double power(double base, std::int64_t exponent) {
     return result;
 }
 
-/// Factor of decoupled weight decay: 1 - weight_decay * learning_rate, or learning_rate / initial_learning_rate instead.
+/// Whether weights decay apart from the gradient, or an L2 term is added to it.
+enum class Decay : std::uint8_t { kCoupled, kDecoupled };
+
+/// What decoupled decay takes from a weight in one step: weight_decay * learning_rate, or where the decay is decoupled from
+/// the schedule's peak too, weight_decay * learning_rate / initial_learning_rate.
 FLASHOPTIM_INLINE double decay_per_step(const Hyperparameters& h) {
     if (!h.fully_decoupled) return h.weight_decay * h.learning_rate;
     return h.initial_learning_rate > 0.0 ? h.weight_decay * (h.learning_rate / h.initial_learning_rate) : 0.0;
+}
+
+/// Weight decay in our order: the factor is formed in double and rounded once.
+FLASHOPTIM_INLINE void set_decay(StepScalars& k, const Hyperparameters& h, Decay decay) {
+    if (decay == Decay::kDecoupled) {
+        k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
+    } else {
+        k.l2 = static_cast<float>(h.weight_decay);
+    }
+}
+/// Weight decay in the order of the paper's authors: the product is rounded first.
+FLASHOPTIM_INLINE void set_paper_decay(StepScalars& k, const Hyperparameters& h, Decay decay) {
+    if (decay == Decay::kDecoupled) {
+        k.weight_factor = 1.0F - static_cast<float>(decay_per_step(h));
+    } else {
+        k.l2 = static_cast<float>(h.weight_decay);
+    }
+}
+
+/// The gradient with its L2 term.
+template <class L>
+FLASHOPTIM_INLINE typename L::Float add_l2(typename L::Float g, typename L::Float w, const StepScalars& k) {
+    return k.l2 == 0.0F ? g : L::fma(w, L::broadcast(k.l2), g);
+}
+/// The same in two roundings.
+template <class L>
+FLASHOPTIM_INLINE typename L::Float add_paper_l2(typename L::Float g, typename L::Float w, const StepScalars& k) {
+    return k.l2 == 0.0F ? g : g + w * k.l2;
 }
 
 }  // namespace flashoptim

@@ -6,11 +6,12 @@
 
 namespace flashoptim {
 
-/// -1, 0 or 1.
+/// -1, 0 or 1; 0 for a NaN.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float sign_of(typename L::Float x) {
     const auto zero = L::broadcast(0.0F);
-    return L::select(L::equal(x, zero), zero, with_sign<L>(L::broadcast(1.0F), x));
+    const auto negative_or_zero = L::select(L::less(x, zero), L::broadcast(-1.0F), zero);
+    return L::select(L::less(zero, x), L::broadcast(1.0F), negative_or_zero);
 }
 
 struct LionRule {
@@ -36,10 +37,10 @@ struct LionRule {
     }
 
     template <class Moments>
-    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/) {
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
+        set_decay(k, h, decay);
         k.beta1 = static_cast<float>(h.beta1);
         k.beta2 = static_cast<float>(h.beta2);
         k.one_minus_beta1 = static_cast<float>(1.0 - h.beta1);
@@ -72,10 +73,10 @@ struct PaperLionRule {
     }
 
     template <class Moments>
-    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/) {
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        k.weight_factor = 1.0F - static_cast<float>(decay_per_step(h));
+        set_paper_decay(k, h, decay);
         k.beta1 = static_cast<float>(h.beta1);
         k.beta2 = static_cast<float>(h.beta2);
         k.one_minus_beta1 = 1.0F - k.beta1;

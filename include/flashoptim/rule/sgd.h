@@ -6,15 +6,14 @@
 
 namespace flashoptim {
 
-template <bool kDecoupled, bool kMomentum>
+template <bool kMomentum>
 struct SgdRule {
     static constexpr bool kHasFirst = kMomentum, kHasSecond = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
                                                                   const StepScalars& k) {
-        if constexpr (kDecoupled) return g;
-        return k.l2 == 0.0F ? g : L::fma(w, L::broadcast(k.l2), g);
+        return add_l2<L>(g, w, k);
     }
 
     /// m = mu m + (1-dampening) g, or g where no buffer exists yet;  w = w (1 - lr wd) - lr m, Nesterov: lr (g + mu m)
@@ -33,14 +32,10 @@ struct SgdRule {
     }
 
     template <class Moments>
-    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/) {
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        if constexpr (kDecoupled) {
-            k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
-        } else {
-            k.l2 = static_cast<float>(h.weight_decay);
-        }
+        set_decay(k, h, decay);
         k.beta1 = static_cast<float>(h.momentum);
         k.nesterov = h.nesterov;
         k.first = Moments::first_scalars(h.momentum, 1.0 - h.dampening, 1.0);
@@ -49,15 +44,14 @@ struct SgdRule {
 };
 
 /// The same in the order of operations of the paper's authors, who dampen from the first step on.
-template <bool kDecoupled, bool kMomentum>
+template <bool kMomentum>
 struct PaperSgdRule {
     static constexpr bool kHasFirst = kMomentum, kHasSecond = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
                                                                   const StepScalars& k) {
-        if constexpr (kDecoupled) return g;
-        return k.l2 == 0.0F ? g : g + w * k.l2;
+        return add_paper_l2<L>(g, w, k);
     }
 
     template <class L, class Moments>
@@ -75,16 +69,17 @@ struct PaperSgdRule {
     }
 
     template <class Moments>
-    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/) {
+    static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        if constexpr (kDecoupled) {
-            k.weight_factor = 1.0F - static_cast<float>(decay_per_step(h));
+        // Without momentum the authors call torch's own operators, which round the decay's factor from double.
+        if constexpr (kMomentum) {
+            set_paper_decay(k, h, decay);
         } else {
-            k.l2 = static_cast<float>(h.weight_decay);
+            set_decay(k, h, decay);
         }
         k.beta1 = static_cast<float>(h.momentum);
-        k.one_minus_beta1 = 1.0F - static_cast<float>(h.dampening);
+        k.one_minus_beta1 = static_cast<float>(1.0 - h.dampening);
         k.nesterov = h.nesterov;
         k.first = Moments::first_scalars(1.0, 1.0, 1.0);
         return k;

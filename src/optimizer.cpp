@@ -1,0 +1,495 @@
+// The framework-free optimizer: parameter groups, step counts, policies. The arithmetic is behind step.h.
+#include "flashoptim/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "flashoptim/quantize.h"
+
+namespace flashoptim {
+
+namespace {
+
+/// Storage that the optimizer owns: zeroed, aligned to a cache line.
+class Buffer {
+public:
+    Buffer() = default;
+    explicit Buffer(const BufferPlan& plan)
+        : plan_(plan), bytes_(plan.bytes()),
+          data_(bytes_ == 0 ? nullptr : static_cast<std::byte*>(::operator new(bytes_, kAlignment))) {
+        if (bytes_ != 0) std::memset(data_.get(), 0, bytes_);
+    }
+    [[nodiscard]] std::byte* data() const { return data_.get(); }
+    [[nodiscard]] std::size_t bytes() const { return bytes_; }
+    [[nodiscard]] std::span<std::byte> span() const { return {data_.get(), bytes_}; }
+    [[nodiscard]] std::span<std::uint16_t> scales() const {
+        return {reinterpret_cast<std::uint16_t*>(data_.get()), bytes_ / sizeof(std::uint16_t)};
+    }
+    [[nodiscard]] const BufferPlan& plan() const { return plan_; }
+
+private:
+    static constexpr std::align_val_t kAlignment{64};
+    struct Free {
+        void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+    };
+    BufferPlan plan_;
+    std::size_t bytes_ = 0;
+    std::unique_ptr<std::byte, Free> data_;
+};
+
+struct Parameter {
+    std::string name;
+    TensorView weight;
+    Optimizer::GroupId group = 0;
+    Layout layout;
+    StoragePlan plan;
+    Buffer correction, first, first_scales, second, second_scales;
+    TensorView gradient;        // data null where none is set
+    bool gradient_in_order = false;  // whether it lies as the weight does
+    Buffer ordered_gradient;    // otherwise a copy that does
+    std::int64_t steps = 0;
+    bool has_momentum = false;
+    std::uint64_t bad_elements = 0;
+};
+
+[[noreturn]] void refuse(const std::string& what, double value, const std::string& range) {
+    throw InvalidArgument(what + " is " + std::to_string(value) + ": it must be " + range);
+}
+
+/// Elements of `from` in the memory order of `to_strides`, appended to `to`.
+void gather(const TensorView& from, const std::vector<std::int64_t>& from_strides,
+            const std::vector<std::int64_t>& to_strides, std::byte* to) {
+    const auto dims = from.shape.size();
+    const auto size = size_of(from.dtype);
+    std::vector<std::int64_t> index(dims, 0);
+    std::int64_t source = 0, target = 0;
+    for (std::int64_t left = from.numel(); left > 0; --left) {
+        std::memcpy(to + static_cast<std::size_t>(target) * size,
+                    static_cast<const std::byte*>(from.data) + source * static_cast<std::int64_t>(size), size);
+        for (std::size_t d = dims; d-- > 0;) {
+            source += from_strides[d];
+            target += to_strides[d];
+            if (++index[d] < from.shape[d]) break;
+            source -= from_strides[d] * from.shape[d];
+            target -= to_strides[d] * from.shape[d];
+            index[d] = 0;
+        }
+    }
+}
+
+bool same_memory_order(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& a,
+                       const std::vector<std::int64_t>& b) {
+    for (std::size_t d = 0; d < shape.size(); ++d) {
+        if (shape[d] > 1 && a[d] != b[d]) return false;
+    }
+    return true;
+}
+
+bool overlaps(const Parameter& a, const Parameter& b) {
+    const auto begin = [](const Parameter& p) { return static_cast<const std::byte*>(p.weight.data); };
+    const auto end = [&](const Parameter& p) {
+        return begin(p) + static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
+    };
+    return a.layout.numel > 0 && b.layout.numel > 0 && begin(a) < end(b) && begin(b) < end(a);
+}
+
+}  // namespace
+
+void check_hyperparameters(Rule rule, const Hyperparameters& h) {
+    const auto check = [](const char* name, double value, bool ok, const char* range) {
+        if (!ok) refuse(name, value, range);
+    };
+    const auto is_not_negative = [](double x) { return std::isfinite(x) && x >= 0.0; };
+    check("learning_rate", h.learning_rate, is_not_negative(h.learning_rate), "finite and not negative");
+    check("weight_decay", h.weight_decay, is_not_negative(h.weight_decay), "finite and not negative");
+    switch (rule) {
+        case Rule::kSGD:
+        case Rule::kSGDW:
+            check("momentum", h.momentum, h.momentum >= 0.0 && h.momentum <= 1.0, "between 0 and 1");
+            check("dampening", h.dampening, h.dampening >= 0.0 && h.dampening <= 1.0, "between 0 and 1");
+            if (h.nesterov && (h.momentum == 0.0 || h.dampening != 0.0)) {
+                throw InvalidArgument("nesterov is set: it needs a momentum and no dampening");
+            }
+            break;
+        case Rule::kAdam:
+        case Rule::kAdamW:
+            check("beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 < 1.0, "at least 0 and less than 1");
+            check("beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 < 1.0, "at least 0 and less than 1");
+            check("epsilon", h.epsilon, is_not_negative(h.epsilon), "finite and not negative");
+            break;
+        case Rule::kLion:
+            check("beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 <= 1.0, "between 0 and 1");
+            check("beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 <= 1.0, "between 0 and 1");
+            break;
+    }
+    if (h.fully_decoupled && (rule == Rule::kSGD || rule == Rule::kAdam)) {
+        throw InvalidArgument("fully_decoupled is set: it needs a rule with decoupled weight decay (SGDW, AdamW, Lion)");
+    }
+}
+
+struct Optimizer::Impl {
+    Impl(Rule rule_, const OptimizerOptions& options_) : rule(rule_), options(options_), pool(options_.threads) {}
+
+    Parameter& at(ParameterId id) {
+        if (id < parameters.size()) return parameters[id];
+        throw InvalidArgument("parameter " + std::to_string(id) + " does not exist: there are " +
+                              std::to_string(parameters.size()));
+    }
+    Hyperparameters& group_at(GroupId id) {
+        if (id < groups.size()) return groups[id];
+        throw InvalidArgument("parameter group " + std::to_string(id) + " does not exist: there are " +
+                              std::to_string(groups.size()));
+    }
+
+    /// Allocates what the plan has and the parameter lacks (momentum may be switched on later).
+    void allocate(Parameter& p) {
+        const auto plan = plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
+        const auto fit = [](Buffer& buffer, const BufferPlan& wanted) {
+            if (!(buffer.plan() == wanted)) buffer = Buffer(wanted);
+        };
+        if (plan.first.count != p.plan.first.count) p.has_momentum = false;  // momentum came or went
+        p.plan = plan;
+        fit(p.correction, plan.correction);
+        fit(p.first, plan.first);
+        fit(p.first_scales, plan.first_scales);
+        fit(p.second, plan.second);
+        fit(p.second_scales, plan.second_scales);
+    }
+
+    /// Brings a gradient of another memory order into the weight's.
+    const void* ordered_gradient(Parameter& p) const {
+        if (p.gradient_in_order) return p.gradient.data;
+        const BufferPlan wanted{p.gradient.dtype, p.layout.numel};
+        if (!(p.ordered_gradient.plan() == wanted)) p.ordered_gradient = Buffer(wanted);
+        gather(p.gradient, p.gradient.strides, p.layout.strides, p.ordered_gradient.data());
+        return p.ordered_gradient.data();
+    }
+
+    StepItem item_of(Parameter& p) const {
+        StepItem item;
+        item.layout = &p.layout;
+        item.plan = p.plan;
+        item.weight = p.weight.data;
+        item.state = {p.correction.data(), p.first.data(), p.first_scales.data(), p.second.data(),
+                      p.second_scales.data()};
+        item.gradient = ordered_gradient(p);
+        item.gradient_dtype = p.gradient.dtype;
+        item.gradient_factor = gradient_factor;
+        item.rule = rule;
+        item.hyperparameters = groups[p.group];
+        item.step = p.steps + 1;
+        item.has_momentum = p.has_momentum;
+        item.check_gradient = options.check_gradients;
+        return item;
+    }
+
+    StepReport step(std::span<Parameter* const> chosen) {
+        std::vector<StepItem> items;
+        items.reserve(chosen.size());
+        for (auto* p : chosen) items.push_back(item_of(*p));
+        StepReport report;
+        if (options.nonfinite != NonFinite::kSkipElement) {
+            report.bad_elements = count_bad_gradients(items, pool);
+            if (report.bad_elements != 0) {
+                skip(chosen, items);
+                report.skipped = true;
+                return report;
+            }
+        }
+        flashoptim::step(items, pool, options.backend);
+        for (std::size_t n = 0; n < chosen.size(); ++n) {
+            ++chosen[n]->steps;
+            chosen[n]->has_momentum = true;
+            chosen[n]->bad_elements += items[n].bad_elements;
+            report.bad_elements += items[n].bad_elements;
+        }
+        return report;
+    }
+
+    void skip(std::span<Parameter* const> chosen, const std::vector<StepItem>& items) const {
+        const Parameter* first_bad = nullptr;
+        std::uint64_t count = 0;
+        for (std::size_t n = 0; n < chosen.size(); ++n) {
+            chosen[n]->bad_elements += items[n].bad_elements;
+            if (first_bad == nullptr && items[n].bad_elements != 0) {
+                first_bad = chosen[n];
+                count = items[n].bad_elements;
+            }
+        }
+        if (options.nonfinite == NonFinite::kError && first_bad != nullptr) {
+            throw NonFiniteError("the gradient of " + first_bad->name + " has " + std::to_string(count) +
+                                 " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
+                                 "learning rate or the loss scale, or choose the policy skip_element");
+        }
+    }
+
+    Rule rule;
+    OptimizerOptions options;
+    ThreadPool pool;
+    std::vector<Hyperparameters> groups;
+    std::vector<Parameter> parameters;
+    float gradient_factor = 1.0F;
+};
+
+Optimizer::Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options)
+    : impl_(std::make_unique<Impl>(rule, options)) {
+    add_group(hyperparameters);
+}
+Optimizer::~Optimizer() = default;
+Optimizer::Optimizer(Optimizer&&) noexcept = default;
+Optimizer& Optimizer::operator=(Optimizer&&) noexcept = default;
+
+Rule Optimizer::rule() const { return impl_->rule; }
+const OptimizerOptions& Optimizer::options() const { return impl_->options; }
+
+Optimizer::GroupId Optimizer::add_group(const Hyperparameters& hyperparameters) {
+    check_hyperparameters(impl_->rule, hyperparameters);
+    impl_->groups.push_back(hyperparameters);
+    auto& group = impl_->groups.back();
+    if (group.initial_learning_rate == 0.0) group.initial_learning_rate = group.learning_rate;
+    return impl_->groups.size() - 1;
+}
+std::size_t Optimizer::group_count() const { return impl_->groups.size(); }
+const Hyperparameters& Optimizer::hyperparameters(GroupId group) const { return impl_->group_at(group); }
+
+void Optimizer::set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters) {
+    check_hyperparameters(impl_->rule, hyperparameters);
+    impl_->group_at(group) = hyperparameters;
+    for (auto& p : impl_->parameters) {
+        if (p.group == group) impl_->allocate(p);
+    }
+}
+void Optimizer::set_learning_rate(double learning_rate) {
+    for (GroupId group = 0; group < impl_->groups.size(); ++group) set_learning_rate(group, learning_rate);
+}
+void Optimizer::set_learning_rate(GroupId group, double learning_rate) {
+    auto changed = impl_->group_at(group);
+    changed.learning_rate = learning_rate;
+    check_hyperparameters(impl_->rule, changed);
+    impl_->group_at(group) = changed;
+}
+
+Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::string name, GroupId group,
+                                                const std::optional<Shard>& shard) {
+    Parameter p;
+    p.name = name.empty() ? "parameter " + std::to_string(impl_->parameters.size()) : std::move(name);
+    impl_->group_at(group);
+    p.group = group;
+    p.weight = weight;
+    if (p.weight.strides.empty()) p.weight.strides = row_major_strides(p.weight.shape);
+    p.layout = shard ? layout_of(p.weight, *shard, p.name) : layout_of(p.weight, p.name);
+    if (p.weight.data == nullptr && p.layout.numel > 0) {
+        throw InvalidArgument(p.name + " has no data: give a pointer to its " + std::to_string(p.layout.numel) +
+                              " elements");
+    }
+    for (const auto& other : impl_->parameters) {
+        if (overlaps(p, other)) {
+            throw InvalidArgument(p.name + " overlaps " + other.name +
+                                  " in memory: add a shared weight once, with the sum of its gradients");
+        }
+    }
+    impl_->allocate(p);
+    impl_->parameters.push_back(std::move(p));
+    return impl_->parameters.size() - 1;
+}
+std::size_t Optimizer::parameter_count() const { return impl_->parameters.size(); }
+const std::string& Optimizer::name(ParameterId parameter) const { return impl_->at(parameter).name; }
+const TensorView& Optimizer::weight(ParameterId parameter) const { return impl_->at(parameter).weight; }
+Optimizer::GroupId Optimizer::group_of(ParameterId parameter) const { return impl_->at(parameter).group; }
+
+void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) {
+    auto& p = impl_->at(parameter);
+    auto view = gradient;
+    if (view.strides.empty()) view.strides = row_major_strides(view.shape);
+    if (view.shape != p.weight.shape || view.strides.size() != view.shape.size()) {
+        throw InvalidArgument("the gradient of " + p.name + " has another shape than its weight: give one of " +
+                              std::to_string(p.layout.numel) + " elements in the weight's shape");
+    }
+    if (!is_floating(view.dtype)) {
+        throw InvalidArgument("the gradient of " + p.name + " is " + std::string(name_of(view.dtype)) +
+                              ": gradients must be float32, bfloat16 or float16");
+    }
+    if (view.data == nullptr && p.layout.numel > 0) {
+        throw InvalidArgument("the gradient of " + p.name + " has no data: use clear_gradient to take it away");
+    }
+    p.gradient_in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
+    p.gradient = std::move(view);
+    if (p.gradient.data == nullptr) p.gradient.data = &p;  // empty, but set: its step count advances
+}
+void Optimizer::clear_gradient(ParameterId parameter) { impl_->at(parameter).gradient = {}; }
+
+void Optimizer::set_gradient_factor(double factor) {
+    if (!std::isfinite(factor)) refuse("gradient_factor", factor, "finite");
+    impl_->gradient_factor = static_cast<float>(factor);
+}
+
+double Optimizer::grad_norm() {
+    std::vector<StepItem> items;
+    for (auto& p : impl_->parameters) {
+        if (p.gradient.data != nullptr) items.push_back(impl_->item_of(p));
+    }
+    return flashoptim::grad_norm(items, impl_->pool);
+}
+
+StepReport Optimizer::step() {
+    std::vector<Parameter*> chosen;
+    for (auto& p : impl_->parameters) {
+        if (p.gradient.data != nullptr) chosen.push_back(&p);
+    }
+    return impl_->step(chosen);
+}
+StepReport Optimizer::step_parameter(ParameterId parameter) {
+    auto* p = &impl_->at(parameter);
+    if (p->gradient.data == nullptr) {
+        throw InvalidArgument(p->name + " has no gradient: call set_gradient before step_parameter");
+    }
+    return impl_->step({&p, 1});
+}
+
+std::int64_t Optimizer::step_count(ParameterId parameter) const { return impl_->at(parameter).steps; }
+void Optimizer::set_step_count(ParameterId parameter, std::int64_t steps) {
+    if (steps < 0) refuse("step count", static_cast<double>(steps), "not negative");
+    impl_->at(parameter).steps = steps;
+}
+std::uint64_t Optimizer::bad_elements(ParameterId parameter) const { return impl_->at(parameter).bad_elements; }
+
+std::vector<float> Optimizer::master(ParameterId parameter) const {
+    std::vector<float> values(static_cast<std::size_t>(impl_->at(parameter).layout.numel));
+    copy_master(parameter, values);
+    return values;
+}
+void Optimizer::copy_master(ParameterId parameter, std::span<float> to) const {
+    const auto& p = impl_->at(parameter);
+    if (to.size() != static_cast<std::size_t>(p.layout.numel)) {
+        throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
+                              std::to_string(to.size()));
+    }
+    join_weights(p.plan, p.weight.data, p.correction.data(), to);
+}
+void Optimizer::set_master(ParameterId parameter, std::span<const float> values) {
+    auto& p = impl_->at(parameter);
+    if (values.size() != static_cast<std::size_t>(p.layout.numel)) {
+        throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
+                              std::to_string(values.size()));
+    }
+    split_weights(p.plan, values, p.weight.data, p.correction.data());
+}
+void Optimizer::refresh_masters(ParameterId parameter) {
+    const auto& correction = impl_->at(parameter).correction;
+    if (correction.bytes() != 0) std::memset(correction.data(), 0, correction.bytes());
+}
+void Optimizer::refresh_masters() {
+    for (ParameterId p = 0; p < impl_->parameters.size(); ++p) refresh_masters(p);
+}
+
+namespace {
+
+std::vector<float> moment_values(Moment moment, const Parameter& p, const Buffer& codes, const Buffer& scales) {
+    if (codes.plan().count == 0) return {};
+    std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
+    dequantize_moment(moment, p.plan.moments, p.layout, codes.span(), scales.scales(), values);
+    return values;
+}
+
+}  // namespace
+
+std::vector<float> Optimizer::first_moment(ParameterId parameter) const {
+    const auto& p = impl_->at(parameter);
+    return moment_values(Moment::kFirst, p, p.first, p.first_scales);
+}
+std::vector<float> Optimizer::second_moment(ParameterId parameter) const {
+    const auto& p = impl_->at(parameter);
+    return moment_values(Moment::kSecond, p, p.second, p.second_scales);
+}
+
+std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
+    auto& p = impl_->at(parameter);
+    const bool is_sgd = impl_->rule == Rule::kSGD || impl_->rule == Rule::kSGDW;
+    const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
+    std::vector<StateTensor> tensors;
+    const auto add = [&](const std::string& name, const Buffer& buffer, bool is_scales) {
+        if (buffer.plan().count == 0) return;
+        const auto shape = is_scales ? std::vector<std::int64_t>{buffer.plan().count} : p.weight.shape;
+        tensors.push_back({name, buffer.plan().dtype, shape, buffer.span()});
+    };
+    add("error_bits", p.correction, false);
+    add(first, p.first, false);
+    add(first + "_scales", p.first_scales, true);
+    add("exp_avg_sq", p.second, false);
+    add("exp_avg_sq_scales", p.second_scales, true);
+    return tensors;
+}
+const StoragePlan& Optimizer::storage(ParameterId parameter) const { return impl_->at(parameter).plan; }
+const Layout& Optimizer::layout(ParameterId parameter) const { return impl_->at(parameter).layout; }
+bool Optimizer::has_momentum(ParameterId parameter) const { return impl_->at(parameter).has_momentum; }
+void Optimizer::set_has_momentum(ParameterId parameter, bool has) { impl_->at(parameter).has_momentum = has; }
+
+MemoryReport Optimizer::memory_report() const {
+    MemoryReport report;
+    for (const auto& p : impl_->parameters) {
+        const auto numel = static_cast<std::size_t>(p.layout.numel);
+        report.parameters += p.layout.numel;
+        report.weights += numel * size_of(p.weight.dtype);
+        report.corrections += p.correction.bytes();
+        report.moments += p.first.bytes() + p.second.bytes();
+        report.scales += p.first_scales.bytes() + p.second_scales.bytes();
+        if (p.gradient.data != nullptr) report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.bytes();
+    }
+    return report;
+}
+
+namespace {
+
+Hyperparameters hyperparameters_of(const SGDOptions& o) {
+    Hyperparameters h;
+    h.learning_rate = o.learning_rate;
+    h.momentum = o.momentum;
+    h.dampening = o.dampening;
+    h.weight_decay = o.weight_decay;
+    h.nesterov = o.nesterov;
+    h.maximize = o.maximize;
+    h.fully_decoupled = o.fully_decoupled;
+    return h;
+}
+template <class Options>
+Hyperparameters with_betas(const Options& o) {
+    Hyperparameters h;
+    h.learning_rate = o.learning_rate;
+    h.beta1 = o.beta1;
+    h.beta2 = o.beta2;
+    h.weight_decay = o.weight_decay;
+    h.maximize = o.maximize;
+    return h;
+}
+Hyperparameters hyperparameters_of(const AdamOptions& o) {
+    auto h = with_betas(o);
+    h.epsilon = o.epsilon;
+    return h;
+}
+Hyperparameters hyperparameters_of(const AdamWOptions& o) {
+    auto h = with_betas(o);
+    h.epsilon = o.epsilon;
+    h.fully_decoupled = o.fully_decoupled;
+    return h;
+}
+Hyperparameters hyperparameters_of(const LionOptions& o) {
+    auto h = with_betas(o);
+    h.fully_decoupled = o.fully_decoupled;
+    return h;
+}
+
+}  // namespace
+
+SGD::SGD(const SGDOptions& rule, const OptimizerOptions& options)
+    : Optimizer(Rule::kSGD, hyperparameters_of(rule), options) {}
+SGDW::SGDW(const SGDOptions& rule, const OptimizerOptions& options)
+    : Optimizer(Rule::kSGDW, hyperparameters_of(rule), options) {}
+Adam::Adam(const AdamOptions& rule, const OptimizerOptions& options)
+    : Optimizer(Rule::kAdam, hyperparameters_of(rule), options) {}
+AdamW::AdamW(const AdamWOptions& rule, const OptimizerOptions& options)
+    : Optimizer(Rule::kAdamW, hyperparameters_of(rule), options) {}
+Lion::Lion(const LionOptions& rule, const OptimizerOptions& options)
+    : Optimizer(Rule::kLion, hyperparameters_of(rule), options) {}
+
+}  // namespace flashoptim

@@ -1,0 +1,253 @@
+// The formats outside a step: always the scalar lanes, always to nearest.
+#include "flashoptim/quantize.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "flashoptim/error.h"
+#include "flashoptim/format/native_states.h"
+#include "flashoptim/format/paper.h"
+#include "flashoptim/format/weights.h"
+
+namespace flashoptim {
+
+namespace {
+
+using L = ScalarLanes;
+
+/// Above this a scale with its headroom would not be finite.
+constexpr float kLargestNativeMoment = 0x1p126F;
+/// fp16 scales end here.
+constexpr float kLargestPaperMoment = 65504.0F;
+
+/// Calls visit(group, begin, count) for every group in storage order.
+template <class Visit>
+void for_each_group(MomentStorage storage, const Layout& layout, Visit visit) {
+    if (layout.numel == 0) return;
+    const auto row_length = storage == MomentStorage::kPaper ? layout.numel : layout.row_length;
+    std::size_t group = 0;
+    for (std::int64_t row = 0; row < layout.numel; row += row_length) {
+        for (std::int64_t at = 0; at < row_length; at += kGroupSize, ++group) {
+            const auto count = row_length - at < kGroupSize ? row_length - at : kGroupSize;
+            visit(group, static_cast<std::size_t>(row + at), static_cast<std::size_t>(count));
+        }
+    }
+}
+
+std::size_t group_count(MomentStorage storage, const Layout& layout) {
+    std::size_t groups = 0;
+    for_each_group(storage, layout, [&](auto, auto, auto) { ++groups; });
+    return groups;
+}
+
+void check_sizes(MomentStorage storage, const Layout& layout, std::size_t values, std::size_t code_bytes,
+                 std::size_t scales) {
+    const auto numel = static_cast<std::size_t>(layout.numel);
+    const bool compressed = storage != MomentStorage::kFloat32;
+    const auto expected_bytes = compressed ? numel : numel * sizeof(float);
+    const auto expected_scales = compressed ? group_count(storage, layout) : 0;
+    if (values != numel || code_bytes != expected_bytes || scales != expected_scales) {
+        throw InvalidArgument("a moment of " + std::to_string(numel) + " elements needs " + std::to_string(numel) +
+                              " values, " + std::to_string(expected_bytes) + " bytes of codes and " +
+                              std::to_string(expected_scales) + " scales, not " + std::to_string(values) + ", " +
+                              std::to_string(code_bytes) + " and " + std::to_string(scales));
+    }
+}
+
+void check_values(Moment moment, MomentStorage storage, std::span<const float> values) {
+    const float largest = storage == MomentStorage::kPaper ? kLargestPaperMoment : kLargestNativeMoment;
+    for (std::size_t n = 0; n < values.size(); ++n) {
+        const float x = values[n];
+        const float size = moment == Moment::kFirst ? std::fabs(x) : std::sqrt(x);
+        if (!(size <= largest)) {
+            throw InvalidArgument("value " + std::to_string(n) + " of the moment is " + std::to_string(x) +
+                                  ": it must be finite" + (moment == Moment::kSecond ? ", not negative" : "") +
+                                  " and within the range of the format");
+        }
+    }
+}
+
+template <class M>
+void encode_groups(Moment moment, MomentStorage storage, const Layout& layout, std::span<const float> values,
+                   std::span<std::byte> codes, std::span<std::uint16_t> scales) {
+    const bool is_first = moment == Moment::kFirst;
+    const auto k = is_first ? M::first_scalars(1.0, 1.0, 1.0) : M::second_scalars(1.0, 1.0, 1.0);
+    for_each_group(storage, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {
+        float carried[kGroupSize], largest = 0.0F;
+        for (std::size_t n = 0; n < count; ++n) {
+            carried[n] = is_first ? values[begin + n] : L::sqrt(values[begin + n]);
+            largest = L::max_ignoring_nan(largest, std::fabs(carried[n]));
+        }
+        float scale = 0.0F, encode = 0.0F;
+        if (is_first) {
+            M::template first_scale<L>(largest, 0.0F, k, scale, encode);
+        } else {
+            M::template second_scale<L>(largest, 0.0F, k, scale, encode);
+        }
+        for (std::size_t n = 0; n < count; ++n) {
+            const auto code = is_first
+                                  ? M::template first_code<L>(carried[n], encode, dither_above_384(kNearestDither))
+                                  : M::template second_code<L>(carried[n], encode, dither_above_256(kNearestDither));
+            codes[begin + n] = static_cast<std::byte>(code & 0xffU);
+        }
+        scales[group] = M::scale_bits(scale);
+    });
+}
+
+template <class M>
+void decode_groups(Moment moment, MomentStorage storage, const Layout& layout, std::span<const std::byte> codes,
+                   std::span<const std::uint16_t> scales, std::span<float> values) {
+    for_each_group(storage, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {
+        const float scale = M::scale_to_float(scales[group]);
+        for (std::size_t n = begin; n < begin + count; ++n) {
+            if (moment == Moment::kFirst) {
+                const auto code = static_cast<std::int8_t>(codes[n]);
+                values[n] = M::template first_unit<L>(L::load_i8(&code)) * (scale * M::kFirstUnit);
+            } else {
+                const auto root = M::template second_unit<L>(static_cast<std::uint32_t>(codes[n])) *
+                                  (scale * M::kSecondUnit);
+                values[n] = root * root;
+            }
+        }
+    });
+}
+
+/// Calls visit.template operator()<W>() with the weight format of the plan.
+template <class Visit>
+void with_weight_format(const StoragePlan& plan, Visit visit) {
+    const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
+    const auto choose = [&]<class ForBfloat16, class ForFloat16>() {
+        is_bfloat16 ? visit.template operator()<ForBfloat16>() : visit.template operator()<ForFloat16>();
+    };
+    if (plan.weight_dtype == DType::kFloat32) {
+        visit.template operator()<PaperFloat32Weight>();
+    } else if (plan.paper_arithmetic && plan.master_weight_bits == 24) {
+        choose.template operator()<PaperWeight<PaperBfloat16, std::int8_t>, PaperWeight<PaperFloat16, std::int8_t>>();
+    } else if (plan.paper_arithmetic && plan.master_weight_bits == 32) {
+        choose.template operator()<PaperWeight<PaperBfloat16, std::int16_t>, PaperWeight<PaperFloat16, std::int16_t>>();
+    } else if (plan.paper_arithmetic) {
+        choose.template operator()<PaperPlainWeight<PaperBfloat16>, PaperPlainWeight<PaperFloat16>>();
+    } else if (plan.master_weight_bits == 24) {
+        choose.template operator()<Bfloat16Weight24, Float16Weight24>();
+    } else if (plan.master_weight_bits == 32) {
+        choose.template operator()<Bfloat16Weight32, Float16Weight32>();
+    } else if (plan.master_weight_bits == 16) {
+        choose.template operator()<Bfloat16WeightDithered, Float16WeightDithered>();
+    } else {
+        choose.template operator()<Bfloat16WeightNearest, Float16WeightNearest>();
+    }
+}
+
+/// Inf and NaN in the 16 bits of a native weight; a step never writes them, a conversion does.
+template <class W>
+std::uint32_t special_bits(float w, bool is_bfloat16) {
+    const std::uint32_t infinity = is_bfloat16 ? Bfloat16Grid::kInfinityHigh : Float16Grid::kInfinityHigh;
+    const std::uint32_t nan = is_bfloat16 ? Bfloat16Grid::kNanHigh : Float16Grid::kNanHigh;
+    return (std::isnan(w) ? nan : infinity) | ((L::bits(w) >> 16U) & 0x8000U);
+}
+
+template <class W>
+void split_all(bool is_bfloat16, std::span<const float> masters, void* weights, void* corrections) {
+    using Correction = typename W::Correction;
+    for (std::size_t n = 0; n < masters.size(); ++n) {
+        std::uint32_t hi = 0, lo = 0;
+        if constexpr (std::is_same_v<typename W::Stored, float>) {
+            static_cast<float*>(weights)[n] = masters[n];
+        } else {
+            if (W::kProtected && !std::isfinite(masters[n])) {
+                hi = special_bits<W>(masters[n], is_bfloat16);
+            } else {
+                W::template encode<L>(masters[n], kNearestDither, hi, lo);
+            }
+            static_cast<std::uint16_t*>(weights)[n] = static_cast<std::uint16_t>(hi);
+            if constexpr (!std::is_void_v<Correction>) static_cast<Correction*>(corrections)[n] = static_cast<Correction>(lo);
+        }
+    }
+}
+
+template <class W>
+void join_all(const void* weights, const void* corrections, std::span<float> masters) {
+    using Correction = typename W::Correction;
+    for (std::size_t n = 0; n < masters.size(); ++n) {
+        if constexpr (std::is_same_v<typename W::Stored, float>) {
+            masters[n] = static_cast<const float*>(weights)[n];
+        } else {
+            std::uint32_t lo = 0;
+            if constexpr (!std::is_void_v<Correction>) {
+                lo = static_cast<std::uint32_t>(static_cast<std::int32_t>(static_cast<const Correction*>(corrections)[n]));
+            }
+            masters[n] = W::template decode<L>(static_cast<const std::uint16_t*>(weights)[n], lo);
+        }
+    }
+}
+
+}  // namespace
+
+void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout, std::span<const float> values,
+                     std::span<std::byte> codes, std::span<std::uint16_t> scales) {
+    check_sizes(storage, layout, values.size(), codes.size(), scales.size());
+    if (storage == MomentStorage::kFloat32) {
+        if (!values.empty()) std::memcpy(codes.data(), values.data(), values.size_bytes());
+        return;
+    }
+    check_values(moment, storage, values);
+    if (storage == MomentStorage::kNative) {
+        encode_groups<NativeMoments>(moment, storage, layout, values, codes, scales);
+    } else {
+        encode_groups<PaperMoments>(moment, storage, layout, values, codes, scales);
+    }
+}
+
+void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout, std::span<const std::byte> codes,
+                       std::span<const std::uint16_t> scales, std::span<float> values) {
+    check_sizes(storage, layout, values.size(), codes.size(), scales.size());
+    if (storage == MomentStorage::kFloat32) {
+        if (!values.empty()) std::memcpy(values.data(), codes.data(), codes.size());
+    } else if (storage == MomentStorage::kNative) {
+        decode_groups<NativeMoments>(moment, storage, layout, codes, scales, values);
+    } else {
+        decode_groups<PaperMoments>(moment, storage, layout, codes, scales, values);
+    }
+}
+
+void check_moment(Moment moment, MomentStorage storage, std::span<const std::byte> codes,
+                  std::span<const std::uint16_t> scales, std::string_view name) {
+    if (storage == MomentStorage::kFloat32) {
+        for (std::size_t at = 0; at + sizeof(float) <= codes.size(); at += sizeof(float)) {
+            const auto value = L::load_as<float>(codes.data() + at);
+            if (std::isfinite(value) && (moment == Moment::kFirst || value >= 0.0F)) continue;
+            throw FormatError(std::string(name) + ": element " + std::to_string(at / sizeof(float)) + " is " +
+                              std::to_string(value) + "; a moment is finite" +
+                              (moment == Moment::kSecond ? " and not negative" : "") + ": the file is damaged");
+        }
+        return;
+    }
+    if (storage == MomentStorage::kNative) {
+        const auto forbidden = moment == Moment::kFirst ? std::byte{0x80} : std::byte{0xff};
+        for (std::size_t n = 0; n < codes.size(); ++n) {
+            if (codes[n] != forbidden) continue;
+            throw FormatError(std::string(name) + ": element " + std::to_string(n) + " has code " +
+                              (moment == Moment::kFirst ? "-128" : "255") +
+                              ", which the native format never writes: the file is damaged or of another format");
+        }
+    }
+    for (std::size_t n = 0; n < scales.size(); ++n) {
+        const float scale = storage == MomentStorage::kNative ? NativeMoments::scale_to_float(scales[n])
+                                                              : PaperMoments::scale_to_float(scales[n]);
+        if (std::isfinite(scale) && !std::signbit(scale)) continue;
+        throw FormatError(std::string(name) + ": scale " + std::to_string(n) + " is " + std::to_string(scale) +
+                          "; scales are finite and not negative: the file is damaged or of another format");
+    }
+}
+
+void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights, void* corrections) {
+    const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
+    with_weight_format(plan, [&]<class W>() { split_all<W>(is_bfloat16, masters, weights, corrections); });
+}
+
+void join_weights(const StoragePlan& plan, const void* weights, const void* corrections, std::span<float> masters) {
+    with_weight_format(plan, [&]<class W>() { join_all<W>(weights, corrections, masters); });
+}
+
+}  // namespace flashoptim

@@ -1,0 +1,354 @@
+// One fused step of a run of elements: decode, rule, encode. The only place where rule, format and lanes meet; it knows
+// nothing of tensors, threads or instruction sets.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "flashoptim/format/groups.h"
+#include "flashoptim/numeric/dither.h"
+#include "step/kernels.h"
+#include "step/read_gradient.h"
+
+namespace flashoptim {
+
+template <class L, class R, class M, class W>
+class FusedStep {
+    using Float = typename L::Float;
+    using UInt = typename L::UInt;
+    using Mask = typename L::Mask;
+    using Stored = typename W::Stored;
+    static constexpr bool kHasCorrection = !std::is_void_v<typename W::Correction>;
+    using Correction = std::conditional_t<kHasCorrection, typename W::Correction, std::int8_t>;
+    using FirstCode = typename M::FirstCode;
+    using SecondCode = typename M::SecondCode;
+    static constexpr bool kFirst = R::kHasFirst, kSecond = R::kHasSecond, kGrouped = M::kGrouped;
+    static constexpr int kGroup = static_cast<int>(kGroupSize);
+    static_assert(kGroup % L::kWidth == 0);
+
+    /// What one block touches, typed.
+    struct Block {
+        Stored* weight;
+        Correction* correction;
+        FirstCode* first;
+        std::uint16_t* first_scales;
+        SecondCode* second;
+        std::uint16_t* second_scales;
+        const std::byte* gradient;
+    };
+
+public:
+    /// Steps the segment; returns the number of elements that were skipped.
+    static std::uint64_t run(const Segment& s) {
+        std::uint64_t bad = 0;
+        const std::int64_t whole = s.count / kGroup * kGroup;
+        for (std::int64_t at = 0; at < whole; at += kBlockSize) {
+            const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
+            bad += step_block(s, block_at(s, at), size, place_at(s, at));
+        }
+        if (whole < s.count) bad += step_tail(s, whole);
+        return bad;
+    }
+
+    /// Counts the bad gradients of the segment and changes nothing.
+    static std::uint64_t count_bad(const Segment& s) {
+        std::uint64_t bad = 0;
+        alignas(64) float gradient[kGroup];
+        for (std::int64_t at = 0; at < s.count; at += kGroup) {
+            const auto size = static_cast<int>(s.count - at < kGroup ? s.count - at : kGroup);
+            const auto block = block_at(s, at);
+            if (size == kGroup) {
+                read_gradient<L>(block.gradient, s.gradient_dtype, s.gradient_factor, kGroup, gradient);
+                bad += count_bad_in_group(s, block, gradient);
+            } else {
+                Tail tail(s, block, size);
+                read_gradient<L>(tail.gradient, s.gradient_dtype, s.gradient_factor, kGroup, gradient);
+                bad += count_bad_in_group(s, tail.block(), gradient);
+            }
+        }
+        return bad;
+    }
+
+private:
+    static FLASHOPTIM_INLINE Block block_at(const Segment& s, std::int64_t at) {
+        Block b{};
+        b.weight = static_cast<Stored*>(s.weight) + at;
+        if constexpr (kHasCorrection) b.correction = static_cast<Correction*>(s.correction) + at;
+        if constexpr (kFirst) b.first = static_cast<FirstCode*>(s.first) + at;
+        if constexpr (kSecond) b.second = static_cast<SecondCode*>(s.second) + at;
+        if constexpr (kGrouped && kFirst) b.first_scales = s.first_scales + at / kGroup;
+        if constexpr (kGrouped && kSecond) b.second_scales = s.second_scales + at / kGroup;
+        b.gradient = static_cast<const std::byte*>(s.gradient) + at * static_cast<std::int64_t>(size_of(s.gradient_dtype));
+        return b;
+    }
+    static FLASHOPTIM_INLINE std::uint32_t place_at(const Segment& s, std::int64_t at) {
+        return (s.place + static_cast<std::uint32_t>(at % kDitherPeriod)) % kDitherPeriod;
+    }
+
+    /// A short last group, padded with zeros to a full one on the stack.
+    struct Tail {
+        alignas(64) Stored weight[kGroup] = {};
+        alignas(64) Correction correction[kGroup] = {};
+        alignas(64) FirstCode first[kGroup] = {};
+        alignas(64) SecondCode second[kGroup] = {};
+        alignas(64) std::byte gradient[kGroup * 4] = {};
+        const Block home;
+        const std::size_t size;
+
+        Tail(const Segment& s, const Block& from, int count) : home(from), size(static_cast<std::size_t>(count)) {
+            std::memcpy(weight, home.weight, size * sizeof(Stored));
+            if constexpr (kHasCorrection) std::memcpy(correction, home.correction, size * sizeof(Correction));
+            if constexpr (kFirst) std::memcpy(first, home.first, size * sizeof(FirstCode));
+            if constexpr (kSecond) std::memcpy(second, home.second, size * sizeof(SecondCode));
+            std::memcpy(gradient, home.gradient, size * size_of(s.gradient_dtype));
+        }
+        [[nodiscard]] Block block() {
+            return {weight, correction, first, home.first_scales, second, home.second_scales, gradient};
+        }
+        void write_back() const {
+            std::memcpy(home.weight, weight, size * sizeof(Stored));
+            if constexpr (kHasCorrection) std::memcpy(home.correction, correction, size * sizeof(Correction));
+            if constexpr (kFirst) std::memcpy(home.first, first, size * sizeof(FirstCode));
+            if constexpr (kSecond) std::memcpy(home.second, second, size * sizeof(SecondCode));
+        }
+    };
+
+    static std::uint64_t step_tail(const Segment& s, std::int64_t at) {
+        Tail tail(s, block_at(s, at), static_cast<int>(s.count - at));
+        const auto bad = step_block(s, tail.block(), kGroup, place_at(s, at));
+        tail.write_back();
+        return bad;
+    }
+
+    static FLASHOPTIM_INLINE UInt load_weight(const Stored* p) {
+        if constexpr (std::is_same_v<Stored, float>) {
+            return L::bits(L::load_f32(p));
+        } else {
+            return L::load_u16(p);
+        }
+    }
+    static FLASHOPTIM_INLINE void store_weight(Stored* p, UInt hi) {
+        if constexpr (std::is_same_v<Stored, float>) {
+            L::store_f32(p, L::from_bits(hi));
+        } else {
+            L::store_u16(p, hi);
+        }
+    }
+    static FLASHOPTIM_INLINE UInt load_correction(const Correction* p) {
+        if constexpr (!kHasCorrection) {
+            return L::broadcast_bits(0U);
+        } else if constexpr (sizeof(Correction) == 1) {
+            return L::load_i8(p);
+        } else {
+            return L::load_i16(p);
+        }
+    }
+    static FLASHOPTIM_INLINE void store_correction(Correction* p, UInt lo) {
+        if constexpr (!kHasCorrection) {
+            return;
+        } else if constexpr (sizeof(Correction) == 1) {
+            L::store_i8(p, lo);
+        } else {
+            L::store_i16(p, lo);
+        }
+    }
+    static FLASHOPTIM_INLINE Float first_unit(const FirstCode* p) {
+        if constexpr (kGrouped) {
+            return M::template first_unit<L>(L::load_i8(p));
+        } else {
+            return L::load_f32(p);
+        }
+    }
+    static FLASHOPTIM_INLINE Float second_unit(const SecondCode* p) {
+        if constexpr (kGrouped) {
+            return M::template second_unit<L>(L::load_u8(p));
+        } else {
+            return L::load_f32(p);
+        }
+    }
+    /// NaN, Inf and |g| >= 2^48 (formats: a bad gradient).
+    static FLASHOPTIM_INLINE Mask is_bad(Float g) {
+        return L::negate(L::less(absolute<L>(g), L::broadcast(0x1p48F)));
+    }
+
+    static std::uint64_t count_bad_in_group(const Segment& s, const Block& b, const float* gradient) {
+        if (!s.check_gradient) return 0;
+        std::uint64_t bad = 0;
+        for (int e = 0; e < kGroup; e += L::kWidth) {
+            const auto w = W::template decode<L>(load_weight(b.weight + e), load_correction(b.correction + e));
+            const auto g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, *s.scalars);
+            bad += static_cast<std::uint64_t>(L::count(is_bad(g)));
+        }
+        return bad;
+    }
+
+    /// What the first pass over a block hands to the second: new moments in carried units, and the groups' scales.
+    struct Pending {
+        alignas(64) float values[kBlockSize];
+        alignas(64) float old_scale[kGroupsPerBlock] = {};
+        alignas(64) float factor[kGroupsPerBlock] = {};
+        alignas(64) float largest[kGroupsPerBlock] = {};
+        alignas(64) float new_scale[kGroupsPerBlock] = {};
+        alignas(64) float encode[kGroupsPerBlock] = {};
+
+        void read_scales(const std::uint16_t* scales, int groups, float scale_factor) {
+            for (int n = 0; n < groups; ++n) {
+                old_scale[n] = M::scale_to_float(scales[n]);
+                factor[n] = old_scale[n] * scale_factor;
+            }
+        }
+        void write_scales(std::uint16_t* scales, int groups) const {
+            for (int n = 0; n < groups; ++n) scales[n] = M::scale_bits(new_scale[n]);
+        }
+        [[nodiscard]] bool keeps_codes(int group) const {
+            return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;
+        }
+    };
+    struct Nothing {};
+
+    static std::uint64_t step_block(const Segment& s, const Block& b, int size, std::uint32_t place) {
+        const StepScalars& k = *s.scalars;
+        const DitherTables& dither = *s.dither;
+        const int groups = size / kGroup;
+        alignas(64) float gradient[kBlockSize];
+        alignas(64) std::uint32_t bad_elements[kBlockSize];
+        std::uint64_t bad_count = 0;
+        [[maybe_unused]] std::conditional_t<kGrouped && kFirst, Pending, Nothing> first_moments;
+        [[maybe_unused]] std::conditional_t<kGrouped && kSecond, Pending, Nothing> second_moments;
+
+        read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
+        if constexpr (kGrouped && kFirst) first_moments.read_scales(b.first_scales, groups, k.first.factor);
+        if constexpr (kGrouped && kSecond) second_moments.read_scales(b.second_scales, groups, k.second.factor);
+
+        for (int group = 0; group < groups; ++group) {
+            [[maybe_unused]] Float largest_first = L::broadcast(0.0F), largest_second = L::broadcast(0.0F);
+            for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
+                const UInt old_hi = load_weight(b.weight + e), old_lo = load_correction(b.correction + e);
+                Float w = W::template decode<L>(old_hi, old_lo);
+                const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, k);
+                typename M::template OldFirst<L> old_first{};
+                typename M::template OldSecond<L> old_second{};
+                if constexpr (kFirst) old_first.unit = first_unit(b.first + e);
+                if constexpr (kSecond) old_second.unit = second_unit(b.second + e);
+                if constexpr (kGrouped) {
+                    if constexpr (kFirst) old_first.factor = L::broadcast(first_moments.factor[group]);
+                    if constexpr (kSecond) old_second.factor = L::broadcast(second_moments.factor[group]);
+                } else {
+                    old_first.factor = L::broadcast(k.first.factor);
+                    old_second.factor = L::broadcast(k.second.factor);
+                }
+                Float first{}, second{}, root{};
+                R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+
+                UInt hi{}, lo{};
+                W::template encode<L>(w, L::load_u32(dither.weight + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod),
+                                      hi, lo);
+                Mask bad = is_bad(g), keep = bad;
+                if constexpr (W::kProtected) {
+                    const Mask special = W::template is_special<L>(old_hi);
+                    bad = L::either(bad, L::both(is_nan<L>(w), L::negate(special)));
+                    keep = L::either(bad, special);
+                } else if (!s.check_gradient) {
+                    bad = keep = L::from_mask_bits(L::broadcast_bits(0U));
+                }
+                store_weight(b.weight + e, L::select_bits(keep, old_hi, hi));
+                store_correction(b.correction + e, L::select_bits(keep, old_lo, lo));
+
+                if (L::any(bad)) [[unlikely]] {
+                    if (bad_count == 0) std::memset(bad_elements, 0, sizeof bad_elements);
+                    bad_count += static_cast<std::uint64_t>(L::count(bad));
+                    L::store_u32(bad_elements + e, L::mask_bits(bad));
+                    keep_moments<kFirst>(bad, old_first.unit, first_moments, group, k.first.measure, M::kFirstUnit, first);
+                    if constexpr (kGrouped) {
+                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, k.second.measure,
+                                              M::kSecondUnit, root);
+                    } else {
+                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, 1.0F, 1.0F, second);
+                    }
+                }
+                if constexpr (!kGrouped) {
+                    if constexpr (kFirst) L::store_f32(b.first + e, first);
+                    if constexpr (kSecond) L::store_f32(b.second + e, second);
+                } else {
+                    if constexpr (kFirst) {
+                        L::store_f32(first_moments.values + e, first);
+                        largest_first = L::max_ignoring_nan(largest_first, absolute<L>(first));
+                    }
+                    if constexpr (kSecond) {
+                        L::store_f32(second_moments.values + e, root);
+                        largest_second = L::max_ignoring_nan(largest_second, root);
+                    }
+                }
+            }
+            if constexpr (kGrouped && kFirst) first_moments.largest[group] = L::horizontal_max(largest_first);
+            if constexpr (kGrouped && kSecond) second_moments.largest[group] = L::horizontal_max(largest_second);
+        }
+        if constexpr (kGrouped) {
+            if constexpr (kFirst) {
+                for (int n = 0; n < groups; n += L::kWidth) new_scales<true>(first_moments, n, k.first);
+                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0, bad_elements,
+                              [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
+                                  return M::template first_code<L>(m, encode, u);
+                              });
+                first_moments.write_scales(b.first_scales, groups);
+            }
+            if constexpr (kSecond) {
+                for (int n = 0; n < groups; n += L::kWidth) new_scales<false>(second_moments, n, k.second);
+                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0, bad_elements,
+                              [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
+                                  return M::template second_code<L>(r, encode, u);
+                              });
+                second_moments.write_scales(b.second_scales, groups);
+            }
+        }
+        return bad_count;
+    }
+
+    /// Puts the old moment, in carried units, where an element is bad.
+    template <bool kPresent, class State>
+    static FLASHOPTIM_INLINE void keep_moments(Mask bad, Float unit, const State& state, int group, float measure,
+                                               float unit_value, Float& value) {
+        if constexpr (kPresent) {
+            Float kept = unit;
+            if constexpr (kGrouped) {
+                kept = L::divide(unit * (state.old_scale[group] * unit_value), L::broadcast(measure));
+            }
+            value = L::select(bad, kept, value);
+        }
+    }
+
+    template <bool kIsFirst>
+    static FLASHOPTIM_INLINE void new_scales(Pending& moments, int group, const MomentScalars& k) {
+        Float scale, encode;
+        const auto largest = L::load_f32(moments.largest + group), old_scale = L::load_f32(moments.old_scale + group);
+        if constexpr (kIsFirst) {
+            M::template first_scale<L>(largest, old_scale, k, scale, encode);
+        } else {
+            M::template second_scale<L>(largest, old_scale, k, scale, encode);
+        }
+        L::store_f32(moments.new_scale + group, scale);
+        L::store_f32(moments.encode + group, encode);
+    }
+
+    template <class Code, class Encode>
+    static FLASHOPTIM_INLINE void encode_moment(Code* codes, const Pending& moments, const std::uint32_t* dither,
+                                                std::uint32_t place, int groups, bool has_bad,
+                                                const std::uint32_t* bad_elements, Encode encode) {
+        for (int group = 0; group < groups; ++group) {
+            const auto factor = L::broadcast(moments.encode[group]);
+            for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
+                const auto u = L::load_u32(dither + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod);
+                auto code = encode(L::load_f32(moments.values + e), factor, u);
+                auto* const bytes = reinterpret_cast<std::uint8_t*>(codes) + e;
+                if (has_bad && moments.keeps_codes(group)) [[unlikely]] {
+                    const auto bad = L::from_mask_bits(L::load_u32(bad_elements + e));
+                    code = L::select_bits(bad, L::load_u8(bytes), code);
+                }
+                L::store_u8(bytes, code);
+            }
+        }
+    }
+};
+
+}  // namespace flashoptim

@@ -1,0 +1,55 @@
+// The seam between the list of tensors (step.cpp) and the kernels that the backends instantiate.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "flashoptim/numeric/dither.h"
+#include "flashoptim/step.h"
+
+namespace flashoptim {
+
+/// Elements that a kernel works on between the passes over a block; one dither period, two vectors of scales at most.
+constexpr int kBlockSize = 512;
+constexpr int kGroupsPerBlock = kBlockSize / static_cast<int>(kGroupSize);
+
+/// A run of elements whose groups lie together, beginning with a group: a row, part of one, or many that need no distinction.
+struct Segment {
+    void* weight = nullptr;
+    void* correction = nullptr;
+    void* first = nullptr;
+    std::uint16_t* first_scales = nullptr;
+    void* second = nullptr;
+    std::uint16_t* second_scales = nullptr;
+    const void* gradient = nullptr;
+    DType gradient_dtype = DType::kFloat32;
+    float gradient_factor = 1.0F;
+    bool check_gradient = true;
+    std::uint32_t place = 0;  // index of the first element in the whole tensor mod 512
+    std::int64_t count = 0;
+    const StepScalars* scalars = nullptr;
+    const DitherTables* dither = nullptr;
+};
+
+/// What one backend offers for one rule and storage.
+struct Kernels {
+    std::uint64_t (*run)(const Segment&) = nullptr;        // steps; returns the number of skipped elements
+    std::uint64_t (*count_bad)(const Segment&) = nullptr;  // changes nothing
+};
+
+/// Sum of squares of a block of the gradient; the same bits from every backend.
+using SumOfSquares = double (*)(const void* gradient, DType dtype, float factor, std::int64_t count);
+
+struct BackendKernels {
+    Kernels (*find)(Rule rule, bool momentum, const StoragePlan& plan) = nullptr;
+    SumOfSquares sum_of_squares = nullptr;
+};
+
+BackendKernels scalar_backend();
+BackendKernels portable_backend();
+#if defined(FLASHOPTIM_X86_LEVELS)
+BackendKernels x86_v3_backend();
+BackendKernels x86_v4_backend();
+#endif
+
+}  // namespace flashoptim

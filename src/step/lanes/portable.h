@@ -1,0 +1,155 @@
+// Lanes of kLanes floats in the compiler's own vector types, without one instruction by name: the same text becomes SSE2, AVX2,
+// AVX-512 or NEON with the flags of the file that includes it. Bit-identical to ScalarLanes.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "flashoptim/numeric/device.h"
+
+namespace flashoptim {
+
+/// The compiler's vector types of a width (their size must not depend on a template parameter).
+template <int kLanes>
+struct VectorTypes;
+template <>
+struct VectorTypes<4> {
+    typedef float Float __attribute__((vector_size(16)));
+    typedef std::uint32_t UInt __attribute__((vector_size(16)));
+    typedef std::int32_t Int __attribute__((vector_size(16)));
+    typedef std::uint16_t UInt16 __attribute__((vector_size(8)));
+    typedef std::int16_t Int16 __attribute__((vector_size(8)));
+    typedef std::uint8_t UInt8 __attribute__((vector_size(4)));
+    typedef std::int8_t Int8 __attribute__((vector_size(4)));
+};
+template <>
+struct VectorTypes<8> {
+    typedef float Float __attribute__((vector_size(32)));
+    typedef std::uint32_t UInt __attribute__((vector_size(32)));
+    typedef std::int32_t Int __attribute__((vector_size(32)));
+    typedef std::uint16_t UInt16 __attribute__((vector_size(16)));
+    typedef std::int16_t Int16 __attribute__((vector_size(16)));
+    typedef std::uint8_t UInt8 __attribute__((vector_size(8)));
+    typedef std::int8_t Int8 __attribute__((vector_size(8)));
+};
+template <>
+struct VectorTypes<16> {
+    typedef float Float __attribute__((vector_size(64)));
+    typedef std::uint32_t UInt __attribute__((vector_size(64)));
+    typedef std::int32_t Int __attribute__((vector_size(64)));
+    typedef std::uint16_t UInt16 __attribute__((vector_size(32)));
+    typedef std::int16_t Int16 __attribute__((vector_size(32)));
+    typedef std::uint8_t UInt8 __attribute__((vector_size(16)));
+    typedef std::int8_t Int8 __attribute__((vector_size(16)));
+};
+
+template <int kLanes>
+struct PortableLanes {
+    static constexpr int kWidth = kLanes;
+    using Float = typename VectorTypes<kLanes>::Float;
+    using UInt = typename VectorTypes<kLanes>::UInt;
+    using Int = typename VectorTypes<kLanes>::Int;
+    using Mask = Int;  // 0 or -1 in each lane
+
+    static FLASHOPTIM_INLINE Float broadcast(float value) { return Float{} + value; }
+    static FLASHOPTIM_INLINE UInt broadcast_bits(std::uint32_t value) { return UInt{} + value; }
+    static FLASHOPTIM_INLINE UInt bits(Float x) { return reinterpret_cast<UInt>(x); }
+    static FLASHOPTIM_INLINE Float from_bits(UInt x) { return reinterpret_cast<Float>(x); }
+    static FLASHOPTIM_INLINE Float to_float(UInt x) {
+        return __builtin_convertvector(reinterpret_cast<Int>(x), Float);
+    }
+    static FLASHOPTIM_INLINE UInt truncate(Float x) {
+        return reinterpret_cast<UInt>(__builtin_convertvector(x, Int));
+    }
+    static FLASHOPTIM_INLINE UInt shift_right_signed(UInt x, int count) {
+        return reinterpret_cast<UInt>(reinterpret_cast<Int>(x) >> count);
+    }
+
+    static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) {
+        Float result;
+        for (int lane = 0; lane < kLanes; ++lane) result[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+        return result;
+    }
+    static FLASHOPTIM_INLINE Float divide(Float a, Float b) { return a / b; }
+    static FLASHOPTIM_INLINE Float sqrt(Float a) {
+        Float result;
+        for (int lane = 0; lane < kLanes; ++lane) result[lane] = __builtin_sqrtf(a[lane]);
+        return result;
+    }
+
+    static FLASHOPTIM_INLINE Mask less(Float a, Float b) { return a < b; }
+    static FLASHOPTIM_INLINE Mask equal(Float a, Float b) { return a == b; }
+    static FLASHOPTIM_INLINE Mask less_bits(UInt a, UInt b) { return a < b; }
+    static FLASHOPTIM_INLINE Mask equal_bits(UInt a, UInt b) { return a == b; }
+    static FLASHOPTIM_INLINE Mask negate(Mask a) { return ~a; }
+    static FLASHOPTIM_INLINE Mask both(Mask a, Mask b) { return a & b; }
+    static FLASHOPTIM_INLINE Mask either(Mask a, Mask b) { return a | b; }
+    static FLASHOPTIM_INLINE bool any(Mask a) {
+        std::int32_t all = 0;
+        for (int lane = 0; lane < kLanes; ++lane) all |= a[lane];
+        return all != 0;
+    }
+    static FLASHOPTIM_INLINE int count(Mask a) {
+        std::int32_t sum = 0;
+        for (int lane = 0; lane < kLanes; ++lane) sum -= a[lane];
+        return sum;
+    }
+    static FLASHOPTIM_INLINE UInt mask_bits(Mask a) { return reinterpret_cast<UInt>(a); }
+    static FLASHOPTIM_INLINE Mask from_mask_bits(UInt a) { return reinterpret_cast<Mask>(a); }
+
+    static FLASHOPTIM_INLINE Float select(Mask m, Float yes, Float no) { return m ? yes : no; }
+    static FLASHOPTIM_INLINE UInt select_bits(Mask m, UInt yes, UInt no) { return m ? yes : no; }
+    static FLASHOPTIM_INLINE UInt min_bits(UInt a, UInt b) { return a < b ? a : b; }
+    static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return b > a ? b : a; }
+    static FLASHOPTIM_INLINE float horizontal_max(Float a) {
+        float largest = a[0];
+        for (int lane = 1; lane < kLanes; ++lane) largest = a[lane] > largest ? a[lane] : largest;
+        return largest;
+    }
+
+    static FLASHOPTIM_INLINE Float load_f32(const float* p) { return load<Float>(p); }
+    static FLASHOPTIM_INLINE void store_f32(float* p, Float x) { std::memcpy(p, &x, sizeof x); }
+    static FLASHOPTIM_INLINE UInt load_u32(const std::uint32_t* p) { return load<UInt>(p); }
+    static FLASHOPTIM_INLINE void store_u32(std::uint32_t* p, UInt x) { std::memcpy(p, &x, sizeof x); }
+    static FLASHOPTIM_INLINE UInt load_u16(const std::uint16_t* p) {
+        return __builtin_convertvector(load<UInt16>(p), UInt);
+    }
+    static FLASHOPTIM_INLINE void store_u16(std::uint16_t* p, UInt x) {
+        const auto narrow = __builtin_convertvector(x, UInt16);
+        std::memcpy(p, &narrow, sizeof narrow);
+    }
+    static FLASHOPTIM_INLINE UInt load_i16(const std::int16_t* p) {
+        return reinterpret_cast<UInt>(__builtin_convertvector(load<Int16>(p), Int));
+    }
+    static FLASHOPTIM_INLINE void store_i16(std::int16_t* p, UInt x) {
+        store_u16(reinterpret_cast<std::uint16_t*>(p), x);
+    }
+    static FLASHOPTIM_INLINE UInt load_i8(const std::int8_t* p) {
+        return reinterpret_cast<UInt>(__builtin_convertvector(load<Int8>(p), Int));
+    }
+    static FLASHOPTIM_INLINE void store_i8(std::int8_t* p, UInt x) {
+        store_u8(reinterpret_cast<std::uint8_t*>(p), x);
+    }
+    static FLASHOPTIM_INLINE UInt load_u8(const std::uint8_t* p) {
+        return __builtin_convertvector(load<UInt8>(p), UInt);
+    }
+    static FLASHOPTIM_INLINE void store_u8(std::uint8_t* p, UInt x) {
+        const auto narrow = __builtin_convertvector(x, UInt8);
+        std::memcpy(p, &narrow, sizeof narrow);
+    }
+
+private:
+    using UInt16 = typename VectorTypes<kLanes>::UInt16;
+    using Int16 = typename VectorTypes<kLanes>::Int16;
+    using UInt8 = typename VectorTypes<kLanes>::UInt8;
+    using Int8 = typename VectorTypes<kLanes>::Int8;
+
+    template <class Vector>
+    static FLASHOPTIM_INLINE Vector load(const void* p) {
+        Vector result;
+        std::memcpy(&result, p, sizeof result);
+        return result;
+    }
+};
+
+}  // namespace flashoptim
