@@ -1,0 +1,12 @@
+// The table that ends a comparison. Prints what the runs measured, computes differences only.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace flashoptim::app {
+
+/// The table of {"runs": [...]}; differences of the loss are to the first run of the same optimizer and seed that is fp32.
+std::string comparison_table(const nlohmann::ordered_json& summary);
+
+}  // namespace flashoptim::app

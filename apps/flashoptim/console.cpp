@@ -1,0 +1,113 @@
+// The progress bar and the plain lines.
+#include "console.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstdio>
+
+namespace flashoptim::app {
+namespace {
+
+constexpr int kBarWidth = 24;
+constexpr auto kBarInterval = std::chrono::milliseconds(100);
+constexpr auto kLineInterval = std::chrono::seconds(10);
+
+// A signal handler can reach nothing but this.
+volatile std::sig_atomic_t stop_signal = 0;
+void remember_signal(int signal) { stop_signal = signal; }
+
+std::string human_seconds(double seconds) {
+    const auto whole = static_cast<std::int64_t>(seconds + 0.5);
+    if (whole < 3600) return fmt::format("{}:{:02}", whole / 60, whole % 60);
+    return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+}
+
+std::string bar(double done) {
+    const int full = std::clamp(static_cast<int>(done * kBarWidth), 0, kBarWidth);
+    return std::string(static_cast<std::size_t>(full), '#') + std::string(static_cast<std::size_t>(kBarWidth - full), '.');
+}
+
+}  // namespace
+
+std::string human_bytes(std::int64_t bytes) {
+    constexpr std::array kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
+    auto value = static_cast<double>(bytes);
+    std::size_t unit = 0;
+    while (value >= 1024.0 && unit + 1 < kUnits.size()) {
+        value /= 1024.0;
+        ++unit;
+    }
+    return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+ConsoleObserver::ConsoleObserver(std::string label) : label_(std::move(label)), terminal_(isatty(STDERR_FILENO) == 1) {
+    stop_signal = 0;
+    // The second signal kills, as if there were no handler.
+    struct sigaction action {};
+    action.sa_handler = remember_signal;
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+}
+ConsoleObserver::~ConsoleObserver() {
+    clear_bar();
+    std::signal(SIGINT, SIG_DFL);
+    std::signal(SIGTERM, SIG_DFL);
+}
+
+void ConsoleObserver::clear_bar() {
+    if (bar_shown_) fmt::print(stderr, "\r\033[K");
+    bar_shown_ = false;
+}
+
+void ConsoleObserver::on_start(const trainer::RunInfo& info) {
+    info_ = info;
+    start_ = last_shown_ = std::chrono::steady_clock::now();
+    fmt::print(stderr, "{}: {} parameters, {} training and {} validation tokens, {} threads{}\n", label_,
+               info.parameters, info.training_tokens, info.validation_tokens, info.threads,
+               info.resumed_from.empty() ? "" : ", resumed from " + info.resumed_from.string());
+}
+
+void ConsoleObserver::on_step(const trainer::StepRecord& record) {
+    const auto now = std::chrono::steady_clock::now();
+    const bool is_last = record.step == info_.total_steps;
+    if (record.validation_loss) validation_ = fmt::format(" val {:.4f}", *record.validation_loss);
+    const auto interval = terminal_ ? std::chrono::steady_clock::duration(kBarInterval)
+                                    : std::chrono::steady_clock::duration(kLineInterval);
+    if (now - last_shown_ < interval && !is_last && record.step != info_.first_step) return;
+    last_shown_ = now;
+    const double elapsed = std::chrono::duration<double>(now - start_).count();
+    const auto done = static_cast<double>(record.step - info_.first_step + 1);
+    const double left = elapsed / done * static_cast<double>(info_.total_steps - record.step);
+    const auto figures = fmt::format("loss {:.4f}{}  {:.0f} tokens/s  {}  {} left", record.loss, validation_,
+                                     record.tokens_per_second, human_bytes(record.resident_bytes), human_seconds(left));
+    if (terminal_) {
+        const double part = static_cast<double>(record.step) / static_cast<double>(info_.total_steps);
+        fmt::print(stderr, "\r\033[K{} [{}] {}/{}  {}", label_, bar(part), record.step, info_.total_steps, figures);
+        bar_shown_ = true;
+        if (is_last) {
+            fmt::print(stderr, "\n");
+            bar_shown_ = false;
+        }
+    } else {
+        fmt::print(stderr, "{} step {}/{}  {}\n", label_, record.step, info_.total_steps, figures);
+    }
+    std::fflush(stderr);
+}
+
+void ConsoleObserver::on_checkpoint(const trainer::CheckpointRecord& record) {
+    if (!terminal_) {
+        fmt::print(stderr, "{} checkpoint {} ({})\n", label_, record.folder.string(), human_bytes(record.bytes));
+    }
+}
+void ConsoleObserver::on_notice(const std::string& line) {
+    clear_bar();
+    fmt::print(stderr, "{}: note: {}\n", label_, line);
+}
+bool ConsoleObserver::stop_requested() { return stop_signal != 0; }
+
+}  // namespace flashoptim::app

@@ -1,0 +1,145 @@
+// From arguments to TrainOptions.
+#include "run_arguments.h"
+
+#include "flashoptim/error.h"
+
+namespace flashoptim::app {
+
+using trainer::TokenWidth;
+
+double default_learning_rate(Rule rule) {
+    switch (rule) {
+        case Rule::kSGD:
+        case Rule::kSGDW:
+            return 0.1;
+        case Rule::kLion:
+            return 3e-4;
+        default:
+            return 1e-3;
+    }
+}
+
+void add_run_arguments(CLI::App& command, RunArguments& arguments) {
+    auto& options = arguments.options;
+    const std::string data = "Data", model = "Model", loop = "Loop";
+    command
+        .add_option("--data", options.data.path,
+                    "A UTF-8 text file or a folder of them (bytes are tokens), or .bin token files as nanoGPT and llm.c "
+                    "write them")
+        ->required()
+        ->group(data);
+    command
+        .add_option("--validation-data", options.data.validation_path, "Held-out data of its own, instead of a fraction")
+        ->group(data);
+    command
+        .add_option("--validation-fraction", options.data.validation_fraction,
+                    "Part of the end of the data that is held out")
+        ->capture_default_str()
+        ->group(data);
+    command.add_option("--token-width", arguments.token_width, "Bits of a token in .bin files without a header")
+        ->check(CLI::IsMember({16, 32}))
+        ->capture_default_str()
+        ->group(data);
+
+    command.add_option("--model", options.model.preset, "Preset; `flashoptim train --list-models` names them")
+        ->capture_default_str()
+        ->group(model);
+    command.add_option("--vocabulary-size", arguments.vocabulary_size, "Another vocabulary than the preset's")
+        ->group(model);
+    auto* tied = command.add_flag("--tied", arguments.tied, "Output weights are the embedding's")->group(model);
+    command.add_flag("--untied", arguments.untied, "Output weights of their own")->excludes(tied)->group(model);
+    command
+        .add_flag("--activation-checkpointing", options.activation_checkpointing,
+                  "Recompute each block in backward instead of keeping its activations")
+        ->group(model);
+
+    command.add_option("--steps", options.schedule.total_steps, "Optimizer steps")->required()->group(loop);
+    command.add_option("--batch", options.batch_size, "Rows of a micro-batch")->capture_default_str()->group(loop);
+    command.add_option("--sequence", options.sequence_length, "Tokens of a row")->capture_default_str()->group(loop);
+    command
+        .add_option("--accumulation", options.accumulation,
+                    "Micro-batches of a step; their gradients are summed in fp32")
+        ->capture_default_str()
+        ->group(loop);
+    command
+        .add_option("--lr", arguments.learning_rate,
+                    "Peak learning rate [adam, adamw: 1e-3; lion: 3e-4; sgd, sgdw: 0.1]")
+        ->group(loop);
+    command.add_option("--schedule", arguments.schedule, "constant, cosine or linear")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--min-lr-ratio", options.schedule.minimum_ratio, "Last learning rate over the peak")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--warmup", options.schedule.warmup_steps, "Steps of linear warm-up")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--clip", options.clip_norm, "Largest norm of all gradients; 0 does not clip")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--seed", options.seed, "Of initial weights and batches")->capture_default_str()->group(loop);
+    command
+        .add_option("--loss-factor", options.loss_factor,
+                    "Multiplies the loss before backward and is not taken out again")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--eval-every", options.evaluation_interval, "Steps between evaluations")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--eval-batches", options.evaluation_batches, "Batches of an evaluation")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--threads", options.threads, "Threads of LibTorch and the optimizer; 0: LibTorch's choice")
+        ->capture_default_str()
+        ->group(loop);
+
+    const std::string optimizer = "Optimizer";
+    command.add_option("--weight-decay", arguments.weight_decay, "Of matrices [0.1; sgd and adam: 0]")
+        ->group(optimizer);
+    command.add_option("--beta1", arguments.beta1, "Adam, AdamW, Lion [0.9]")->group(optimizer);
+    command.add_option("--beta2", arguments.beta2, "Adam, AdamW [0.95], Lion [0.99]")->group(optimizer);
+    command.add_option("--eps", options.optimizer.epsilon, "Adam, AdamW")->capture_default_str()->group(optimizer);
+    command.add_option("--momentum", options.optimizer.momentum, "SGD, SGDW")->capture_default_str()->group(optimizer);
+    command.add_flag("--nesterov", options.optimizer.nesterov, "SGD, SGDW")->group(optimizer);
+    command
+        .add_option("--master-bits", options.optimizer.master_weight_bits,
+                    "Bits of a master weight over bf16: 24 or 32; 16: no correction, dithered (not in paper)")
+        ->check(CLI::IsMember({16, 24, 32}))
+        ->capture_default_str()
+        ->group(optimizer);
+}
+
+void add_optimizer_arguments(CLI::App& command, RunArguments& arguments) {
+    const std::string optimizer = "Optimizer";
+    command.add_option("--optimizer", arguments.optimizer, "sgd, sgdw, adam, adamw or lion")
+        ->capture_default_str()
+        ->group(optimizer);
+    command
+        .add_option("--format", arguments.format,
+                    "native or paper (bf16 weights), or fp32: the reference, fp32 weights under bf16 autocast")
+        ->capture_default_str()
+        ->group(optimizer);
+    command
+        .add_flag("--gradient-release", arguments.options.optimizer.gradient_release,
+                  "Step each parameter inside backward and free its gradient; needs --clip 0 and no accumulation")
+        ->group(optimizer);
+}
+
+trainer::TrainOptions to_options(const RunArguments& arguments) {
+    auto options = arguments.options;
+    auto& choice = options.optimizer;
+    choice.rule = trainer::parse_rule(arguments.optimizer);
+    choice.format = trainer::parse_format(arguments.format);
+    const bool coupled = choice.rule == Rule::kSGD || choice.rule == Rule::kAdam;
+    choice.weight_decay = arguments.weight_decay.value_or(coupled ? 0.0 : 0.1);
+    choice.beta1 = arguments.beta1.value_or(0.9);
+    choice.beta2 = arguments.beta2.value_or(choice.rule == Rule::kLion ? 0.99 : 0.95);
+    options.schedule.kind = trainer::parse_schedule(arguments.schedule);
+    options.schedule.peak = arguments.learning_rate.value_or(default_learning_rate(choice.rule));
+    options.data.width = arguments.token_width == 32 ? TokenWidth::kUInt32 : TokenWidth::kUInt16;
+    options.model.vocabulary_size = arguments.vocabulary_size;
+    if (arguments.tied || arguments.untied) options.model.tied = arguments.tied;
+    return options;
+}
+
+}  // namespace flashoptim::app

@@ -1,0 +1,35 @@
+// The arguments that describe a training run, shared by the subcommands that train. Trains nothing.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/options.h"
+
+namespace flashoptim::app {
+
+/// What was typed, before it becomes TrainOptions.
+struct RunArguments {
+    trainer::TrainOptions options;
+    std::string optimizer = "adamw";
+    std::string format = "native";
+    std::string schedule = "cosine";
+    std::optional<double> learning_rate, weight_decay, beta1, beta2;
+    std::optional<std::int64_t> vocabulary_size;
+    int token_width = 16;
+    bool tied = false, untied = false;
+};
+
+/// Adds the options of data, model and loop. Which optimizer and format is added apart: compare runs several.
+void add_run_arguments(CLI::App& command, RunArguments& arguments);
+void add_optimizer_arguments(CLI::App& command, RunArguments& arguments);
+
+/// The options that were typed. Throws InvalidArgument for a name that is not known.
+trainer::TrainOptions to_options(const RunArguments& arguments);
+
+/// The learning rate of a rule if none is given.
+double default_learning_rate(Rule rule);
+
+}  // namespace flashoptim::app

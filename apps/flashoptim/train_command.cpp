@@ -1,0 +1,130 @@
+// flashoptim train: one run.
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "console.h"
+#include "flashoptim/checkpoint.h"
+#include "flashoptim/error.h"
+#include "run_arguments.h"
+#include "trainer/loop.h"
+#include "trainer/summary.h"
+
+namespace flashoptim::app {
+namespace {
+
+struct TrainArguments : RunArguments {
+    std::string resume;
+    std::filesystem::path json;
+    bool list_models = false;
+    bool hold_model = false;
+};
+
+void print_models() {
+    fmt::print("{:<12} {:>14} {:>11}  {}\n", "preset", "parameters", "vocabulary", "shape");
+    for (const auto& preset : trainer::presets()) {
+        fmt::print("{:<12} {:>14} {:>11}  {}\n", preset.name, preset.parameters, preset.vocabulary_size, preset.shape);
+    }
+}
+
+void write_json(const std::filesystem::path& file, const trainer::TrainOptions& options,
+                const trainer::TrainResult& result) {
+    if (file.empty()) return;
+    const trainer::FinishedRun finished{options, result};
+    checkpoint::write_file(file, trainer::summary_json({&finished, 1}));
+}
+
+void print_result(const trainer::TrainOptions& options, const trainer::TrainResult& result) {
+    const auto& memory = result.memory;
+    fmt::print("{} after step {}\n", result.stopped ? "stopped" : "done", result.last_step);
+    if (result.validation_loss) fmt::print("validation loss      {:.4f}\n", *result.validation_loss);
+    const auto line = [&](const char* name, std::int64_t bytes) {
+        if (bytes > 0) fmt::print("{:<20} {:>10}  {:.4f} B/parameter\n", name, human_bytes(bytes), memory.per_parameter(bytes));
+    };
+    line("weights", memory.weights);
+    line("corrections", memory.corrections);
+    line("moments", memory.moments);
+    line("scales", memory.scales);
+    line("gradients", memory.gradients);
+    line("fp32 accumulators", memory.accumulators);
+    line("total", memory.total());
+    line("autocast copies", memory.autocast_copies);
+    fmt::print("{:<20} {:>10}\n", "peak resident", human_bytes(result.peak_resident_bytes));
+    if (result.checkpoint_bytes > 0) {
+        fmt::print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes), result.checkpoint.string());
+    }
+    if (result.bad_elements > 0) {
+        fmt::print("skipped elements     {} (their gradients were not finite)\n", result.bad_elements);
+    }
+    if (!options.out.empty()) fmt::print("metrics.csv and summary.json are in {}\n", options.out.string());
+}
+
+int train(const TrainArguments& arguments) {
+    if (arguments.list_models) {
+        print_models();
+        return 0;
+    }
+    auto options = to_options(arguments);
+    if (!arguments.resume.empty()) {
+        if (arguments.resume == "out" && options.out.empty()) {
+            throw InvalidArgument("--resume needs to know what to resume: give --out of the run, or --resume PATH");
+        }
+        options.resume = arguments.resume == "out" ? options.out : std::filesystem::path(arguments.resume);
+    }
+    if (arguments.hold_model) {
+        write_json(arguments.json, options, trainer::hold_model(options));
+        return 0;
+    }
+    trainer::TrainResult result;
+    {
+        ConsoleObserver console(arguments.optimizer + " " + arguments.format);
+        result = trainer::train(options, console);
+    }
+    write_json(arguments.json, options, result);
+    print_result(options, result);
+    return result.stopped ? 1 : 0;
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& parent, Command& chosen) {
+    auto arguments = std::make_shared<TrainArguments>();
+    auto& command = *parent.add_subcommand("train", "Train a model on text or token files");
+    add_run_arguments(command, *arguments);
+    add_optimizer_arguments(command, *arguments);
+    const std::string files = "Files";
+    command.add_option("--out", arguments->options.out, "Folder for metrics.csv, summary.json and checkpoints")
+        ->group(files);
+    command.add_flag("--overwrite", arguments->options.overwrite, "Start anew in a folder that holds a run already")
+        ->group(files);
+    command
+        .add_option("--checkpoint-every", arguments->options.checkpoint_interval,
+                    "Steps between checkpoints; 0: only the last")
+        ->capture_default_str()
+        ->group(files);
+    command.add_option("--keep-checkpoints", arguments->options.kept_checkpoints, "Newest to keep; 0: all")
+        ->capture_default_str()
+        ->group(files);
+    command
+        .add_option("--resume", arguments->resume,
+                    "Go on from the newest checkpoint in --out, or from the checkpoint or run named")
+        ->expected(0, 1)
+        ->default_str("out")
+        ->group(files);
+    command
+        .add_flag("!--no-final-checkpoint", arguments->options.final_checkpoint, "Write no checkpoint after the last step")
+        ->group(files);
+    command.add_option("--json", arguments->json, "Write the results to this file too")->group(files);
+    command
+        .add_flag("--hold-model", arguments->hold_model,
+                  "Only build the model and run one forward pass; --json gets the memory that took")
+        ->group(files);
+    auto* list = command.add_flag("--list-models", arguments->list_models, "Name the presets and end");
+    // Asking for the list needs no data.
+    list->each([&command](const std::string&) {
+        command.get_option("--data")->required(false);
+        command.get_option("--steps")->required(false);
+    });
+    command.callback([arguments, &chosen] { chosen = [arguments] { return train(*arguments); }; });
+}
+
+}  // namespace flashoptim::app
