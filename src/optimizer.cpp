@@ -53,10 +53,6 @@ struct Parameter {
     std::uint64_t bad_elements = 0;
 };
 
-[[noreturn]] void refuse(const std::string& what, double value, const std::string& range) {
-    throw InvalidArgument(what + " is " + std::to_string(value) + ": it must be " + range);
-}
-
 /// Elements of `from` in the memory order of `to_strides`, appended to `to`.
 void gather(const TensorView& from, const std::vector<std::int64_t>& from_strides,
             const std::vector<std::int64_t>& to_strides, std::byte* to) {
@@ -95,38 +91,6 @@ bool overlaps(const Parameter& a, const Parameter& b) {
 }
 
 }  // namespace
-
-void check_hyperparameters(Rule rule, const Hyperparameters& h) {
-    const auto check = [](const char* name, double value, bool ok, const char* range) {
-        if (!ok) refuse(name, value, range);
-    };
-    const auto is_not_negative = [](double x) { return std::isfinite(x) && x >= 0.0; };
-    check("learning_rate", h.learning_rate, is_not_negative(h.learning_rate), "finite and not negative");
-    check("weight_decay", h.weight_decay, is_not_negative(h.weight_decay), "finite and not negative");
-    switch (rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW:
-            check("momentum", h.momentum, h.momentum >= 0.0 && h.momentum <= 1.0, "between 0 and 1");
-            check("dampening", h.dampening, h.dampening >= 0.0 && h.dampening <= 1.0, "between 0 and 1");
-            if (h.nesterov && (h.momentum == 0.0 || h.dampening != 0.0)) {
-                throw InvalidArgument("nesterov is set: it needs a momentum and no dampening");
-            }
-            break;
-        case Rule::kAdam:
-        case Rule::kAdamW:
-            check("beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 < 1.0, "at least 0 and less than 1");
-            check("beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 < 1.0, "at least 0 and less than 1");
-            check("epsilon", h.epsilon, is_not_negative(h.epsilon), "finite and not negative");
-            break;
-        case Rule::kLion:
-            check("beta1", h.beta1, h.beta1 >= 0.0 && h.beta1 <= 1.0, "between 0 and 1");
-            check("beta2", h.beta2, h.beta2 >= 0.0 && h.beta2 <= 1.0, "between 0 and 1");
-            break;
-    }
-    if (h.fully_decoupled && (rule == Rule::kSGD || rule == Rule::kAdam)) {
-        throw InvalidArgument("fully_decoupled is set: it needs a rule with decoupled weight decay (SGDW, AdamW, Lion)");
-    }
-}
 
 struct Optimizer::Impl {
     Impl(Rule rule_, const OptimizerOptions& options_) : rule(rule_), options(options_), pool(options_.threads) {}
@@ -320,7 +284,7 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
 void Optimizer::clear_gradient(ParameterId parameter) { impl_->at(parameter).gradient = {}; }
 
 void Optimizer::set_gradient_factor(double factor) {
-    if (!std::isfinite(factor)) refuse("gradient_factor", factor, "finite");
+    if (!std::isfinite(factor)) throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");
     impl_->gradient_factor = static_cast<float>(factor);
 }
 
@@ -349,7 +313,7 @@ StepReport Optimizer::step_parameter(ParameterId parameter) {
 
 std::int64_t Optimizer::step_count(ParameterId parameter) const { return impl_->at(parameter).steps; }
 void Optimizer::set_step_count(ParameterId parameter, std::int64_t steps) {
-    if (steps < 0) refuse("step count", static_cast<double>(steps), "not negative");
+    if (steps < 0) throw InvalidArgument("step count is " + std::to_string(steps) + ": it must not be negative");
     impl_->at(parameter).steps = steps;
 }
 std::uint64_t Optimizer::bad_elements(ParameterId parameter) const { return impl_->at(parameter).bad_elements; }
@@ -438,58 +402,5 @@ MemoryReport Optimizer::memory_report() const {
     }
     return report;
 }
-
-namespace {
-
-Hyperparameters hyperparameters_of(const SGDOptions& o) {
-    Hyperparameters h;
-    h.learning_rate = o.learning_rate;
-    h.momentum = o.momentum;
-    h.dampening = o.dampening;
-    h.weight_decay = o.weight_decay;
-    h.nesterov = o.nesterov;
-    h.maximize = o.maximize;
-    h.fully_decoupled = o.fully_decoupled;
-    return h;
-}
-template <class Options>
-Hyperparameters with_betas(const Options& o) {
-    Hyperparameters h;
-    h.learning_rate = o.learning_rate;
-    h.beta1 = o.beta1;
-    h.beta2 = o.beta2;
-    h.weight_decay = o.weight_decay;
-    h.maximize = o.maximize;
-    return h;
-}
-Hyperparameters hyperparameters_of(const AdamOptions& o) {
-    auto h = with_betas(o);
-    h.epsilon = o.epsilon;
-    return h;
-}
-Hyperparameters hyperparameters_of(const AdamWOptions& o) {
-    auto h = with_betas(o);
-    h.epsilon = o.epsilon;
-    h.fully_decoupled = o.fully_decoupled;
-    return h;
-}
-Hyperparameters hyperparameters_of(const LionOptions& o) {
-    auto h = with_betas(o);
-    h.fully_decoupled = o.fully_decoupled;
-    return h;
-}
-
-}  // namespace
-
-SGD::SGD(const SGDOptions& rule, const OptimizerOptions& options)
-    : Optimizer(Rule::kSGD, hyperparameters_of(rule), options) {}
-SGDW::SGDW(const SGDOptions& rule, const OptimizerOptions& options)
-    : Optimizer(Rule::kSGDW, hyperparameters_of(rule), options) {}
-Adam::Adam(const AdamOptions& rule, const OptimizerOptions& options)
-    : Optimizer(Rule::kAdam, hyperparameters_of(rule), options) {}
-AdamW::AdamW(const AdamWOptions& rule, const OptimizerOptions& options)
-    : Optimizer(Rule::kAdamW, hyperparameters_of(rule), options) {}
-Lion::Lion(const LionOptions& rule, const OptimizerOptions& options)
-    : Optimizer(Rule::kLion, hyperparameters_of(rule), options) {}
 
 }  // namespace flashoptim
