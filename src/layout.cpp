@@ -47,14 +47,18 @@ std::int64_t product(const std::vector<std::int64_t>& extents) {
     return std::accumulate(extents.begin(), extents.end(), std::int64_t{1}, std::multiplies<>());
 }
 
-void check_extents(const TensorView& tensor, std::string_view name) {
+void check_extents(const TensorView& tensor, const std::vector<std::int64_t>& whole, std::string_view name) {
     if (tensor.strides.size() != tensor.shape.size()) {
         refuse(name, tensor, "has another number of strides than dimensions: give one stride for each");
     }
     std::int64_t numel = 1;
     for (const auto extent : tensor.shape) {
-        if (extent < 0) refuse(name, tensor, "has a negative extent");
-        if (__builtin_mul_overflow(numel, extent, &numel)) refuse(name, tensor, "has more than 2^63 elements");
+        if (extent < 0) refuse(name, tensor, "has a negative extent: give extents of at least 0");
+    }
+    for (const auto extent : whole) {
+        if (__builtin_mul_overflow(numel, std::max<std::int64_t>(extent, 1), &numel)) {
+            refuse(name, tensor, "has more than 2^63 elements, or its whole has: check the shape " + to_text(whole));
+        }
     }
 }
 
@@ -62,10 +66,10 @@ void check_extents(const TensorView& tensor, std::string_view name) {
 
 std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape) {
     std::vector<std::int64_t> strides(shape.size());
-    std::int64_t stride = 1;
+    std::uint64_t stride = 1;  // unsigned: a shape that is too large is refused by layout_of, not here
     for (std::size_t d = shape.size(); d-- > 0;) {
-        strides[d] = stride;
-        stride *= std::max<std::int64_t>(shape[d], 1);
+        strides[d] = static_cast<std::int64_t>(stride);
+        stride *= static_cast<std::uint64_t>(std::max<std::int64_t>(shape[d], 1));
     }
     return strides;
 }
@@ -77,16 +81,16 @@ Layout layout_of(const TensorView& tensor, std::string_view name) {
 
 Layout layout_of(const TensorView& given, const Shard& shard, std::string_view name) {
     TensorView tensor = given;
-    if (tensor.strides.empty()) tensor.strides = row_major_strides(tensor.shape);
-    check_extents(tensor, name);
-    const auto dims = tensor.shape.size();
     const auto& whole = shard.whole_shape;
+    if (tensor.strides.empty()) tensor.strides = row_major_strides(tensor.shape);
+    check_extents(tensor, whole, name);
+    const auto dims = tensor.shape.size();
     const auto whole_strides = shard.whole_strides.empty() ? row_major_strides(whole) : shard.whole_strides;
     if (whole.size() != dims || shard.offset.size() != dims || whole_strides.size() != dims) {
         refuse(name, tensor, "is a shard of a tensor with another number of dimensions, " + to_text(whole));
     }
     for (std::size_t d = 0; d < dims; ++d) {
-        if (shard.offset[d] < 0 || shard.offset[d] + tensor.shape[d] > whole[d]) {
+        if (shard.offset[d] < 0 || tensor.shape[d] > whole[d] || shard.offset[d] > whole[d] - tensor.shape[d]) {
             refuse(name, tensor, "does not lie inside the whole tensor " + to_text(whole) + " at offset " +
                                      to_text(shard.offset));
         }
