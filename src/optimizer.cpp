@@ -106,6 +106,17 @@ struct Optimizer::Impl {
                               std::to_string(groups.size()));
     }
 
+    /// Hyperparameters that may be used; where the first learning rate is not told it is `initial_learning_rate`.
+    [[nodiscard]] Hyperparameters checked(Hyperparameters h, double initial_learning_rate) const {
+        check_hyperparameters(rule, h);
+        if (h.initial_learning_rate == 0.0) h.initial_learning_rate = initial_learning_rate;
+        if (h.fully_decoupled && h.weight_decay != 0.0 && h.initial_learning_rate == 0.0) {
+            throw InvalidArgument(
+                "initial_learning_rate is 0: fully_decoupled weight decay is measured by it; set it to the schedule's peak");
+        }
+        return h;
+    }
+
     /// Allocates what the plan has and the parameter lacks (momentum may be switched on later).
     void allocate(Parameter& p) {
         const auto plan = plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
@@ -208,18 +219,15 @@ Rule Optimizer::rule() const { return impl_->rule; }
 const OptimizerOptions& Optimizer::options() const { return impl_->options; }
 
 Optimizer::GroupId Optimizer::add_group(const Hyperparameters& hyperparameters) {
-    check_hyperparameters(impl_->rule, hyperparameters);
-    impl_->groups.push_back(hyperparameters);
-    auto& group = impl_->groups.back();
-    if (group.initial_learning_rate == 0.0) group.initial_learning_rate = group.learning_rate;
+    impl_->groups.push_back(impl_->checked(hyperparameters, hyperparameters.learning_rate));
     return impl_->groups.size() - 1;
 }
 std::size_t Optimizer::group_count() const { return impl_->groups.size(); }
 const Hyperparameters& Optimizer::hyperparameters(GroupId group) const { return impl_->group_at(group); }
 
 void Optimizer::set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters) {
-    check_hyperparameters(impl_->rule, hyperparameters);
-    impl_->group_at(group) = hyperparameters;
+    auto& changed = impl_->group_at(group);
+    changed = impl_->checked(hyperparameters, changed.initial_learning_rate);
     for (auto& p : impl_->parameters) {
         if (p.group == group) impl_->allocate(p);
     }
@@ -278,10 +286,15 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
         throw InvalidArgument("the gradient of " + p.name + " has no data: use clear_gradient to take it away");
     }
     p.gradient_in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
+    if (p.gradient_in_order) p.ordered_gradient = {};
     p.gradient = std::move(view);
     if (p.gradient.data == nullptr) p.gradient.data = &p;  // empty, but set: its step count advances
 }
-void Optimizer::clear_gradient(ParameterId parameter) { impl_->at(parameter).gradient = {}; }
+void Optimizer::clear_gradient(ParameterId parameter) {
+    auto& p = impl_->at(parameter);
+    p.gradient = {};
+    p.ordered_gradient = {};
+}
 
 void Optimizer::set_gradient_factor(double factor) {
     if (!std::isfinite(factor)) throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");

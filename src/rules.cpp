@@ -18,6 +18,8 @@ void check_hyperparameters(Rule rule, const Hyperparameters& h) {
     const auto is_not_negative = [](double x) { return std::isfinite(x) && x >= 0.0; };
     check("learning_rate", h.learning_rate, is_not_negative(h.learning_rate), "finite and not negative");
     check("weight_decay", h.weight_decay, is_not_negative(h.weight_decay), "finite and not negative");
+    check("initial_learning_rate", h.initial_learning_rate, is_not_negative(h.initial_learning_rate),
+          "finite and not negative");
     switch (rule) {
         case Rule::kSGD:
         case Rule::kSGDW:

@@ -61,11 +61,12 @@ public:
     [[nodiscard]] const OptimizerOptions& options() const;
 
     /// Adds a parameter group with its own hyperparameters. Group 0 exists from the start.
+    /// An initial_learning_rate of 0 means the learning rate given here.
     /// @throws InvalidArgument for a value out of its range; it is named.
     GroupId add_group(const Hyperparameters& hyperparameters);
     [[nodiscard]] std::size_t group_count() const;
     [[nodiscard]] const Hyperparameters& hyperparameters(GroupId group = 0) const;
-    /// Takes effect in the next step. @throws InvalidArgument as add_group.
+    /// Takes effect in the next step. An initial_learning_rate of 0 keeps the group's. @throws InvalidArgument as add_group.
     void set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters);
     /// Of every group.
     void set_learning_rate(double learning_rate);
