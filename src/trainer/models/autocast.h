@@ -9,7 +9,7 @@ namespace flashoptim::trainer {
 /// Switches autocast of one device type on (to `dtype`) or off for the lifetime of the object. Cast weights are not cached: every
 /// weight is used once in a forward pass, so a cache would only keep all copies alive until its end.
 class AutocastScope {
-   public:
+public:
     AutocastScope(at::DeviceType device, bool enabled, at::ScalarType dtype)
         : device_(device),
           outer_enabled_(at::autocast::is_autocast_enabled(device)),
@@ -27,7 +27,7 @@ class AutocastScope {
     AutocastScope(const AutocastScope&) = delete;
     AutocastScope& operator=(const AutocastScope&) = delete;
 
-   private:
+private:
     at::DeviceType device_;
     bool outer_enabled_;
     bool outer_cache_;

@@ -51,15 +51,15 @@ torch::Tensor apply_rope(const torch::Tensor& heads, const torch::Tensor& table)
     return torch::cat({half[0] * cosine - half[1] * sine, half[1] * cosine + half[0] * sine}, -1);
 }
 
-torch::Tensor causal_attention(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
-                               torch::ScalarType dtype) {
+torch::Tensor causal_attention(const torch::Tensor& query, const torch::Tensor& key,
+                               const torch::Tensor& value, torch::ScalarType dtype) {
     const bool in_fp32 = query.is_cpu() && query.size(1) <= kShortSequence;
     const torch::ScalarType inner = in_fp32 ? torch::kFloat32 : dtype;
     const AutocastScope no_autocast(query.device().type(), false, dtype);
     const auto lay_out = [&](const torch::Tensor& heads) { return heads.to(inner).transpose(1, 2); };
-    const torch::Tensor mixed =
-        at::scaled_dot_product_attention(lay_out(query), lay_out(key), lay_out(value), {}, 0.0, /*is_causal=*/true,
-                                         std::nullopt, /*enable_gqa=*/key.size(2) != query.size(2));
+    const torch::Tensor mixed = at::scaled_dot_product_attention(lay_out(query), lay_out(key), lay_out(value),
+                                                                 {}, 0.0, /*is_causal=*/true, std::nullopt,
+                                                                 /*enable_gqa=*/key.size(2) != query.size(2));
     return mixed.transpose(1, 2).to(dtype);
 }
 
@@ -80,12 +80,13 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, torch::ScalarType weight_dtype
     down_ = add_weight(feed_forward, "down_proj", {dim, config.hidden}, weight_dtype);
 }
 
-torch::Tensor LlamaBlock::attend(const torch::Tensor& x, const torch::Tensor& rope, torch::ScalarType product_dtype) const {
+torch::Tensor LlamaBlock::attend(const torch::Tensor& x, const torch::Tensor& rope,
+                                 torch::ScalarType product_dtype) const {
     const auto heads = [&](const torch::Tensor& weight) {
         return torch::linear(x, weight).unflatten(-1, {-1, head_dim_});
     };
-    const torch::Tensor mixed = causal_attention(apply_rope(heads(query_), rope), apply_rope(heads(key_), rope),
-                                                 heads(value_), product_dtype);
+    const torch::Tensor mixed = causal_attention(apply_rope(heads(query_), rope),
+                                                 apply_rope(heads(key_), rope), heads(value_), product_dtype);
     return torch::linear(mixed.flatten(2), attention_output_);
 }
 
@@ -112,15 +113,16 @@ Llama::Llama(const LlamaConfig& config, const ModelBuild& build) : config_(confi
         block_parameters_.push_back(blocks_.back()->parameters());
     }
     final_norm_ = add_weight(body, "norm", {config.dim}, dtype);
-    output_ = config.tied ? embedding_
-                          : add_weight(*this, "lm_head", {config.vocabulary_size, config.dim}, dtype);
+    output_ =
+        config.tied ? embedding_ : add_weight(*this, "lm_head", {config.vocabulary_size, config.dim}, dtype);
     initialise(build.seed);
 }
 
 void Llama::initialise(std::uint64_t seed) {
     const torch::NoGradGuard no_grad;
     at::Generator generator = at::detail::createCPUGenerator(seed);
-    const double residual_deviation = kInitialDeviation / std::sqrt(2.0 * static_cast<double>(config_.layers));
+    const double residual_deviation =
+        kInitialDeviation / std::sqrt(2.0 * static_cast<double>(config_.layers));
     for (const auto& item : named_parameters()) {
         torch::Tensor parameter = item.value();
         if (parameter.dim() < 2) {
@@ -148,22 +150,38 @@ torch::Tensor Llama::hidden_states(const torch::Tensor& inputs) {
     }
     torch::Tensor x = torch::embedding(embedding_, inputs);
     for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
-        const auto body = [block = blocks_[layer], rope = rope_, dtype = product_dtype()](const torch::Tensor& input) {
-            return block->forward(input, rope, dtype);
-        };
-        x = build_.activation_checkpointing ? recompute_in_backward(body, x, block_parameters_[layer]) : body(x);
+        const auto body = [block = blocks_[layer], rope = rope_, dtype = product_dtype()](
+                              const torch::Tensor& input) { return block->forward(input, rope, dtype); };
+        x = build_.activation_checkpointing ? recompute_in_backward(body, x, block_parameters_[layer])
+                                            : body(x);
     }
     return normalise(x, final_norm_, config_.norm_eps);
 }
 
 torch::Tensor Llama::forward(const torch::Tensor& inputs, const torch::Tensor& targets) {
-    const AutocastScope autocast(inputs.device().type(), build_.precision == Precision::kFp32Autocast, torch::kBFloat16);
+    const AutocastScope autocast(inputs.device().type(), build_.precision == Precision::kFp32Autocast,
+                                 torch::kBFloat16);
     const torch::Tensor hidden = hidden_states(inputs).flatten(0, 1);
     return token_loss(hidden, output_, targets.flatten(), product_dtype());
 }
 
+std::int64_t Llama::autocast_copy_bytes() const {
+    if (build_.precision != Precision::kFp32Autocast) {
+        return 0;
+    }
+    // Autograd keeps the copy of every matrix of a block; recomputation has one block at a time. The output projection is cast
+    // for the time of the loss only, while all of them are there; the embedding is looked up, not cast.
+    std::int64_t elements = 0;
+    for (const torch::Tensor& parameter : block_parameters_.front()) {
+        elements += parameter.dim() < 2 ? 0 : parameter.numel();
+    }
+    const std::int64_t blocks = build_.activation_checkpointing ? 1 : config_.layers;
+    return 2 * (blocks * elements + output_.numel());
+}
+
 torch::Tensor Llama::logits(const torch::Tensor& inputs) {
-    const AutocastScope autocast(inputs.device().type(), build_.precision == Precision::kFp32Autocast, torch::kBFloat16);
+    const AutocastScope autocast(inputs.device().type(), build_.precision == Precision::kFp32Autocast,
+                                 torch::kBFloat16);
     return torch::linear(hidden_states(inputs), output_).to(torch::kFloat32);
 }
 

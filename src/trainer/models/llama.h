@@ -21,25 +21,27 @@ torch::Tensor apply_rope(const torch::Tensor& heads, const torch::Tensor& table)
 torch::Tensor rope_table(std::int64_t sequence, std::int64_t head_dim, double theta);
 
 /// Causal attention with grouped key and value heads; all tensors (batch, sequence, heads, head_dim), result in `dtype`.
-torch::Tensor causal_attention(const torch::Tensor& query, const torch::Tensor& key, const torch::Tensor& value,
-                               torch::ScalarType dtype);
+torch::Tensor causal_attention(const torch::Tensor& query, const torch::Tensor& key,
+                               const torch::Tensor& value, torch::ScalarType dtype);
 
 /// A weight without bias, alone in a module so that its name ends in ".weight" as the checkpoints of the field have it.
 class Weight : public torch::nn::Module {
-   public:
+public:
     torch::Tensor weight;
 };
 
 /// One transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)).
 class LlamaBlock : public torch::nn::Module {
-   public:
+public:
     LlamaBlock(const LlamaConfig& config, torch::ScalarType weight_dtype);
 
     /// `x` is (batch, sequence, dim); the products run in `product_dtype`.
-    torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& rope, torch::ScalarType product_dtype) const;
+    torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& rope,
+                          torch::ScalarType product_dtype) const;
 
-   private:
-    torch::Tensor attend(const torch::Tensor& x, const torch::Tensor& rope, torch::ScalarType product_dtype) const;
+private:
+    torch::Tensor attend(const torch::Tensor& x, const torch::Tensor& rope,
+                         torch::ScalarType product_dtype) const;
     torch::Tensor feed_forward(const torch::Tensor& x) const;
 
     std::int64_t head_dim_;
@@ -50,17 +52,19 @@ class LlamaBlock : public torch::nn::Module {
 
 /// The whole model. Not thread-safe.
 class Llama : public Model {
-   public:
+public:
     Llama(const LlamaConfig& config, const ModelBuild& build);
 
     torch::Tensor forward(const torch::Tensor& inputs, const torch::Tensor& targets) override;
+
+    std::int64_t autocast_copy_bytes() const override;
 
     /// fp32 logits (batch, sequence, vocabulary) of `inputs`, all at once.
     torch::Tensor logits(const torch::Tensor& inputs);
 
     const LlamaConfig& config() const { return config_; }
 
-   private:
+private:
     torch::Tensor hidden_states(const torch::Tensor& inputs);
     torch::ScalarType product_dtype() const;
     void initialise(std::uint64_t seed);

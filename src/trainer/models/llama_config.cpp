@@ -22,7 +22,8 @@ void validate(const LlamaConfig& config) {
     positive(config.kv_heads, "kv_heads");
     positive(config.hidden, "hidden");
     if (config.dim % config.heads != 0 || config.head_dim() % 2 != 0) {
-        throw InvalidArgument("llama: dim " + std::to_string(config.dim) + " over " + std::to_string(config.heads) +
+        throw InvalidArgument("llama: dim " + std::to_string(config.dim) + " over " +
+                              std::to_string(config.heads) +
                               " heads is no even head size; choose dim as a multiple of 2 * heads");
     }
     if (config.heads % config.kv_heads != 0) {

@@ -21,7 +21,7 @@ struct Recipe : torch::CustomClassHolder {
 };
 
 class Recompute : public torch::autograd::Function<Recompute> {
-   public:
+public:
     // The parameters are arguments so that the node has edges to them; `body` reads them through its own handles.
     static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& input, at::TensorList parameters,
                                  const c10::intrusive_ptr<Recipe>& recipe) {
@@ -66,7 +66,8 @@ class Recompute : public torch::autograd::Function<Recompute> {
 
 }  // namespace
 
-torch::Tensor recompute_in_backward(Body body, const torch::Tensor& input, const std::vector<torch::Tensor>& parameters) {
+torch::Tensor recompute_in_backward(Body body, const torch::Tensor& input,
+                                    const std::vector<torch::Tensor>& parameters) {
     if (!torch::GradMode::is_enabled()) {
         return body(input);
     }

@@ -13,7 +13,7 @@ namespace flashoptim::trainer {
 /// `body` reads. Output and gradients equal those of calling `body` directly, bit for bit, provided that `body` is deterministic.
 /// Parameter gradients leave through the outer graph, so that hooks after accumulation fire once per parameter and backward, also
 /// for parameters shared between several recomputed parts. Autocast is as it was in forward. With gradients disabled it is a plain call.
-torch::Tensor recompute_in_backward(std::function<torch::Tensor(const torch::Tensor&)> body, const torch::Tensor& input,
-                                    const std::vector<torch::Tensor>& parameters);
+torch::Tensor recompute_in_backward(std::function<torch::Tensor(const torch::Tensor&)> body,
+                                    const torch::Tensor& input, const std::vector<torch::Tensor>& parameters);
 
 }  // namespace flashoptim::trainer

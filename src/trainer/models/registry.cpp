@@ -16,11 +16,12 @@ struct Preset {
 };
 
 constexpr std::int64_t kBytes = 256;
-constexpr std::int64_t kGpt2Vocabulary = 50'304;    // 50,257 rounded up to a multiple of 64
+constexpr std::int64_t kGpt2Vocabulary = 50'304;  // 50,257 rounded up to a multiple of 64
 constexpr std::int64_t kLlama3Vocabulary = 128'256;
 constexpr double kLlama3Theta = 500'000.0;
 
-LlamaConfig shape(std::int64_t dim, std::int64_t layers, std::int64_t heads, std::int64_t kv_heads, std::int64_t hidden) {
+LlamaConfig shape(std::int64_t dim, std::int64_t layers, std::int64_t heads, std::int64_t kv_heads,
+                  std::int64_t hidden) {
     LlamaConfig config;
     config.dim = dim;
     config.layers = layers;
@@ -77,8 +78,8 @@ std::vector<PresetInfo> presets() {
     for (const Preset& preset : table()) {
         const LlamaConfig& config = preset.config;
         all.push_back({std::string(preset.name), parameter_count(config), config.vocabulary_size,
-                       "dim " + std::to_string(config.dim) + ", " + std::to_string(config.layers) + " layers, " +
-                           std::to_string(config.heads) + " heads"});
+                       "dim " + std::to_string(config.dim) + ", " + std::to_string(config.layers) +
+                           " layers, " + std::to_string(config.heads) + " heads"});
     }
     return all;
 }

@@ -10,9 +10,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 class TokenLoss : public torch::autograd::Function<TokenLoss> {
-   public:
-    static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden, const torch::Tensor& weight,
-                                 const torch::Tensor& targets, torch::ScalarType product_dtype, std::int64_t slice_rows) {
+public:
+    static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden,
+                                 const torch::Tensor& weight, const torch::Tensor& targets,
+                                 torch::ScalarType product_dtype, std::int64_t slice_rows) {
         const std::int64_t tokens = hidden.size(0);
         const torch::Tensor projection = weight.to(product_dtype).t();
         const auto fp32 = hidden.options().dtype(torch::kFloat32);
@@ -50,7 +51,8 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
             // d loss / d logits = (softmax - one_hot) / tokens, formed in fp32 where the logits lie.
             torch::Tensor difference = slice_logits(hidden, weight_cast.t(), begin, rows);
             difference.sub_(log_partition.narrow(0, begin, rows).unsqueeze(1)).exp_();
-            difference.scatter_add_(1, targets.narrow(0, begin, rows).unsqueeze(1), difference.new_full({rows, 1}, -1.0));
+            difference.scatter_add_(1, targets.narrow(0, begin, rows).unsqueeze(1),
+                                    difference.new_full({rows, 1}, -1.0));
             const torch::Tensor logit_gradient = difference.mul_(scale).to(product_dtype);
 
             hidden_gradient.narrow(0, begin, rows).copy_(logit_gradient.mm(weight_cast));
@@ -67,17 +69,18 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
         return {hidden_gradient, weight_gradient.to(weight.scalar_type()), {}, {}, {}};
     }
 
-   private:
-    static torch::Tensor slice_logits(const torch::Tensor& hidden, const torch::Tensor& projection, std::int64_t begin,
-                                      std::int64_t rows) {
+private:
+    static torch::Tensor slice_logits(const torch::Tensor& hidden, const torch::Tensor& projection,
+                                      std::int64_t begin, std::int64_t rows) {
         return hidden.narrow(0, begin, rows).to(projection.scalar_type()).mm(projection).to(torch::kFloat32);
     }
 };
 
 }  // namespace
 
-torch::Tensor token_loss(const torch::Tensor& hidden, const torch::Tensor& weight, const torch::Tensor& targets,
-                         torch::ScalarType product_dtype, std::int64_t slice_elements) {
+torch::Tensor token_loss(const torch::Tensor& hidden, const torch::Tensor& weight,
+                         const torch::Tensor& targets, torch::ScalarType product_dtype,
+                         std::int64_t slice_elements) {
     const std::int64_t slice_rows = std::max<std::int64_t>(1, slice_elements / weight.size(0));
     return TokenLoss::apply(hidden, weight, targets, product_dtype, slice_rows);
 }

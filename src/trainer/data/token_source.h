@@ -1,0 +1,80 @@
+// A sequence of tokens, wherever it comes from: what the sampler reads. A new kind of data implements TokenSource and gets its
+// place in open_tokens(). No torch header ever appears here.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace flashoptim::trainer {
+
+/// One long sequence of tokens. Reading is thread-safe.
+class TokenSource {
+public:
+    virtual ~TokenSource() = default;
+
+    virtual std::int64_t size() const = 0;             ///< number of tokens, at least 1
+    virtual std::int64_t vocabulary_size() const = 0;  ///< every token is smaller
+
+    /// Copies the tokens [begin, begin + out.size()) into `out`; the range must lie within size(). Throws FormatError for a
+    /// token that is not smaller than vocabulary_size(), naming it, its place and its file.
+    virtual void read(std::int64_t begin, std::span<std::int64_t> out) const = 0;
+};
+
+/// Width of the tokens of a file without header; files with llm.c's header say it themselves.
+enum class TokenWidth : std::uint8_t { kUInt16, kUInt32 };
+
+/// Files of a data set: `path` itself, or every regular file below it in sorted order, without hidden ones (a name that starts
+/// with a dot). Throws IoError if nothing is there.
+std::vector<std::filesystem::path> list_files(const std::filesystem::path& path);
+
+/// Text as bytes (vocabulary 256): one UTF-8 file or a folder of them, one after the other. Throws IoError (missing, empty) and
+/// FormatError, naming file and offset of the first byte that is not UTF-8.
+std::unique_ptr<TokenSource> open_byte_text(const std::filesystem::path& path);
+
+/// Token files, one .bin or a folder of them: raw as nanoGPT writes them (`width`) or with the header of llm.c (GPT-2: 16 bit,
+/// Llama 3: 32 bit). Throws IoError and FormatError (truncated file, unknown header, token outside the vocabulary).
+std::unique_ptr<TokenSource> open_token_files(const std::filesystem::path& path, std::int64_t vocabulary_size,
+                                              TokenWidth width);
+
+/// Where tokens come from.
+struct DataOptions {
+    std::filesystem::path path;  ///< a file or a folder
+    std::filesystem::path
+        validation_path;               ///< optional: validation data of its own, then nothing is split off
+    double validation_fraction = 0.1;  ///< part of the end of `path` that is held out
+    TokenWidth width = TokenWidth::kUInt16;
+};
+
+/// Whether `path` is token files: every file has the ending .bin. Throws IoError if nothing is there.
+bool is_token_data(const std::filesystem::path& path);
+
+/// Opens text or token files, by is_token_data(). `vocabulary_size` is that of token files; text has 256.
+std::unique_ptr<TokenSource> open_tokens(const std::filesystem::path& path, std::int64_t vocabulary_size,
+                                         TokenWidth width);
+
+/// A contiguous part of a source, which it does not own.
+struct TokenRange {
+    const TokenSource* source = nullptr;
+    std::int64_t begin = 0;
+    std::int64_t size = 0;
+};
+
+/// Training and validation data.
+struct DataSet {
+    std::unique_ptr<TokenSource> training_source;
+    std::unique_ptr<TokenSource>
+        validation_source;  ///< null where validation is the end of the training source
+    TokenRange training;
+    TokenRange validation;
+};
+
+/// Opens the data and holds out its validation part: the last `validation_fraction` of the tokens, or `validation_path`. Throws
+/// as open_tokens() does, and InvalidArgument if either part has fewer than `sequence_length + 1` tokens.
+DataSet open_data(const DataOptions& options, std::int64_t vocabulary_size, std::int64_t sequence_length);
+
+}  // namespace flashoptim::trainer

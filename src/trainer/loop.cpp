@@ -1,0 +1,319 @@
+// The training loop. Never parses an argument and never prints.
+#include "trainer/loop.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "flashoptim/checkpoint.h"
+#include "flashoptim/error.h"
+#include "trainer/data/sampler.h"
+#include "trainer/gradient_accumulator.h"
+#include "trainer/memory.h"
+#include "trainer/metrics.h"
+#include "trainer/optimizers.h"
+#include "trainer/process_memory.h"
+#include "trainer/run_checkpoint.h"
+#include "trainer/summary.h"
+
+namespace flashoptim::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Stopwatch {
+public:
+    double seconds() const {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+
+private:
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+std::optional<double> median(std::vector<double> values) {
+    if (values.empty()) {
+        return std::nullopt;
+    }
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+// The options with the vocabulary that data and preset give together.
+TrainOptions resolve(TrainOptions options) {
+    validate(options);
+    constexpr std::int64_t kByteVocabulary = 256;
+    const bool tokens = is_token_data(options.data.path);
+    if (!options.model.vocabulary_size) {
+        options.model.vocabulary_size =
+            tokens ? llama_config(options.model).vocabulary_size : kByteVocabulary;
+    }
+    if (!tokens && *options.model.vocabulary_size < kByteVocabulary) {
+        throw InvalidArgument("the vocabulary size is " + std::to_string(*options.model.vocabulary_size) +
+                              "; text needs 256, one for each byte");
+    }
+    return options;
+}
+
+ModelBuild model_build(const TrainOptions& options) {
+    return {precision_for(options.optimizer.format), options.activation_checkpointing, options.seed};
+}
+
+int set_threads(int threads) {
+    if (threads > 0) {
+        at::set_num_threads(threads);
+    }
+    return at::get_num_threads();
+}
+
+// Loss of one batch; the tensors borrow its memory for the forward pass only, backward keeps the tensors' own references.
+torch::Tensor loss_of(Model& model, TokenBatch& batch) {
+    const std::vector<std::int64_t> shape = {batch.rows, batch.sequence};
+    return model.forward(torch::from_blob(batch.inputs.data(), shape, torch::kInt64),
+                         torch::from_blob(batch.targets.data(), shape, torch::kInt64));
+}
+
+// One run: its parts in the order in which they depend on each other.
+class Run {
+public:
+    Run(const TrainOptions& options, TrainObserver& observer)
+        : options_(resolve(options)),
+          observer_(observer),
+          threads_(set_threads(options_.threads)),
+          data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
+          fields_(run_fields(options_, data_.training.size, threads_)) {
+        if (options_.resume.empty()) {
+            refuse_foreign_out();
+        } else {
+            resumed_from_ = find_checkpoint(options_.resume);
+        }
+        model_ = make_model(options_.model, model_build(options_));
+        parameters_ = model_->parameters();
+        optimizer_ = make_optimizer(options_.optimizer, options_.schedule.peak, *model_);
+        optimizer_->set_threads(threads_);
+        if (!resumed_from_.empty()) {
+            step_ = load_run(resumed_from_, fields_, *model_, *optimizer_,
+                             [&](const std::string& line) { observer_.on_notice(line); });
+        }
+        if (options_.optimizer.gradient_release) {
+            release_ = std::make_unique<libtorch::GradientRelease>(*optimizer_);
+        } else if (options_.accumulation > 1) {
+            accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
+        }
+        if (!options_.out.empty()) {
+            metrics_ = std::make_unique<MetricsFile>(options_.out / "metrics.csv", step_);
+        }
+    }
+
+    TrainResult train() {
+        observer_.on_start(info());
+        while (step_ < options_.schedule.total_steps && !result_.stopped) {
+            StepRecord record = train_step();
+            const bool last = step_ == options_.schedule.total_steps;
+            if (last || step_ % options_.evaluation_interval == 0) {
+                record.validation_loss = evaluate();
+            }
+            record.resident_bytes = process_memory().resident;
+            report(record);
+            result_.stopped = observer_.stop_requested() && !last;
+            const bool ends = last || result_.stopped;
+            const bool due = options_.checkpoint_interval > 0 && step_ % options_.checkpoint_interval == 0;
+            if (!options_.out.empty() && (due || (ends && options_.final_checkpoint))) {
+                save();
+            }
+        }
+        return finish();
+    }
+
+private:
+    void refuse_foreign_out() const {
+        std::error_code error;
+        if (!options_.out.empty() && fs::exists(options_.out / "metrics.csv", error) && !options_.overwrite) {
+            throw InvalidArgument(
+                options_.out.string() +
+                " holds a run already; resume it, allow overwriting it, or give another out folder");
+        }
+        if (!options_.out.empty() && options_.overwrite) {
+            fs::remove_all(options_.out / "checkpoints",
+                           error);  // else a later resume would go on from the run before
+        }
+    }
+
+    RunInfo info() const {
+        RunInfo info;
+        for (const torch::Tensor& parameter : parameters_) {
+            info.parameters += parameter.numel();
+        }
+        info.vocabulary_size = *options_.model.vocabulary_size;
+        info.training_tokens = data_.training.size;
+        info.validation_tokens = data_.validation.size;
+        info.first_step = step_ + 1;
+        info.total_steps = options_.schedule.total_steps;
+        info.threads = threads_;
+        info.resumed_from = resumed_from_;
+        return info;
+    }
+
+    StepRecord train_step() {
+        const Stopwatch whole;
+        StepRecord record;
+        record.learning_rate = options_.schedule.at(step_);
+        set_learning_rate(*optimizer_, record.learning_rate);  // gradient release steps inside backward
+        record.loss = forward_and_backward();
+        if (accumulator_ != nullptr) {
+            for (std::size_t index = 0; index < parameters_.size(); ++index) {
+                optimizer_->set_gradient(parameters_[index], accumulator_->sum(index));
+            }
+        }
+        if (release_ == nullptr) {
+            record.gradient_norm = clip();
+            const Stopwatch alone;
+            optimizer_->step();
+            record.optimizer_seconds = alone.seconds();
+            optimizer_seconds_.push_back(*record.optimizer_seconds);
+        }
+        if (result_.memory.parameters == 0) {
+            result_.memory = memory_by_kind(*model_, *optimizer_, accumulator_.get());
+        }
+        if (release_ == nullptr) {
+            optimizer_->zero_grad();
+        }
+        if (accumulator_ != nullptr) {
+            accumulator_->clear();
+        }
+        ++step_;
+
+        const std::int64_t tokens = options_.batch_size * options_.accumulation * options_.sequence_length;
+        record.step = step_;
+        record.tokens = step_ * tokens;
+        record.seconds = whole.seconds();
+        record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
+        step_seconds_.push_back(record.seconds);
+        return record;
+    }
+
+    double forward_and_backward() {
+        const auto parts = static_cast<double>(options_.accumulation);
+        const double factor = options_.loss_factor / parts;
+        double loss_sum = 0.0;
+        for (std::int64_t part = 0; part < options_.accumulation; ++part) {
+            TokenBatch batch =
+                training_batch(data_.training, options_.seed, step_, part * options_.batch_size,
+                               options_.batch_size, options_.sequence_length);
+            const torch::Tensor loss = loss_of(*model_, batch);
+            loss_sum += loss.item<double>();
+            (factor == 1.0 ? loss : loss * factor).backward();
+        }
+        return loss_sum / parts;
+    }
+
+    // Norm before clipping. The factor is that of torch.nn.utils.clip_grad_norm_.
+    double clip() {
+        constexpr double kTorchClipEpsilon = 1e-6;
+        optimizer_->set_gradient_factor(1.0);
+        const double norm = optimizer_->grad_norm();
+        if (options_.clip_norm > 0.0) {
+            optimizer_->set_gradient_factor(std::min(1.0, options_.clip_norm / (norm + kTorchClipEpsilon)));
+        }
+        return norm;
+    }
+
+    double evaluate() {
+        const torch::NoGradGuard no_grad;
+        double sum = 0.0;
+        for (std::int64_t index = 0; index < options_.evaluation_batches; ++index) {
+            TokenBatch batch = validation_batch(data_.validation, index, options_.evaluation_batches,
+                                                options_.batch_size, options_.sequence_length);
+            sum += loss_of(*model_, batch).item<double>();
+        }
+        return sum / static_cast<double>(options_.evaluation_batches);
+    }
+
+    void report(const StepRecord& record) {
+        if (metrics_ != nullptr) {
+            metrics_->append(record);
+        }
+        result_.loss = record.loss;
+        result_.validation_loss = record.validation_loss;
+        observer_.on_step(record);
+    }
+
+    void save() {
+        const CheckpointRecord record =
+            save_run(checkpoint_folder(options_.out, step_), step_, fields_, *model_, *optimizer_);
+        remove_old_checkpoints(options_.out, options_.kept_checkpoints);
+        result_.checkpoint = record.folder;
+        result_.checkpoint_bytes = record.bytes;
+        observer_.on_checkpoint(record);
+    }
+
+    TrainResult finish() {
+        if (!result_.validation_loss) {
+            result_.validation_loss = evaluate();
+        }
+        if (result_.memory.parameters == 0) {  // resumed after its last step: no gradient was there
+            result_.memory = memory_by_kind(*model_, *optimizer_, accumulator_.get());
+        }
+        result_.last_step = step_;
+        result_.bad_elements = optimizer_->bad_elements();
+        result_.step_seconds = median(step_seconds_);
+        result_.optimizer_step_seconds = median(optimizer_seconds_);
+        result_.peak_resident_bytes = process_memory().peak_resident;
+        if (!options_.out.empty()) {
+            const FinishedRun finished{options_, result_};
+            checkpoint::write_file(options_.out / "summary.json", summary_json({&finished, 1}));
+        }
+        return result_;
+    }
+
+    TrainOptions options_;
+    TrainObserver& observer_;
+    int threads_;
+    DataSet data_;
+    RunFields fields_;
+    fs::path resumed_from_;
+    std::shared_ptr<Model> model_;
+    std::vector<torch::Tensor> parameters_;
+    std::unique_ptr<libtorch::FlashOptimizer> optimizer_;
+    std::unique_ptr<libtorch::GradientRelease> release_;
+    std::unique_ptr<GradientAccumulator> accumulator_;
+    std::unique_ptr<MetricsFile> metrics_;
+    std::int64_t step_ = 0;  // steps done
+    std::vector<double> step_seconds_;
+    std::vector<double> optimizer_seconds_;
+    TrainResult result_;
+};
+
+}  // namespace
+
+TrainResult train(const TrainOptions& options, TrainObserver& observer) {
+    return Run(options, observer).train();
+}
+
+TrainResult hold_model(const TrainOptions& requested) {
+    const TrainOptions options = resolve(requested);
+    set_threads(options.threads);
+    const DataSet data = open_data(options.data, *options.model.vocabulary_size, options.sequence_length);
+    const auto model = make_model(options.model, model_build(options));
+    TokenBatch batch =
+        training_batch(data.training, options.seed, 0, 0, options.batch_size, options.sequence_length);
+    const torch::Tensor loss = loss_of(*model, batch);
+    TrainResult result;
+    result.loss = loss.item<double>();
+    for (const torch::Tensor& parameter : model->parameters()) {
+        result.memory.parameters += parameter.numel();
+        result.memory.weights += static_cast<std::int64_t>(parameter.nbytes());
+    }
+    result.memory.autocast_copies = model->autocast_copy_bytes();
+    result.peak_resident_bytes = process_memory().peak_resident;
+    return result;
+}
+
+}  // namespace flashoptim::trainer

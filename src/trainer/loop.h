@@ -1,0 +1,19 @@
+// The training loop: options in, a trained and saved model out. This header is what a command includes; it needs no torch header.
+#pragma once
+
+#include "trainer/options.h"
+#include "trainer/progress.h"
+
+namespace flashoptim::trainer {
+
+/// Trains as `options` say and tells `observer` what happens. In options.out it writes metrics.csv (a row for each step),
+/// checkpoints/step-<number>/ and summary.json. A run that was killed and resumed gives the same weights and metrics, bit for bit
+/// and apart from times and memory, as one that was not, at the same number of threads. Sets LibTorch's number of threads.
+/// Throws InvalidArgument (options, data too short), FormatError (data or checkpoint that is not what it should be), IoError (files).
+TrainResult train(const TrainOptions& options, TrainObserver& observer);
+
+/// What memory a run needs before it has gradients and optimizer: opens the data, builds the model, runs one forward pass that
+/// keeps what backward would need, and returns the peak so far and the bytes of the weights. Writes nothing.
+TrainResult hold_model(const TrainOptions& options);
+
+}  // namespace flashoptim::trainer

@@ -1,0 +1,72 @@
+// Everything that describes one training run. Plain data: no torch header, no reading of arguments.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include "flashoptim/step.h"
+#include "trainer/data/token_source.h"
+#include "trainer/models/registry.h"
+#include "trainer/schedule.h"
+
+namespace flashoptim::trainer {
+
+/// Which optimizer, and how it stores what it keeps. A field that a rule does not have is not read.
+struct OptimizerChoice {
+    Rule rule = Rule::kAdamW;
+    /// kFloat32 is the reference: fp32 weights under bf16 autocast, fp32 gradients and moments. The others train bf16 weights.
+    Format format = Format::kNative;
+    int master_weight_bits =
+        24;  ///< 16, 24, 32 or 0, as StorageOptions; not read by the fp32 reference, which has fp32 weights
+    double weight_decay = 0.1;      ///< of matrices; norms and other one-dimensional weights never decay
+    double beta1 = 0.9;             ///< Adam, AdamW, Lion
+    double beta2 = 0.95;            ///< Adam, AdamW, Lion
+    double epsilon = 1e-8;          ///< Adam, AdamW
+    double momentum = 0.9;          ///< SGD, SGDW
+    bool nesterov = false;          ///< SGD, SGDW
+    bool gradient_release = false;  ///< step inside backward and free each gradient at once
+};
+
+/// "sgd", "sgdw", "adam", "adamw", "lion"; throws InvalidArgument naming the known ones.
+Rule parse_rule(std::string_view name);
+std::string_view rule_name(Rule rule);
+
+/// "native", "paper", "fp32"; throws InvalidArgument naming the known ones.
+Format parse_format(std::string_view name);
+std::string_view format_name(Format format);
+
+/// One training run.
+struct TrainOptions {
+    ModelOptions model;
+    DataOptions data;
+    OptimizerChoice optimizer;
+    Schedule schedule;  ///< its total_steps is the length of the run
+
+    std::int64_t batch_size = 16;  ///< rows of a micro-batch
+    std::int64_t sequence_length = 128;
+    std::int64_t accumulation = 1;  ///< micro-batches of a step; more than one sums gradients in fp32
+    double clip_norm = 1.0;         ///< of all gradients together; 0 switches clipping off
+    double loss_factor = 1.0;       ///< multiplies the loss before backward and is not taken out again
+    std::uint64_t seed = 0;         ///< of initial weights and batches
+    bool activation_checkpointing = false;
+    int threads = 0;  ///< of LibTorch and optimizer; 0: as many as LibTorch takes by itself
+
+    std::int64_t evaluation_interval = 100;  ///< steps; the last step is always evaluated
+    std::int64_t evaluation_batches = 8;     ///< of batch_size rows, the same in every evaluation
+
+    std::filesystem::path out;             ///< empty: nothing is written
+    bool overwrite = false;                ///< start anew in an `out` that holds a run already
+    std::int64_t checkpoint_interval = 0;  ///< steps; 0: none but the last
+    bool final_checkpoint = true;          ///< write one after the last step
+    std::int64_t kept_checkpoints = 0;     ///< newest that stay when another is complete; 0: all
+    std::filesystem::path
+        resume;  ///< a checkpoint, or the `out` of a run for its newest one; empty: start anew
+};
+
+/// Throws InvalidArgument naming the first option that cannot be, or two that exclude each other (gradient release with
+/// accumulation or clipping).
+void validate(const TrainOptions& options);
+
+}  // namespace flashoptim::trainer

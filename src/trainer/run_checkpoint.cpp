@@ -1,0 +1,268 @@
+// Writing, finding and reading a run's checkpoints. Knows no loop.
+#include "trainer/run_checkpoint.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "flashoptim/checkpoint.h"
+#include "flashoptim/error.h"
+#include "trainer/tensor_files.h"
+
+namespace flashoptim::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+using Fields = RunFields::Fields;
+
+constexpr const char* kKind = "flashoptim training run";
+constexpr const char* kWeights = "weights";
+constexpr const char* kOptimizer = "optimizer";
+constexpr std::string_view kFolderPrefix = "step-";
+
+std::string text(double value) {
+    std::array<char, 64> buffer{};
+    return {buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr};
+}
+std::string text(bool value) { return value ? "true" : "false"; }
+
+Json to_json(const Fields& fields) {
+    Json object = Json::object();
+    for (const auto& [name, value] : fields) {
+        object[name] = value;
+    }
+    return object;
+}
+
+// The step of a checkpoint's folder name, 0 for any other name.
+std::int64_t step_of(const fs::path& folder) {
+    const std::string name = folder.filename().string();
+    std::int64_t step = 0;
+    if (!name.starts_with(kFolderPrefix)) {
+        return 0;
+    }
+    const char* const end = name.data() + name.size();
+    const auto parsed = std::from_chars(name.data() + kFolderPrefix.size(), end, step);
+    return parsed.ec == std::errc() && parsed.ptr == end ? step : 0;
+}
+
+// Checkpoints of a run, oldest first. Folders that a killed run left under a temporary name are not among them.
+std::vector<std::pair<std::int64_t, fs::path>> checkpoints_of(const fs::path& out) {
+    std::vector<std::pair<std::int64_t, fs::path>> found;
+    std::error_code error;
+    for (const fs::directory_entry& entry : fs::directory_iterator(out / "checkpoints", error)) {
+        if (const std::int64_t step = step_of(entry.path()); step > 0 && checkpoint::recover(entry.path())) {
+            found.emplace_back(step, entry.path());
+        }
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+// What a checkpoint's JSON is asked; every fault in it becomes a FormatError that names the folder.
+class Document {
+public:
+    explicit Document(const checkpoint::Checkpoint& saved) : folder_(saved.folder()) {
+        json_ = Json::parse(saved.metadata_json(), nullptr, /*allow_exceptions=*/false);
+        if (!json_.is_object() || json_.value("kind", Json()) != kKind) {
+            throw FormatError(folder_.string() +
+                              " is no checkpoint of a training run; give one that `train` wrote");
+        }
+    }
+
+    const Json& at(const Json& object, const std::string& key) const {
+        const auto entry = object.find(key);
+        if (entry == object.end()) {
+            throw FormatError(folder_.string() + ": the field '" + key +
+                              "' is missing; the checkpoint is damaged");
+        }
+        return *entry;
+    }
+    const Json& at(const std::string& key) const { return at(json_, key); }
+
+    std::int64_t integer(const Json& object, const std::string& key) const {
+        const Json& value = at(object, key);
+        if (!value.is_number_integer() || value.get<std::int64_t>() < 0) {
+            throw FormatError(folder_.string() + ": the field '" + key +
+                              "' is no count; the checkpoint is damaged");
+        }
+        return value.get<std::int64_t>();
+    }
+    std::int64_t integer(const std::string& key) const { return integer(json_, key); }
+
+    std::string string(const std::string& section, const std::string& key) const {
+        const Json& fields = at(section);
+        const auto entry = fields.find(key);
+        return entry != fields.end() && entry->is_string() ? entry->get<std::string>() : "absent";
+    }
+
+    void require_equal(const std::string& section, const Fields& fields) const {
+        for (const auto& [name, value] : fields) {
+            if (const std::string saved = string(section, name); saved != value) {
+                throw FormatError(folder_.string() + " is of another " + section + ": " + name + " is " +
+                                  saved + " there and " + value +
+                                  " in this run; resume with the options it was made with");
+            }
+        }
+    }
+
+private:
+    fs::path folder_;
+    Json json_;
+};
+
+void load_optimizer(const checkpoint::Checkpoint& saved, const Document& document, Model& model,
+                    libtorch::FlashOptimizer& optimizer) {
+    std::map<std::string, std::map<std::string, torch::Tensor>> states;
+    const checkpoint::SafetensorsFile file = saved.file(kOptimizer);
+    const Json& counts = document.at("parameters");
+    std::map<std::string, std::vector<const checkpoint::TensorInfo*>> by_parameter;
+    for (const checkpoint::TensorInfo& info : file.tensors()) {
+        by_parameter[info.name.substr(0, info.name.rfind('.'))].push_back(&info);
+    }
+    for (const auto& item : model.named_parameters()) {
+        std::map<std::string, torch::Tensor> tensors;
+        for (const checkpoint::TensorInfo* info : by_parameter[item.key()]) {
+            tensors[info->name.substr(info->name.rfind('.') + 1)] = read_tensor(file, *info);
+        }
+        by_parameter.erase(item.key());
+        optimizer.load_state_tensors(item.value(), tensors);
+        const Json& count = document.at(counts, item.key());
+        optimizer.set_step_count(item.value(), document.integer(count, "step"));
+        optimizer.set_bad_elements(item.value(), document.integer(count, "bad_elements"));
+        optimizer.set_has_momentum(item.value(), document.integer(count, "has_momentum") != 0);
+    }
+    if (!by_parameter.empty()) {
+        throw FormatError(file.path().string() + " holds the state of '" + by_parameter.begin()->first +
+                          "', which the model does not have; the checkpoint is damaged");
+    }
+}
+
+}  // namespace
+
+RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, int threads) {
+    const OptimizerChoice& choice = options.optimizer;
+    const bool reference = choice.format == Format::kFloat32;
+    RunFields fields;
+    fields.model = model_fields(options.model);
+    fields.optimizer = {
+        {"rule", std::string(rule_name(choice.rule))},
+        {"format", std::string(format_name(choice.format))},
+        {"master_bits", std::to_string(reference ? 32 : choice.master_weight_bits)},
+    };
+    fields.stream = {
+        {"seed", std::to_string(options.seed)},
+        {"batch_size", std::to_string(options.batch_size)},
+        {"sequence_length", std::to_string(options.sequence_length)},
+        {"accumulation", std::to_string(options.accumulation)},
+        {"training_tokens", std::to_string(training_tokens)},
+    };
+    fields.other = {
+        {"steps", std::to_string(options.schedule.total_steps)},
+        {"schedule", std::string(schedule_name(options.schedule.kind))},
+        {"learning_rate", text(options.schedule.peak)},
+        {"minimum_ratio", text(options.schedule.minimum_ratio)},
+        {"warmup_steps", std::to_string(options.schedule.warmup_steps)},
+        {"weight_decay", text(choice.weight_decay)},
+        {"beta1", text(choice.beta1)},
+        {"beta2", text(choice.beta2)},
+        {"epsilon", text(choice.epsilon)},
+        {"momentum", text(choice.momentum)},
+        {"nesterov", text(choice.nesterov)},
+        {"clip_norm", text(options.clip_norm)},
+        {"loss_factor", text(options.loss_factor)},
+        {"threads", std::to_string(threads)},
+    };
+    return fields;
+}
+
+fs::path checkpoint_folder(const fs::path& out, std::int64_t step) {
+    std::array<char, 32> digits{};
+    std::snprintf(digits.data(), digits.size(), "%08lld", static_cast<long long>(step));
+    return out / "checkpoints" / (std::string(kFolderPrefix) + digits.data());
+}
+
+fs::path find_checkpoint(const fs::path& path) {
+    const auto found = checkpoints_of(path);
+    if (!found.empty()) {
+        return found.back().second;
+    }
+    if (checkpoint::recover(path)) {
+        return path;
+    }
+    throw IoError(path.string() +
+                  " holds no checkpoint; give a checkpoint or the out folder of a run that wrote one");
+}
+
+void remove_old_checkpoints(const fs::path& out, std::int64_t kept) {
+    if (kept == 0) {
+        return;
+    }
+    auto found = checkpoints_of(out);
+    const auto surplus = std::max<std::int64_t>(0, static_cast<std::int64_t>(found.size()) - kept);
+    for (std::int64_t index = 0; index < surplus; ++index) {
+        const fs::path& folder = found[static_cast<std::size_t>(index)].second;
+        std::error_code error;
+        fs::remove_all(folder, error);
+        if (error) {
+            throw IoError(folder.string() + " cannot be removed: " + error.message() +
+                          "; check its permissions");
+        }
+    }
+}
+
+CheckpointRecord save_run(const fs::path& folder, std::int64_t step, const RunFields& fields,
+                          const Model& model, libtorch::FlashOptimizer& optimizer) {
+    TensorList weights;
+    TensorList states;
+    Json counts = Json::object();
+    for (const auto& item : model.named_parameters()) {
+        const torch::Tensor& parameter = item.value();
+        weights.add(item.key(), parameter);
+        for (const auto& [name, tensor] : optimizer.state_tensors(parameter)) {
+            states.add(item.key() + "." + name, tensor);
+        }
+        counts[item.key()] = {{"step", optimizer.step_count(parameter)},
+                              {"bad_elements", optimizer.bad_elements(parameter)},
+                              {"has_momentum", optimizer.has_momentum(parameter) ? 1 : 0}};
+    }
+    const Json document = {{"kind", kKind},
+                           {"step", step},
+                           {"model", to_json(fields.model)},
+                           {"optimizer", to_json(fields.optimizer)},
+                           {"stream", to_json(fields.stream)},
+                           {"options", to_json(fields.other)},
+                           {"parameters", std::move(counts)}};
+    const std::array<checkpoint::TensorFile, 2> files = {
+        {{kWeights, weights.data(), {{"format", "pt"}}}, {kOptimizer, states.data(), {}}}};
+    const std::uint64_t bytes = checkpoint::write(folder, document.dump(2), files);
+    return {step, folder, static_cast<std::int64_t>(bytes)};
+}
+
+std::int64_t load_run(const fs::path& folder, const RunFields& fields, Model& model,
+                      libtorch::FlashOptimizer& optimizer,
+                      const std::function<void(const std::string&)>& notice) {
+    const checkpoint::Checkpoint saved = checkpoint::Checkpoint::open(folder);
+    const Document document(saved);
+    document.require_equal("model", fields.model);
+    document.require_equal("optimizer", fields.optimizer);
+    document.require_equal("stream", fields.stream);
+    for (const auto& [name, value] : fields.other) {
+        if (const std::string before = document.string("options", name); before != value) {
+            notice(folder.string() + ": " + name + " was " + before + " and is " + value + " from here on");
+        }
+    }
+    const checkpoint::SafetensorsFile weights = saved.file(kWeights);
+    for (const auto& item : model.named_parameters()) {
+        read_into(weights, item.key(), item.value());
+    }
+    load_optimizer(saved, document, model, optimizer);
+    return document.integer("step");
+}
+
+}  // namespace flashoptim::trainer

@@ -1,0 +1,52 @@
+// A training run in a checkpoint folder: weights, optimizer state and the step, and what must be the same to go on from there.
+// Knows no loop.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "flashoptim/libtorch.h"
+#include "trainer/models/model.h"
+#include "trainer/options.h"
+#include "trainer/progress.h"
+
+namespace flashoptim::trainer {
+
+/// Options of a run as text, written into its checkpoints.
+struct RunFields {
+    using Fields = std::vector<std::pair<std::string, std::string>>;
+    Fields model;      ///< must be equal to resume
+    Fields optimizer;  ///< must be equal to resume
+    Fields stream;     ///< which tokens each step sees; must be equal to resume
+    Fields other;      ///< may differ: the new run's values hold, and a notice says so
+};
+
+/// `options` with its vocabulary resolved, over training data of `training_tokens` tokens.
+RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, int threads);
+
+/// Where the checkpoint of `step` lies in a run's folder.
+std::filesystem::path checkpoint_folder(const std::filesystem::path& out, std::int64_t step);
+
+/// The checkpoint that `path` means: itself, or the newest one of the run in folder `path`. Throws IoError if there is none.
+std::filesystem::path find_checkpoint(const std::filesystem::path& path);
+
+/// Removes all but the newest `kept` checkpoints of a run, if `kept` is not 0.
+void remove_old_checkpoints(const std::filesystem::path& out, std::int64_t kept);
+
+/// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the parameter, a dot, name of the
+/// state; exactly as it lies in memory), and the step, the step counts and `fields` as JSON. Throws IoError; then no checkpoint
+/// has changed.
+CheckpointRecord save_run(const std::filesystem::path& folder, std::int64_t step, const RunFields& fields,
+                          const Model& model, libtorch::FlashOptimizer& optimizer);
+
+/// Reads the state back and returns its step. `notice` receives a line for each field of RunFields::other that differs.
+/// Throws FormatError that names the first field of model, optimizer or stream that differs, or what is damaged; IoError.
+std::int64_t load_run(const std::filesystem::path& folder, const RunFields& fields, Model& model,
+                      libtorch::FlashOptimizer& optimizer,
+                      const std::function<void(const std::string&)>& notice);
+
+}  // namespace flashoptim::trainer

@@ -1,0 +1,60 @@
+// Writing of summary.json. Never measures anything.
+#include "trainer/summary.h"
+
+#include <nlohmann/json.hpp>
+#include <optional>
+
+namespace flashoptim::trainer {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json number_or_null(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+
+Json bytes_per_parameter(const MemoryByKind& memory) {
+    return {{"weights", memory.per_parameter(memory.weights)},
+            {"corrections", memory.per_parameter(memory.corrections)},
+            {"moments", memory.per_parameter(memory.moments)},
+            {"scales", memory.per_parameter(memory.scales)},
+            {"gradients", memory.per_parameter(memory.gradients)},
+            {"accumulators", memory.per_parameter(memory.accumulators)},
+            {"total", memory.per_parameter(memory.total())},
+            {"autocast_copies", memory.per_parameter(memory.autocast_copies)}};
+}
+
+Json run_object(const FinishedRun& run) {
+    const TrainOptions& options = run.options;
+    const OptimizerChoice& choice = options.optimizer;
+    const TrainResult& result = run.result;
+    return {{"optimizer", rule_name(choice.rule)},
+            {"format", format_name(choice.format)},
+            {"master_bits", choice.format == Format::kFloat32 ? 32 : choice.master_weight_bits},
+            {"gradient_release", choice.gradient_release},
+            {"seed", options.seed},
+            {"parameters", result.memory.parameters},
+            {"bytes_per_parameter", bytes_per_parameter(result.memory)},
+            {"peak_resident_bytes", result.peak_resident_bytes},
+            {"checkpoint_bytes", result.checkpoint_bytes},
+            {"validation_loss", number_or_null(result.validation_loss)},
+            {"optimizer_step_seconds", number_or_null(result.optimizer_step_seconds)},
+            {"step_seconds", number_or_null(result.step_seconds)},
+            {"model", options.model.preset},
+            {"steps", result.last_step},
+            {"batch_size", options.batch_size},
+            {"sequence_length", options.sequence_length},
+            {"accumulation", options.accumulation},
+            {"bad_elements", result.bad_elements},
+            {"stopped", result.stopped}};
+}
+
+}  // namespace
+
+std::string summary_json(std::span<const FinishedRun> runs) {
+    Json objects = Json::array();
+    for (const FinishedRun& run : runs) {
+        objects.push_back(run_object(run));
+    }
+    return Json{{"runs", std::move(objects)}}.dump(2) + "\n";
+}
+
+}  // namespace flashoptim::trainer

@@ -1,0 +1,24 @@
+// summary.json: what a run came to, for programs. Never measures anything.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "trainer/options.h"
+#include "trainer/progress.h"
+
+namespace flashoptim::trainer {
+
+/// One finished run, with its options.
+struct FinishedRun {
+    TrainOptions options;
+    TrainResult result;
+};
+
+/// {"runs": [...]} with one object per run: optimizer, format, master_bits, gradient_release, seed, parameters,
+/// bytes_per_parameter (weights, corrections, moments, scales, gradients, accumulators, total, autocast_copies),
+/// peak_resident_bytes, checkpoint_bytes, validation_loss, optimizer_step_seconds, step_seconds, and the run's shape (model, steps,
+/// batch_size, sequence_length, accumulation, bad_elements, stopped). What was not measured is null.
+std::string summary_json(std::span<const FinishedRun> runs);
+
+}  // namespace flashoptim::trainer
