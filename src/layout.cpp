@@ -1,7 +1,8 @@
-// Reads a tensor's shape and strides into rows; refuses what is not dense or not cut at groups.
+// Reads a tensor's shape and strides into rows; refuses what is not dense or not cut at groups. Copies between orders.
 #include "flashoptim/layout.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <string>
 
@@ -142,6 +143,32 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
                                  ": cut rows at multiples of 32");
     }
     return layout;
+}
+
+bool same_memory_order(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& a,
+                       const std::vector<std::int64_t>& b) {
+    for (std::size_t d = 0; d < shape.size(); ++d) {
+        if (shape[d] > 1 && a[d] != b[d]) return false;
+    }
+    return true;
+}
+
+void copy_in_order(const TensorView& from, const std::vector<std::int64_t>& to_strides, void* to) {
+    const auto size = static_cast<std::int64_t>(size_of(from.dtype));
+    std::vector<std::int64_t> index(from.shape.size(), 0);
+    std::int64_t source = 0, target = 0;
+    for (std::int64_t left = from.numel(); left > 0; --left) {
+        std::memcpy(static_cast<std::byte*>(to) + target * size,
+                    static_cast<const std::byte*>(from.data) + source * size, static_cast<std::size_t>(size));
+        for (std::size_t d = from.shape.size(); d-- > 0;) {
+            source += from.strides[d];
+            target += to_strides[d];
+            if (++index[d] < from.shape[d]) break;
+            source -= from.strides[d] * from.shape[d];
+            target -= to_strides[d] * from.shape[d];
+            index[d] = 0;
+        }
+    }
 }
 
 }  // namespace flashoptim

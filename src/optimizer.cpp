@@ -53,35 +53,6 @@ struct Parameter {
     std::uint64_t bad_elements = 0;
 };
 
-/// Elements of `from` in the memory order of `to_strides`, appended to `to`.
-void gather(const TensorView& from, const std::vector<std::int64_t>& from_strides,
-            const std::vector<std::int64_t>& to_strides, std::byte* to) {
-    const auto dims = from.shape.size();
-    const auto size = size_of(from.dtype);
-    std::vector<std::int64_t> index(dims, 0);
-    std::int64_t source = 0, target = 0;
-    for (std::int64_t left = from.numel(); left > 0; --left) {
-        std::memcpy(to + static_cast<std::size_t>(target) * size,
-                    static_cast<const std::byte*>(from.data) + source * static_cast<std::int64_t>(size), size);
-        for (std::size_t d = dims; d-- > 0;) {
-            source += from_strides[d];
-            target += to_strides[d];
-            if (++index[d] < from.shape[d]) break;
-            source -= from_strides[d] * from.shape[d];
-            target -= to_strides[d] * from.shape[d];
-            index[d] = 0;
-        }
-    }
-}
-
-bool same_memory_order(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& a,
-                       const std::vector<std::int64_t>& b) {
-    for (std::size_t d = 0; d < shape.size(); ++d) {
-        if (shape[d] > 1 && a[d] != b[d]) return false;
-    }
-    return true;
-}
-
 bool overlaps(const Parameter& a, const Parameter& b) {
     const auto begin = [](const Parameter& p) { return static_cast<const std::byte*>(p.weight.data); };
     const auto end = [&](const Parameter& p) {
@@ -137,7 +108,7 @@ struct Optimizer::Impl {
         if (p.gradient_in_order) return p.gradient.data;
         const BufferPlan wanted{p.gradient.dtype, p.layout.numel};
         if (!(p.ordered_gradient.plan() == wanted)) p.ordered_gradient = Buffer(wanted);
-        gather(p.gradient, p.gradient.strides, p.layout.strides, p.ordered_gradient.data());
+        copy_in_order(p.gradient, p.layout.strides, p.ordered_gradient.data());
         return p.ordered_gradient.data();
     }
 
