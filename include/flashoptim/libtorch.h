@@ -231,6 +231,8 @@ public:
     }
 };
 
+struct OptimizerImpl;
+
 /// Base of the optimizers: a torch::optim::Optimizer over flashoptim::step.
 ///
 /// Parameters are leaf tensors on the CPU of float32, bfloat16 or float16, dense in any stride order. Everything that takes a
@@ -319,8 +321,7 @@ protected:
 
 private:
     friend class GradientRelease;
-    struct Impl;
-    std::unique_ptr<Impl> impl_;
+    std::unique_ptr<OptimizerImpl> impl_;
 };
 
 class SGD final : public FlashOptimizer {

@@ -1,0 +1,113 @@
+// What stands behind FlashOptimizer: the table of its parameters and the way from it to one call of the core's step.
+// Saving and loading never stand here.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "flashoptim/layout.h"
+#include "flashoptim/libtorch.h"
+#include "flashoptim/step.h"
+
+namespace flashoptim::libtorch {
+
+/// A parameter as it was when the optimizer first saw it.
+struct Parameter {
+    torch::Tensor tensor;
+    std::string name;  // for messages
+    std::size_t group = 0;
+    Layout layout;
+    StoragePlan plan;              // that its state was made by, if it has one
+    torch::Tensor gradient;        // instead of tensor.grad(), if defined
+    std::uint64_t generation = 0;  // of the last look at the parameter groups that found it
+};
+
+/// Shared by an optimizer, the handle of its gradient release and the hooks; outlives each of them.
+struct ReleaseControl {
+    std::mutex mutex;
+    OptimizerImpl* optimizer = nullptr;     // null: the optimizer is gone
+    std::vector<torch::Tensor> parameters;  // those that have a hook
+    bool said_so = false;
+};
+
+/// Items for the core, and what must stay alive beside them.
+struct StepBatch {
+    std::vector<StepItem> items;
+    std::vector<Parameter*> parameters;
+    std::vector<torch::Tensor> gradients;
+};
+
+struct OptimizerImpl {
+    OptimizerImpl(FlashOptimizer& owner, Rule rule);
+    ~OptimizerImpl();
+    OptimizerImpl(const OptimizerImpl&) = delete;
+    OptimizerImpl& operator=(const OptimizerImpl&) = delete;
+
+    /// Checks and adds a parameter group.
+    void add_group(const torch::optim::OptimizerParamGroup& group);
+    /// Takes in what changed in the parameter groups: new parameters, options.
+    void refresh();
+    /// The parameter of that tensor. @throws InvalidArgument if it is in no group.
+    Parameter& find(const torch::Tensor& tensor);
+    [[nodiscard]] const FlashOptions& options_of(const Parameter& parameter) const;
+
+    /// The state of a parameter, or null.
+    [[nodiscard]] FlashParamState* state_of(const Parameter& parameter) const;
+    /// The state, made of zeros if there is none.
+    FlashParamState& ensure_state(const Parameter& parameter);
+    void set_state(const Parameter& parameter, std::unique_ptr<FlashParamState> state);
+
+    /// Takes a gradient in place of the tensor's own; an undefined one takes it back.
+    void set_gradient(Parameter& parameter, const torch::Tensor& gradient);
+    void clear_gradients();
+
+    void step_all();
+    /// Steps one parameter that has a gradient, without looking at the others.
+    void step_one(const torch::Tensor& tensor);
+    double grad_norm();
+
+    /// Whether gradient release does the steps; says so the first time.
+    bool is_released();
+
+    ThreadPool& pool();
+
+    FlashOptimizer* owner;
+    Rule rule;
+    int threads;
+    double gradient_factor = 1.0;
+    StepReport last_step;
+    std::weak_ptr<ReleaseControl> release;
+
+private:
+    void adopt(const torch::Tensor& tensor, std::size_t group, std::size_t index);
+    void update(Parameter& parameter);
+    void change_plan(Parameter& parameter, const StoragePlan& plan);
+    void refuse_shared_memory() const;
+    std::optional<torch::Tensor> gradient_of(const Parameter& parameter) const;
+    void append(Parameter& parameter, StepBatch& batch);
+    StepBatch all_with_gradients();
+    void run(StepBatch& batch);
+    /// Adds the bad elements of item n to its parameter's count.
+    void count_bad(const StepBatch& batch, std::size_t n) const;
+
+    std::unordered_map<const void*, Parameter> parameters_;
+    std::uint64_t generation_ = 0;
+    std::optional<ThreadPool> pool_;
+};
+
+/// An empty state of a rule.
+std::unique_ptr<FlashParamState> new_state(Rule rule);
+/// Zeros for the buffers that a plan asks for, for a parameter that lies so.
+void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
+                    at::IntArrayRef strides, FlashParamState& state);
+/// The plan of a parameter under its group's options.
+StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor& tensor, const Layout& layout,
+                    const std::string& name);
+
+}  // namespace flashoptim::libtorch
