@@ -1,0 +1,128 @@
+"""The quality study: every optimizer in every format from several seeds on one text, as a table with paired differences.
+
+    .venv/bin/python bench/quality.py --data TEXT --out out/quality --table docs/quality-table.md
+
+Each run is `flashoptim train` on one thread, as many at a time as --jobs says; finished runs are kept, so that an interrupted study
+goes on where it was. For AdamW the native format is also trained with the loss (and eps) times 1e-2 and 1e-5: Adam does not care
+in exact arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+OPTIMIZERS = {"sgd": 0.5, "adamw": 2e-3, "lion": 3e-4}
+FORMATS = ("fp32", "paper", "native")
+LOSS_FACTORS = (1e-2, 1e-5)
+EPSILON = 1e-8
+ALLOWED_NATS = 0.02
+ALLOWED_ERRORS = 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: an optimizer, a format and a factor of the loss."""
+
+    optimizer: str
+    format: str
+    loss_factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        factor = "" if self.loss_factor == 1.0 else f"-loss{self.loss_factor:g}"
+        return f"{self.optimizer}-{self.format}{factor}"
+
+
+def cases() -> list[Case]:
+    """All rows, references first."""
+    rows = [Case(optimizer, format) for optimizer in OPTIMIZERS for format in FORMATS]
+    return rows + [Case("adamw", "native", factor) for factor in LOSS_FACTORS]
+
+
+def train(arguments: argparse.Namespace, case: Case, seed: int) -> dict:
+    """Trains one run, or reads it where it is finished; returns its object of summary.json."""
+    folder = arguments.out / f"{case.name}-seed{seed}"
+    summary = folder / "summary.json"
+    if not summary.exists():
+        command = [
+            *(str(arguments.command), "train", "--data", str(arguments.data), "--model", arguments.model),
+            *("--steps", str(arguments.steps), "--batch", "8", "--sequence", "128", "--warmup", str(arguments.steps // 20)),
+            *("--optimizer", case.optimizer, "--format", case.format, "--lr", str(OPTIMIZERS[case.optimizer])),
+            *("--clip", "0", "--seed", str(seed), "--threads", "1", "--eval-every", str(arguments.steps)),
+            *("--eval-batches", "64", "--loss-factor", repr(case.loss_factor), "--eps", repr(EPSILON * case.loss_factor)),
+            *("--no-final-checkpoint", "--overwrite", "--out", str(folder)),
+        ]
+        with (arguments.out / f"{case.name}-seed{seed}.log").open("w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+        print(f"{case.name} seed {seed} done", flush=True)
+    return json.loads(summary.read_text())["runs"][0]
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(arguments: argparse.Namespace, losses: dict[Case, list[float]]) -> tuple[str, bool]:
+    """The Markdown table, and whether every native row is within the bound."""
+    lines = [
+        "| optimizer | format | loss and eps times | validation loss, mean | spread (standard deviation) "
+        "| minus fp32, paired | standard error | within the bound |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    all_within = True
+    for case, values in losses.items():
+        row = [case.optimizer, case.format, f"{case.loss_factor:g}", f"{statistics.mean(values):.4f}", f"{statistics.stdev(values):.4f}"]
+        if case.format == "fp32":
+            row += ["", "", ""]
+        else:
+            differences = [a - b for a, b in zip(values, losses[Case(case.optimizer, "fp32")], strict=True)]
+            mean, error = statistics.mean(differences), standard_error(differences)
+            within = abs(mean) <= max(ALLOWED_NATS, ALLOWED_ERRORS * error)
+            all_within = all_within and (within or case.format != "native")
+            row += [f"{mean:+.4f}", f"{error:.4f}", "yes" if within else "no"]
+        lines.append("| " + " | ".join(row) + " |")
+    lines.append("")
+    lines.append(
+        f"{arguments.model}, {arguments.steps} steps of 8 x 128 tokens, seeds {', '.join(map(str, arguments.seeds))}; "
+        f"bound: {ALLOWED_NATS} nats or {ALLOWED_ERRORS:g} standard errors of the paired differences, whichever is larger."
+    )
+    return "\n".join(lines) + "\n", all_within
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="UTF-8 text file or folder")
+    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    parser.add_argument("--table", type=Path, help="write the table to this Markdown file too")
+    parser.add_argument("--command", type=Path, default=Path("build/release/apps/flashoptim/flashoptim"))
+    parser.add_argument("--model", default="llama-1m")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    plan = [(case, seed) for case in cases() for seed in arguments.seeds]
+    with ThreadPoolExecutor(arguments.jobs) as executor:
+        results = list(executor.map(lambda run: train(arguments, *run), plan))
+    losses: dict[Case, list[float]] = {case: [] for case in cases()}
+    for (case, _), result in zip(plan, results, strict=True):
+        losses[case].append(result["validation_loss"])
+    text, within = table(arguments, losses)
+    print(text)
+    if arguments.table:
+        arguments.table.write_text(text)
+    return 0 if within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

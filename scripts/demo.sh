@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The main job on real input: trains a small Llama with fp32 AdamW, with the paper's format and with ours, each also with gradient
+# release, and ends with the table; then a model of 300 M parameters for three steps, where the operating system shows the memory.
+#   scripts/demo.sh               on text made of this repository's own documents and sources
+#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files
+#   STEPS=N                       steps of the small model (400); OUT=DIR: where results go (out/demo)
+# `make demo` sets everything up first and passes DATA, STEPS and OUT on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+command="${FLASHOPTIM:-build/release/apps/flashoptim/flashoptim}"
+out="${OUT:-out/demo}"
+steps="${STEPS:-400}"
+if [ -z "${FLASHOPTIM_PYTHON:-}" ] && [ -x .venv/bin/python ]; then export FLASHOPTIM_PYTHON=.venv/bin/python; fi
+
+data="${DATA:-}"
+if [ -z "$data" ]; then
+    data="$out/corpus.txt"
+    mkdir -p "$out"
+    find README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs include src apps tests scripts bench python examples cmake \
+        -type f \( -name '*.md' -o -name LICENSE -o -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh' \
+        -o -name '*.py' -o -name '*.sh' -o -name '*.txt' -o -name '*.cmake' \) 2>/dev/null |
+        LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat >"$data"
+    echo "demo: the text is this repository's own documents and sources, $(wc -c <"$data") bytes; DATA=PATH takes another"
+fi
+
+echo "demo: a Llama of 1 M parameters, $steps steps of 8 x 128 tokens"
+"$command" compare --data "$data" --model llama-1m --steps "$steps" --batch 8 --sequence 128 --warmup 20 --lr 2e-3 \
+    --eval-every 50 --eval-batches 16 --with-gradient-release --out "$out/small" --overwrite
+
+# fp32 AdamW needs 16 bytes per parameter beside activations: about 6 GB here.
+needed_kib=$((8 * 1024 * 1024))
+available_kib=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo 2>/dev/null || true)
+if [ -n "$available_kib" ] && [ "$available_kib" -lt "$needed_kib" ]; then
+    echo "demo: the model of 300 M parameters is left out: it needs 8 GiB of free memory, there are $((available_kib / 1048576)) GiB"
+    exit 0
+fi
+echo
+echo "demo: a Llama of 300 M parameters, 3 steps of 1 x 64 tokens: what the operating system measures"
+"$command" compare --data "$data" --model llama-300m --steps 3 --batch 1 --sequence 64 --eval-every 3 --eval-batches 1 \
+    --schedule constant --lr 1e-4 --with-gradient-release --no-checkpoint --no-plot --out "$out/large" --overwrite
