@@ -1,5 +1,5 @@
 // Tensors in files: safetensors files, and checkpoint folders that a killed run or a full disk cannot break.
-// What an optimizer keeps in them, and any framework's tensor type, never stands here.
+// At the end: saving and loading an optimizer of the core in them. Any framework's tensor type never stands here.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,10 @@
 #include <vector>
 
 #include "flashoptim/error.h"
+
+namespace flashoptim {
+class Optimizer;
+}
 
 namespace flashoptim::checkpoint {
 
@@ -170,3 +174,42 @@ private:
 };
 
 }  // namespace flashoptim::checkpoint
+
+namespace flashoptim {
+
+struct SaveOptions {
+    bool weights = true;  ///< false: state only, for programs that save the weights themselves
+};
+
+/// Saves the optimizer as a checkpoint folder (checkpoint::write: complete or not at all) and returns its bytes on disk: state
+/// and weights exactly as they lie, step counts, hyperparameters of every group. Not saved: gradients, the gradient factor,
+/// counters of bad elements and OptimizerOptions. A run that goes on from it computes the same bits as one that never stopped.
+/// Throws InvalidArgument for two parameters of one name, and IoError.
+std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
+                             const SaveOptions& options = {});
+
+struct LoadOptions {
+    /// Weights are loaded too, if the checkpoint has them. Otherwise those in memory have to be the ones that were saved.
+    bool weights = true;
+    /// State in another format, with other master bits or in another stride order is decoded and encoded again to nearest.
+    /// false: that is an error.
+    bool convert = true;
+};
+
+struct LoadReport {
+    bool weights = false;                ///< whether weights were loaded
+    std::vector<std::string> converted;  ///< parameters whose state was brought into another format or order
+};
+
+/// Loads what save_optimizer wrote into an optimizer of the same rule with the same groups and, in any order, the same parameters
+/// by name, shape, dtype and shard. Hyperparameters become those of the checkpoint.
+///
+/// Where the format of a correction changes (native or paper, master bits), the full-precision weight is split anew and the weight in
+/// memory is written too, whatever LoadOptions::weights says; it may move by one unit of its last place.
+///
+/// Everything is read and checked first, which takes the memory of a second copy of the state. Throws FormatError that names the
+/// parameter and the remedy, InvalidArgument for two parameters of one name, and IoError; the optimizer is then as it was.
+LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
+                          const LoadOptions& options = {});
+
+}  // namespace flashoptim

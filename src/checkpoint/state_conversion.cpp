@@ -1,0 +1,98 @@
+// State of another format or stride order: by fp32 where values change, byte for byte where only places do.
+#include "state_conversion.h"
+
+#include <span>
+
+#include "flashoptim/error.h"
+#include "flashoptim/quantize.h"
+
+namespace flashoptim::checkpoint {
+namespace {
+
+std::span<std::uint16_t> as_scales(std::vector<std::byte>& bytes) {
+    return {reinterpret_cast<std::uint16_t*>(bytes.data()), bytes.size() / sizeof(std::uint16_t)};
+}
+std::span<const std::uint16_t> as_scales(const std::vector<std::byte>& bytes) {
+    return {reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / sizeof(std::uint16_t)};
+}
+
+/// Elements brought from one stride order into another.
+class Reorder {
+public:
+    Reorder(const std::vector<std::int64_t>& shape, const Layout& from, const Layout& to)
+        : shape_(shape), from_(from.strides), to_(to.strides), same_(same_memory_order(shape, from_, to_)) {}
+
+    [[nodiscard]] bool is_identity() const { return same_; }
+    template <class T>
+    void apply(std::vector<T>& elements, DType dtype) const {
+        if (same_ || elements.empty()) return;
+        std::vector<T> ordered(elements.size());
+        copy_in_order({elements.data(), dtype, shape_, from_}, to_, ordered.data());
+        elements = std::move(ordered);
+    }
+
+private:
+    const std::vector<std::int64_t>&shape_, &from_, &to_;
+    bool same_;
+};
+
+bool same_correction(const StoragePlan& a, const StoragePlan& b) {
+    return a.correction == b.correction &&
+           (a.correction.count == 0 || a.paper_arithmetic == b.paper_arithmetic);
+}
+
+void convert_correction(StateBytes& state, const StoragePlan& from, const StoragePlan& to,
+                        const void* weight_in_memory, std::size_t numel) {
+    if (same_correction(from, to)) return;
+    std::vector<float> masters(numel);
+    const void* weight = state.weight.empty() ? weight_in_memory : state.weight.data();
+    join_weights(from, weight, state.correction.data(), masters);
+    state.weight.resize(numel * size_of(to.weight_dtype));
+    state.correction.resize(to.correction.bytes());
+    split_weights(to, masters, state.weight.data(), state.correction.data());
+}
+
+void convert_moment(Moment moment, std::vector<std::byte>& codes, std::vector<std::byte>& scales,
+                    const StateLayout& from, const StateLayout& to, const Reorder& reorder) {
+    if (codes.empty()) return;
+    if (from.plan.moments == to.plan.moments &&
+        (reorder.is_identity() || to.plan.moments == MomentStorage::kFloat32)) {
+        reorder.apply(codes, DType::kFloat32);
+        return;
+    }
+    std::vector<float> values(static_cast<std::size_t>(from.layout.numel));
+    dequantize_moment(moment, from.plan.moments, from.layout, codes, as_scales(scales), values);
+    reorder.apply(values, DType::kFloat32);
+    const bool is_first = moment == Moment::kFirst;
+    codes.resize((is_first ? to.plan.first : to.plan.second).bytes());
+    scales.resize((is_first ? to.plan.first_scales : to.plan.second_scales).bytes());
+    quantize_moment(moment, to.plan.moments, to.layout, values, codes, as_scales(scales));
+}
+
+}  // namespace
+
+void check_state(const StateLayout& layout, const StateBytes& state, const std::string& label) {
+    check_moment(Moment::kFirst, layout.plan.moments, state.first, as_scales(state.first_scales),
+                 label + ", first moment");
+    check_moment(Moment::kSecond, layout.plan.moments, state.second, as_scales(state.second_scales),
+                 label + ", second moment");
+}
+
+StateBytes convert_state(StateBytes state, const StateLayout& from, const StateLayout& to,
+                         const std::vector<std::int64_t>& shape, const void* weight_in_memory,
+                         const std::string& label) {
+    const Reorder reorder(shape, from.layout, to.layout);
+    reorder.apply(state.weight, from.plan.weight_dtype);
+    reorder.apply(state.correction, from.plan.correction.dtype);
+    convert_correction(state, from.plan, to.plan, weight_in_memory, static_cast<std::size_t>(to.layout.numel));
+    try {
+        convert_moment(Moment::kFirst, state.first, state.first_scales, from, to, reorder);
+        convert_moment(Moment::kSecond, state.second, state.second_scales, from, to, reorder);
+    } catch (const InvalidArgument& error) {
+        throw FormatError(label + " cannot be kept in the format of this optimizer (" + error.what() +
+                          "): load it into one with the format that it was saved in");
+    }
+    return state;
+}
+
+}  // namespace flashoptim::checkpoint
