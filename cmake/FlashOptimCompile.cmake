@@ -49,4 +49,6 @@ if(FLASHOPTIM_SANITIZE)
     list(JOIN FLASHOPTIM_SANITIZE "," sanitizers)
     add_compile_options(-fsanitize=${sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
     add_link_options(-fsanitize=${sanitizers})
+    # GCC's analysis of uninitialised values is wrong about instrumented code.
+    target_compile_options(flashoptim_warnings INTERFACE $<BUILD_INTERFACE:$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>>)
 endif()

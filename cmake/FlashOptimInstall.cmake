@@ -1,6 +1,5 @@
 # What `cmake --install` puts where: libraries and their export sets (one per component), headers, the package files for CMake and
 # pkg-config. The libraries themselves are defined in their rooms.
-include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/flashoptim")
 set(flashoptim_components "")
@@ -10,6 +9,7 @@ macro(flashoptim_install_library target component export_name)
     if(TARGET ${target})
         set_target_properties(${target} PROPERTIES
             EXPORT_NAME ${export_name}
+            DEFINE_SYMBOL ""
             VERSION ${PROJECT_VERSION}
             SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
         install(TARGETS ${target} EXPORT flashoptim_${component}

@@ -49,7 +49,7 @@ def prefix(request: pytest.FixtureRequest) -> Path:
     kind: str = request.param
     build = WORK / f"build-{kind}"
     options = [f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}"]
-    options += [f"-DFLASHOPTIM_{name}=OFF" for name in ("TORCH", "BUILD_TESTS", "BUILD_BENCH", "BUILD_APPS")]
+    options += [f"-DFLASHOPTIM_{what}=OFF" for what in ("TORCH", "BUILD_TESTS", "BUILD_BENCH", "BUILD_APPS")]
     run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options)
     run("cmake", "--build", build)
     return install(build, WORK / kind)
@@ -106,6 +106,10 @@ def test_pkg_config_builds_and_runs_the_consumers(prefix: Path, build: Path):
 
 def test_add_subdirectory_builds_and_runs_the_consumer(build: Path):
     options = [f"-DFLASHOPTIM_SOURCE={ROOT}", "-DFLASHOPTIM_TORCH=OFF", "-DCMAKE_BUILD_TYPE=Release"]
+    # With ccache and the flags of our own builds, nothing is compiled that another build here compiled before.
+    options += ["-DFLASHOPTIM_WERROR=ON"]
+    if shutil.which("ccache"):
+        options += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
     configure(build, *options, f"-DFLASHOPTIM_COMPONENTS={COMPONENTS}")
     run("cmake", "--build", build)
     for program in ("consumer", "consumer_c"):
