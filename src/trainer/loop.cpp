@@ -89,9 +89,7 @@ public:
           threads_(set_threads(options_.threads)),
           data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
           fields_(run_fields(options_, data_.training.size, threads_)) {
-        if (options_.resume.empty()) {
-            refuse_foreign_out();
-        } else {
+        if (!options_.resume.empty()) {
             resumed_from_ = find_checkpoint(options_.resume);
         }
         model_ = make_model(options_.model, model_build(options_));
@@ -108,6 +106,7 @@ public:
             accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
         }
         if (!options_.out.empty()) {
+            claim_out();
             metrics_ = std::make_unique<MetricsFile>(options_.out / "metrics.csv", step_);
         }
     }
@@ -133,17 +132,24 @@ public:
     }
 
 private:
-    void refuse_foreign_out() const {
+    // Nothing of a run in `out` is lost unasked: neither one that this run does not continue, nor what it did after `step_`.
+    void claim_out() const {
         std::error_code error;
-        if (!options_.out.empty() && fs::exists(options_.out / "metrics.csv", error) && !options_.overwrite) {
+        const bool continues = !resumed_from_.empty() &&
+                               fs::equivalent(resumed_from_.parent_path().parent_path(), options_.out, error);
+        if (!options_.overwrite && !continues && fs::exists(options_.out / "metrics.csv", error)) {
             throw InvalidArgument(
                 options_.out.string() +
                 " holds a run already; resume it, allow overwriting it, or give another out folder");
         }
-        if (!options_.out.empty() && options_.overwrite) {
-            fs::remove_all(options_.out / "checkpoints",
-                           error);  // else a later resume would go on from the run before
+        const std::int64_t newest = newest_checkpoint_step(options_.out);
+        if (!options_.overwrite && newest > step_) {
+            throw InvalidArgument(options_.out.string() + " holds a checkpoint of step " +
+                                  std::to_string(newest) +
+                                  ", later than the one to resume; resume that, allow overwriting it, or "
+                                  "give another out folder");
         }
+        remove_checkpoints_after(options_.out, continues ? step_ : 0);
     }
 
     RunInfo info() const {
@@ -248,7 +254,9 @@ private:
     void save() {
         const CheckpointRecord record =
             save_run(checkpoint_folder(options_.out, step_), step_, fields_, *model_, *optimizer_);
-        remove_old_checkpoints(options_.out, options_.kept_checkpoints);
+        if (options_.kept_checkpoints > 0) {
+            remove_old_checkpoints(options_.out, options_.kept_checkpoints);
+        }
         result_.checkpoint = record.folder;
         result_.checkpoint_bytes = record.bytes;
         observer_.on_checkpoint(record);

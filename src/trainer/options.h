@@ -56,13 +56,14 @@ struct TrainOptions {
     std::int64_t evaluation_interval = 100;  ///< steps; the last step is always evaluated
     std::int64_t evaluation_batches = 8;     ///< of batch_size rows, the same in every evaluation
 
-    std::filesystem::path out;             ///< empty: nothing is written
-    bool overwrite = false;                ///< start anew in an `out` that holds a run already
+    std::filesystem::path out;  ///< empty: nothing is written
+    /// Allow to replace what another run, or this one after the resumed step, left in `out`.
+    bool overwrite = false;
     std::int64_t checkpoint_interval = 0;  ///< steps; 0: none but the last
     bool final_checkpoint = true;          ///< write one after the last step
     std::int64_t kept_checkpoints = 0;     ///< newest that stay when another is complete; 0: all
-    std::filesystem::path
-        resume;  ///< a checkpoint, or the `out` of a run for its newest one; empty: start anew
+    /// A checkpoint, or the `out` of a run for its newest one; empty: start anew.
+    std::filesystem::path resume;
 };
 
 /// Throws InvalidArgument naming the first option that cannot be, or two that exclude each other (gradient release with

@@ -64,6 +64,14 @@ std::vector<std::pair<std::int64_t, fs::path>> checkpoints_of(const fs::path& ou
     return found;
 }
 
+void remove_folder(const fs::path& folder) {
+    std::error_code error;
+    fs::remove_all(folder, error);
+    if (error) {
+        throw IoError(folder.string() + " cannot be removed: " + error.message() + "; check its permissions");
+    }
+}
+
 // What a checkpoint's JSON is asked; every fault in it becomes a FormatError that names the folder.
 class Document {
 public:
@@ -118,7 +126,6 @@ private:
 
 void load_optimizer(const checkpoint::Checkpoint& saved, const Document& document, Model& model,
                     libtorch::FlashOptimizer& optimizer) {
-    std::map<std::string, std::map<std::string, torch::Tensor>> states;
     const checkpoint::SafetensorsFile file = saved.file(kOptimizer);
     const Json& counts = document.at("parameters");
     std::map<std::string, std::vector<const checkpoint::TensorInfo*>> by_parameter;
@@ -199,19 +206,23 @@ fs::path find_checkpoint(const fs::path& path) {
                   " holds no checkpoint; give a checkpoint or the out folder of a run that wrote one");
 }
 
+std::int64_t newest_checkpoint_step(const fs::path& out) {
+    const auto found = checkpoints_of(out);
+    return found.empty() ? 0 : found.back().first;
+}
+
 void remove_old_checkpoints(const fs::path& out, std::int64_t kept) {
-    if (kept == 0) {
-        return;
+    const auto found = checkpoints_of(out);
+    const std::size_t surplus = found.size() - std::min(found.size(), static_cast<std::size_t>(kept));
+    for (std::size_t index = 0; index < surplus; ++index) {
+        remove_folder(found[index].second);
     }
-    auto found = checkpoints_of(out);
-    const auto surplus = std::max<std::int64_t>(0, static_cast<std::int64_t>(found.size()) - kept);
-    for (std::int64_t index = 0; index < surplus; ++index) {
-        const fs::path& folder = found[static_cast<std::size_t>(index)].second;
-        std::error_code error;
-        fs::remove_all(folder, error);
-        if (error) {
-            throw IoError(folder.string() + " cannot be removed: " + error.message() +
-                          "; check its permissions");
+}
+
+void remove_checkpoints_after(const fs::path& out, std::int64_t step) {
+    for (const auto& [saved_step, folder] : checkpoints_of(out)) {
+        if (saved_step > step) {
+            remove_folder(folder);
         }
     }
 }

@@ -34,8 +34,14 @@ std::filesystem::path checkpoint_folder(const std::filesystem::path& out, std::i
 /// The checkpoint that `path` means: itself, or the newest one of the run in folder `path`. Throws IoError if there is none.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 
-/// Removes all but the newest `kept` checkpoints of a run, if `kept` is not 0.
+/// Step of the newest checkpoint in a run's folder, 0 if there is none.
+std::int64_t newest_checkpoint_step(const std::filesystem::path& out);
+
+/// Removes all but the newest `kept` checkpoints of a run. Throws IoError.
 void remove_old_checkpoints(const std::filesystem::path& out, std::int64_t kept);
+
+/// Removes the checkpoints of steps after `step`. Throws IoError.
+void remove_checkpoints_after(const std::filesystem::path& out, std::int64_t step);
 
 /// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the parameter, a dot, name of the
 /// state; exactly as it lies in memory), and the step, the step counts and `fields` as JSON. Throws IoError; then no checkpoint

@@ -38,7 +38,8 @@ torch::Tensor tokens(std::int64_t batch, std::int64_t sequence, std::int64_t see
     return torch::randint(0, 64, {batch, sequence}, torch::kInt64);
 }
 
-std::map<std::string, torch::Tensor> gradients(Model& model, const torch::Tensor& inputs, const torch::Tensor& targets) {
+std::map<std::string, torch::Tensor> gradients(Model& model, const torch::Tensor& inputs,
+                                               const torch::Tensor& targets) {
     model.zero_grad();
     model.forward(inputs, targets).backward();
     std::map<std::string, torch::Tensor> result;
@@ -59,8 +60,9 @@ torch::Tensor naive_logits(const LlamaConfig& config, const std::map<std::string
     const auto rotate = [&](const torch::Tensor& vector, std::int64_t position) {
         torch::Tensor result = vector.clone();
         for (std::int64_t i = 0; i < size / 2; ++i) {
-            const double angle = static_cast<double>(position) *
-                                 std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(size));
+            const double angle =
+                static_cast<double>(position) *
+                std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(size));
             const double a = vector[i].item<double>();
             const double b = vector[i + size / 2].item<double>();
             result[i] = a * std::cos(angle) - b * std::sin(angle);
@@ -86,7 +88,8 @@ torch::Tensor naive_logits(const LlamaConfig& config, const std::map<std::string
                     score[from] = query.dot(key) / std::sqrt(static_cast<double>(size));
                 }
                 const torch::Tensor share = score.softmax(0);
-                mixed[to].narrow(0, head * size, size) = share.matmul(v.narrow(0, 0, to + 1).narrow(1, shared * size, size));
+                mixed[to].narrow(0, head * size, size) =
+                    share.matmul(v.narrow(0, 0, to + 1).narrow(1, shared * size, size));
             }
         }
         x = x + mixed.matmul(weights.at(prefix + "self_attn.o_proj.weight").t());
@@ -100,7 +103,7 @@ torch::Tensor naive_logits(const LlamaConfig& config, const std::map<std::string
 
 // A preset whose announced size differs from what is allocated makes every memory table of the trainer wrong.
 TEST(Registry, ParameterCountsEqualWhatModelsAllocate) {
-    for (const char* name : {"llama-1m", "llama-3m"}) {
+    for (const char* name : {"llama-tiny", "llama-1m", "llama-3m"}) {
         ModelOptions options;
         options.preset = name;
         for (const bool tied : {false, true}) {
@@ -174,7 +177,8 @@ TEST(Llama, LogitsEqualANaiveImplementation) {
         for (std::int64_t row = 0; row < 2; ++row) {
             const torch::Tensor naive = naive_logits(config, weights, input[row]);
             // Sums of at most 64 terms of fp32, four layers deep: 64 * 4 * 2^-24 relative, taken four times.
-            EXPECT_LE((ours[row] - naive).abs().max().item<double>(), 6e-5 * naive.abs().max().item<double>());
+            EXPECT_LE((ours[row] - naive).abs().max().item<double>(),
+                      6e-5 * naive.abs().max().item<double>());
         }
     }
 }
@@ -262,7 +266,7 @@ INSTANTIATE_TEST_SUITE_P(Precisions, Checkpointing,
                          testing::Values(Precision::kBfloat16, Precision::kFp32Autocast, Precision::kFp32));
 
 class CountingHook : public torch::autograd::PostAccumulateGradHook {
-   public:
+public:
     explicit CountingHook(int& count) : count_(count) {}
     void operator()(const torch::autograd::Variable& tensor) override {
         ++count_;
@@ -270,7 +274,7 @@ class CountingHook : public torch::autograd::PostAccumulateGradHook {
         parameter.mutable_grad().reset();
     }
 
-   private:
+private:
     int& count_;
 };
 
@@ -340,7 +344,8 @@ TEST(TokenLoss, WeightGradientOfManySlicesIsRoundedOnce) {
     const torch::Tensor whole = gradient(1 << 20);
     const torch::Tensor sliced = gradient(8);
     // One token per slice: 256 products rounded to bf16 (2^-9 relative of each, errors of both signs), one final rounding of 2^-9.
-    EXPECT_LE((whole - sliced).norm().item<double>(), 2.0 * std::ldexp(1.0, -9) * whole.norm().item<double>() + 1e-6);
+    EXPECT_LE((whole - sliced).norm().item<double>(),
+              2.0 * std::ldexp(1.0, -9) * whole.norm().item<double>() + 1e-6);
 }
 
 }  // namespace

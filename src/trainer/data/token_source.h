@@ -44,8 +44,8 @@ std::unique_ptr<TokenSource> open_token_files(const std::filesystem::path& path,
 /// Where tokens come from.
 struct DataOptions {
     std::filesystem::path path;  ///< a file or a folder
-    std::filesystem::path
-        validation_path;               ///< optional: validation data of its own, then nothing is split off
+    /// Validation data of its own; then nothing is split off `path`. Empty: none.
+    std::filesystem::path validation_path;
     double validation_fraction = 0.1;  ///< part of the end of `path` that is held out
     TokenWidth width = TokenWidth::kUInt16;
 };

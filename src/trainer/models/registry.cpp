@@ -49,8 +49,9 @@ LlamaConfig llama3(LlamaConfig config, bool tied) {
     return config;
 }
 
-const std::array<Preset, 9>& table() {
-    static const std::array<Preset, 9> kTable = {{
+const std::array<Preset, 10>& table() {
+    static const std::array<Preset, 10> kTable = {{
+        {"llama-tiny", bytes(shape(32, 2, 2, 1, 96))},  // trains in seconds: tests and first tries
         {"llama-1m", bytes(shape(128, 5, 4, 4, 352))},
         {"llama-3m", bytes(shape(256, 4, 4, 4, 704))},
         {"llama-10m", bytes(shape(384, 6, 6, 6, 1024))},
