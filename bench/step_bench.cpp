@@ -1,0 +1,120 @@
+// The optimizer step: parameters per second of each rule and format on every backend, and of AdamW in each format as a ratio to
+// AdamW in fp32, the two stepped in turns in one run. Never asserts a time.
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "flashoptim/flashoptim.h"
+
+namespace {
+
+using namespace flashoptim;
+
+constexpr std::int64_t kColumns = 1024;
+
+/// An optimizer over one matrix and its gradient: bf16, or fp32 throughout for the fp32 format.
+class Stepper {
+public:
+    Stepper(Rule rule, Format format, std::int64_t numel, int threads, Backend backend) {
+        OptimizerOptions options;
+        options.storage.format = format;
+        options.threads = threads;
+        options.backend = backend;
+        optimizer_ = make(rule, options);
+        const bool is_fp32 = format == Format::kFloat32;
+        const auto dtype = is_fp32 ? DType::kFloat32 : DType::kBFloat16;
+        const std::vector<std::int64_t> shape = {numel / kColumns, kColumns};
+        weights_.resize(static_cast<std::size_t>(numel) * size_of(dtype));
+        gradients_.resize(weights_.size());
+        const auto id = optimizer_->add_parameter({weights_.data(), dtype, shape, {}});
+        std::vector<float> values(static_cast<std::size_t>(numel));
+        for (std::size_t n = 0; n < values.size(); ++n) values[n] = std::sin(0.37F * static_cast<float>(n)) * 1e-2F;
+        StoragePlan plain;
+        plain.weight_dtype = dtype;
+        split_weights(plain, values, gradients_.data(), nullptr);
+        optimizer_->set_master(id, values);
+        optimizer_->set_gradient(id, {gradients_.data(), dtype, shape, {}});
+    }
+    void step() { optimizer_->step(); }
+    double seconds() {
+        const auto start = std::chrono::steady_clock::now();
+        step();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+
+private:
+    static std::unique_ptr<Optimizer> make(Rule rule, const OptimizerOptions& options) {
+        switch (rule) {
+            case Rule::kSGD:
+                return std::make_unique<SGD>(SGDOptions{.momentum = 0.9}, options);
+            case Rule::kSGDW:
+                return std::make_unique<SGDW>(SGDOptions{.momentum = 0.9}, options);
+            case Rule::kAdam:
+                return std::make_unique<Adam>(AdamOptions{}, options);
+            case Rule::kAdamW:
+                return std::make_unique<AdamW>(AdamWOptions{}, options);
+            case Rule::kLion:
+                return std::make_unique<Lion>(LionOptions{}, options);
+        }
+        return nullptr;
+    }
+    std::vector<std::byte> weights_, gradients_;
+    std::unique_ptr<Optimizer> optimizer_;
+};
+
+void run(benchmark::State& state, Rule rule, Format format, std::int64_t numel, int threads, Backend backend) {
+    Stepper stepper(rule, format, numel, threads, backend);
+    stepper.step();
+    for (auto _ : state) stepper.step();
+    state.SetItemsProcessed(static_cast<std::int64_t>(state.iterations()) * numel);
+}
+
+/// AdamW in `format` and in fp32, in turns; the counter is the ratio of their speeds.
+void run_ratio(benchmark::State& state, Format format, std::int64_t numel, int threads) {
+    Stepper ours(Rule::kAdamW, format, numel, threads, Backend::kAutomatic);
+    Stepper reference(Rule::kAdamW, Format::kFloat32, numel, threads, Backend::kAutomatic);
+    double our_seconds = 0.0, reference_seconds = 0.0;
+    for (auto _ : state) {
+        const double mine = ours.seconds();
+        reference_seconds += reference.seconds();
+        our_seconds += mine;
+        state.SetIterationTime(mine);
+    }
+    state.counters["speed_over_fp32_adamw"] = reference_seconds / our_seconds;
+}
+
+constexpr std::pair<const char*, Rule> kRules[] = {{"sgd_momentum", Rule::kSGD}, {"adamw", Rule::kAdamW}, {"lion", Rule::kLion}};
+constexpr std::pair<const char*, Format> kFormats[] = {
+    {"native", Format::kNative}, {"paper", Format::kPaper}, {"fp32", Format::kFloat32}};
+constexpr std::int64_t kInCache = 1 << 20, kInMemory = 1 << 26;
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+    for (const auto& [format_name, format] : kFormats) {
+        for (const auto& [rule_name, rule] : kRules) {
+            for (const auto backend : available_backends()) {
+                const auto name = std::string(rule_name) + "/" + format_name + "/" + std::string(name_of(backend)) + "/1M/1 thread";
+                benchmark::RegisterBenchmark(name.c_str(), run, rule, format, kInCache, 1, backend)->Unit(benchmark::kMillisecond);
+            }
+        }
+        if (format == Format::kFloat32) continue;
+        for (const auto numel : {kInCache, kInMemory}) {
+            for (const int threads : {1, 2}) {
+                const auto name = std::string("ratio/adamw/") + format_name + "/" + (numel == kInCache ? "1M/" : "64M/") +
+                                  std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+                benchmark::RegisterBenchmark(name.c_str(), run_ratio, format, numel, threads)
+                    ->Unit(benchmark::kMillisecond)
+                    ->UseManualTime();
+            }
+        }
+    }
+    benchmark::RunSpecifiedBenchmarks();
+    benchmark::Shutdown();
+}
