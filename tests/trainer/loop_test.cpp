@@ -191,7 +191,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"LionNative", Rule::kLion, Format::kNative, 24, false, 1},
                     Case{"SgdNative", Rule::kSGD, Format::kNative, 24, false, 1},
                     Case{"SgdwPaper", Rule::kSGDW, Format::kPaper, 24, false, 1}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& instance) { return std::string(instance.param.name); });
 
 // Ctrl-C must cost nothing: what was trained is saved, and the run goes on from there.
 TEST_F(Loop, StopIsAnEndWithACheckpoint) {
