@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "optimizer_impl.h"
+#include "state_buffers.h"
 #include "state_tensors.h"
 #include "tensor_bridge.h"
 

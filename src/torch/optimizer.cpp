@@ -4,6 +4,7 @@
 
 #include "flashoptim/quantize.h"
 #include "optimizer_impl.h"
+#include "state_buffers.h"
 #include "state_tensors.h"
 #include "tensor_bridge.h"
 
@@ -82,19 +83,17 @@ void FlashOptimizer::set_threads(int threads) {
 MemoryReport FlashOptimizer::memory_report() const {
     MemoryReport report;
     const auto bytes = [](const torch::Tensor& tensor) { return tensor.defined() ? tensor.nbytes() : 0; };
-    for (const auto& group : param_groups()) {
-        for (const auto& tensor : group.params()) {
-            report.parameters += tensor.numel();
-            report.weights += bytes(tensor);
-            const auto& parameter = impl_->find(tensor);
-            report.gradients += bytes(tensor.grad());
-            if (!parameter.gradient.is_same(tensor.grad())) report.gradients += bytes(parameter.gradient);
-            const auto* state = impl_->state_of(parameter);
-            if (state == nullptr) continue;
-            report.corrections += bytes(state->error_bits());
-            report.moments += bytes(state->first_moment()) + bytes(state->second_moment());
-            report.scales += bytes(state->first_moment_scales()) + bytes(state->second_moment_scales());
-        }
+    for (const auto* parameter : impl_->all()) {
+        const auto& gradient = parameter->tensor.grad();
+        report.parameters += parameter->tensor.numel();
+        report.weights += bytes(parameter->tensor);
+        report.gradients += bytes(gradient);
+        if (!parameter->gradient.is_same(gradient)) report.gradients += bytes(parameter->gradient);
+        const auto* state = impl_->state_of(*parameter);
+        if (state == nullptr) continue;
+        report.corrections += bytes(state->error_bits());
+        report.moments += bytes(state->first_moment()) + bytes(state->second_moment());
+        report.scales += bytes(state->first_moment_scales()) + bytes(state->second_moment_scales());
     }
     return report;
 }
@@ -106,8 +105,8 @@ std::int64_t FlashOptimizer::bad_elements(const torch::Tensor& parameter) const 
 
 std::int64_t FlashOptimizer::bad_elements() const {
     std::int64_t sum = 0;
-    for (const auto& group : param_groups()) {
-        for (const auto& tensor : group.params()) sum += bad_elements(tensor);
+    for (const auto* parameter : impl_->all()) {
+        if (const auto* state = impl_->state_of(*parameter)) sum += state->bad_elements();
     }
     return sum;
 }
@@ -141,14 +140,11 @@ void FlashOptimizer::set_master(const torch::Tensor& tensor, const torch::Tensor
 }
 
 void FlashOptimizer::refresh_masters(const torch::Tensor& parameter) {
-    auto* state = impl_->state_of(impl_->find(parameter));
-    if (state != nullptr && state->error_bits().defined()) state->error_bits().zero_();
+    impl_->clear_correction(impl_->find(parameter));
 }
 
 void FlashOptimizer::refresh_masters() {
-    for (const auto& group : param_groups()) {
-        for (const auto& tensor : group.params()) refresh_masters(tensor);
-    }
+    for (const auto* parameter : impl_->all()) impl_->clear_correction(*parameter);
 }
 
 std::vector<std::pair<std::string, torch::Tensor>> FlashOptimizer::state_tensors(

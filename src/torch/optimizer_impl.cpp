@@ -1,49 +1,15 @@
-// The table of an optimizer's parameters, and the step: gradients are checked and brought into their parameter's order, then
-// the core is called once.
+// The table of an optimizer's parameters: what is taken in, what is refused, and the state of each.
 #include "optimizer_impl.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
+#include "state_buffers.h"
 #include "tensor_bridge.h"
 
 namespace flashoptim::libtorch {
 
 namespace {
-
-torch::Tensor zeros(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides) {
-    if (plan.count == 0) return {};
-    return torch::empty_strided(sizes, strides, torch::dtype(torch_dtype_of(plan.dtype))).zero_();
-}
-
-torch::Tensor scale_zeros(const BufferPlan& plan, const StoragePlan& storage, const Layout& layout) {
-    if (plan.count == 0) return {};
-    const auto options = torch::dtype(torch_dtype_of(plan.dtype));
-    if (storage.moments == MomentStorage::kNative)
-        return torch::zeros({layout.rows, layout.groups_per_row()}, options);
-    return torch::zeros({plan.count}, options);
-}
-
-/// The memory of a state tensor, which somebody may have exchanged.
-void* buffer(const torch::Tensor& tensor, const BufferPlan& plan, const std::string& parameter) {
-    if (plan.count == 0) return nullptr;
-    if (!tensor.defined() || tensor.numel() != plan.count ||
-        tensor.scalar_type() != torch_dtype_of(plan.dtype)) {
-        throw InvalidArgument(
-            parameter +
-            ": its state is not that of its options any more; use load_state_tensors to replace a state");
-    }
-    return tensor.data_ptr();
-}
-
-StateBuffers buffers(const FlashParamState& state, const StoragePlan& plan, const std::string& parameter) {
-    return {buffer(state.error_bits(), plan.correction, parameter),
-            buffer(state.first_moment(), plan.first, parameter),
-            buffer(state.first_moment_scales(), plan.first_scales, parameter),
-            buffer(state.second_moment(), plan.second, parameter),
-            buffer(state.second_moment_scales(), plan.second_scales, parameter)};
-}
 
 /// A plan with the first moment of another one.
 StoragePlan with_first_moment_of(StoragePlan plan, const StoragePlan& other) {
@@ -53,38 +19,6 @@ StoragePlan with_first_moment_of(StoragePlan plan, const StoragePlan& other) {
 }
 
 }  // namespace
-
-StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor& tensor, const Layout& layout,
-                    const std::string& name) {
-    return plan_storage(rule, options.hyperparameters(), options.storage(),
-                        dtype_of(tensor.scalar_type()).value(), layout, name);
-}
-
-std::unique_ptr<FlashParamState> new_state(Rule rule) {
-    switch (rule) {
-        case Rule::kSGD:
-            return std::make_unique<SGDParamState>();
-        case Rule::kSGDW:
-            return std::make_unique<SGDWParamState>();
-        case Rule::kAdam:
-            return std::make_unique<AdamParamState>();
-        case Rule::kAdamW:
-            return std::make_unique<AdamWParamState>();
-        case Rule::kLion:
-            return std::make_unique<LionParamState>();
-    }
-    throw InvalidArgument("unknown rule");
-}
-
-void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
-                    at::IntArrayRef strides, FlashParamState& state) {
-    const auto sizes = parameter.tensor.sizes();
-    state.error_bits(zeros(plan.correction, sizes, strides));
-    state.first_moment(zeros(plan.first, sizes, strides));
-    state.first_moment_scales(scale_zeros(plan.first_scales, plan, layout));
-    state.second_moment(zeros(plan.second, sizes, strides));
-    state.second_moment_scales(scale_zeros(plan.second_scales, plan, layout));
-}
 
 OptimizerImpl::OptimizerImpl(FlashOptimizer& optimizer, Rule rule_of_it)
     : owner(&optimizer), rule(rule_of_it), threads(at::get_num_threads()) {}
@@ -274,153 +208,20 @@ void OptimizerImpl::set_state(const Parameter& parameter, std::unique_ptr<FlashP
     }
 }
 
-std::optional<torch::Tensor> OptimizerImpl::gradient_of(const Parameter& parameter) const {
-    const auto& tensor = parameter.tensor;
-    const auto& gradient = parameter.gradient.defined() ? parameter.gradient : tensor.grad();
-    if (!gradient.defined()) return std::nullopt;
-    const auto refuse = [&](const std::string& why) {
-        throw InvalidArgument(parameter.name + ": its gradient " + why);
-    };
-    if (gradient.layout() != torch::kStrided) {
-        refuse("is sparse; make it dense (for an embedding: EmbeddingOptions().sparse(false))");
-    }
-    if (!gradient.device().is_cpu())
-        refuse("is on " + gradient.device().str() + "; move it to the parameter's device, the CPU");
-    if (!is_steppable(gradient.scalar_type())) {
-        refuse("is " + name_of(gradient.scalar_type()) + "; give float32, bfloat16 or float16");
-    }
-    if (gradient.sizes() != tensor.sizes()) {
-        refuse("has the shape " + describe(gradient.sizes()) + "; give one of the parameter's shape");
-    }
-    return in_order(gradient.detach(), tensor.strides(), gradient.scalar_type());
+void OptimizerImpl::clear_correction(const Parameter& parameter) {
+    auto* state = state_of(parameter);
+    if (state != nullptr && state->error_bits().defined()) state->error_bits().zero_();
 }
 
-void OptimizerImpl::append(Parameter& parameter, StepBatch& batch) {
-    auto gradient = gradient_of(parameter);
-    if (!gradient) return;
-    const auto& options = options_of(parameter);
-    auto& state = ensure_state(parameter);
-    StepItem item;
-    item.layout = &parameter.layout;
-    item.plan = parameter.plan;
-    item.weight = parameter.tensor.mutable_data_ptr();
-    item.state = buffers(state, parameter.plan, parameter.name);
-    item.gradient = gradient->const_data_ptr();
-    item.gradient_dtype = dtype_of(gradient->scalar_type()).value();
-    item.gradient_factor = static_cast<float>(gradient_factor);
-    item.rule = rule;
-    item.hyperparameters = options.hyperparameters();
-    item.step = state.step() + 1;
-    item.has_momentum = state.has_momentum();
-    item.check_gradient = options.checks_gradients();
-    batch.items.push_back(item);
-    batch.parameters.push_back(&parameter);
-    batch.gradients.push_back(std::move(*gradient));
-}
-
-void OptimizerImpl::count_bad(const StepBatch& batch, std::size_t n) const {
-    auto& state = *state_of(*batch.parameters[n]);
-    state.bad_elements(state.bad_elements() + static_cast<std::int64_t>(batch.items[n].bad_elements));
-}
-
-void OptimizerImpl::run(StepBatch& batch) {
-    last_step = {};
-    if (batch.items.empty()) return;
-    const auto policy_of = [&](std::size_t n) { return options_of(*batch.parameters[n]).nonfinite_policy(); };
-    bool must_count = false;
-    for (std::size_t n = 0; n < batch.items.size(); ++n)
-        must_count = must_count || policy_of(n) != NonFinite::kSkipElement;
-    if (must_count) {
-        last_step.bad_elements = count_bad_gradients(batch.items, pool());
-        for (std::size_t n = 0; n < batch.items.size(); ++n) {
-            if (batch.items[n].bad_elements != 0 && policy_of(n) != NonFinite::kSkipElement)
-                last_step.skipped = true;
-        }
-        if (last_step.skipped) {
-            for (std::size_t n = 0; n < batch.items.size(); ++n) count_bad(batch, n);
-            for (std::size_t n = 0; n < batch.items.size(); ++n) {
-                if (batch.items[n].bad_elements == 0 || policy_of(n) != NonFinite::kError) continue;
-                throw NonFiniteError(batch.parameters[n]->name + ": " +
-                                     std::to_string(batch.items[n].bad_elements) +
-                                     " elements of its gradient are NaN, infinite or at least 2^48; nothing "
-                                     "was stepped: lower the "
-                                     "loss scale or the learning rate, or choose NonFinite::kSkipElement");
-            }
-            return;
-        }
-    }
-    flashoptim::step(batch.items, pool());
-    last_step.bad_elements = 0;
-    for (std::size_t n = 0; n < batch.items.size(); ++n) {
-        const auto& item = batch.items[n];
-        const auto& parameter = *batch.parameters[n];
-        auto& state = *state_of(parameter);
-        state.step(item.step);
-        count_bad(batch, n);
-        if (state.first_moment().defined()) state.has_momentum(true);
-        last_step.bad_elements += item.bad_elements;
-        if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
-    }
-}
-
-void OptimizerImpl::set_gradient(Parameter& parameter, const torch::Tensor& gradient) {
-    const auto before = std::exchange(parameter.gradient, gradient);
-    try {
-        gradient_of(parameter);
-    } catch (...) {
-        parameter.gradient = before;
-        throw;
-    }
-}
-
-void OptimizerImpl::clear_gradients() {
-    for (auto& [key, parameter] : parameters_) parameter.gradient.reset();
-}
-
-StepBatch OptimizerImpl::all_with_gradients() {
+std::vector<Parameter*> OptimizerImpl::all() {
     refresh();
-    StepBatch batch;
+    std::vector<Parameter*> parameters;
     for (const auto& group : owner->param_groups()) {
-        for (const auto& tensor : group.params()) append(parameters_.at(tensor.unsafeGetTensorImpl()), batch);
+        for (const auto& tensor : group.params()) {
+            parameters.push_back(&parameters_.at(tensor.unsafeGetTensorImpl()));
+        }
     }
-    return batch;
-}
-
-void OptimizerImpl::step_all() {
-    auto batch = all_with_gradients();
-    run(batch);
-}
-
-void OptimizerImpl::step_one(const torch::Tensor& tensor) {
-    const auto found = parameters_.find(tensor.unsafeGetTensorImpl());
-    auto& parameter = found == parameters_.end() ? find(tensor) : found->second;
-    check_hyperparameters(rule, options_of(parameter).hyperparameters());
-    update(parameter);
-    StepBatch batch;
-    append(parameter, batch);
-    run(batch);
-}
-
-double OptimizerImpl::grad_norm() {
-    const auto batch = all_with_gradients();
-    return batch.items.empty() ? 0.0 : flashoptim::grad_norm(batch.items, pool());
-}
-
-ThreadPool& OptimizerImpl::pool() {
-    if (!pool_ || pool_->threads() != threads) pool_.emplace(threads);
-    return *pool_;
-}
-
-bool OptimizerImpl::is_released() {
-    const auto control = release.lock();
-    if (!control) return false;
-    if (!std::exchange(control->said_so, true)) {
-        TORCH_WARN(
-            "flashoptim: step() and zero_grad() do nothing while GradientRelease lives: backward() steps "
-            "each parameter and frees "
-            "its gradient");
-    }
-    return true;
+    return parameters;
 }
 
 }  // namespace flashoptim::libtorch

@@ -55,12 +55,15 @@ struct OptimizerImpl {
     void refresh();
     /// The parameter of that tensor. @throws InvalidArgument if it is in no group.
     Parameter& find(const torch::Tensor& tensor);
+    /// All parameters, in the order of groups and of parameters in them.
+    std::vector<Parameter*> all();
     [[nodiscard]] const FlashOptions& options_of(const Parameter& parameter) const;
 
     /// The state of a parameter, or null.
     [[nodiscard]] FlashParamState* state_of(const Parameter& parameter) const;
     /// The state, made of zeros if there is none.
     FlashParamState& ensure_state(const Parameter& parameter);
+    void clear_correction(const Parameter& parameter);
     void set_state(const Parameter& parameter, std::unique_ptr<FlashParamState> state);
 
     /// Takes a gradient in place of the tensor's own; an undefined one takes it back.
@@ -100,14 +103,5 @@ private:
     std::uint64_t generation_ = 0;
     std::optional<ThreadPool> pool_;
 };
-
-/// An empty state of a rule.
-std::unique_ptr<FlashParamState> new_state(Rule rule);
-/// Zeros for the buffers that a plan asks for, for a parameter that lies so.
-void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
-                    at::IntArrayRef strides, FlashParamState& state);
-/// The plan of a parameter under its group's options.
-StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor& tensor, const Layout& layout,
-                    const std::string& name);
 
 }  // namespace flashoptim::libtorch

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "flashoptim/quantize.h"
+#include "state_buffers.h"
 #include "tensor_bridge.h"
 
 namespace flashoptim::libtorch {

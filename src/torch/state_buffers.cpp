@@ -1,0 +1,77 @@
+// The buffers of a parameter's state: which there are, what they hold at first, where they lie.
+#include "state_buffers.h"
+
+#include "tensor_bridge.h"
+
+namespace flashoptim::libtorch {
+
+namespace {
+
+torch::Tensor zeros(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides) {
+    if (plan.count == 0) return {};
+    return torch::empty_strided(sizes, strides, torch::dtype(torch_dtype_of(plan.dtype))).zero_();
+}
+
+torch::Tensor scale_zeros(const BufferPlan& plan, const StoragePlan& storage, const Layout& layout) {
+    if (plan.count == 0) return {};
+    const auto options = torch::dtype(torch_dtype_of(plan.dtype));
+    if (storage.moments == MomentStorage::kNative)
+        return torch::zeros({layout.rows, layout.groups_per_row()}, options);
+    return torch::zeros({plan.count}, options);
+}
+
+/// The memory of a state tensor, which somebody may have exchanged.
+void* buffer(const torch::Tensor& tensor, const BufferPlan& plan, const std::string& parameter) {
+    if (plan.count == 0) return nullptr;
+    if (!tensor.defined() || tensor.numel() != plan.count ||
+        tensor.scalar_type() != torch_dtype_of(plan.dtype)) {
+        throw InvalidArgument(
+            parameter +
+            ": its state is not that of its options any more; use load_state_tensors to replace a state");
+    }
+    return tensor.data_ptr();
+}
+
+}  // namespace
+
+StateBuffers buffers(const FlashParamState& state, const StoragePlan& plan, const std::string& parameter) {
+    return {buffer(state.error_bits(), plan.correction, parameter),
+            buffer(state.first_moment(), plan.first, parameter),
+            buffer(state.first_moment_scales(), plan.first_scales, parameter),
+            buffer(state.second_moment(), plan.second, parameter),
+            buffer(state.second_moment_scales(), plan.second_scales, parameter)};
+}
+
+StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor& tensor, const Layout& layout,
+                    const std::string& name) {
+    return plan_storage(rule, options.hyperparameters(), options.storage(),
+                        dtype_of(tensor.scalar_type()).value(), layout, name);
+}
+
+std::unique_ptr<FlashParamState> new_state(Rule rule) {
+    switch (rule) {
+        case Rule::kSGD:
+            return std::make_unique<SGDParamState>();
+        case Rule::kSGDW:
+            return std::make_unique<SGDWParamState>();
+        case Rule::kAdam:
+            return std::make_unique<AdamParamState>();
+        case Rule::kAdamW:
+            return std::make_unique<AdamWParamState>();
+        case Rule::kLion:
+            return std::make_unique<LionParamState>();
+    }
+    throw InvalidArgument("unknown rule");
+}
+
+void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
+                    at::IntArrayRef strides, FlashParamState& state) {
+    const auto sizes = parameter.tensor.sizes();
+    state.error_bits(zeros(plan.correction, sizes, strides));
+    state.first_moment(zeros(plan.first, sizes, strides));
+    state.first_moment_scales(scale_zeros(plan.first_scales, plan, layout));
+    state.second_moment(zeros(plan.second, sizes, strides));
+    state.second_moment_scales(scale_zeros(plan.second_scales, plan, layout));
+}
+
+}  // namespace flashoptim::libtorch
