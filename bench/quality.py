@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-OPTIMIZERS = {"sgd": 0.5, "adamw": 2e-3, "lion": 3e-4}
+OPTIMIZERS = {"sgd": 0.05, "adamw": 2e-3, "lion": 3e-4}
 FORMATS = ("fp32", "paper", "native")
 LOSS_FACTORS = (1e-2, 1e-5)
 EPSILON = 1e-8
@@ -54,10 +54,33 @@ def train(arguments: argparse.Namespace, case: Case, seed: int) -> dict:
     if not summary.exists():
         command = [
             *(str(arguments.command), "train", "--data", str(arguments.data), "--model", arguments.model),
-            *("--steps", str(arguments.steps), "--batch", "8", "--sequence", "128", "--warmup", str(arguments.steps // 20)),
-            *("--optimizer", case.optimizer, "--format", case.format, "--lr", str(OPTIMIZERS[case.optimizer])),
+            *(
+                "--steps",
+                str(arguments.steps),
+                "--batch",
+                "8",
+                "--sequence",
+                "128",
+                "--warmup",
+                str(arguments.steps // 20),
+            ),
+            *(
+                "--optimizer",
+                case.optimizer,
+                "--format",
+                case.format,
+                "--lr",
+                str(OPTIMIZERS[case.optimizer]),
+            ),
             *("--clip", "0", "--seed", str(seed), "--threads", "1", "--eval-every", str(arguments.steps)),
-            *("--eval-batches", "64", "--loss-factor", repr(case.loss_factor), "--eps", repr(EPSILON * case.loss_factor)),
+            *(
+                "--eval-batches",
+                "64",
+                "--loss-factor",
+                repr(case.loss_factor),
+                "--eps",
+                repr(EPSILON * case.loss_factor),
+            ),
             *("--no-final-checkpoint", "--overwrite", "--out", str(folder)),
         ]
         with (arguments.out / f"{case.name}-seed{seed}.log").open("w") as log:
@@ -80,7 +103,13 @@ def table(arguments: argparse.Namespace, losses: dict[Case, list[float]]) -> tup
     ]
     all_within = True
     for case, values in losses.items():
-        row = [case.optimizer, case.format, f"{case.loss_factor:g}", f"{statistics.mean(values):.4f}", f"{statistics.stdev(values):.4f}"]
+        row = [
+            case.optimizer,
+            case.format,
+            f"{case.loss_factor:g}",
+            f"{statistics.mean(values):.4f}",
+            f"{statistics.stdev(values):.4f}",
+        ]
         if case.format == "fp32":
             row += ["", "", ""]
         else:
@@ -99,13 +128,15 @@ def table(arguments: argparse.Namespace, losses: dict[Case, list[float]]) -> tup
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="UTF-8 text file or folder")
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     parser.add_argument("--table", type=Path, help="write the table to this Markdown file too")
     parser.add_argument("--command", type=Path, default=Path("build/release/apps/flashoptim/flashoptim"))
     parser.add_argument("--model", default="llama-1m")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()

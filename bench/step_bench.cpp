@@ -32,7 +32,8 @@ public:
         gradients_.resize(weights_.size());
         const auto id = optimizer_->add_parameter({weights_.data(), dtype, shape, {}});
         std::vector<float> values(static_cast<std::size_t>(numel));
-        for (std::size_t n = 0; n < values.size(); ++n) values[n] = std::sin(0.37F * static_cast<float>(n)) * 1e-2F;
+        for (std::size_t n = 0; n < values.size(); ++n)
+            values[n] = std::sin(0.37F * static_cast<float>(n)) * 1e-2F;
         StoragePlan plain;
         plain.weight_dtype = dtype;
         split_weights(plain, values, gradients_.data(), nullptr);
@@ -66,7 +67,8 @@ private:
     std::unique_ptr<Optimizer> optimizer_;
 };
 
-void run(benchmark::State& state, Rule rule, Format format, std::int64_t numel, int threads, Backend backend) {
+void run(benchmark::State& state, Rule rule, Format format, std::int64_t numel, int threads,
+         Backend backend) {
     Stepper stepper(rule, format, numel, threads, backend);
     stepper.step();
     for (auto _ : state) stepper.step();
@@ -87,7 +89,8 @@ void run_ratio(benchmark::State& state, Format format, std::int64_t numel, int t
     state.counters["speed_over_fp32_adamw"] = reference_seconds / our_seconds;
 }
 
-constexpr std::pair<const char*, Rule> kRules[] = {{"sgd_momentum", Rule::kSGD}, {"adamw", Rule::kAdamW}, {"lion", Rule::kLion}};
+constexpr std::pair<const char*, Rule> kRules[] = {
+    {"sgd_momentum", Rule::kSGD}, {"adamw", Rule::kAdamW}, {"lion", Rule::kLion}};
 constexpr std::pair<const char*, Format> kFormats[] = {
     {"native", Format::kNative}, {"paper", Format::kPaper}, {"fp32", Format::kFloat32}};
 constexpr std::int64_t kInCache = 1 << 20, kInMemory = 1 << 26;
@@ -100,15 +103,18 @@ int main(int argc, char** argv) {
     for (const auto& [format_name, format] : kFormats) {
         for (const auto& [rule_name, rule] : kRules) {
             for (const auto backend : available_backends()) {
-                const auto name = std::string(rule_name) + "/" + format_name + "/" + std::string(name_of(backend)) + "/1M/1 thread";
-                benchmark::RegisterBenchmark(name.c_str(), run, rule, format, kInCache, 1, backend)->Unit(benchmark::kMillisecond);
+                const auto name = std::string(rule_name) + "/" + format_name + "/" +
+                                  std::string(name_of(backend)) + "/1M/1 thread";
+                benchmark::RegisterBenchmark(name.c_str(), run, rule, format, kInCache, 1, backend)
+                    ->Unit(benchmark::kMillisecond);
             }
         }
         if (format == Format::kFloat32) continue;
         for (const auto numel : {kInCache, kInMemory}) {
             for (const int threads : {1, 2}) {
-                const auto name = std::string("ratio/adamw/") + format_name + "/" + (numel == kInCache ? "1M/" : "64M/") +
-                                  std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+                const auto name = std::string("ratio/adamw/") + format_name + "/" +
+                                  (numel == kInCache ? "1M/" : "64M/") + std::to_string(threads) +
+                                  (threads == 1 ? " thread" : " threads");
                 benchmark::RegisterBenchmark(name.c_str(), run_ratio, format, numel, threads)
                     ->Unit(benchmark::kMillisecond)
                     ->UseManualTime();

@@ -58,7 +58,8 @@ void check_extents(const TensorView& tensor, const std::vector<std::int64_t>& wh
     }
     for (const auto extent : whole) {
         if (__builtin_mul_overflow(numel, std::max<std::int64_t>(extent, 1), &numel)) {
-            refuse(name, tensor, "has more than 2^63 elements, or its whole has: check the shape " + to_text(whole));
+            refuse(name, tensor,
+                   "has more than 2^63 elements, or its whole has: check the shape " + to_text(whole));
         }
     }
 }
@@ -76,8 +77,8 @@ std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& sha
 }
 
 Layout layout_of(const TensorView& tensor, std::string_view name) {
-    return layout_of(tensor, Shard{tensor.shape, tensor.strides, std::vector<std::int64_t>(tensor.shape.size(), 0)},
-                     name);
+    return layout_of(
+        tensor, Shard{tensor.shape, tensor.strides, std::vector<std::int64_t>(tensor.shape.size(), 0)}, name);
 }
 
 Layout layout_of(const TensorView& given, const Shard& shard, std::string_view name) {
@@ -91,9 +92,11 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
         refuse(name, tensor, "is a shard of a tensor with another number of dimensions, " + to_text(whole));
     }
     for (std::size_t d = 0; d < dims; ++d) {
-        if (shard.offset[d] < 0 || tensor.shape[d] > whole[d] || shard.offset[d] > whole[d] - tensor.shape[d]) {
-            refuse(name, tensor, "does not lie inside the whole tensor " + to_text(whole) + " at offset " +
-                                     to_text(shard.offset));
+        if (shard.offset[d] < 0 || tensor.shape[d] > whole[d] ||
+            shard.offset[d] > whole[d] - tensor.shape[d]) {
+            refuse(name, tensor,
+                   "does not lie inside the whole tensor " + to_text(whole) + " at offset " +
+                       to_text(shard.offset));
         }
     }
 
@@ -105,7 +108,8 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
     layout.one_dimensional = order.size() <= 1;
     if (layout.numel > 0 && !is_dense(order, tensor)) {
         refuse(name, tensor,
-               "is not dense in memory (expanded, overlapping, with holes, or a shard in another stride order than its "
+               "is not dense in memory (expanded, overlapping, with holes, or a shard in another stride "
+               "order than its "
                "whole): step a contiguous copy instead");
     }
     // Columns: all dimensions but the first; for one dimension there is one row and it is the column.
@@ -132,15 +136,17 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
     if (layout.numel == 0) return layout;
     const bool is_cut = layout.row_length != layout.whole_row_length;
     if (partial) {
-        refuse(name, tensor, "cuts each row of the whole tensor " + to_text(whole) +
-                                 " into several pieces: shard it along its first dimensions in memory order");
+        refuse(name, tensor,
+               "cuts each row of the whole tensor " + to_text(whole) +
+                   " into several pieces: shard it along its first dimensions in memory order");
     }
     const auto end = layout.column_offset + layout.row_length;
     if (is_cut && (layout.column_offset % kGroupSize != 0 ||
                    (end % kGroupSize != 0 && end != layout.whole_row_length))) {
-        refuse(name, tensor, "cuts a row of the whole tensor " + to_text(whole) + " at column " +
-                                 std::to_string(layout.column_offset) + " to " + std::to_string(end) +
-                                 ": cut rows at multiples of 32");
+        refuse(name, tensor,
+               "cuts a row of the whole tensor " + to_text(whole) + " at column " +
+                   std::to_string(layout.column_offset) + " to " + std::to_string(end) +
+                   ": cut rows at multiples of 32");
     }
     return layout;
 }

@@ -16,7 +16,8 @@ class Buffer {
 public:
     Buffer() = default;
     explicit Buffer(const BufferPlan& plan)
-        : plan_(plan), bytes_(plan.bytes()),
+        : plan_(plan),
+          bytes_(plan.bytes()),
           data_(bytes_ == 0 ? nullptr : static_cast<std::byte*>(::operator new(bytes_, kAlignment))) {
         if (bytes_ != 0) std::memset(data_.get(), 0, bytes_);
     }
@@ -45,9 +46,9 @@ struct Parameter {
     Layout layout;
     StoragePlan plan;
     Buffer correction, first, first_scales, second, second_scales;
-    TensorView gradient;        // data null where none is set
+    TensorView gradient;             // data null where none is set
     bool gradient_in_order = false;  // whether it lies as the weight does
-    Buffer ordered_gradient;    // otherwise a copy that does
+    Buffer ordered_gradient;         // otherwise a copy that does
     std::int64_t steps = 0;
     bool has_momentum = false;
     std::uint64_t bad_elements = 0;
@@ -64,7 +65,8 @@ bool overlaps(const Parameter& a, const Parameter& b) {
 }  // namespace
 
 struct Optimizer::Impl {
-    Impl(Rule rule_, const OptimizerOptions& options_) : rule(rule_), options(options_), pool(options_.threads) {}
+    Impl(Rule rule_, const OptimizerOptions& options_)
+        : rule(rule_), options(options_), pool(options_.threads) {}
 
     Parameter& at(ParameterId id) {
         if (id < parameters.size()) return parameters[id];
@@ -83,14 +85,16 @@ struct Optimizer::Impl {
         if (h.initial_learning_rate == 0.0) h.initial_learning_rate = initial_learning_rate;
         if (h.fully_decoupled && h.weight_decay != 0.0 && h.initial_learning_rate == 0.0) {
             throw InvalidArgument(
-                "initial_learning_rate is 0: fully_decoupled weight decay is measured by it; set it to the schedule's peak");
+                "initial_learning_rate is 0: fully_decoupled weight decay is measured by it; set it to the "
+                "schedule's peak");
         }
         return h;
     }
 
     /// Allocates what the plan has and the parameter lacks (momentum may be switched on later).
     void allocate(Parameter& p) {
-        const auto plan = plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
+        const auto plan =
+            plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
         const auto fit = [](Buffer& buffer, const BufferPlan& wanted) {
             if (!(buffer.plan() == wanted)) buffer = Buffer(wanted);
         };
@@ -164,9 +168,10 @@ struct Optimizer::Impl {
             }
         }
         if (options.nonfinite == NonFinite::kError && first_bad != nullptr) {
-            throw NonFiniteError("the gradient of " + first_bad->name + " has " + std::to_string(count) +
-                                 " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
-                                 "learning rate or the loss scale, or choose the policy skip_element");
+            throw NonFiniteError(
+                "the gradient of " + first_bad->name + " has " + std::to_string(count) +
+                " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
+                "learning rate or the loss scale, or choose the policy skip_element");
         }
     }
 
@@ -223,8 +228,8 @@ Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::s
     if (p.weight.strides.empty()) p.weight.strides = row_major_strides(p.weight.shape);
     p.layout = shard ? layout_of(p.weight, *shard, p.name) : layout_of(p.weight, p.name);
     if (p.weight.data == nullptr && p.layout.numel > 0) {
-        throw InvalidArgument(p.name + " has no data: give a pointer to its " + std::to_string(p.layout.numel) +
-                              " elements");
+        throw InvalidArgument(p.name + " has no data: give a pointer to its " +
+                              std::to_string(p.layout.numel) + " elements");
     }
     for (const auto& other : impl_->parameters) {
         if (overlaps(p, other)) {
@@ -246,7 +251,8 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
     auto view = gradient;
     if (view.strides.empty()) view.strides = row_major_strides(view.shape);
     if (view.shape != p.weight.shape || view.strides.size() != view.shape.size()) {
-        throw InvalidArgument("the gradient of " + p.name + " has another shape than its weight: give one of " +
+        throw InvalidArgument("the gradient of " + p.name +
+                              " has another shape than its weight: give one of " +
                               std::to_string(p.layout.numel) + " elements in the weight's shape");
     }
     if (!is_floating(view.dtype)) {
@@ -254,7 +260,8 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
                               ": gradients must be float32, bfloat16 or float16");
     }
     if (view.data == nullptr && p.layout.numel > 0) {
-        throw InvalidArgument("the gradient of " + p.name + " has no data: use clear_gradient to take it away");
+        throw InvalidArgument("the gradient of " + p.name +
+                              " has no data: use clear_gradient to take it away");
     }
     p.gradient_in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
     if (p.gradient_in_order) p.ordered_gradient = {};
@@ -268,7 +275,8 @@ void Optimizer::clear_gradient(ParameterId parameter) {
 }
 
 void Optimizer::set_gradient_factor(double factor) {
-    if (!std::isfinite(factor)) throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");
+    if (!std::isfinite(factor))
+        throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");
     impl_->gradient_factor = static_cast<float>(factor);
 }
 
@@ -297,10 +305,13 @@ StepReport Optimizer::step_parameter(ParameterId parameter) {
 
 std::int64_t Optimizer::step_count(ParameterId parameter) const { return impl_->at(parameter).steps; }
 void Optimizer::set_step_count(ParameterId parameter, std::int64_t steps) {
-    if (steps < 0) throw InvalidArgument("step count is " + std::to_string(steps) + ": it must not be negative");
+    if (steps < 0)
+        throw InvalidArgument("step count is " + std::to_string(steps) + ": it must not be negative");
     impl_->at(parameter).steps = steps;
 }
-std::uint64_t Optimizer::bad_elements(ParameterId parameter) const { return impl_->at(parameter).bad_elements; }
+std::uint64_t Optimizer::bad_elements(ParameterId parameter) const {
+    return impl_->at(parameter).bad_elements;
+}
 
 std::vector<float> Optimizer::master(ParameterId parameter) const {
     std::vector<float> values(static_cast<std::size_t>(impl_->at(parameter).layout.numel));
@@ -333,7 +344,8 @@ void Optimizer::refresh_masters() {
 
 namespace {
 
-std::vector<float> moment_values(Moment moment, const Parameter& p, const Buffer& codes, const Buffer& scales) {
+std::vector<float> moment_values(Moment moment, const Parameter& p, const Buffer& codes,
+                                 const Buffer& scales) {
     if (codes.plan().count == 0) return {};
     std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
     dequantize_moment(moment, p.plan.moments, p.layout, codes.span(), scales.scales(), values);
@@ -382,7 +394,8 @@ MemoryReport Optimizer::memory_report() const {
         report.corrections += p.correction.bytes();
         report.moments += p.first.bytes() + p.second.bytes();
         report.scales += p.first_scales.bytes() + p.second_scales.bytes();
-        if (p.gradient.data != nullptr) report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.bytes();
+        if (p.gradient.data != nullptr)
+            report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.bytes();
     }
     return report;
 }

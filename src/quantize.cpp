@@ -48,10 +48,11 @@ void check_sizes(MomentStorage storage, const Layout& layout, std::size_t values
     const auto expected_bytes = compressed ? numel : numel * sizeof(float);
     const auto expected_scales = compressed ? group_count(storage, layout) : 0;
     if (values != numel || code_bytes != expected_bytes || scales != expected_scales) {
-        throw InvalidArgument("a moment of " + std::to_string(numel) + " elements needs " + std::to_string(numel) +
-                              " values, " + std::to_string(expected_bytes) + " bytes of codes and " +
-                              std::to_string(expected_scales) + " scales, not " + std::to_string(values) + ", " +
-                              std::to_string(code_bytes) + " and " + std::to_string(scales));
+        throw InvalidArgument("a moment of " + std::to_string(numel) + " elements needs " +
+                              std::to_string(numel) + " values, " + std::to_string(expected_bytes) +
+                              " bytes of codes and " + std::to_string(expected_scales) + " scales, not " +
+                              std::to_string(values) + ", " + std::to_string(code_bytes) + " and " +
+                              std::to_string(scales));
     }
 }
 
@@ -62,7 +63,8 @@ void check_values(Moment moment, MomentStorage storage, std::span<const float> v
         const float size = moment == Moment::kFirst ? std::fabs(x) : std::sqrt(x);
         if (!(size <= largest)) {
             throw InvalidArgument("value " + std::to_string(n) + " of the moment is " + std::to_string(x) +
-                                  ": it must be finite" + (moment == Moment::kSecond ? ", not negative" : "") +
+                                  ": it must be finite" +
+                                  (moment == Moment::kSecond ? ", not negative" : "") +
                                   " and within the range of the format");
         }
     }
@@ -86,9 +88,9 @@ void encode_groups(Moment moment, MomentStorage storage, const Layout& layout, s
             M::template second_scale<L>(largest, 0.0F, k, scale, encode);
         }
         for (std::size_t n = 0; n < count; ++n) {
-            const auto code = is_first
-                                  ? M::template first_code<L>(carried[n], encode, dither_above_384(kNearestDither))
-                                  : M::template second_code<L>(carried[n], encode, dither_above_256(kNearestDither));
+            const auto code =
+                is_first ? M::template first_code<L>(carried[n], encode, dither_above_384(kNearestDither))
+                         : M::template second_code<L>(carried[n], encode, dither_above_256(kNearestDither));
             codes[begin + n] = static_cast<std::byte>(code & 0xffU);
         }
         scales[group] = M::scale_bits(scale);
@@ -96,8 +98,9 @@ void encode_groups(Moment moment, MomentStorage storage, const Layout& layout, s
 }
 
 template <class M>
-void decode_groups(Moment moment, MomentStorage storage, const Layout& layout, std::span<const std::byte> codes,
-                   std::span<const std::uint16_t> scales, std::span<float> values) {
+void decode_groups(Moment moment, MomentStorage storage, const Layout& layout,
+                   std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
+                   std::span<float> values) {
     for_each_group(storage, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {
         const float scale = M::scale_to_float(scales[group]);
         for (std::size_t n = begin; n < begin + count; ++n) {
@@ -123,9 +126,11 @@ void with_weight_format(const StoragePlan& plan, Visit visit) {
     if (plan.weight_dtype == DType::kFloat32) {
         visit.template operator()<PaperFloat32Weight>();
     } else if (plan.paper_arithmetic && plan.master_weight_bits == 24) {
-        choose.template operator()<PaperWeight<PaperBfloat16, std::int8_t>, PaperWeight<PaperFloat16, std::int8_t>>();
+        choose.template
+        operator()<PaperWeight<PaperBfloat16, std::int8_t>, PaperWeight<PaperFloat16, std::int8_t>>();
     } else if (plan.paper_arithmetic && plan.master_weight_bits == 32) {
-        choose.template operator()<PaperWeight<PaperBfloat16, std::int16_t>, PaperWeight<PaperFloat16, std::int16_t>>();
+        choose.template
+        operator()<PaperWeight<PaperBfloat16, std::int16_t>, PaperWeight<PaperFloat16, std::int16_t>>();
     } else if (plan.paper_arithmetic) {
         choose.template operator()<PaperPlainWeight<PaperBfloat16>, PaperPlainWeight<PaperFloat16>>();
     } else if (plan.master_weight_bits == 24) {
@@ -161,7 +166,8 @@ void split_all(bool is_bfloat16, std::span<const float> masters, void* weights, 
                 W::template encode<L>(masters[n], kNearestDither, hi, lo);
             }
             static_cast<std::uint16_t*>(weights)[n] = static_cast<std::uint16_t>(hi);
-            if constexpr (!std::is_void_v<Correction>) static_cast<Correction*>(corrections)[n] = static_cast<Correction>(lo);
+            if constexpr (!std::is_void_v<Correction>)
+                static_cast<Correction*>(corrections)[n] = static_cast<Correction>(lo);
         }
     }
 }
@@ -175,7 +181,8 @@ void join_all(const void* weights, const void* corrections, std::span<float> mas
         } else {
             std::uint32_t lo = 0;
             if constexpr (!std::is_void_v<Correction>) {
-                lo = static_cast<std::uint32_t>(static_cast<std::int32_t>(static_cast<const Correction*>(corrections)[n]));
+                lo = static_cast<std::uint32_t>(
+                    static_cast<std::int32_t>(static_cast<const Correction*>(corrections)[n]));
             }
             masters[n] = W::template decode<L>(static_cast<const std::uint16_t*>(weights)[n], lo);
         }
@@ -184,8 +191,9 @@ void join_all(const void* weights, const void* corrections, std::span<float> mas
 
 }  // namespace
 
-void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout, std::span<const float> values,
-                     std::span<std::byte> codes, std::span<std::uint16_t> scales) {
+void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+                     std::span<const float> values, std::span<std::byte> codes,
+                     std::span<std::uint16_t> scales) {
     check_sizes(storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(codes.data(), values.data(), values.size_bytes());
@@ -199,8 +207,9 @@ void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
     }
 }
 
-void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout, std::span<const std::byte> codes,
-                       std::span<const std::uint16_t> scales, std::span<float> values) {
+void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+                       std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
+                       std::span<float> values) {
     check_sizes(storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(values.data(), codes.data(), codes.size());
@@ -219,7 +228,8 @@ void check_moment(Moment moment, MomentStorage storage, std::span<const std::byt
             if (std::isfinite(value) && (moment == Moment::kFirst || value >= 0.0F)) continue;
             throw FormatError(std::string(name) + ": element " + std::to_string(at / sizeof(float)) + " is " +
                               std::to_string(value) + "; a moment is finite" +
-                              (moment == Moment::kSecond ? " and not negative" : "") + ": the file is damaged");
+                              (moment == Moment::kSecond ? " and not negative" : "") +
+                              ": the file is damaged");
         }
         return;
     }
@@ -227,26 +237,30 @@ void check_moment(Moment moment, MomentStorage storage, std::span<const std::byt
         const auto forbidden = moment == Moment::kFirst ? std::byte{0x80} : std::byte{0xff};
         for (std::size_t n = 0; n < codes.size(); ++n) {
             if (codes[n] != forbidden) continue;
-            throw FormatError(std::string(name) + ": element " + std::to_string(n) + " has code " +
-                              (moment == Moment::kFirst ? "-128" : "255") +
-                              ", which the native format never writes: the file is damaged or of another format");
+            throw FormatError(
+                std::string(name) + ": element " + std::to_string(n) + " has code " +
+                (moment == Moment::kFirst ? "-128" : "255") +
+                ", which the native format never writes: the file is damaged or of another format");
         }
     }
     for (std::size_t n = 0; n < scales.size(); ++n) {
         const float scale = storage == MomentStorage::kNative ? NativeMoments::scale_to_float(scales[n])
                                                               : PaperMoments::scale_to_float(scales[n]);
         if (std::isfinite(scale) && !std::signbit(scale)) continue;
-        throw FormatError(std::string(name) + ": scale " + std::to_string(n) + " is " + std::to_string(scale) +
+        throw FormatError(std::string(name) + ": scale " + std::to_string(n) + " is " +
+                          std::to_string(scale) +
                           "; scales are finite and not negative: the file is damaged or of another format");
     }
 }
 
-void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights, void* corrections) {
+void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights,
+                   void* corrections) {
     const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
     with_weight_format(plan, [&]<class W>() { split_all<W>(is_bfloat16, masters, weights, corrections); });
 }
 
-void join_weights(const StoragePlan& plan, const void* weights, const void* corrections, std::span<float> masters) {
+void join_weights(const StoragePlan& plan, const void* weights, const void* corrections,
+                  std::span<float> masters) {
     with_weight_format(plan, [&]<class W>() { join_all<W>(weights, corrections, masters); });
 }
 

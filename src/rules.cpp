@@ -41,7 +41,8 @@ void check_hyperparameters(Rule rule, const Hyperparameters& h) {
             break;
     }
     if (h.fully_decoupled && (rule == Rule::kSGD || rule == Rule::kAdam)) {
-        throw InvalidArgument("fully_decoupled is set: it needs a rule with decoupled weight decay (SGDW, AdamW, Lion)");
+        throw InvalidArgument(
+            "fully_decoupled is set: it needs a rule with decoupled weight decay (SGDW, AdamW, Lion)");
     }
 }
 

@@ -41,10 +41,12 @@ struct PlannedRun {
     bool gradient_release = false;
 
     [[nodiscard]] std::string name() const {
-        return optimizer + "-" + format + (gradient_release ? "-released" : "") + "-seed" + std::to_string(seed);
+        return optimizer + "-" + format + (gradient_release ? "-released" : "") + "-seed" +
+               std::to_string(seed);
     }
     [[nodiscard]] std::vector<std::string> arguments() const {
-        std::vector<std::string> list = {"--optimizer", optimizer, "--format", format, "--seed", std::to_string(seed)};
+        std::vector<std::string> list = {"--optimizer", optimizer, "--format",
+                                         format,        "--seed",  std::to_string(seed)};
         if (gradient_release) list.emplace_back("--gradient-release");
         return list;
     }
@@ -70,7 +72,8 @@ std::vector<PlannedRun> plan(const CompareArguments& arguments) {
         const auto options = to_options(checked);
         trainer::validate(options);
         if (run.format == "paper" && options.optimizer.master_weight_bits == 16) {
-            throw InvalidArgument("--master-bits 16 is not in the paper's format: leave paper out with --formats");
+            throw InvalidArgument(
+                "--master-bits 16 is not in the paper's format: leave paper out with --formats");
         }
     }
     return runs;
@@ -91,23 +94,27 @@ Json run_train(const CompareArguments& shared, const std::vector<std::string>& o
     command.insert(command.end(), own.begin(), own.end());
     const int code = run_program(command);
     if (code == 2) throw InvalidArgument("the run above could not start; nothing was compared");
-    if (code != 0) throw std::runtime_error(fmt::format("a run ended with exit code {}; nothing was compared", code));
+    if (code != 0)
+        throw std::runtime_error(fmt::format("a run ended with exit code {}; nothing was compared", code));
     return read_json(summary)["runs"][0];
 }
 
 /// Peak memory of a process that holds the model of `format` but neither gradients nor optimizer.
-std::int64_t model_peak(const CompareArguments& arguments, const std::string& format, std::map<bool, std::int64_t>& known) {
+std::int64_t model_peak(const CompareArguments& arguments, const std::string& format,
+                        std::map<bool, std::int64_t>& known) {
     const bool is_reference = format == "fp32";
     if (const auto found = known.find(is_reference); found != known.end()) return found->second;
     const auto summary = arguments.options.out / (is_reference ? "model-fp32.json" : "model-bf16.json");
-    const auto run = run_train(arguments, {"--format", format, "--hold-model", "--json", summary.string()}, summary);
+    const auto run =
+        run_train(arguments, {"--format", format, "--hold-model", "--json", summary.string()}, summary);
     return known[is_reference] = run["peak_resident_bytes"].get<std::int64_t>();
 }
 
 /// The arguments of the command line that every run shares.
 std::vector<std::string> arguments_to_pass_on(const CLI::App& command) {
-    static const std::vector<std::string> kOwn = {"--out",  "--overwrite", "--optimizers", "--formats",      "--seeds",
-                                                  "--seed", "--no-plot",   "--help",       "--no-checkpoint", "--with-gradient-release"};
+    static const std::vector<std::string> kOwn = {
+        "--out",  "--overwrite", "--optimizers", "--formats",       "--seeds",
+        "--seed", "--no-plot",   "--help",       "--no-checkpoint", "--with-gradient-release"};
     std::vector<std::string> passed;
     for (const auto* option : command.get_options([](const CLI::Option* o) { return o->count() > 0; })) {
         const auto name = option->get_name(false, false);
@@ -124,7 +131,8 @@ int compare(const CompareArguments& arguments) {
     const auto& out = arguments.options.out;
     const auto runs = plan(arguments);
     if (fs::exists(out / "summary.json") && !arguments.options.overwrite) {
-        throw InvalidArgument(out.string() + " holds a comparison already: give --overwrite or another --out");
+        throw InvalidArgument(out.string() +
+                              " holds a comparison already: give --overwrite or another --out");
     }
     std::error_code error;
     fs::create_directories(out, error);
@@ -139,7 +147,8 @@ int compare(const CompareArguments& arguments) {
         own.insert(own.end(), {"--out", folder.string(), "--overwrite"});
         if (arguments.no_checkpoint) own.emplace_back("--no-final-checkpoint");
         auto result = run_train(arguments, own, folder / "summary.json");
-        result["peak_above_model_bytes"] = std::max<std::int64_t>(result["peak_resident_bytes"].get<std::int64_t>() - base, 0);
+        result["peak_above_model_bytes"] =
+            std::max<std::int64_t>(result["peak_resident_bytes"].get<std::int64_t>() - base, 0);
         result["name"] = run.name();
         summary["runs"].push_back(std::move(result));
     }
@@ -158,27 +167,33 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
     auto arguments = std::make_shared<CompareArguments>();
     arguments->options.clip_norm = 0.0;  // so that gradient release can be compared
     auto& command = *parent.add_subcommand(
-        "compare", "Train the same model with each optimizer and format; ends with a table of memory, loss and time");
+        "compare",
+        "Train the same model with each optimizer and format; ends with a table of memory, loss and time");
     add_run_arguments(command, *arguments);
     const std::string comparison = "Comparison";
     command.add_option("--optimizers", arguments->optimizers, "Optimizers, separated by commas")
         ->delimiter(',')
+        ->take_all()
         ->capture_default_str()
         ->group(comparison);
     command
         .add_option("--formats", arguments->formats,
                     "Formats, separated by commas; the differences are to fp32, the reference")
         ->delimiter(',')
+        ->take_all()
         ->capture_default_str()
         ->group(comparison);
     command.add_option("--seeds", arguments->seeds, "Seeds, separated by commas [--seed]")
         ->delimiter(',')
+        ->take_all()
         ->group(comparison);
     command
         .add_flag("--with-gradient-release", arguments->with_gradient_release,
                   "Run each also with gradient release (needs --clip 0)")
         ->group(comparison);
-    command.add_option("--out", arguments->options.out, "Folder for the summary, the picture and a folder for each run")
+    command
+        .add_option("--out", arguments->options.out,
+                    "Folder for the summary, the picture and a folder for each run")
         ->required()
         ->group(comparison);
     command.add_flag("--overwrite", arguments->options.overwrite, "Replace a comparison that lies there")
@@ -188,7 +203,8 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
     command.callback([arguments, &command, &chosen] {
         arguments->passed_on = arguments_to_pass_on(command);
         // The default differs from that of train.
-        if (command.get_option("--clip")->count() == 0) arguments->passed_on.insert(arguments->passed_on.end(), {"--clip", "0"});
+        if (command.get_option("--clip")->count() == 0)
+            arguments->passed_on.insert(arguments->passed_on.end(), {"--clip", "0"});
         chosen = [arguments] { return compare(*arguments); };
     });
 }

@@ -20,7 +20,8 @@ bool is_reference_for(const Json& candidate, const Json& run) {
 }
 
 const Json* reference_of(const Json& runs, const Json& run) {
-    const auto found = std::find_if(runs.begin(), runs.end(), [&](const Json& other) { return is_reference_for(other, run); });
+    const auto found = std::find_if(runs.begin(), runs.end(),
+                                    [&](const Json& other) { return is_reference_for(other, run); });
     return found == runs.end() ? nullptr : &*found;
 }
 
@@ -41,7 +42,9 @@ struct Row {
 
 std::vector<Row> rows_for(const Json& runs) {
     const auto per_parameter = [](const char* kind) {
-        return [kind](const Json& run) { return fmt::format("{:.4f}", run["bytes_per_parameter"][kind].get<double>()); };
+        return [kind](const Json& run) {
+            return fmt::format("{:.4f}", run["bytes_per_parameter"][kind].get<double>());
+        };
     };
     return {
         {"bytes/parameter: weights", per_parameter("weights")},
@@ -80,7 +83,8 @@ std::string title(const Json& run) {
 }
 std::string subtitle(const Json& run, bool several_seeds) {
     auto text = run["gradient_release"].get<bool>() ? std::string("released") : std::string();
-    if (several_seeds) text += (text.empty() ? "seed " : ", seed ") + std::to_string(run["seed"].get<std::uint64_t>());
+    if (several_seeds)
+        text += (text.empty() ? "seed " : ", seed ") + std::to_string(run["seed"].get<std::uint64_t>());
     return text;
 }
 
@@ -88,7 +92,8 @@ std::string subtitle(const Json& run, bool several_seeds) {
 
 std::string comparison_table(const Json& summary) {
     const auto& runs = summary["runs"];
-    const bool several_seeds = std::any_of(runs.begin(), runs.end(), [&](const Json& run) { return run["seed"] != runs[0]["seed"]; });
+    const bool several_seeds = std::any_of(runs.begin(), runs.end(),
+                                           [&](const Json& run) { return run["seed"] != runs[0]["seed"]; });
     std::vector<std::vector<std::string>> lines = {{""}, {""}};
     for (const auto& run : runs) {
         lines[0].push_back(title(run));
@@ -103,7 +108,8 @@ std::string comparison_table(const Json& summary) {
         for (std::size_t column = 0; column < line.size(); ++column) {
             std::size_t width = 0;
             for (const auto& other : lines) width = std::max(width, other[column].size());
-            table += column == 0 ? fmt::format("{:<{}}", line[column], width) : fmt::format("  {:>{}}", line[column], width);
+            table += column == 0 ? fmt::format("{:<{}}", line[column], width)
+                                 : fmt::format("  {:>{}}", line[column], width);
         }
         table.erase(table.find_last_not_of(' ') + 1);
         table += "\n";

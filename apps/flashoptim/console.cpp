@@ -28,7 +28,8 @@ std::string human_seconds(double seconds) {
 
 std::string bar(double done) {
     const int full = std::clamp(static_cast<int>(done * kBarWidth), 0, kBarWidth);
-    return std::string(static_cast<std::size_t>(full), '#') + std::string(static_cast<std::size_t>(kBarWidth - full), '.');
+    return std::string(static_cast<std::size_t>(full), '#') +
+           std::string(static_cast<std::size_t>(kBarWidth - full), '.');
 }
 
 }  // namespace
@@ -44,10 +45,11 @@ std::string human_bytes(std::int64_t bytes) {
     return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
-ConsoleObserver::ConsoleObserver(std::string label) : label_(std::move(label)), terminal_(isatty(STDERR_FILENO) == 1) {
+ConsoleObserver::ConsoleObserver(std::string label)
+    : label_(std::move(label)), terminal_(isatty(STDERR_FILENO) == 1) {
     stop_signal = 0;
     // The second signal kills, as if there were no handler.
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = remember_signal;
     action.sa_flags = static_cast<int>(SA_RESETHAND);
     sigaction(SIGINT, &action, nullptr);
@@ -83,11 +85,13 @@ void ConsoleObserver::on_step(const trainer::StepRecord& record) {
     const double elapsed = std::chrono::duration<double>(now - start_).count();
     const auto done = static_cast<double>(record.step - info_.first_step + 1);
     const double left = elapsed / done * static_cast<double>(info_.total_steps - record.step);
-    const auto figures = fmt::format("loss {:.4f}{}  {:.0f} tokens/s  {}  {} left", record.loss, validation_,
-                                     record.tokens_per_second, human_bytes(record.resident_bytes), human_seconds(left));
+    const auto figures =
+        fmt::format("loss {:.4f}{}  {:.0f} tokens/s  {}  {} left", record.loss, validation_,
+                    record.tokens_per_second, human_bytes(record.resident_bytes), human_seconds(left));
     if (terminal_) {
         const double part = static_cast<double>(record.step) / static_cast<double>(info_.total_steps);
-        fmt::print(stderr, "\r\033[K{} [{}] {}/{}  {}", label_, bar(part), record.step, info_.total_steps, figures);
+        fmt::print(stderr, "\r\033[K{} [{}] {}/{}  {}", label_, bar(part), record.step, info_.total_steps,
+                   figures);
         bar_shown_ = true;
         if (is_last) {
             fmt::print(stderr, "\n");
@@ -101,7 +105,8 @@ void ConsoleObserver::on_step(const trainer::StepRecord& record) {
 
 void ConsoleObserver::on_checkpoint(const trainer::CheckpointRecord& record) {
     if (!terminal_) {
-        fmt::print(stderr, "{} checkpoint {} ({})\n", label_, record.folder.string(), human_bytes(record.bytes));
+        fmt::print(stderr, "{} checkpoint {} ({})\n", label_, record.folder.string(),
+                   human_bytes(record.bytes));
     }
 }
 void ConsoleObserver::on_notice(const std::string& line) {

@@ -24,7 +24,8 @@ int report(const std::string& message, int code) {
 
 int main(int argc, char** argv) {
     CLI::App app{
-        "Trains neural networks with optimizers that keep less: 7 bytes per parameter for AdamW instead of 16.\n"
+        "Trains neural networks with optimizers that keep less: 7 bytes per parameter for AdamW instead of "
+        "16.\n"
         "Exit codes: 0 done, 2 bad usage or bad input (one line on stderr), 1 anything else."};
     app.set_version_flag("--version", "flashoptim " FLASHOPTIM_VERSION_STRING);
     app.require_subcommand(1);

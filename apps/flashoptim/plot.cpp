@@ -15,8 +15,8 @@ namespace fs = std::filesystem;
 
 // Beside the installed command, else where it was built from.
 fs::path plot_script() {
-    const auto installed =
-        fs::path(own_executable()).parent_path().parent_path() / FLASHOPTIM_DATA_FOLDER / "plot_comparison.py";
+    const auto installed = fs::path(own_executable()).parent_path().parent_path() / FLASHOPTIM_DATA_FOLDER /
+                           "plot_comparison.py";
     return fs::exists(installed) ? installed : fs::path(FLASHOPTIM_PLOT_SCRIPT_BUILT);
 }
 
@@ -27,12 +27,14 @@ fs::path plot_comparison(const fs::path& folder) {
     const std::string python = chosen != nullptr && *chosen != '\0' ? chosen : "python3";
     const auto picture = folder / "comparison.png";
     try {
-        if (run_program({python, plot_script().string(), folder.string(), picture.string()}) == 0) return picture;
+        if (run_program({python, plot_script().string(), folder.string(), picture.string()}) == 0)
+            return picture;
     } catch (const Error&) {
         // Told below: a missing picture must not take the results with it.
     }
     fmt::print(stderr,
-               "flashoptim: note: no picture was drawn: {} with matplotlib is needed; set FLASHOPTIM_PYTHON to one that "
+               "flashoptim: note: no picture was drawn: {} with matplotlib is needed; set FLASHOPTIM_PYTHON "
+               "to one that "
                "has it\n",
                python);
     return {};

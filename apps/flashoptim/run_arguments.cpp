@@ -22,40 +22,53 @@ double default_learning_rate(Rule rule) {
 void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     auto& options = arguments.options;
     const std::string data = "Data", model = "Model", loop = "Loop";
+    command.option_defaults()->take_last();  // of an option given twice, as scripts do
     command
         .add_option("--data", options.data.path,
-                    "A UTF-8 text file or a folder of them (bytes are tokens), or .bin token files as nanoGPT and llm.c "
+                    "A UTF-8 text file or a folder of them (bytes are tokens), or .bin token files as "
+                    "nanoGPT and llm.c "
                     "write them")
         ->required()
         ->group(data);
     command
-        .add_option("--validation-data", options.data.validation_path, "Held-out data of its own, instead of a fraction")
+        .add_option("--validation-data", options.data.validation_path,
+                    "Held-out data of its own, instead of a fraction")
         ->group(data);
     command
         .add_option("--validation-fraction", options.data.validation_fraction,
                     "Part of the end of the data that is held out")
         ->capture_default_str()
         ->group(data);
-    command.add_option("--token-width", arguments.token_width, "Bits of a token in .bin files without a header")
+    command
+        .add_option("--token-width", arguments.token_width, "Bits of a token in .bin files without a header")
         ->check(CLI::IsMember({16, 32}))
         ->capture_default_str()
         ->group(data);
 
-    command.add_option("--model", options.model.preset, "Preset; `flashoptim train --list-models` names them")
+    command
+        .add_option("--model", options.model.preset, "Preset; `flashoptim train --list-models` names them")
         ->capture_default_str()
         ->group(model);
-    command.add_option("--vocabulary-size", arguments.vocabulary_size, "Another vocabulary than the preset's")
+    command
+        .add_option("--vocabulary-size", arguments.vocabulary_size, "Another vocabulary than the preset's")
         ->group(model);
-    auto* tied = command.add_flag("--tied", arguments.tied, "Output weights are the embedding's")->group(model);
-    command.add_flag("--untied", arguments.untied, "Output weights of their own")->excludes(tied)->group(model);
+    auto* tied =
+        command.add_flag("--tied", arguments.tied, "Output weights are the embedding's")->group(model);
+    command.add_flag("--untied", arguments.untied, "Output weights of their own")
+        ->excludes(tied)
+        ->group(model);
     command
         .add_flag("--activation-checkpointing", options.activation_checkpointing,
                   "Recompute each block in backward instead of keeping its activations")
         ->group(model);
 
     command.add_option("--steps", options.schedule.total_steps, "Optimizer steps")->required()->group(loop);
-    command.add_option("--batch", options.batch_size, "Rows of a micro-batch")->capture_default_str()->group(loop);
-    command.add_option("--sequence", options.sequence_length, "Tokens of a row")->capture_default_str()->group(loop);
+    command.add_option("--batch", options.batch_size, "Rows of a micro-batch")
+        ->capture_default_str()
+        ->group(loop);
+    command.add_option("--sequence", options.sequence_length, "Tokens of a row")
+        ->capture_default_str()
+        ->group(loop);
     command
         .add_option("--accumulation", options.accumulation,
                     "Micro-batches of a step; their gradients are summed in fp32")
@@ -77,7 +90,9 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     command.add_option("--clip", options.clip_norm, "Largest norm of all gradients; 0 does not clip")
         ->capture_default_str()
         ->group(loop);
-    command.add_option("--seed", options.seed, "Of initial weights and batches")->capture_default_str()->group(loop);
+    command.add_option("--seed", options.seed, "Of initial weights and batches")
+        ->capture_default_str()
+        ->group(loop);
     command
         .add_option("--loss-factor", options.loss_factor,
                     "Multiplies the loss before backward and is not taken out again")
@@ -89,7 +104,9 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     command.add_option("--eval-batches", options.evaluation_batches, "Batches of an evaluation")
         ->capture_default_str()
         ->group(loop);
-    command.add_option("--threads", options.threads, "Threads of LibTorch and the optimizer; 0: LibTorch's choice")
+    command
+        .add_option("--threads", options.threads,
+                    "Threads of LibTorch and the optimizer; 0: LibTorch's choice")
         ->capture_default_str()
         ->group(loop);
 
@@ -98,8 +115,12 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->group(optimizer);
     command.add_option("--beta1", arguments.beta1, "Adam, AdamW, Lion [0.9]")->group(optimizer);
     command.add_option("--beta2", arguments.beta2, "Adam, AdamW [0.95], Lion [0.99]")->group(optimizer);
-    command.add_option("--eps", options.optimizer.epsilon, "Adam, AdamW")->capture_default_str()->group(optimizer);
-    command.add_option("--momentum", options.optimizer.momentum, "SGD, SGDW")->capture_default_str()->group(optimizer);
+    command.add_option("--eps", options.optimizer.epsilon, "Adam, AdamW")
+        ->capture_default_str()
+        ->group(optimizer);
+    command.add_option("--momentum", options.optimizer.momentum, "SGD, SGDW")
+        ->capture_default_str()
+        ->group(optimizer);
     command.add_flag("--nesterov", options.optimizer.nesterov, "SGD, SGDW")->group(optimizer);
     command
         .add_option("--master-bits", options.optimizer.master_weight_bits,
@@ -115,13 +136,15 @@ void add_optimizer_arguments(CLI::App& command, RunArguments& arguments) {
         ->capture_default_str()
         ->group(optimizer);
     command
-        .add_option("--format", arguments.format,
-                    "native or paper (bf16 weights), or fp32: the reference, fp32 weights under bf16 autocast")
+        .add_option(
+            "--format", arguments.format,
+            "native or paper (bf16 weights), or fp32: the reference, fp32 weights under bf16 autocast")
         ->capture_default_str()
         ->group(optimizer);
     command
-        .add_flag("--gradient-release", arguments.options.optimizer.gradient_release,
-                  "Step each parameter inside backward and free its gradient; needs --clip 0 and no accumulation")
+        .add_flag(
+            "--gradient-release", arguments.options.optimizer.gradient_release,
+            "Step each parameter inside backward and free its gradient; needs --clip 0 and no accumulation")
         ->group(optimizer);
 }
 

@@ -22,7 +22,8 @@ struct TrainArguments : RunArguments {
 void print_models() {
     fmt::print("{:<12} {:>14} {:>11}  {}\n", "preset", "parameters", "vocabulary", "shape");
     for (const auto& preset : trainer::presets()) {
-        fmt::print("{:<12} {:>14} {:>11}  {}\n", preset.name, preset.parameters, preset.vocabulary_size, preset.shape);
+        fmt::print("{:<12} {:>14} {:>11}  {}\n", preset.name, preset.parameters, preset.vocabulary_size,
+                   preset.shape);
     }
 }
 
@@ -38,7 +39,9 @@ void print_result(const trainer::TrainOptions& options, const trainer::TrainResu
     fmt::print("{} after step {}\n", result.stopped ? "stopped" : "done", result.last_step);
     if (result.validation_loss) fmt::print("validation loss      {:.4f}\n", *result.validation_loss);
     const auto line = [&](const char* name, std::int64_t bytes) {
-        if (bytes > 0) fmt::print("{:<20} {:>10}  {:.4f} B/parameter\n", name, human_bytes(bytes), memory.per_parameter(bytes));
+        if (bytes > 0)
+            fmt::print("{:<20} {:>10}  {:.4f} B/parameter\n", name, human_bytes(bytes),
+                       memory.per_parameter(bytes));
     };
     line("weights", memory.weights);
     line("corrections", memory.corrections);
@@ -50,7 +53,8 @@ void print_result(const trainer::TrainOptions& options, const trainer::TrainResu
     line("autocast copies", memory.autocast_copies);
     fmt::print("{:<20} {:>10}\n", "peak resident", human_bytes(result.peak_resident_bytes));
     if (result.checkpoint_bytes > 0) {
-        fmt::print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes), result.checkpoint.string());
+        fmt::print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes),
+                   result.checkpoint.string());
     }
     if (result.bad_elements > 0) {
         fmt::print("skipped elements     {} (their gradients were not finite)\n", result.bad_elements);
@@ -66,7 +70,8 @@ int train(const TrainArguments& arguments) {
     auto options = to_options(arguments);
     if (!arguments.resume.empty()) {
         if (arguments.resume == "out" && options.out.empty()) {
-            throw InvalidArgument("--resume needs to know what to resume: give --out of the run, or --resume PATH");
+            throw InvalidArgument(
+                "--resume needs to know what to resume: give --out of the run, or --resume PATH");
         }
         options.resume = arguments.resume == "out" ? options.out : std::filesystem::path(arguments.resume);
     }
@@ -92,9 +97,12 @@ void add_train_command(CLI::App& parent, Command& chosen) {
     add_run_arguments(command, *arguments);
     add_optimizer_arguments(command, *arguments);
     const std::string files = "Files";
-    command.add_option("--out", arguments->options.out, "Folder for metrics.csv, summary.json and checkpoints")
+    command
+        .add_option("--out", arguments->options.out, "Folder for metrics.csv, summary.json and checkpoints")
         ->group(files);
-    command.add_flag("--overwrite", arguments->options.overwrite, "Start anew in a folder that holds a run already")
+    command
+        .add_flag("--overwrite", arguments->options.overwrite,
+                  "Start anew in a folder that holds a run already")
         ->group(files);
     command
         .add_option("--checkpoint-every", arguments->options.checkpoint_interval,
@@ -111,7 +119,8 @@ void add_train_command(CLI::App& parent, Command& chosen) {
         ->default_str("out")
         ->group(files);
     command
-        .add_flag("!--no-final-checkpoint", arguments->options.final_checkpoint, "Write no checkpoint after the last step")
+        .add_flag("!--no-final-checkpoint", arguments->options.final_checkpoint,
+                  "Write no checkpoint after the last step")
         ->group(files);
     command.add_option("--json", arguments->json, "Write the results to this file too")->group(files);
     command

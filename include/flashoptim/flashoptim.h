@@ -1,10 +1,10 @@
 // Everything of the core in one include.
 #pragma once
 
-#include "flashoptim/dtype.h"       // IWYU pragma: export
-#include "flashoptim/error.h"       // IWYU pragma: export
-#include "flashoptim/layout.h"      // IWYU pragma: export
-#include "flashoptim/optimizer.h"   // IWYU pragma: export
-#include "flashoptim/quantize.h"    // IWYU pragma: export
-#include "flashoptim/step.h"        // IWYU pragma: export
-#include "flashoptim/tensor_view.h" // IWYU pragma: export
+#include "flashoptim/dtype.h"        // IWYU pragma: export
+#include "flashoptim/error.h"        // IWYU pragma: export
+#include "flashoptim/layout.h"       // IWYU pragma: export
+#include "flashoptim/optimizer.h"    // IWYU pragma: export
+#include "flashoptim/quantize.h"     // IWYU pragma: export
+#include "flashoptim/step.h"         // IWYU pragma: export
+#include "flashoptim/tensor_view.h"  // IWYU pragma: export

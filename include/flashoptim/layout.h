@@ -24,8 +24,9 @@ struct Layout {
     std::int64_t whole_row_length = 0;
     std::int64_t row_offset = 0;
     std::int64_t column_offset = 0;
-    bool one_dimensional = true;       // at most one dimension larger than 1
-    std::vector<std::int64_t> strides;  // of this part, as given; state saved under other strides is converted on load
+    bool one_dimensional = true;  // at most one dimension larger than 1
+    std::vector<std::int64_t>
+        strides;  // of this part, as given; state saved under other strides is converted on load
 
     /// Groups of 32 in one row of this part.
     [[nodiscard]] std::int64_t groups_per_row() const { return (row_length + kGroupSize - 1) / kGroupSize; }

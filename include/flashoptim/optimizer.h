@@ -18,8 +18,9 @@ namespace flashoptim {
 struct OptimizerOptions {
     StorageOptions storage;
     NonFinite nonfinite = NonFinite::kSkipElement;
-    bool check_gradients = true;  // `paper` only: false takes NaN and Inf as they come, as its authors' code does
-    int threads = 0;              // 0: OMP_NUM_THREADS if set, else as many as the machine has
+    bool check_gradients =
+        true;         // `paper` only: false takes NaN and Inf as they come, as its authors' code does
+    int threads = 0;  // 0: OMP_NUM_THREADS if set, else as many as the machine has
     Backend backend = Backend::kAutomatic;
 };
 
@@ -38,7 +39,8 @@ struct StepReport {
 
 /// One state buffer of a parameter, for saving and loading. Bytes are exactly what the optimizer computes with.
 struct StateTensor {
-    std::string name;  // "error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales", "momentum_buffer", ...
+    std::string
+        name;  // "error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales", "momentum_buffer", ...
     DType dtype;
     std::vector<std::int64_t> shape;
     std::span<std::byte> bytes;

@@ -13,13 +13,15 @@ enum class Moment : std::uint8_t { kFirst, kSecond };
 /// Encodes fp32 moments to nearest (u = 1/2) into buffers as `plan_storage` sized them. `values` are m, or v (not its root).
 /// @param storage kNative or kPaper (kFloat32 copies)
 /// @throws InvalidArgument for a NaN or infinite value, a negative v, a value too large for the format, or buffers of another size.
-void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout, std::span<const float> values,
-                     std::span<std::byte> codes, std::span<std::uint16_t> scales);
+void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+                     std::span<const float> values, std::span<std::byte> codes,
+                     std::span<std::uint16_t> scales);
 
 /// The reverse.
 /// @throws InvalidArgument for buffers of another size.
-void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout, std::span<const std::byte> codes,
-                       std::span<const std::uint16_t> scales, std::span<float> values);
+void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+                       std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
+                       std::span<float> values);
 
 /// Whether codes and scales are ones that the format writes: no code -128 (m) or 255 (v) in `native`, scales finite and not
 /// negative. Throws FormatError that names `name` otherwise.
@@ -31,6 +33,7 @@ void check_moment(Moment moment, MomentStorage storage, std::span<const std::byt
 void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights, void* corrections);
 
 /// The reverse: full-precision weights.
-void join_weights(const StoragePlan& plan, const void* weights, const void* corrections, std::span<float> masters);
+void join_weights(const StoragePlan& plan, const void* weights, const void* corrections,
+                  std::span<float> masters);
 
 }  // namespace flashoptim

@@ -56,8 +56,8 @@ enum class MomentStorage : std::uint8_t { kNative, kPaper, kFloat32 };
 /// ordered by row, then by group in the row (`paper`: by groups of 32 in memory order).
 struct StoragePlan {
     DType weight_dtype = DType::kFloat32;
-    int master_weight_bits = 0;      // 0 also for float32 weights
-    bool paper_arithmetic = false;   // the paper's correction and its order of operations
+    int master_weight_bits = 0;     // 0 also for float32 weights
+    bool paper_arithmetic = false;  // the paper's correction and its order of operations
     MomentStorage moments = MomentStorage::kFloat32;
     BufferPlan correction;
     BufferPlan first, first_scales;
@@ -90,9 +90,9 @@ struct StepItem {
     float gradient_factor = 1.0F;  // 1/loss scale times clip coefficient; applied as gradients are read
     Rule rule = Rule::kAdamW;
     Hyperparameters hyperparameters;
-    std::int64_t step = 1;         // the step count that this step makes it: 1 in the first
-    bool has_momentum = true;      // SGD: false in the first step that fills the momentum buffer
-    bool check_gradient = true;    // `paper` only: false takes every gradient as it is
+    std::int64_t step = 1;           // the step count that this step makes it: 1 in the first
+    bool has_momentum = true;        // SGD: false in the first step that fills the momentum buffer
+    bool check_gradient = true;      // `paper` only: false takes every gradient as it is
     std::uint64_t bad_elements = 0;  // out: elements that were skipped
 };
 

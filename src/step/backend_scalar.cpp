@@ -1,6 +1,6 @@
 // The scalar backend: instantiates every kernel for its lanes. The flags of this file are in src/CMakeLists.txt.
-#include "step/instantiate.h"
 #include "flashoptim/numeric/scalar_lanes.h"
+#include "step/instantiate.h"
 
 namespace flashoptim {
 

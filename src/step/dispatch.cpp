@@ -22,8 +22,8 @@ bool runs_here(Backend backend) {
 #if defined(FLASHOPTIM_X86_LEVELS)
         // What the compiler may use at these levels (x86-64 psABI).
         case Backend::kX86V3:
-            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                   __builtin_cpu_supports("bmi2");
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
         case Backend::kX86V4:
             return runs_here(Backend::kX86V3) && __builtin_cpu_supports("avx512f") &&
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
@@ -51,7 +51,8 @@ Backend automatic_backend() {
         if (name_of(backend) == wanted) return backend;
     }
     throw InvalidArgument("FLASHOPTIM_BACKEND=" + std::string(wanted) +
-                          " is not a backend of this build on this processor: choose one of " + names_of(available));
+                          " is not a backend of this build on this processor: choose one of " +
+                          names_of(available));
 }
 
 }  // namespace
@@ -84,7 +85,8 @@ const BackendKernels& backend_kernels(Backend backend) {
     const Backend chosen = backend == Backend::kAutomatic ? kAutomaticChoice : backend;
     if (!runs_here(chosen)) {
         throw InvalidArgument("backend " + std::string(name_of(chosen)) +
-                              " is not available on this processor: choose one of " + names_of(available_backends()));
+                              " is not available on this processor: choose one of " +
+                              names_of(available_backends()));
     }
     switch (chosen) {
         case Backend::kScalar:

@@ -24,9 +24,11 @@ Kernels with_native_weight(const StoragePlan& plan) {
     if (plan.weight_dtype == DType::kFloat32) return kernels_of<L, R, M, NativeFloat32Weight>();
     switch (plan.master_weight_bits) {
         case 32:
-            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16Weight32>() : kernels_of<L, R, M, Float16Weight32>();
+            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16Weight32>()
+                               : kernels_of<L, R, M, Float16Weight32>();
         case 24:
-            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16Weight24>() : kernels_of<L, R, M, Float16Weight24>();
+            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16Weight24>()
+                               : kernels_of<L, R, M, Float16Weight24>();
         case 16:
             return is_bfloat16 ? kernels_of<L, R, M, Bfloat16WeightDithered>()
                                : kernels_of<L, R, M, Float16WeightDithered>();
@@ -59,7 +61,8 @@ Kernels with_storage(const StoragePlan& plan) {
     constexpr bool kHasMoments = R::kHasFirst;
     if (plan.paper_arithmetic) {
         if constexpr (kHasMoments) {
-            if (plan.moments == MomentStorage::kPaper) return with_paper_weight<L, PaperR, PaperMoments>(plan);
+            if (plan.moments == MomentStorage::kPaper)
+                return with_paper_weight<L, PaperR, PaperMoments>(plan);
         }
         return with_paper_weight<L, PaperR, Float32Moments>(plan);
     }

@@ -112,7 +112,8 @@ Segment segment_of(const PreparedItem& prepared, std::int64_t begin, std::int64_
     s.second = advance(item.state.second, begin, item.plan.second.dtype);
     s.first_scales = scale_at(item.state.first_scales);
     s.second_scales = scale_at(item.state.second_scales);
-    s.gradient = static_cast<const std::byte*>(item.gradient) + begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
+    s.gradient = static_cast<const std::byte*>(item.gradient) +
+                 begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
     s.gradient_dtype = item.gradient_dtype;
     s.gradient_factor = item.hyperparameters.maximize ? -item.gradient_factor : item.gradient_factor;
     s.check_gradient = item.check_gradient || !item.plan.paper_arithmetic;
@@ -185,7 +186,9 @@ std::uint64_t run(std::span<StepItem> items, ThreadPool& pool, Backend backend,
 
 }  // namespace
 
-void step(std::span<StepItem> items, ThreadPool& pool, Backend backend) { run(items, pool, backend, &Kernels::run); }
+void step(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
+    run(items, pool, backend, &Kernels::run);
+}
 
 std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool) {
     return run(items, pool, Backend::kAutomatic, &Kernels::count_bad);

@@ -53,7 +53,8 @@ struct ThreadPool::Impl {
     }
 
     void start_workers() {
-        while (static_cast<int>(workers.size()) < threads - 1) workers.emplace_back([this] { worker_loop(); });
+        while (static_cast<int>(workers.size()) < threads - 1)
+            workers.emplace_back([this] { worker_loop(); });
     }
 
     const int threads;
@@ -70,7 +71,8 @@ struct ThreadPool::Impl {
     std::atomic<std::int64_t> next{0};
 };
 
-ThreadPool::ThreadPool(int threads) : impl_(std::make_unique<Impl>(threads > 0 ? threads : default_threads())) {}
+ThreadPool::ThreadPool(int threads)
+    : impl_(std::make_unique<Impl>(threads > 0 ? threads : default_threads())) {}
 ThreadPool::~ThreadPool() = default;
 ThreadPool::ThreadPool(ThreadPool&&) noexcept = default;
 ThreadPool& ThreadPool::operator=(ThreadPool&&) noexcept = default;

@@ -31,7 +31,8 @@ FLASHOPTIM_INLINE typename L::Float half_law(typename L::Float x) {
 template <class L>
 FLASHOPTIM_INLINE typename L::Float twice_law(typename L::Float c) {
     const auto bits = L::bits(c);
-    return L::from_bits(L::select_bits(L::equal_bits(bits, L::broadcast_bits(0U)), bits, (bits << 1U) - 0x3F800000U));
+    return L::from_bits(
+        L::select_bits(L::equal_bits(bits, L::broadcast_bits(0U)), bits, (bits << 1U) - 0x3F800000U));
 }
 
 /// The square-law codes.
@@ -41,13 +42,14 @@ struct NativeMoments {
     static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = true;
 
-    static constexpr double kFirstUnits = 16384.0;         // z of the first moment = |m| / s * 16384
-    static constexpr float kFirstUnit = 0x1p-14F;          // m = first_unit * s * this
-    static constexpr float kSecondUnit = 0.5F;             // r = second_unit * s * this
-    static constexpr float kTinyFirst = 0x1p-100F;         // a group whose largest |m| is below is stored as zero
-    static constexpr float kTinySecond = 0x1p-60F;         // the same for r
-    static constexpr float kKeepLow = 0.7F, kKeepHigh = 0.98F;  // a scale stays while the largest is in between
-    static constexpr float kHeadroom = 1.1F;               // a new scale is the largest times this, rounded up
+    static constexpr double kFirstUnits = 16384.0;  // z of the first moment = |m| / s * 16384
+    static constexpr float kFirstUnit = 0x1p-14F;   // m = first_unit * s * this
+    static constexpr float kSecondUnit = 0.5F;      // r = second_unit * s * this
+    static constexpr float kTinyFirst = 0x1p-100F;  // a group whose largest |m| is below is stored as zero
+    static constexpr float kTinySecond = 0x1p-60F;  // the same for r
+    static constexpr float kKeepLow = 0.7F,
+                           kKeepHigh = 0.98F;  // a scale stays while the largest is in between
+    static constexpr float kHeadroom = 1.1F;   // a new scale is the largest times this, rounded up
 
     template <class L>
     using OldFirst = OldMoment<L>;
@@ -86,8 +88,8 @@ struct NativeMoments {
     }
     /// The sticky scale of a group whose largest magnitude is `largest` and whose scale was `old_scale`.
     template <class L>
-    static FLASHOPTIM_INLINE typename L::Float next_scale(typename L::Float largest, typename L::Float old_scale,
-                                                          float tiny) {
+    static FLASHOPTIM_INLINE typename L::Float next_scale(typename L::Float largest,
+                                                          typename L::Float old_scale, float tiny) {
         const auto too_large = L::less(old_scale * kKeepHigh, largest);
         const auto too_small = L::less(largest, old_scale * kKeepLow);
         const auto grown = L::from_bits((L::bits(largest * kHeadroom) + 0xffffU) & 0xffff0000U);
@@ -96,8 +98,8 @@ struct NativeMoments {
     }
     /// `decay` multiplies the old moment, `gain` the gradient; carried units times `measure` are the moment itself.
     static FLASHOPTIM_INLINE MomentScalars first_scalars(double decay, double gain, double measure) {
-        return {static_cast<float>(decay / kFirstUnits), static_cast<float>(gain), static_cast<float>(measure),
-                static_cast<float>(kFirstUnits * measure)};
+        return {static_cast<float>(decay / kFirstUnits), static_cast<float>(gain),
+                static_cast<float>(measure), static_cast<float>(kFirstUnits * measure)};
     }
     /// The same for the root of the second moment: decay and measure are roots too.
     static FLASHOPTIM_INLINE MomentScalars second_scalars(double decay, double gain, double measure) {

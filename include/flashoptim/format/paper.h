@@ -24,7 +24,9 @@ struct PaperBfloat16 {
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt log2_half_ulp(typename L::UInt hi) {
         const auto exponent = (hi & 0x7fffU) >> 7U;
-        return L::select_bits(L::equal_bits(exponent, L::broadcast_bits(0U)), L::broadcast_bits(1U), exponent) - 135U;
+        return L::select_bits(L::equal_bits(exponent, L::broadcast_bits(0U)), L::broadcast_bits(1U),
+                              exponent) -
+               135U;
     }
 };
 struct PaperFloat16 {
@@ -39,7 +41,9 @@ struct PaperFloat16 {
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt log2_half_ulp(typename L::UInt hi) {
         const auto exponent = (hi & 0x7fffU) >> 10U;
-        return L::select_bits(L::equal_bits(exponent, L::broadcast_bits(0U)), L::broadcast_bits(1U), exponent) - 26U;
+        return L::select_bits(L::equal_bits(exponent, L::broadcast_bits(0U)), L::broadcast_bits(1U),
+                              exponent) -
+               26U;
     }
 };
 
@@ -61,11 +65,12 @@ struct PaperWeight {
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float decode(typename L::UInt hi, typename L::UInt lo) {
         const auto fraction = L::divide(L::to_float(lo), L::broadcast(kLevels));
-        return Type::template to_float<L>(hi) + scale_by_power<L>(fraction, Type::template log2_half_ulp<L>(hi));
+        return Type::template to_float<L>(hi) +
+               scale_by_power<L>(fraction, Type::template log2_half_ulp<L>(hi));
     }
     template <class L>
-    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/, typename L::UInt& hi,
-                                         typename L::UInt& lo) {
+    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/,
+                                         typename L::UInt& hi, typename L::UInt& lo) {
         hi = Type::template round<L>(w);
         const auto exponent = L::broadcast_bits(0U) - Type::template log2_half_ulp<L>(hi);
         const auto error = scale_by_power<L>(w - Type::template to_float<L>(hi), exponent);
@@ -74,7 +79,8 @@ struct PaperWeight {
         auto magnitude = absolute<L>(error);
         magnitude = L::select(L::less(magnitude, one), magnitude, one);
         const auto level = L::truncate(magnitude * kLevels + 0.5F);
-        const auto negative = L::negate(L::either(L::less(L::broadcast(0.0F), error), L::equal(L::broadcast(0.0F), error)));
+        const auto negative =
+            L::negate(L::either(L::less(L::broadcast(0.0F), error), L::equal(L::broadcast(0.0F), error)));
         const auto signs = L::select_bits(negative, L::broadcast_bits(0xffffffffU), L::broadcast_bits(0U));
         lo = (level ^ signs) - signs;
     }
@@ -92,8 +98,8 @@ struct PaperPlainWeight {
         return Type::template to_float<L>(hi);
     }
     template <class L>
-    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/, typename L::UInt& hi,
-                                         typename L::UInt& /*lo*/) {
+    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/,
+                                         typename L::UInt& hi, typename L::UInt& /*lo*/) {
         hi = Type::template round<L>(w);
     }
 };
@@ -113,7 +119,8 @@ struct PaperMoments {
     using OldSecond = OldRootMoment<L>;
 
     /// The rules of the paper multiply by their own constants.
-    static FLASHOPTIM_INLINE MomentScalars first_scalars(double /*decay*/, double /*gain*/, double /*measure*/) {
+    static FLASHOPTIM_INLINE MomentScalars first_scalars(double /*decay*/, double /*gain*/,
+                                                         double /*measure*/) {
         return {1.0F, 1.0F, 1.0F, 1.0F};
     }
     static FLASHOPTIM_INLINE MomentScalars second_scalars(double decay, double gain, double measure) {

@@ -39,7 +39,7 @@ struct Float16Grid {
     static constexpr std::uint32_t kNanHigh = 0x7e00U;
     static constexpr std::uint32_t kRebias = 0x38000000U;          // (127 - 15) << 23
     static constexpr std::uint32_t kSmallestNormal = 0x38800000U;  // 2^-14 as fp32
-    static constexpr std::uint32_t kLargest = 0x477fffffU;         // the last fp32 below 2^16, where the grid ends
+    static constexpr std::uint32_t kLargest = 0x477fffffU;  // the last fp32 below 2^16, where the grid ends
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
@@ -59,7 +59,8 @@ struct Float16Grid {
         // fp32 has three fraction bits less: to nearest even (they are zero in every pattern that `magnitude` makes).
         const auto normal = ((magnitude + 3U + ((magnitude >> 3U) & 1U)) >> 3U) + kRebias;
         const auto small = L::bits(L::to_float(magnitude) * L::broadcast(0x1p-40F));
-        const auto value = L::select_bits(L::less_bits(magnitude, L::broadcast_bits(kFractionEnd)), small, normal);
+        const auto value =
+            L::select_bits(L::less_bits(magnitude, L::broadcast_bits(kFractionEnd)), small, normal);
         const auto special = L::less_bits(L::broadcast_bits((kInfinityHigh << 16U) - 1U), magnitude);
         return L::select_bits(special, kInfinityBits | (((magnitude >> 16U) & 0x3ffU) << 13U), value);
     }
@@ -71,8 +72,8 @@ struct SplitWeight {
     using Stored = std::uint16_t;
     using Correction = CorrectionType;
     static constexpr bool kProtected = true;
-    static constexpr int kShift = 16 - kBits;                        // grid bits below the correction
-    static constexpr std::uint32_t kHalf = 1U << (kBits - 1);        // half a unit of hi, in units of lo
+    static constexpr int kShift = 16 - kBits;                  // grid bits below the correction
+    static constexpr std::uint32_t kHalf = 1U << (kBits - 1);  // half a unit of hi, in units of lo
     static constexpr std::uint32_t kLargest = (Grid::kMaxHigh << kBits) + (kHalf - 1U);
 
     template <class L>
@@ -92,7 +93,8 @@ struct SplitWeight {
     static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt dither, typename L::UInt& hi,
                                          typename L::UInt& lo) {
         auto q = Grid::template magnitude<L>(w);
-        if constexpr (kShift != 0) q = (q + (dither >> static_cast<unsigned>(32 - kShift))) >> static_cast<unsigned>(kShift);
+        if constexpr (kShift != 0)
+            q = (q + (dither >> static_cast<unsigned>(32 - kShift))) >> static_cast<unsigned>(kShift);
         q = L::min_bits(q, L::broadcast_bits(kLargest));
         const auto high = (q + kHalf) >> static_cast<unsigned>(kBits);
         lo = q - (high << static_cast<unsigned>(kBits));
@@ -143,8 +145,8 @@ struct Float32Weight {
         return L::from_bits(hi);
     }
     template <class L>
-    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/, typename L::UInt& hi,
-                                         typename L::UInt& /*lo*/) {
+    static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/,
+                                         typename L::UInt& hi, typename L::UInt& /*lo*/) {
         hi = L::bits(w);
         if constexpr (kProtected) {
             hi = L::min_bits(hi & kMagnitudeBits, L::broadcast_bits(kLargest)) | (hi & kSignBit);

@@ -28,7 +28,8 @@ FLASHOPTIM_INLINE typename L::UInt float_to_float16(typename L::Float value) {
     const auto normal = (magnitude - kRebias + 0xfffU + ((magnitude >> 13U) & 1U)) >> 13U;
     // Below 2^-14 the grid is 2^-24, which is the spacing of floats at 1/2: the addition rounds.
     const auto subnormal = L::bits(L::from_bits(magnitude) + L::broadcast(0.5F)) - 0x3f000000U;
-    auto result = L::select_bits(L::less_bits(magnitude, L::broadcast_bits(kSmallestNormal)), subnormal, normal);
+    auto result =
+        L::select_bits(L::less_bits(magnitude, L::broadcast_bits(kSmallestNormal)), subnormal, normal);
     result = L::min_bits(result, L::broadcast_bits(0x7c00U));
     const auto overflow = L::less_bits(L::broadcast_bits(0x477fffffU), magnitude);
     result = L::select_bits(overflow, L::broadcast_bits(0x7c00U), result);

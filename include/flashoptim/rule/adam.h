@@ -32,7 +32,8 @@ struct AdamRule {
         first = old_first.plus(new_first);
         second = old_second.plus(new_second);
         root = L::sqrt(second);
-        const auto ratio = L::divide(first, L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon)));
+        const auto ratio =
+            L::divide(first, L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon)));
         const auto size = absolute<L>(ratio);
         const auto limit = L::broadcast(k.update_limit);
         const auto update = with_sign<L>(L::select(L::less(size, limit), size, limit), ratio);
@@ -76,8 +77,8 @@ struct AdamRule {
         }
         const double bias_correction1 = 1.0 - power(h.beta1, t);
         const double bias_correction2 = 1.0 - power(h.beta2, t);
-        return (1.0 - h.beta1) / double_sqrt(1.0 - h.beta2) * double_sqrt(sum) * double_sqrt(bias_correction2) /
-               bias_correction1;
+        return (1.0 - h.beta1) / double_sqrt(1.0 - h.beta2) * double_sqrt(sum) *
+               double_sqrt(bias_correction2) / bias_correction1;
     }
 };
 

@@ -18,7 +18,8 @@ struct LionRule {
     static constexpr bool kHasFirst = true, kHasSecond = false;
 
     template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float /*w*/,
+    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
+                                                                  typename L::Float /*w*/,
                                                                   const StepScalars& /*k*/) {
         return g;
     }
@@ -55,7 +56,8 @@ struct PaperLionRule {
     static constexpr bool kHasFirst = true, kHasSecond = false;
 
     template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float /*w*/,
+    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
+                                                                  typename L::Float /*w*/,
                                                                   const StepScalars& /*k*/) {
         return g;
     }
