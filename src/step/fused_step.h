@@ -45,7 +45,7 @@ public:
         const std::int64_t whole = s.count / kGroup * kGroup;
         for (std::int64_t at = 0; at < whole; at += kBlockSize) {
             const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
-            bad += step_block(s, block_at(s, at), size, place_at(s, at));
+            bad += step_block(s, block_at(s, at), size, size, place_at(s, at));
         }
         if (whole < s.count) bad += step_tail(s, whole);
         return bad;
@@ -60,11 +60,11 @@ public:
             const auto block = block_at(s, at);
             if (size == kGroup) {
                 read_gradient<L>(block.gradient, s.gradient_dtype, s.gradient_factor, kGroup, gradient);
-                bad += count_bad_in_group(s, block, gradient);
+                bad += count_bad_in_group(s, block, gradient, kGroup);
             } else {
                 Tail tail(s, block, size);
                 read_gradient<L>(tail.gradient, s.gradient_dtype, s.gradient_factor, kGroup, gradient);
-                bad += count_bad_in_group(s, tail.block(), gradient);
+                bad += count_bad_in_group(s, tail.block(), gradient, size);
             }
         }
         return bad;
@@ -79,7 +79,8 @@ private:
         if constexpr (kSecond) b.second = static_cast<SecondCode*>(s.second) + at;
         if constexpr (kGrouped && kFirst) b.first_scales = s.first_scales + at / kGroup;
         if constexpr (kGrouped && kSecond) b.second_scales = s.second_scales + at / kGroup;
-        b.gradient = static_cast<const std::byte*>(s.gradient) + at * static_cast<std::int64_t>(size_of(s.gradient_dtype));
+        b.gradient = static_cast<const std::byte*>(s.gradient) +
+                     at * static_cast<std::int64_t>(size_of(s.gradient_dtype));
         return b;
     }
     static FLASHOPTIM_INLINE std::uint32_t place_at(const Segment& s, std::int64_t at) {
@@ -96,7 +97,8 @@ private:
         const Block home;
         const std::size_t size;
 
-        Tail(const Segment& s, const Block& from, int count) : home(from), size(static_cast<std::size_t>(count)) {
+        Tail(const Segment& s, const Block& from, int count)
+            : home(from), size(static_cast<std::size_t>(count)) {
             std::memcpy(weight, home.weight, size * sizeof(Stored));
             if constexpr (kHasCorrection) std::memcpy(correction, home.correction, size * sizeof(Correction));
             if constexpr (kFirst) std::memcpy(first, home.first, size * sizeof(FirstCode));
@@ -116,7 +118,7 @@ private:
 
     static std::uint64_t step_tail(const Segment& s, std::int64_t at) {
         Tail tail(s, block_at(s, at), static_cast<int>(s.count - at));
-        const auto bad = step_block(s, tail.block(), kGroup, place_at(s, at));
+        const auto bad = step_block(s, tail.block(), kGroup, static_cast<int>(s.count - at), place_at(s, at));
         tail.write_back();
         return bad;
     }
@@ -172,15 +174,17 @@ private:
         return L::negate(L::less(absolute<L>(g), L::broadcast(0x1p48F)));
     }
 
-    static std::uint64_t count_bad_in_group(const Segment& s, const Block& b, const float* gradient) {
+    static std::uint64_t count_bad_in_group(const Segment& s, const Block& b, const float* gradient,
+                                            int size) {
         if (!s.check_gradient) return 0;
-        std::uint64_t bad = 0;
+        alignas(64) std::uint32_t marks[kGroup];
         for (int e = 0; e < kGroup; e += L::kWidth) {
-            const auto w = W::template decode<L>(load_weight(b.weight + e), load_correction(b.correction + e));
+            const auto w =
+                W::template decode<L>(load_weight(b.weight + e), load_correction(b.correction + e));
             const auto g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, *s.scalars);
-            bad += static_cast<std::uint64_t>(L::count(is_bad(g)));
+            L::store_u32(marks + e, L::mask_bits(is_bad(g)));
         }
-        return bad;
+        return count_marked(marks, size);
     }
 
     /// What the first pass over a block hands to the second: new moments in carried units, and the groups' scales.
@@ -207,7 +211,9 @@ private:
     };
     struct Nothing {};
 
-    static std::uint64_t step_block(const Segment& s, const Block& b, int size, std::uint32_t place) {
+    /// Of `size` elements the first `valid` are the tensor's, the others padding: they are stepped too, but never counted.
+    static std::uint64_t step_block(const Segment& s, const Block& b, int size, int valid,
+                                    std::uint32_t place) {
         const StepScalars& k = *s.scalars;
         const DitherTables& dither = *s.dither;
         const int groups = size / kGroup;
@@ -219,7 +225,8 @@ private:
 
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
         if constexpr (kGrouped && kFirst) first_moments.read_scales(b.first_scales, groups, k.first.factor);
-        if constexpr (kGrouped && kSecond) second_moments.read_scales(b.second_scales, groups, k.second.factor);
+        if constexpr (kGrouped && kSecond)
+            second_moments.read_scales(b.second_scales, groups, k.second.factor);
 
         for (int group = 0; group < groups; ++group) {
             [[maybe_unused]] Float largest_first = L::broadcast(0.0F), largest_second = L::broadcast(0.0F);
@@ -242,8 +249,9 @@ private:
                 R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
 
                 UInt hi{}, lo{};
-                W::template encode<L>(w, L::load_u32(dither.weight + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod),
-                                      hi, lo);
+                W::template encode<L>(
+                    w, L::load_u32(dither.weight + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod),
+                    hi, lo);
                 Mask bad = is_bad(g), keep = bad;
                 if constexpr (W::kProtected) {
                     const Mask special = W::template is_special<L>(old_hi);
@@ -259,12 +267,14 @@ private:
                     if (bad_count == 0) std::memset(bad_elements, 0, sizeof bad_elements);
                     bad_count += static_cast<std::uint64_t>(L::count(bad));
                     L::store_u32(bad_elements + e, L::mask_bits(bad));
-                    keep_moments<kFirst>(bad, old_first.unit, first_moments, group, k.first.measure, M::kFirstUnit, first);
+                    keep_moments<kFirst>(bad, old_first.unit, first_moments, group, k.first.measure,
+                                         M::kFirstUnit, first);
                     if constexpr (kGrouped) {
                         keep_moments<kSecond>(bad, old_second.unit, second_moments, group, k.second.measure,
                                               M::kSecondUnit, root);
                     } else {
-                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, 1.0F, 1.0F, second);
+                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, 1.0F, 1.0F,
+                                              second);
                     }
                 }
                 if constexpr (!kGrouped) {
@@ -282,33 +292,40 @@ private:
                 }
             }
             if constexpr (kGrouped && kFirst) first_moments.largest[group] = L::horizontal_max(largest_first);
-            if constexpr (kGrouped && kSecond) second_moments.largest[group] = L::horizontal_max(largest_second);
+            if constexpr (kGrouped && kSecond)
+                second_moments.largest[group] = L::horizontal_max(largest_second);
         }
         if constexpr (kGrouped) {
             if constexpr (kFirst) {
                 for (int n = 0; n < groups; n += L::kWidth) new_scales<true>(first_moments, n, k.first);
-                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0, bad_elements,
-                              [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
+                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0,
+                              bad_elements, [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
                                   return M::template first_code<L>(m, encode, u);
                               });
                 first_moments.write_scales(b.first_scales, groups);
             }
             if constexpr (kSecond) {
                 for (int n = 0; n < groups; n += L::kWidth) new_scales<false>(second_moments, n, k.second);
-                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0, bad_elements,
-                              [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
+                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0,
+                              bad_elements, [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
                                   return M::template second_code<L>(r, encode, u);
                               });
                 second_moments.write_scales(b.second_scales, groups);
             }
         }
-        return bad_count;
+        return valid == size || bad_count == 0 ? bad_count : count_marked(bad_elements, valid);
+    }
+
+    static std::uint64_t count_marked(const std::uint32_t* marks, int size) {
+        std::uint64_t count = 0;
+        for (int e = 0; e < size; ++e) count += marks[e] != 0 ? 1 : 0;
+        return count;
     }
 
     /// Puts the old moment, in carried units, where an element is bad.
     template <bool kPresent, class State>
-    static FLASHOPTIM_INLINE void keep_moments(Mask bad, Float unit, const State& state, int group, float measure,
-                                               float unit_value, Float& value) {
+    static FLASHOPTIM_INLINE void keep_moments(Mask bad, Float unit, const State& state, int group,
+                                               float measure, float unit_value, Float& value) {
         if constexpr (kPresent) {
             Float kept = unit;
             if constexpr (kGrouped) {
@@ -321,7 +338,8 @@ private:
     template <bool kIsFirst>
     static FLASHOPTIM_INLINE void new_scales(Pending& moments, int group, const MomentScalars& k) {
         Float scale, encode;
-        const auto largest = L::load_f32(moments.largest + group), old_scale = L::load_f32(moments.old_scale + group);
+        const auto largest = L::load_f32(moments.largest + group),
+                   old_scale = L::load_f32(moments.old_scale + group);
         if constexpr (kIsFirst) {
             M::template first_scale<L>(largest, old_scale, k, scale, encode);
         } else {
@@ -332,9 +350,10 @@ private:
     }
 
     template <class Code, class Encode>
-    static FLASHOPTIM_INLINE void encode_moment(Code* codes, const Pending& moments, const std::uint32_t* dither,
-                                                std::uint32_t place, int groups, bool has_bad,
-                                                const std::uint32_t* bad_elements, Encode encode) {
+    static FLASHOPTIM_INLINE void encode_moment(Code* codes, const Pending& moments,
+                                                const std::uint32_t* dither, std::uint32_t place, int groups,
+                                                bool has_bad, const std::uint32_t* bad_elements,
+                                                Encode encode) {
         for (int group = 0; group < groups; ++group) {
             const auto factor = L::broadcast(moments.encode[group]);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
