@@ -62,13 +62,13 @@ void expect_same_bits_from_every_backend(const RuleCase& rule, const StorageCase
     }
 }
 
-class EveryRule : public ::testing::TestWithParam<RuleCase> {};
-INSTANTIATE_TEST_SUITE_P(SameBits, EveryRule, ::testing::ValuesIn(rule_cases()),
+class SameBitsOfEveryRule : public ::testing::TestWithParam<RuleCase> {};
+INSTANTIATE_TEST_SUITE_P(Rules, SameBitsOfEveryRule, ::testing::ValuesIn(rule_cases()),
                          [](const auto& rule) { return rule.param.name; });
 
 }  // namespace
 
-TEST_P(EveryRule, WithEveryStorageAndGradientOnEveryBackend) {
+TEST_P(SameBitsOfEveryRule, WithEveryStorageAndGradientOnEveryBackend) {
     for (const auto& storage : storage_cases()) {
         for (const auto gradient : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
             expect_same_bits_from_every_backend(GetParam(), storage, gradient, {{9, 67}, {640}}, 4);
@@ -77,7 +77,7 @@ TEST_P(EveryRule, WithEveryStorageAndGradientOnEveryBackend) {
 }
 
 // Short last groups, rows shorter than a vector and rows whose groups begin anywhere in the dither's period.
-TEST_P(EveryRule, WithEverySizeAndRowLengthUpTo70) {
+TEST_P(SameBitsOfEveryRule, WithEverySizeAndRowLengthUpTo70) {
     std::vector<std::vector<std::int64_t>> shapes;
     for (std::int64_t size = 1; size <= 70; ++size) {
         shapes.push_back({size});
@@ -91,7 +91,7 @@ TEST_P(EveryRule, WithEverySizeAndRowLengthUpTo70) {
 }
 
 // Rows longer than a chunk, many short rows in a chunk, a last chunk of one element.
-TEST_P(EveryRule, WithAnyNumberOfThreads) {
+TEST_P(SameBitsOfEveryRule, WithAnyNumberOfThreads) {
     const std::vector<std::vector<std::int64_t>> shapes = {{2, 40001}, {700, 67}, {65537}, {3}, {33, 992}};
     for (const auto& storage : storage_cases()) {
         if (storage.weight != DType::kBFloat16 || storage.options.master_weight_bits != 24) continue;

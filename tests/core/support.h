@@ -109,6 +109,7 @@ struct RuleCase {
     std::string name;
     Rule rule;
     Hyperparameters hyperparameters;
+    friend void PrintTo(const RuleCase& rule, std::ostream* to) { *to << rule.name; }
 };
 inline std::vector<RuleCase> rule_cases() {
     Hyperparameters h;
