@@ -116,10 +116,10 @@ def test_out_folder_that_cannot_be_made_is_named(text: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KiB: the tiny model's checkpoint does not fit twice."""
+    """A file system of 800 KiB: one checkpoint of the tiny model fits, two do not."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)]
     if (
         shutil.which("mount") is None
         or subprocess.run(mount, capture_output=True, check=False).returncode != 0
