@@ -13,8 +13,16 @@ set(CMAKE_C_STANDARD_REQUIRED ON)
 set(CMAKE_C_EXTENSIONS OFF)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
-# Tools (clang-tidy, editors) read it; executables run from the build tree and from the install tree alike.
+# Tools (clang-tidy, editors) read it.
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+# What is installed finds its neighbours wherever the tree is moved, and Torch where it was.
+file(RELATIVE_PATH from_bin_to_lib "/${CMAKE_INSTALL_BINDIR}" "/${CMAKE_INSTALL_LIBDIR}")
+if(APPLE)
+    set(CMAKE_INSTALL_RPATH "@loader_path;@loader_path/${from_bin_to_lib}")
+else()
+    set(CMAKE_INSTALL_RPATH "$ORIGIN;$ORIGIN/${from_bin_to_lib}")
+endif()
 set(CMAKE_INSTALL_RPATH_USE_LINK_PATH ON)
 
 if(FLASHOPTIM_TOP_LEVEL)
