@@ -92,7 +92,7 @@ Json run_train(const CompareArguments& shared, const std::vector<std::string>& o
     std::vector<std::string> command = {own_executable(), "train"};
     command.insert(command.end(), shared.passed_on.begin(), shared.passed_on.end());
     command.insert(command.end(), own.begin(), own.end());
-    const int code = run_program(command);
+    const int code = run_program(command, Output::kDropped);  // its results come by the summary
     if (code == 2) throw InvalidArgument("the run above could not start; nothing was compared");
     if (code != 0)
         throw std::runtime_error(fmt::format("a run ended with exit code {}; nothing was compared", code));

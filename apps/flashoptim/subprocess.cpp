@@ -1,8 +1,10 @@
 // posix_spawn and waiting.
 #include "subprocess.h"
 
+#include <fcntl.h>
 #include <spawn.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
@@ -15,7 +17,7 @@ extern char** environ;
 
 namespace flashoptim::app {
 
-int run_program(const std::vector<std::string>& arguments) {
+int run_program(const std::vector<std::string>& arguments, Output output) {
     std::vector<char*> argv;
     argv.reserve(arguments.size() + 1);
     for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -29,8 +31,14 @@ int run_program(const std::vector<std::string>& arguments) {
     sigaddset(&defaults, SIGINT);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    posix_spawn_file_actions_t files;
+    posix_spawn_file_actions_init(&files);
+    if (output == Output::kDropped) {
+        posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+    }
     pid_t child = 0;
-    const int failed = posix_spawnp(&child, argv[0], nullptr, &attributes, argv.data(), environ);
+    const int failed = posix_spawnp(&child, argv[0], &files, &attributes, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&files);
     posix_spawnattr_destroy(&attributes);
     int status = 0;
     if (failed == 0) {
