@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <system_error>
@@ -15,27 +14,19 @@
 #include "flashoptim/error.h"
 #include "trainer/data/sampler.h"
 #include "trainer/gradient_accumulator.h"
+#include "trainer/hook_timer.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizers.h"
 #include "trainer/process_memory.h"
 #include "trainer/run_checkpoint.h"
+#include "trainer/stopwatch.h"
 #include "trainer/summary.h"
 
 namespace flashoptim::trainer {
 namespace {
 
 namespace fs = std::filesystem;
-
-class Stopwatch {
-public:
-    double seconds() const {
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-    }
-
-private:
-    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 std::optional<double> median(std::vector<double> values) {
     if (values.empty()) {
@@ -102,6 +93,7 @@ public:
         }
         if (options_.optimizer.gradient_release) {
             release_ = std::make_unique<libtorch::GradientRelease>(*optimizer_);
+            release_timer_ = std::make_unique<HookTimer>(parameters_);
         } else if (options_.accumulation > 1) {
             accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
         }
@@ -183,7 +175,8 @@ private:
             const Stopwatch alone;
             optimizer_->step();
             record.optimizer_seconds = alone.seconds();
-            optimizer_seconds_.push_back(*record.optimizer_seconds);
+        } else {
+            record.optimizer_seconds = release_timer_->take_seconds();
         }
         if (result_.memory.parameters == 0) {
             result_.memory = memory_by_kind(*model_, *optimizer_, accumulator_.get());
@@ -202,6 +195,7 @@ private:
         record.seconds = whole.seconds();
         record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
         step_seconds_.push_back(record.seconds);
+        optimizer_seconds_.push_back(record.optimizer_seconds);
         return record;
     }
 
@@ -291,6 +285,7 @@ private:
     std::vector<torch::Tensor> parameters_;
     std::unique_ptr<libtorch::FlashOptimizer> optimizer_;
     std::unique_ptr<libtorch::GradientRelease> release_;
+    std::unique_ptr<HookTimer> release_timer_;
     std::unique_ptr<GradientAccumulator> accumulator_;
     std::unique_ptr<MetricsFile> metrics_;
     std::int64_t step_ = 0;  // steps done

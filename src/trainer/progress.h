@@ -49,8 +49,8 @@ struct StepRecord {
     std::int64_t tokens = 0;              ///< seen since the first step of the run
     double tokens_per_second = 0.0;
     double seconds = 0.0;  ///< data, forward, backward and optimizer; not evaluation or checkpoint
-    std::optional<double>
-        optimizer_seconds;  ///< the optimizer alone; none with gradient release, where it runs inside backward
+    /// The optimizer alone, also where gradient release runs it inside backward.
+    double optimizer_seconds = 0.0;
     std::int64_t resident_bytes = 0;
 };
 

@@ -127,6 +127,28 @@ TEST_F(Loop, LearnsInEveryFormat) {
     }
 }
 
+// Gradient release and activation checkpointing save memory; the model that comes out must be the same one.
+TEST_F(Loop, SavingMemoryDoesNotChangeTheModel) {
+    const auto trained = [&](const std::string& out, bool release, bool recompute) {
+        TrainOptions options = tiny_run(out);
+        options.clip_norm = 0.0;
+        options.optimizer.gradient_release = release;
+        options.activation_checkpointing = recompute;
+        Recorder recorder;
+        const TrainResult result = train(options, recorder);
+        for (const StepRecord& record : recorder.steps) {
+            EXPECT_GT(record.optimizer_seconds, 0.0);
+            EXPECT_EQ(record.gradient_norm.has_value(), !release);
+        }
+        return read_all(result.checkpoint / "weights.safetensors") +
+               read_all(result.checkpoint / "optimizer.safetensors");
+    };
+    const std::string plain = trained("plain", false, false);
+    EXPECT_TRUE(plain == trained("released", true, false));
+    EXPECT_TRUE(plain == trained("recomputed", false, true));
+    EXPECT_TRUE(plain == trained("both", true, true));
+}
+
 struct Case {
     const char* name;
     Rule rule;
@@ -264,6 +286,26 @@ TEST_F(Loop, DamagedAndMissingCheckpointsAreNamed) {
     std::filesystem::resize_file(result.checkpoint / "optimizer.safetensors", 5000);
     EXPECT_NE(message_of<FormatError>([&] { train(options, again); }).find("optimizer.safetensors"),
               std::string::npos);
+}
+
+// What can never run must be refused before it leaves anything behind.
+TEST_F(Loop, RefusedOptionsLeaveNoFolder) {
+    const auto refuse = [&](auto&& change) {
+        TrainOptions options = tiny_run("refused");
+        change(options);
+        Recorder recorder;
+        EXPECT_THROW(train(options, recorder), InvalidArgument);
+        EXPECT_FALSE(std::filesystem::exists(options.out));
+    };
+    refuse([](TrainOptions& o) { o.optimizer.master_weight_bits = 20; });
+    refuse([](TrainOptions& o) {
+        o.optimizer.format = Format::kPaper;
+        o.optimizer.master_weight_bits = 16;
+    });
+    refuse([](TrainOptions& o) { o.optimizer.beta1 = 1.0; });
+    refuse([](TrainOptions& o) { o.optimizer.weight_decay = -1.0; });
+    refuse([](TrainOptions& o) { o.sequence_length = 100'000; });
+    refuse([](TrainOptions& o) { o.model.vocabulary_size = 100; });
 }
 
 // A typing error in --out must not destroy the run that is there.

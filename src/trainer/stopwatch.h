@@ -1,0 +1,18 @@
+// Wall time since an object was made. Nothing else about time lives here.
+#pragma once
+
+#include <chrono>
+
+namespace flashoptim::trainer {
+
+class Stopwatch {
+public:
+    double seconds() const {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+
+private:
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace flashoptim::trainer
