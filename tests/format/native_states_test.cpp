@@ -1,0 +1,358 @@
+// The native moment codes: the square law, every code under every scale, the sticky scales, flushing to zero.
+// If these fail, moments drift although no gradient moved them, or a saved state reads back as another one.
+#include "flashoptim/format/native_states.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "flashoptim/optimizer.h"
+#include "flashoptim/quantize.h"
+#include "support.h"
+
+namespace flashoptim::test {
+namespace {
+
+using L = ScalarLanes;
+using M = NativeMoments;
+
+// ------------------------------------------------------------------------------------------------ the law
+
+/// Every float in the range of codes and beyond comes back exactly; the other way the last bit is lost, as 2 B(c) is even.
+TEST(SquareLaw, TwiceAndHalfAreInverses) {
+    constexpr std::uint32_t kStride = kExhaustive ? 13 : 4099;
+    for (std::uint32_t pattern = 0x1FC00000U; pattern < 0x5F400000U; pattern += kStride) {
+        const float c = float_of(pattern);
+        ASSERT_EQ(bits_of(half_law<L>(twice_law<L>(c))), pattern);
+    }
+    for (std::uint32_t pattern = 0x00800000U; pattern < 0x7F800000U; pattern += kStride) {
+        ASSERT_EQ(bits_of(twice_law<L>(half_law<L>(float_of(pattern)))), pattern & ~1U);
+    }
+    EXPECT_EQ(twice_law<L>(0.0F), 0.0F);
+}
+
+/// half is the chord through the square root at powers of 4 with a knot at 2 * 4^k, where 1.5 stands for sqrt(2): at most
+/// 1.5 / sqrt(2) - 1 = 6.07 % above it, never below (the fp32 rounding of half itself is 2^-24).
+TEST(SquareLaw, HalfIsWithinSixPercentOfTheRoot) {
+    for (int k = -60; k <= 60; ++k) EXPECT_EQ(half_law<L>(std::ldexp(1.0F, 2 * k)), std::ldexp(1.0F, k));
+    for (std::uint32_t pattern = 0x00800000U; pattern < 0x7F800000U; pattern += 40009) {
+        const double x = static_cast<double>(float_of(pattern));
+        const double ratio = static_cast<double>(half_law<L>(float_of(pattern))) / std::sqrt(x);
+        ASSERT_GE(ratio, 1.0 - 0x1p-23);
+        ASSERT_LE(ratio, 1.5 / std::sqrt(2.0) + 0x1p-23);
+    }
+}
+
+/// What a code stands for, in double: twice(c) for an integer c is exact there.
+double value_of_code(int code) {
+    const int size = std::abs(code);
+    if (size == 0) return 0.0;
+    const int exponent = std::ilogb(static_cast<double>(size));
+    const double fraction = static_cast<double>(size) / std::ldexp(1.0, exponent) - 1.0;  // c = 2^e (1 + f)
+    const double value = fraction < 0.5 ? std::ldexp(1.0 + 2.0 * fraction, 2 * exponent)
+                                        : std::ldexp(2.0 * fraction, 2 * exponent + 1);
+    return code < 0 ? -value : value;
+}
+
+/// decode m: sign(q) twice(|q|) s / 16384; decode v: (twice(c) s / 65536)^2; exact but for v's one rounding.
+TEST(SquareLaw, DecodesAsWrittenForEveryCode) {
+    const auto layout = layout_of({nullptr, DType::kFloat32, {32}, {}});
+    for (const auto scale_pattern :
+         std::to_array<std::uint16_t>({0x3f80, 0x3f8d, 0x0001, 0x3a12, 0x7f7f, 0x0080, 0x4233})) {
+        const double scale = static_cast<double>(static_cast<float>(bfloat16::from_bits(scale_pattern)));
+        const std::array<std::uint16_t, 1> scales = {scale_pattern};
+        for (int first = -127; first <= 255; first += 32) {
+            std::array<std::byte, 32> codes{};
+            std::array<float, 32> m{}, v{};
+            for (int n = 0; n < 32; ++n)
+                codes[static_cast<std::size_t>(n)] = static_cast<std::byte>(first + n);
+            dequantize_moment(Moment::kFirst, MomentStorage::kNative, layout, codes, scales, m);
+            dequantize_moment(Moment::kSecond, MomentStorage::kNative, layout, codes, scales, v);
+            for (std::size_t n = 0; n < 32; ++n) {
+                const int signed_code = static_cast<std::int8_t>(codes[n]), code = static_cast<int>(codes[n]);
+                ASSERT_EQ(m[n], static_cast<float>(value_of_code(signed_code) * scale / 16384.0))
+                    << signed_code;
+                const double root = value_of_code(code) * scale / 65536.0;
+                ASSERT_EQ(v[n], static_cast<float>(root * root)) << code << " scale " << scale;
+            }
+        }
+    }
+}
+
+/// Larger codes stand for larger values, or an encoder would not be monotone.
+TEST(SquareLaw, IsMonotone) {
+    for (int code = -127; code < 127; ++code) {
+        EXPECT_LT(M::first_unit<L>(static_cast<std::uint32_t>(code)),
+                  M::first_unit<L>(static_cast<std::uint32_t>(code + 1)));
+    }
+    for (std::uint32_t code = 0; code < 255; ++code)
+        EXPECT_LT(M::second_unit<L>(code), M::second_unit<L>(code + 1));
+}
+
+// -------------------------------------------------------------------------------------------- the encoder
+
+/// q = floor(y + u), the sum rounded once to a grid of 2^-15; y = min(z, half(z)) for m and half(z) for v.
+int written_code(double y, double u) {
+    return static_cast<int>(std::floor(std::rint((y + u) * 0x1p15) * 0x1p-15));
+}
+
+TEST(NativeEncoder, FollowsTheWrittenDefinition) {
+    Random random(3);
+    for (int n = 0; n < 1'000'000; ++n) {
+        const auto h = static_cast<std::uint32_t>(random.next());
+        const double u = static_cast<double>(h >> 17U) * 0x1p-15;
+        // |m| / s and r / s up to 0.98, over ten octaves.
+        const auto ratio = static_cast<float>(0.98 * std::exp2(-10.0 * random.uniform()));
+        const float z = ratio * 16384.0F;
+        const auto y = static_cast<double>(std::min(z, half_law<L>(z)));
+        for (const float sign : {1.0F, -1.0F}) {
+            const auto code =
+                static_cast<std::int8_t>(M::first_code<L>(sign * ratio, 16384.0F, dither_above_384(h)));
+            ASSERT_EQ(code, written_code(static_cast<double>(sign) * y, u)) << ratio << " u " << u;
+        }
+        const auto code = static_cast<int>(M::second_code<L>(ratio, 2.0F, dither_above_256(h)));
+        ASSERT_EQ(code, written_code(static_cast<double>(half_law<L>(ratio * 65536.0F)), u))
+            << ratio << " u " << u;
+    }
+}
+
+/// Above code 2 the cells between two codes are straight (the law's knots 2^k and 1.5 * 2^k are integers there), and m's first
+/// cell is straight because of the min: the mean over all u is the value itself, but for the grid of 2^-15 in y.
+TEST(NativeEncoder, DitherIsUnbiasedInValue) {
+    Random random(4);
+    for (int n = 0; n < 60; ++n) {
+        const bool first_cell = n % 6 == 5;
+        const auto z =
+            static_cast<float>(first_cell ? random.uniform() : 4.0 * std::exp2(11.9 * random.uniform()));
+        const auto root = z * 0x1p-15F;  // 2 r / s of z = r / s * 65536
+        double first = 0.0, second = 0.0;
+        for (std::uint32_t u = 0; u < 32768; ++u) {
+            first += value_of_code(
+                static_cast<std::int8_t>(M::first_code<L>(z, 1.0F, dither_above_384(u << 17U))));
+            second +=
+                value_of_code(static_cast<int>(M::second_code<L>(root, 1.0F, dither_above_256(u << 17U))));
+        }
+        // One grid step of y times the slope of twice, at most twice'(y) = 4 y, y <= 1.07 sqrt(z).
+        const double slope = 4.3 * std::sqrt(static_cast<double>(z)) + 1.0;
+        EXPECT_NEAR(first / 32768, static_cast<double>(z), 0x1p-15 * slope);
+        if (first_cell) continue;
+        EXPECT_NEAR(second / 32768, static_cast<double>(z), 0x1p-15 * slope);
+    }
+}
+
+struct Failures {
+    std::uint64_t count = 0;
+    std::uint32_t smallest_scale = 0xffffU, largest_scale = 0;
+    void add(std::uint32_t scale) {
+        ++count;
+        smallest_scale = std::min(smallest_scale, scale);
+        largest_scale = std::max(largest_scale, scale);
+    }
+};
+
+/// Decodes, carries and encodes every code with u = 0 under every bfloat16 scale in a range.
+template <bool kFirst>
+void expect_codes_to_return(double measure, float first_scale, float last_scale) {
+    Failures failures;
+    const int least = kFirst ? -127 : 0, largest = kFirst ? 127 : 254;
+    const auto k = kFirst ? M::first_scalars(1.0, 1.0, measure) : M::second_scalars(1.0, 1.0, measure);
+    for (std::uint32_t pattern = M::scale_bits(first_scale); pattern <= M::scale_bits(last_scale);
+         ++pattern) {
+        const float scale = M::scale_to_float(static_cast<std::uint16_t>(pattern));
+        const float factor = scale * (kFirst ? M::kFirstUnit : M::kSecondUnit);
+        const float encode = k.encode / scale;
+        for (int code = least; code <= largest; ++code) {
+            const auto bits = static_cast<std::uint32_t>(code);
+            if constexpr (kFirst) {
+                const float carried = (M::first_unit<L>(bits) * factor) / k.measure;
+                const auto again = M::first_code<L>(carried, encode, dither_above_384(0));
+                if (static_cast<std::int8_t>(again) != code) failures.add(pattern);
+            } else {
+                const float carried = (M::second_unit<L>(bits) * factor) / k.measure;
+                const auto again = M::second_code<L>(carried, encode, dither_above_256(0));
+                if (static_cast<int>(again) != code) failures.add(pattern);
+            }
+        }
+    }
+    EXPECT_EQ(failures.count, 0U) << "measure " << measure << ", scales " << std::hex
+                                  << failures.smallest_scale << " to " << failures.largest_scale;
+}
+
+/// A code that is decoded and encoded again with u = 0 is the same code: otherwise quiet moments creep. For the moment itself
+/// (quantising, SGD, Lion) this holds for every scale whose factors are finite normal floats: 16384 / s ends at 2^-113, far below
+/// the 2^-100 where first moments are flushed.
+TEST(NativeEncoder, EveryCodeReturnsForEveryScale) {
+    constexpr float kLargestScale = 0x1.fep127F;
+    expect_codes_to_return<true>(1.0, 0x1p-113F, kLargestScale);
+    expect_codes_to_return<false>(1.0, 0x1p-126F, kLargestScale);
+}
+
+/// The same for what Adam carries, m / (1 - b1) and sqrt(v / (1 - b2)), with constants that are rounded once more: the sum on
+/// its grid of 2^-15 absorbs it for every scale that the format writes. Those begin at 1.1 tiny; v and its root are fp32
+/// numbers, so r ends at 2^64, and the carried first moment is one too.
+TEST(NativeEncoder, EveryCodeReturnsInCarriedUnits) {
+    for (const double beta : {0.3, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999}) {
+        expect_codes_to_return<true>(1.0 - beta, 0x1p-100F, 0x1p113F);
+        expect_codes_to_return<false>(1.0 - beta, 0x1p-60F, 0x1p65F);
+    }
+}
+
+/// The largest value that a scale admits (0.98 s) with the largest u stays inside the codes: -128 and 255 are never written.
+TEST(NativeEncoder, NeverWritesTheForbiddenCodes) {
+    for (const std::uint32_t h : {0U, 0x80000000U, 0xffffffffU}) {
+        for (float ratio = 0.0F; ratio <= 0.98F; ratio += 0x1p-12F) {
+            for (const float sign : {1.0F, -1.0F}) {
+                const auto code =
+                    static_cast<std::int8_t>(M::first_code<L>(sign * ratio, 16384.0F, dither_above_384(h)));
+                ASSERT_GE(code, -127);
+            }
+            ASSERT_LE(M::second_code<L>(ratio, 2.0F, dither_above_256(h)), 254U);
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------------- the scales
+
+/// 0.7 s <= a <= 0.98 s: s stays. Otherwise zero below tiny, and bf16 rounded up of 1.1 a above.
+TEST(NativeScale, IsSticky) {
+    Random random(5);
+    for (int n = 0; n < 200'000; ++n) {
+        const float old_scale =
+            static_cast<float>(bfloat16(static_cast<float>(std::exp2(random.uniform() * 100 - 50))));
+        const double ratio = std::exp2(random.uniform() * 4 - 2);
+        const auto largest = static_cast<float>(static_cast<double>(old_scale) * ratio);
+        // Products with 0.7f and 0.98f are rounded: values within 1e-6 of the limits may fall on either side.
+        if (std::fabs(ratio - 0.7) < 1e-6 || std::fabs(ratio - 0.98) < 1e-6) continue;
+        const float scale = M::next_scale<L>(largest, old_scale, M::kTinyFirst);
+        if (ratio > 0.7 && ratio < 0.98) {
+            ASSERT_EQ(scale, old_scale) << ratio;
+        } else {
+            ASSERT_EQ(bits_of(scale) & 0xffffU, 0U);
+            const float wanted = largest * 1.1F;
+            ASSERT_GE(scale, wanted);
+            ASSERT_LT(float_of(bits_of(scale) - 0x10000U),
+                      wanted);  // the next bfloat16 below would be too small
+            // The new scale admits the value and would itself stay.
+            ASSERT_LE(largest, scale * 0.98F);
+            ASSERT_GE(largest, scale * 0.7F);
+        }
+    }
+}
+
+TEST(NativeScale, IsZeroBelowTiny) {
+    EXPECT_EQ(M::next_scale<L>(0.0F, 1.0F, M::kTinyFirst), 0.0F);
+    EXPECT_EQ(M::next_scale<L>(0.0F, 0.0F, M::kTinyFirst), 0.0F);
+    EXPECT_EQ(M::next_scale<L>(0x1.fffffep-101F, 1.0F, 0x1p-100F), 0.0F);
+    EXPECT_GT(M::next_scale<L>(0x1p-100F, 1.0F, 0x1p-100F), 0.0F);
+    EXPECT_EQ(M::kTinyFirst, 0x1p-100F);
+    EXPECT_EQ(M::kTinySecond, 0x1p-60F);
+}
+
+/// A NaN among the values never reaches the scale.
+TEST(NativeScale, IgnoresNan) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_EQ(L::max_ignoring_nan(0.25F, nan), 0.25F);
+}
+
+// ------------------------------------------------------------------------------------------ inside a step
+
+OptimizerOptions quantize_all(Backend backend = Backend::kAutomatic) {
+    OptimizerOptions options;
+    options.storage.min_quantized_numel = 0;
+    options.storage.min_quantized_numel_1d = 0;
+    options.backend = backend;
+    return options;
+}
+
+std::vector<std::byte> bytes_of_state(Optimizer& optimizer, Optimizer::ParameterId p) {
+    std::vector<std::byte> all;
+    for (const auto& tensor : optimizer.state(p))
+        all.insert(all.end(), tensor.bytes.begin(), tensor.bytes.end());
+    return all;
+}
+
+/// Embedding rows that are never touched must stay exactly as they are: g = m = v = 0 leaves every bit.
+TEST(NativeStates, ZeroIsExact) {
+    for (const auto backend : available_backends()) {
+        AdamW optimizer({.learning_rate = 1e-2, .weight_decay = 0.0}, quantize_all(backend));
+        std::vector<std::uint16_t> weights(1000);
+        Random random(6);
+        for (auto& w : weights) w = bfloat16(static_cast<float>(random.normal())).bits;
+        const auto before = weights;
+        std::vector<float> gradients(weights.size(), 0.0F);
+        const auto p = optimizer.add_parameter({weights.data(), DType::kBFloat16, {1000}, {}});
+        std::vector<float> masters(weights.size());
+        for (std::size_t n = 0; n < masters.size(); ++n) masters[n] = static_cast<float>(random.normal());
+        optimizer.set_master(p, masters);
+        const auto weights_before = weights;
+        const auto state_before = bytes_of_state(optimizer, p);
+        optimizer.set_gradient(p, {gradients.data(), DType::kFloat32, {1000}, {}});
+        for (int t = 0; t < 50; ++t) optimizer.step();
+        EXPECT_EQ(weights, weights_before);
+        EXPECT_EQ(bytes_of_state(optimizer, p), state_before);
+    }
+}
+
+/// Without gradients |m| falls by b1 and r by sqrt(b2) in each step: below 2^-100 after 658 steps (.9) and r below 2^-60 after
+/// 1,622 (.95) from 1. What is left is zero, not a residue of codes that dither for ever.
+TEST(NativeStates, AQuietGroupDecaysAndFlushesToZero) {
+    AdamW optimizer({.learning_rate = 0.0, .beta1 = 0.9, .beta2 = 0.95}, quantize_all());
+    std::vector<std::uint16_t> weights(64, 0x3f80);
+    std::vector<float> gradients(64);
+    Random random(7);
+    for (auto& g : gradients) g = static_cast<float>(random.normal());
+    const auto p = optimizer.add_parameter({weights.data(), DType::kBFloat16, {64}, {}});
+    optimizer.set_gradient(p, {gradients.data(), DType::kFloat32, {64}, {}});
+    optimizer.step();
+    std::fill(gradients.begin(), gradients.end(), 0.0F);
+    const auto largest = [](const std::vector<float>& values) {
+        float a = 0.0F;
+        for (const float x : values) a = std::max(a, std::fabs(x));
+        return a;
+    };
+    const float m_after_one = largest(optimizer.first_moment(p));
+    for (int t = 2; t <= 100; ++t) optimizer.step();
+    // On its way down the decay is the exact one on average; each rescaling and dither moves it by a part of 1 %.
+    EXPECT_NEAR(std::log(largest(optimizer.first_moment(p)) / m_after_one) / (99 * std::log(0.9)), 1.0, 0.03);
+    for (int t = 101; t <= 800; ++t) optimizer.step();
+    EXPECT_EQ(largest(optimizer.first_moment(p)), 0.0F);
+    EXPECT_GT(largest(optimizer.second_moment(p)), 0.0F);
+    for (int t = 801; t <= 1900; ++t) optimizer.step();
+    for (const auto& tensor : optimizer.state(p)) {
+        for (const auto byte : tensor.bytes) ASSERT_EQ(byte, std::byte{0}) << tensor.name;
+    }
+    // And it wakes again.
+    std::fill(gradients.begin(), gradients.end(), 1.0F);
+    optimizer.step();
+    EXPECT_NEAR(largest(optimizer.first_moment(p)), 0.1F, 0.002F);
+}
+
+/// A state of a file whose codes or scales the format never writes is refused by name; what it writes is accepted.
+TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
+    std::array<std::byte, 32> codes{};
+    std::array<std::uint16_t, 1> scales = {0x3f80};
+    check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m");
+    check_moment(Moment::kSecond, MomentStorage::kNative, codes, scales, "layer.v");
+    codes[7] = std::byte{0x80};
+    EXPECT_THROW(check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m"), FormatError);
+    check_moment(Moment::kSecond, MomentStorage::kNative, codes, scales, "layer.v");
+    codes[7] = std::byte{0xff};
+    EXPECT_THROW(check_moment(Moment::kSecond, MomentStorage::kNative, codes, scales, "layer.v"),
+                 FormatError);
+    check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m");
+    for (const auto bad : std::to_array<std::uint16_t>({0x7f80, 0x7fc0, 0xbf80, 0x8000, 0xff80})) {
+        scales[0] = bad;
+        try {
+            check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m");
+            ADD_FAILURE() << "scale " << std::hex << bad << " was accepted";
+        } catch (const FormatError& error) {
+            EXPECT_NE(std::string(error.what()).find("layer.m"), std::string::npos);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace flashoptim::test
