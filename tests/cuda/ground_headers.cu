@@ -1,0 +1,183 @@
+// The ground headers (numeric, format, rule) as CUDA device code: every rule and every format in kernels of one thread for each
+// group. Compiled only, never run; the fast kernels are elsewhere.
+#include <cstdint>
+#include <type_traits>
+
+#include "flashoptim/format/groups.h"
+#include "flashoptim/format/native_states.h"
+#include "flashoptim/format/paper.h"
+#include "flashoptim/format/weights.h"
+#include "flashoptim/numeric/bfloat16.h"
+#include "flashoptim/numeric/dither.h"
+#include "flashoptim/numeric/float16.h"
+#include "flashoptim/rule/adam.h"
+#include "flashoptim/rule/lion.h"
+#include "flashoptim/rule/sgd.h"
+
+namespace flashoptim {
+namespace {
+
+using L = ScalarLanes;
+constexpr int kGroup = static_cast<int>(kGroupSize);
+
+/// Buffers of one tensor whose element count is a multiple of 32.
+struct Tensor {
+    void *weight, *correction, *first, *second;
+    std::uint16_t *first_scales, *second_scales;
+    const std::uint16_t* gradient;
+    std::int64_t groups;
+};
+
+/// What does not depend on the element, made by one thread where step and learning rate lie in device memory.
+template <class R, class M>
+__global__ void prepare_step(const Hyperparameters* hyperparameters, const std::int64_t* step,
+                             StepScalars* scalars, DitherTables* dither) {
+    *scalars = R::template scalars<M>(*hyperparameters, *step, Decay::kDecoupled);
+    scalars->has_momentum = *step > 1;
+    fill_dither_tables(*dither, *step);
+}
+
+template <class W>
+__device__ std::uint32_t load_correction(const Tensor& t, std::int64_t n) {
+    using Correction = typename W::Correction;
+    if constexpr (std::is_void_v<Correction>) {
+        return 0;
+    } else {
+        return static_cast<std::uint32_t>(
+            static_cast<std::int32_t>(static_cast<const Correction*>(t.correction)[n]));
+    }
+}
+template <class W>
+__device__ std::uint32_t load_weight(const Tensor& t, std::int64_t n) {
+    using Stored = typename W::Stored;
+    if constexpr (std::is_same_v<Stored, float>) {
+        return L::bits(static_cast<const float*>(t.weight)[n]);
+    } else {
+        return L::load_u16(static_cast<const std::uint16_t*>(t.weight) + n);
+    }
+}
+template <class W>
+__device__ void store_weight(const Tensor& t, std::int64_t n, std::uint32_t hi, std::uint32_t lo) {
+    using Correction = typename W::Correction;
+    if constexpr (std::is_same_v<typename W::Stored, float>) {
+        static_cast<float*>(t.weight)[n] = L::from_bits(hi);
+    } else {
+        L::store_u16(static_cast<std::uint16_t*>(t.weight) + n, hi);
+    }
+    if constexpr (!std::is_void_v<Correction>) {
+        static_cast<Correction*>(t.correction)[n] = static_cast<Correction>(lo);
+    }
+}
+
+template <class R, class M, class W>
+__global__ void step_groups(Tensor t, const StepScalars* scalars, const DitherTables* dither) {
+    using FirstCode = typename M::FirstCode;
+    using SecondCode = typename M::SecondCode;
+    const auto group = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (group >= t.groups) return;
+    const StepScalars k = *scalars;
+    auto* first_codes = static_cast<FirstCode*>(t.first);
+    auto* second_codes = static_cast<SecondCode*>(t.second);
+    typename M::template OldFirst<L> old_first{0.0F, k.first.factor};
+    typename M::template OldSecond<L> old_second{0.0F, k.second.factor};
+    float old_first_scale = 0.0F, old_second_scale = 0.0F;
+    if constexpr (M::kGrouped) {
+        old_first_scale = M::scale_to_float(t.first_scales[group]);
+        old_second_scale = M::scale_to_float(t.second_scales[group]);
+        old_first.factor *= old_first_scale;
+        old_second.factor *= old_second_scale;
+    }
+    float firsts[kGroup], roots[kGroup], largest_first = 0.0F, largest_root = 0.0F;
+    for (int e = 0; e < kGroup; ++e) {
+        const auto n = group * kGroup + e;
+        const auto old_hi = load_weight<W>(t, n);
+        float w = W::template decode<L>(old_hi, load_correction<W>(t, n));
+        float g = bfloat16_to_float<L>(t.gradient[n]);
+        g = R::template effective_gradient<L>(g, w, k);
+        if constexpr (M::kGrouped) {
+            old_first.unit = M::template first_unit<L>(L::load_i8(first_codes + n));
+            old_second.unit = M::template second_unit<L>(L::load_u8(second_codes + n));
+        } else {
+            old_first.unit = first_codes[n];
+            old_second.unit = second_codes[n];
+        }
+        float first = 0.0F, second = 0.0F, root = 0.0F;
+        R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+        std::uint32_t hi = 0, lo = 0;
+        W::template encode<L>(w, dither->weight[n % kDitherPeriod], hi, lo);
+        bool keep = false;
+        if constexpr (W::kProtected) keep = W::template is_special<L>(old_hi);
+        if (!keep) store_weight<W>(t, n, hi, lo);
+        if constexpr (M::kGrouped) {
+            firsts[e] = first;
+            roots[e] = root;
+            largest_first = L::max_ignoring_nan(largest_first, absolute<L>(first));
+            largest_root = L::max_ignoring_nan(largest_root, root);
+        } else {
+            first_codes[n] = first;
+            second_codes[n] = second;
+        }
+    }
+    if constexpr (M::kGrouped) {
+        float first_scale = 0.0F, second_scale = 0.0F, first_encode = 0.0F, second_encode = 0.0F;
+        M::template first_scale<L>(largest_first, old_first_scale, k.first, first_scale, first_encode);
+        M::template second_scale<L>(largest_root, old_second_scale, k.second, second_scale, second_encode);
+        for (int e = 0; e < kGroup; ++e) {
+            const auto n = group * kGroup + e;
+            const auto place = n % kDitherPeriod;
+            const auto first = M::template first_code<L>(firsts[e], first_encode, dither->first[place]);
+            const auto second = M::template second_code<L>(roots[e], second_encode, dither->second[place]);
+            first_codes[n] = static_cast<FirstCode>(first);
+            second_codes[n] = static_cast<SecondCode>(second);
+        }
+        t.first_scales[group] = M::scale_bits(first_scale);
+        t.second_scales[group] = M::scale_bits(second_scale);
+    }
+}
+
+/// The storage types alone, in device memory.
+__global__ void convert(const float* from, bfloat16* to_bfloat16, float16* to_float16, float* back) {
+    const auto n = threadIdx.x;
+    to_bfloat16[n] = bfloat16(from[n]);
+    to_float16[n] = float16(from[n]);
+    back[n] = static_cast<float>(to_bfloat16[n]) + static_cast<float>(to_float16[n]);
+}
+
+template <class R, class M, class... W>
+void launch(const Tensor& t, const Hyperparameters* h, const std::int64_t* step, StepScalars* k,
+            DitherTables* dither) {
+    prepare_step<R, M><<<1, 1>>>(h, step, k, dither);
+    (step_groups<R, M, W><<<1, 32>>>(t, k, dither), ...);
+}
+
+}  // namespace
+
+/// Names every rule with every format of its moments, and every format of weights (which no rule knows) with one rule, so that each
+/// is compiled for the device.
+void launch_everything(const Tensor& t, const Hyperparameters* h, const std::int64_t* step, StepScalars* k,
+                       DitherTables* dither, const float* from, float* to) {
+    launch<SgdRule<false>, Float32Moments, Bfloat16Weight24>(t, h, step, k, dither);
+    launch<SgdRule<true>, Float32Moments, Bfloat16Weight24>(t, h, step, k, dither);
+    launch<AdamRule, Float32Moments, Bfloat16Weight24>(t, h, step, k, dither);
+    launch<LionRule, Float32Moments, Bfloat16Weight24>(t, h, step, k, dither);
+    launch<SgdRule<true>, NativeMoments, Bfloat16Weight24>(t, h, step, k, dither);
+    launch<LionRule, NativeMoments, Bfloat16Weight24>(t, h, step, k, dither);
+    launch<AdamRule, NativeMoments, NativeFloat32Weight, Bfloat16Weight24, Bfloat16Weight32,
+           Bfloat16WeightDithered, Bfloat16WeightNearest, Float16Weight24, Float16Weight32,
+           Float16WeightDithered, Float16WeightNearest>(t, h, step, k, dither);
+
+    using PaperWeight24 = PaperWeight<PaperBfloat16, std::int8_t>;
+    launch<PaperSgdRule<false>, Float32Moments, PaperWeight24>(t, h, step, k, dither);
+    launch<PaperSgdRule<true>, Float32Moments, PaperWeight24>(t, h, step, k, dither);
+    launch<PaperAdamRule, Float32Moments, PaperWeight24>(t, h, step, k, dither);
+    launch<PaperLionRule, Float32Moments, PaperWeight24>(t, h, step, k, dither);
+    launch<PaperSgdRule<true>, PaperMoments, PaperWeight24>(t, h, step, k, dither);
+    launch<PaperLionRule, PaperMoments, PaperWeight24>(t, h, step, k, dither);
+    launch<PaperAdamRule, PaperMoments, PaperFloat32Weight, PaperWeight24,
+           PaperWeight<PaperBfloat16, std::int16_t>, PaperPlainWeight<PaperBfloat16>,
+           PaperWeight<PaperFloat16, std::int8_t>, PaperWeight<PaperFloat16, std::int16_t>,
+           PaperPlainWeight<PaperFloat16>>(t, h, step, k, dither);
+    convert<<<1, 32>>>(from, static_cast<bfloat16*>(t.weight), static_cast<float16*>(t.correction), to);
+}
+
+}  // namespace flashoptim
