@@ -263,8 +263,8 @@ TEST(NativeSplit, DecodesWhatNoEncoderWrites) {
     }
 }
 
-/// A correction against a weight that somebody else rounded to nearest even: the weight moves by one unit at most, and what is
-/// read back differs from the master by no more than the clamp of the correction (formats.md: 128 and 32768 are clamped).
+/// Writing a full-precision weight writes both halves by the split itself: against a weight that was rounded to nearest even the
+/// correction of a tie would be 128, which an int8 does not hold.
 TEST(NativeSplit, SplittingWritesBothHalves) {
     // The tie 1 + 2^-8 rounds up in the split; nearest-even would keep 1.0 and need a correction of 128.
     const std::array<float, 1> tie = {1.0F + 0x1p-8F};

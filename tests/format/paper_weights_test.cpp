@@ -1,0 +1,109 @@
+// The paper's weights and corrections over a sample of all fp32 patterns, against bounds derived from its definition. Bit for bit it is
+// held against the authors' package in golden_test.cpp; here the figures by which the two formats are compared are checked.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <mutex>
+
+#include "flashoptim/format/paper.h"
+#include "support.h"
+
+namespace flashoptim::test {
+namespace {
+
+using L = ScalarLanes;
+
+struct Found {
+    std::uint64_t patterns = 0, exact = 0, not_nearest = 0;
+    double largest_error = 0.0;   // relative
+    double largest_change = 0.0;  // relative, of a decoded weight that is encoded and decoded again
+};
+
+/// Visits a sample of the patterns with smallest <= |x| <= largest.
+template <class W, class Narrow>
+Found sample(float smallest, float largest) {
+    constexpr std::uint64_t kStride = kExhaustive ? 251 : 40009;
+    constexpr std::int64_t kJobs = 64;
+    Found total;
+    std::mutex mutex;
+    parallel_for(kJobs, [&](std::int64_t job) {
+        const auto patterns = (std::uint64_t{1} << 32U) / kStride;
+        Found found;
+        for (auto n = patterns * static_cast<std::uint64_t>(job) / kJobs;
+             n < patterns * static_cast<std::uint64_t>(job + 1) / kJobs; ++n) {
+            const float x = float_of(static_cast<std::uint32_t>(n * kStride));
+            if (!(std::fabs(x) >= smallest && std::fabs(x) <= largest)) continue;
+            const auto read_back = [](float value, std::uint32_t& hi) {
+                std::uint32_t lo = 0;
+                W::template encode<L>(value, 0, hi, lo);
+                const auto stored = static_cast<typename W::Correction>(lo);  // as memory holds it
+                return W::template decode<L>(hi,
+                                             static_cast<std::uint32_t>(static_cast<std::int32_t>(stored)));
+            };
+            std::uint32_t hi = 0, hi_again = 0;
+            const float once = read_back(x, hi), twice = read_back(once, hi_again);
+            const auto relative = [&](float a, float b) {
+                return std::fabs(static_cast<double>(a) - static_cast<double>(b)) /
+                       std::fabs(static_cast<double>(x));
+            };
+            ++found.patterns;
+            found.exact += bits_of(once) == bits_of(x) ? 1 : 0;
+            found.not_nearest += hi == Narrow(x).bits ? 0 : 1;
+            found.largest_error = std::max(found.largest_error, relative(once, x));
+            found.largest_change = std::max(found.largest_change, relative(twice, once));
+        }
+        const std::lock_guard lock(mutex);
+        total.patterns += found.patterns;
+        total.exact += found.exact;
+        total.not_nearest += found.not_nearest;
+        total.largest_error = std::max(total.largest_error, found.largest_error);
+        total.largest_change = std::max(total.largest_change, found.largest_change);
+    });
+    return total;
+}
+
+/// Half a level of the correction, which spans half an ulp of hi with N levels: 2^-p / 2 / N of hi, p = 8 or 11. Where hi is a
+/// power of two and w below it, w is smaller by up to a quarter of an ulp (2^-p / 2). Forming the sum costs 2^-24 more.
+double written_bound(int precision, double levels) {
+    const double half_ulp = std::ldexp(1.0, -precision);
+    return half_ulp * 0.5 / levels / (1.0 - half_ulp / 2) + 0x1p-24;
+}
+
+constexpr float kSmallestBfloat16 = 0x1p-126F, kLargestBfloat16 = 0x1.fep127F;
+constexpr float kSmallestFloat16 = 0x1p-14F, kLargestFloat16 = 65504.0F;
+
+TEST(PaperSplit, Bfloat16Of24Bits) {
+    const auto found =
+        sample<PaperWeight<PaperBfloat16, std::int8_t>, bfloat16>(kSmallestBfloat16, kLargestBfloat16);
+    EXPECT_EQ(found.not_nearest, 0U);
+    EXPECT_LE(found.largest_error, written_bound(8, 127));
+    // The native split has 1.526e-5 and changes nothing.
+    EXPECT_GT(found.largest_error, 1.53e-5);
+    EXPECT_GT(found.largest_change, 0.0);
+    EXPECT_LE(found.largest_change, written_bound(8, 127));
+}
+TEST(PaperSplit, Bfloat16Of32Bits) {
+    const auto found =
+        sample<PaperWeight<PaperBfloat16, std::int16_t>, bfloat16>(kSmallestBfloat16, kLargestBfloat16);
+    EXPECT_EQ(found.not_nearest, 0U);
+    EXPECT_LE(found.largest_error, written_bound(8, 32767));
+    // 99.53 % of the patterns come back: 32,767 levels for 32,768 steps of fp32 on either side of hi.
+    const double share = static_cast<double>(found.exact) / static_cast<double>(found.patterns);
+    EXPECT_NEAR(share, 0.9953, 0.0005);
+}
+TEST(PaperSplit, Float16Of24Bits) {
+    const auto found =
+        sample<PaperWeight<PaperFloat16, std::int8_t>, float16>(kSmallestFloat16, kLargestFloat16);
+    EXPECT_EQ(found.not_nearest, 0U);
+    EXPECT_LE(found.largest_error, written_bound(11, 127));
+}
+TEST(PaperSplit, Float16Of32Bits) {
+    const auto found =
+        sample<PaperWeight<PaperFloat16, std::int16_t>, float16>(kSmallestFloat16, kLargestFloat16);
+    EXPECT_EQ(found.not_nearest, 0U);
+    EXPECT_LE(found.largest_error, written_bound(11, 32767));
+}
+
+}  // namespace
+}  // namespace flashoptim::test
