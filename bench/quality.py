@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-OPTIMIZERS = {"sgd": 0.05, "adamw": 2e-3, "lion": 3e-4}
+OPTIMIZERS = {"sgd": 0.02, "adamw": 1e-3, "lion": 1e-4}
 FORMATS = ("fp32", "paper", "native")
 LOSS_FACTORS = (1e-2, 1e-5)
 EPSILON = 1e-8
@@ -62,7 +62,7 @@ def train(arguments: argparse.Namespace, case: Case, seed: int) -> dict:
                 "--sequence",
                 "128",
                 "--warmup",
-                str(arguments.steps // 20),
+                str(arguments.steps // 10),
             ),
             *(
                 "--optimizer",

@@ -25,7 +25,7 @@ if [ -z "$data" ]; then
 fi
 
 echo "demo: a Llama of 1 M parameters, $steps steps of 8 x 128 tokens"
-"$command" compare --data "$data" --model llama-1m --steps "$steps" --batch 8 --sequence 128 --warmup 20 --lr 2e-3 \
+"$command" compare --data "$data" --model llama-1m --steps "$steps" --batch 8 --sequence 128 --warmup 40 --lr 1e-3 \
     --eval-every 50 --eval-batches 16 --with-gradient-release --out "$out/small" --overwrite
 
 # fp32 AdamW needs 16 bytes per parameter beside activations: about 6 GB here.
