@@ -38,7 +38,7 @@ typedef enum flashoptim_status {
     FLASHOPTIM_FORMAT_ERROR = 3,     /* a file whose content is not what it has to be */
     FLASHOPTIM_NONFINITE = 4,        /* bad gradients under FLASHOPTIM_NONFINITE_ERROR: nothing was stepped */
     FLASHOPTIM_OUT_OF_MEMORY = 5,
-    FLASHOPTIM_INTERNAL_ERROR = 6    /* anything else, such as threads that cannot be started */
+    FLASHOPTIM_INTERNAL_ERROR = 6 /* anything else, such as threads that cannot be started */
 } flashoptim_status;
 
 /* What the last failed call of this thread had to say: one line, cut after 1,023 bytes; "" if none has failed. Valid until the
@@ -79,15 +79,19 @@ typedef enum flashoptim_backend {
     FLASHOPTIM_BACKEND_X86_V4 = 4
 } flashoptim_backend;
 
-typedef enum flashoptim_moment { FLASHOPTIM_FIRST_MOMENT = 0, FLASHOPTIM_SECOND_MOMENT = 1 } flashoptim_moment;
+typedef enum flashoptim_moment {
+    FLASHOPTIM_FIRST_MOMENT = 0,
+    FLASHOPTIM_SECOND_MOMENT = 1
+} flashoptim_moment;
 
 /* Options that hold for all parameters of an optimizer. */
 typedef struct flashoptim_options {
-    size_t size;                    /* sizeof(flashoptim_options); set by flashoptim_options_init */
-    int32_t format;                 /* flashoptim_format */
-    int32_t master_weight_bits;     /* over 16-bit weights: 24 or 32; 16: dithered without correction; 0: nearest without correction */
-    int32_t quantize;               /* 0 keeps the moments in fp32 whatever the format */
-    int32_t nonfinite;              /* flashoptim_nonfinite */
+    size_t size;    /* sizeof(flashoptim_options); set by flashoptim_options_init */
+    int32_t format; /* flashoptim_format */
+    int32_t
+        master_weight_bits; /* of 16-bit weights: 24, 32, or 16 (dithered) and 0 (nearest) without correction */
+    int32_t quantize;       /* 0 keeps the moments in fp32 whatever the format */
+    int32_t nonfinite;      /* flashoptim_nonfinite */
     int32_t check_gradients;        /* paper format only: 0 takes NaN and Inf as they come */
     int32_t threads;                /* 0: OMP_NUM_THREADS if set, else as many as the machine has */
     int32_t backend;                /* flashoptim_backend; results do not depend on it */
@@ -101,28 +105,30 @@ flashoptim_status flashoptim_options_init(flashoptim_options* options, size_t si
 
 /* Every hyperparameter of every rule; a rule reads its own. */
 typedef struct flashoptim_hyperparameters {
-    size_t size;                  /* sizeof(flashoptim_hyperparameters); set by flashoptim_hyperparameters_init */
+    size_t size; /* sizeof(flashoptim_hyperparameters); set by flashoptim_hyperparameters_init */
     double learning_rate;
-    double beta1;                 /* Adam, Lion */
-    double beta2;                 /* Adam, Lion */
-    double epsilon;               /* Adam */
+    double beta1;   /* Adam, Lion */
+    double beta2;   /* Adam, Lion */
+    double epsilon; /* Adam */
     double weight_decay;
-    double momentum;              /* SGD */
-    double dampening;             /* SGD */
-    double initial_learning_rate; /* what fully_decoupled measures by; 0: the first learning rate of the group */
-    int32_t nesterov;             /* SGD */
+    double momentum;  /* SGD */
+    double dampening; /* SGD */
+    double
+        initial_learning_rate; /* what fully_decoupled measures by; 0: the first learning rate of the group */
+    int32_t nesterov;          /* SGD */
     int32_t maximize;
-    int32_t fully_decoupled;      /* decay by weight_decay * learning_rate / initial_learning_rate */
-    int32_t reserved;             /* 0 */
+    int32_t fully_decoupled; /* decay by weight_decay * learning_rate / initial_learning_rate */
+    int32_t reserved;        /* 0 */
 } flashoptim_hyperparameters;
 
 /* Fills in the defaults of the rule. `size` is sizeof(flashoptim_hyperparameters). */
-flashoptim_status flashoptim_hyperparameters_init(flashoptim_hyperparameters* hyperparameters, size_t size, int32_t rule);
+flashoptim_status flashoptim_hyperparameters_init(flashoptim_hyperparameters* hyperparameters, size_t size,
+                                                  int32_t rule);
 
 /* A tensor in the caller's memory. */
 typedef struct flashoptim_tensor {
     void* data;
-    int32_t dtype;          /* flashoptim_dtype */
+    int32_t dtype; /* flashoptim_dtype */
     int32_t ndim;
     const int64_t* shape;   /* ndim extents */
     const int64_t* strides; /* ndim strides in elements; NULL: row-major */
@@ -144,12 +150,13 @@ flashoptim_status flashoptim_create(int32_t rule, const flashoptim_hyperparamete
 void flashoptim_destroy(flashoptim_optimizer* optimizer);
 
 /* Adds a parameter group; its number is written to `group`. */
-flashoptim_status flashoptim_add_group(flashoptim_optimizer* optimizer, const flashoptim_hyperparameters* hyperparameters,
-                                       size_t* group);
+flashoptim_status flashoptim_add_group(flashoptim_optimizer* optimizer,
+                                       const flashoptim_hyperparameters* hyperparameters, size_t* group);
 /* Adds a weight and allocates its state. `name` (UTF-8; NULL: a number) is for messages and saved files. `shard` may be NULL. The
    number by which the other functions know the parameter is written to `parameter`: 0, 1, 2, ... in order. */
-flashoptim_status flashoptim_add_parameter(flashoptim_optimizer* optimizer, const flashoptim_tensor* weight, const char* name,
-                                           size_t group, const flashoptim_shard* shard, size_t* parameter);
+flashoptim_status flashoptim_add_parameter(flashoptim_optimizer* optimizer, const flashoptim_tensor* weight,
+                                           const char* name, size_t group, const flashoptim_shard* shard,
+                                           size_t* parameter);
 flashoptim_status flashoptim_parameter_count(const flashoptim_optimizer* optimizer, size_t* count);
 
 /* Hyperparameters take effect in the next step. `hyperparameters->size` must be set when they are read, too. */
@@ -159,7 +166,8 @@ flashoptim_status flashoptim_set_hyperparameters(flashoptim_optimizer* optimizer
                                                  const flashoptim_hyperparameters* hyperparameters);
 /* Of every group. */
 flashoptim_status flashoptim_set_learning_rate(flashoptim_optimizer* optimizer, double learning_rate);
-flashoptim_status flashoptim_set_group_learning_rate(flashoptim_optimizer* optimizer, size_t group, double learning_rate);
+flashoptim_status flashoptim_set_group_learning_rate(flashoptim_optimizer* optimizer, size_t group,
+                                                     double learning_rate);
 
 /* Where the gradient lies: the weight's shape, any floating dtype, any strides (also expanded). */
 flashoptim_status flashoptim_set_gradient(flashoptim_optimizer* optimizer, size_t parameter,
@@ -173,32 +181,36 @@ flashoptim_status flashoptim_grad_norm(flashoptim_optimizer* optimizer, double* 
 /* Steps every parameter that has a gradient. `skipped`: 1 if FLASHOPTIM_NONFINITE_SKIP_STEP changed nothing, else 0. */
 flashoptim_status flashoptim_step(flashoptim_optimizer* optimizer, uint64_t* bad_elements, int32_t* skipped);
 /* Steps one parameter, which must have a gradient (gradient release). */
-flashoptim_status flashoptim_step_parameter(flashoptim_optimizer* optimizer, size_t parameter, uint64_t* bad_elements,
-                                            int32_t* skipped);
+flashoptim_status flashoptim_step_parameter(flashoptim_optimizer* optimizer, size_t parameter,
+                                            uint64_t* bad_elements, int32_t* skipped);
 
 /* Steps that the parameter has made. */
-flashoptim_status flashoptim_step_count(const flashoptim_optimizer* optimizer, size_t parameter, int64_t* steps);
+flashoptim_status flashoptim_step_count(const flashoptim_optimizer* optimizer, size_t parameter,
+                                        int64_t* steps);
 flashoptim_status flashoptim_set_step_count(flashoptim_optimizer* optimizer, size_t parameter, int64_t steps);
 /* Elements of the parameter that were skipped since it was added. */
-flashoptim_status flashoptim_bad_elements(const flashoptim_optimizer* optimizer, size_t parameter, uint64_t* count);
+flashoptim_status flashoptim_bad_elements(const flashoptim_optimizer* optimizer, size_t parameter,
+                                          uint64_t* count);
 
 /* Full-precision weights in memory order; `count` is the number of elements. Setting writes the weight and its correction. */
-flashoptim_status flashoptim_copy_master(const flashoptim_optimizer* optimizer, size_t parameter, float* values, size_t count);
-flashoptim_status flashoptim_set_master(flashoptim_optimizer* optimizer, size_t parameter, const float* values, size_t count);
+flashoptim_status flashoptim_copy_master(const flashoptim_optimizer* optimizer, size_t parameter,
+                                         float* values, size_t count);
+flashoptim_status flashoptim_set_master(flashoptim_optimizer* optimizer, size_t parameter,
+                                        const float* values, size_t count);
 /* After a weight was written from outside: what lies there now is the master. */
 flashoptim_status flashoptim_refresh_master(flashoptim_optimizer* optimizer, size_t parameter);
 flashoptim_status flashoptim_refresh_masters(flashoptim_optimizer* optimizer);
 /* fp32 values of a moment in memory order. Fails where the rule has no such moment. */
-flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, size_t parameter, int32_t moment,
-                                         float* values, size_t count);
+flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, size_t parameter,
+                                         int32_t moment, float* values, size_t count);
 
 /* Saves into a folder, complete or not at all; `weights` 0 leaves the weights out. */
 flashoptim_status flashoptim_save(flashoptim_optimizer* optimizer, const char* folder, int32_t weights);
 /* Loads what flashoptim_save wrote into an optimizer with the same groups and parameters. `weights` 0 leaves the weights alone;
    `convert` 0 refuses state of another format or stride order, otherwise it is encoded again and the number of such parameters
    written to `converted`. A call that fails leaves the optimizer as it was. */
-flashoptim_status flashoptim_load(flashoptim_optimizer* optimizer, const char* folder, int32_t weights, int32_t convert,
-                                  size_t* converted);
+flashoptim_status flashoptim_load(flashoptim_optimizer* optimizer, const char* folder, int32_t weights,
+                                  int32_t convert, size_t* converted);
 
 /* Bytes by kind. */
 typedef struct flashoptim_memory {
@@ -216,16 +228,19 @@ flashoptim_status flashoptim_memory_report(const flashoptim_optimizer* optimizer
 /* The formats alone. `values` describes dense fp32 moments (v itself, not its root); codes are one byte for each element, in the same
    order, and there are flashoptim_scale_count scales of 16 bits. Native or paper; rounding is to nearest. */
 flashoptim_status flashoptim_scale_count(int32_t format, const flashoptim_tensor* values, size_t* count);
-flashoptim_status flashoptim_quantize_moment(int32_t format, int32_t moment, const flashoptim_tensor* values, void* codes,
-                                             uint16_t* scales, size_t scale_count);
-flashoptim_status flashoptim_dequantize_moment(int32_t format, int32_t moment, const void* codes, const uint16_t* scales,
-                                               size_t scale_count, const flashoptim_tensor* values);
+flashoptim_status flashoptim_quantize_moment(int32_t format, int32_t moment, const flashoptim_tensor* values,
+                                             void* codes, uint16_t* scales, size_t scale_count);
+flashoptim_status flashoptim_dequantize_moment(int32_t format, int32_t moment, const void* codes,
+                                               const uint16_t* scales, size_t scale_count,
+                                               const flashoptim_tensor* values);
 /* Full-precision weights to stored weights of `dtype` and corrections (int8 for 24 bits, int16 for 32, none for 0, 16 and fp32
    weights) and back; `count` elements each. */
-flashoptim_status flashoptim_split_weights(int32_t format, int32_t dtype, int32_t master_weight_bits, size_t count,
-                                           const float* masters, void* weights, void* corrections);
-flashoptim_status flashoptim_join_weights(int32_t format, int32_t dtype, int32_t master_weight_bits, size_t count,
-                                          const void* weights, const void* corrections, float* masters);
+flashoptim_status flashoptim_split_weights(int32_t format, int32_t dtype, int32_t master_weight_bits,
+                                           size_t count, const float* masters, void* weights,
+                                           void* corrections);
+flashoptim_status flashoptim_join_weights(int32_t format, int32_t dtype, int32_t master_weight_bits,
+                                          size_t count, const void* weights, const void* corrections,
+                                          float* masters);
 
 #ifdef __cplusplus
 }

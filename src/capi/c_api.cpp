@@ -99,8 +99,8 @@ flashoptim_status flashoptim_options_init(flashoptim_options* options, size_t si
 flashoptim_status flashoptim_hyperparameters_init(flashoptim_hyperparameters* hyperparameters, size_t size,
                                                   std::int32_t rule) {
     return guarded([&] {
-        write_struct(to_c(default_hyperparameters(to_rule(rule))), size, kFirstHyperparameters, hyperparameters,
-                     "hyperparameters");
+        write_struct(to_c(default_hyperparameters(to_rule(rule))), size, kFirstHyperparameters,
+                     hyperparameters, "hyperparameters");
     });
 }
 
@@ -109,16 +109,20 @@ flashoptim_status flashoptim_create(std::int32_t rule, const flashoptim_hyperpar
     return guarded([&] {
         auto& to = not_null(optimizer, "optimizer");
         const auto chosen = to_rule(rule);
-        const auto h = hyperparameters == nullptr ? default_hyperparameters(chosen) : from_c(*hyperparameters);
+        const auto h =
+            hyperparameters == nullptr ? default_hyperparameters(chosen) : from_c(*hyperparameters);
         to = std::make_unique<flashoptim_optimizer>(AnyOptimizer(chosen, h, from_c(options))).release();
     });
 }
-void flashoptim_destroy(flashoptim_optimizer* optimizer) { std::unique_ptr<flashoptim_optimizer>{optimizer}.reset(); }
+void flashoptim_destroy(flashoptim_optimizer* optimizer) {
+    std::unique_ptr<flashoptim_optimizer>{optimizer}.reset();
+}
 
 flashoptim_status flashoptim_add_group(flashoptim_optimizer* optimizer,
                                        const flashoptim_hyperparameters* hyperparameters, size_t* group) {
-    return guarded(
-        [&] { write(group, core(optimizer).add_group(from_c(not_null(hyperparameters, "hyperparameters")))); });
+    return guarded([&] {
+        write(group, core(optimizer).add_group(from_c(not_null(hyperparameters, "hyperparameters"))));
+    });
 }
 flashoptim_status flashoptim_add_parameter(flashoptim_optimizer* optimizer, const flashoptim_tensor* weight,
                                            const char* name, size_t group, const flashoptim_shard* shard,
@@ -172,26 +176,29 @@ flashoptim_status flashoptim_grad_norm(flashoptim_optimizer* optimizer, double* 
 flashoptim_status flashoptim_step(flashoptim_optimizer* optimizer, uint64_t* bad_elements, int32_t* skipped) {
     return guarded([&] { write_report(core(optimizer).step(), bad_elements, skipped); });
 }
-flashoptim_status flashoptim_step_parameter(flashoptim_optimizer* optimizer, size_t parameter, uint64_t* bad_elements,
-                                            int32_t* skipped) {
+flashoptim_status flashoptim_step_parameter(flashoptim_optimizer* optimizer, size_t parameter,
+                                            uint64_t* bad_elements, int32_t* skipped) {
     return guarded([&] { write_report(core(optimizer).step_parameter(parameter), bad_elements, skipped); });
 }
-flashoptim_status flashoptim_step_count(const flashoptim_optimizer* optimizer, size_t parameter, int64_t* steps) {
+flashoptim_status flashoptim_step_count(const flashoptim_optimizer* optimizer, size_t parameter,
+                                        int64_t* steps) {
     return guarded([&] { write(steps, core(optimizer).step_count(parameter)); });
 }
-flashoptim_status flashoptim_set_step_count(flashoptim_optimizer* optimizer, size_t parameter, int64_t steps) {
+flashoptim_status flashoptim_set_step_count(flashoptim_optimizer* optimizer, size_t parameter,
+                                            int64_t steps) {
     return guarded([&] { core(optimizer).set_step_count(parameter, steps); });
 }
-flashoptim_status flashoptim_bad_elements(const flashoptim_optimizer* optimizer, size_t parameter, uint64_t* count) {
+flashoptim_status flashoptim_bad_elements(const flashoptim_optimizer* optimizer, size_t parameter,
+                                          uint64_t* count) {
     return guarded([&] { write(count, core(optimizer).bad_elements(parameter)); });
 }
 
-flashoptim_status flashoptim_copy_master(const flashoptim_optimizer* optimizer, size_t parameter, float* values,
-                                         size_t count) {
+flashoptim_status flashoptim_copy_master(const flashoptim_optimizer* optimizer, size_t parameter,
+                                         float* values, size_t count) {
     return guarded([&] { core(optimizer).copy_master(parameter, span_of(values, count)); });
 }
-flashoptim_status flashoptim_set_master(flashoptim_optimizer* optimizer, size_t parameter, const float* values,
-                                        size_t count) {
+flashoptim_status flashoptim_set_master(flashoptim_optimizer* optimizer, size_t parameter,
+                                        const float* values, size_t count) {
     return guarded([&] { core(optimizer).set_master(parameter, span_of(values, count)); });
 }
 flashoptim_status flashoptim_refresh_master(flashoptim_optimizer* optimizer, size_t parameter) {
@@ -200,8 +207,8 @@ flashoptim_status flashoptim_refresh_master(flashoptim_optimizer* optimizer, siz
 flashoptim_status flashoptim_refresh_masters(flashoptim_optimizer* optimizer) {
     return guarded([&] { core(optimizer).refresh_masters(); });
 }
-flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, size_t parameter, int32_t moment,
-                                         float* values, size_t count) {
+flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, size_t parameter,
+                                         int32_t moment, float* values, size_t count) {
     return guarded([&] {
         const auto& from = core(optimizer);
         const auto held = to_moment(moment) == Moment::kFirst ? from.first_moment(parameter)
@@ -215,7 +222,8 @@ flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, 
 }
 
 flashoptim_status flashoptim_save(flashoptim_optimizer* optimizer, const char* folder, int32_t weights) {
-    return guarded([&] { save_optimizer(core(optimizer), &not_null(folder, "folder"), {.weights = weights != 0}); });
+    return guarded(
+        [&] { save_optimizer(core(optimizer), &not_null(folder, "folder"), {.weights = weights != 0}); });
 }
 flashoptim_status flashoptim_load(flashoptim_optimizer* optimizer, const char* folder, int32_t weights,
                                   int32_t convert, size_t* converted) {
@@ -251,13 +259,15 @@ flashoptim_status flashoptim_dequantize_moment(int32_t format, int32_t moment, c
     return guarded([&] {
         const auto plan = moment_plan(format, not_null(values, "values"));
         dequantize_moment(to_moment(moment), plan.storage, plan.layout,
-                          span_of(static_cast<const std::byte*>(codes), plan.numel), span_of(scales, scale_count),
+                          span_of(static_cast<const std::byte*>(codes), plan.numel),
+                          span_of(scales, scale_count),
                           span_of(static_cast<float*>(values->data), plan.numel));
     });
 }
 
-flashoptim_status flashoptim_split_weights(int32_t format, int32_t dtype, int32_t master_weight_bits, size_t count,
-                                           const float* masters, void* weights, void* corrections) {
+flashoptim_status flashoptim_split_weights(int32_t format, int32_t dtype, int32_t master_weight_bits,
+                                           size_t count, const float* masters, void* weights,
+                                           void* corrections) {
     return guarded([&] {
         const auto plan = weight_plan(format, dtype, master_weight_bits, count);
         if (count == 0) return;
@@ -265,8 +275,9 @@ flashoptim_status flashoptim_split_weights(int32_t format, int32_t dtype, int32_
         split_weights(plan, {masters, count}, weights, corrections);
     });
 }
-flashoptim_status flashoptim_join_weights(int32_t format, int32_t dtype, int32_t master_weight_bits, size_t count,
-                                          const void* weights, const void* corrections, float* masters) {
+flashoptim_status flashoptim_join_weights(int32_t format, int32_t dtype, int32_t master_weight_bits,
+                                          size_t count, const void* weights, const void* corrections,
+                                          float* masters) {
     return guarded([&] {
         const auto plan = weight_plan(format, dtype, master_weight_bits, count);
         if (count == 0) return;

@@ -80,7 +80,8 @@ flashoptim_hyperparameters to_c(const Hyperparameters& h) {
     return c;
 }
 Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters) {
-    const auto c = read_struct(&hyperparameters, kFirstHyperparameters, to_c(Hyperparameters{}), "hyperparameters");
+    const auto c =
+        read_struct(&hyperparameters, kFirstHyperparameters, to_c(Hyperparameters{}), "hyperparameters");
     Hyperparameters h;
     h.learning_rate = c.learning_rate;
     h.beta1 = c.beta1;
@@ -131,7 +132,8 @@ std::optional<Shard> from_c(const flashoptim_shard* shard, std::int32_t ndim) {
     if (shard == nullptr) return std::nullopt;
     Shard result;
     result.whole_shape = extents(shard->whole_shape, ndim, "whole_shape");
-    if (shard->whole_strides != nullptr) result.whole_strides = extents(shard->whole_strides, ndim, "whole_strides");
+    if (shard->whole_strides != nullptr)
+        result.whole_strides = extents(shard->whole_strides, ndim, "whole_strides");
     result.offset = extents(shard->offset, ndim, "offset");
     return result;
 }
@@ -173,10 +175,12 @@ StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t bi
     StorageOptions options;
     options.format = to_format(format);
     options.master_weight_bits = bits;
-    const auto layout = layout_of({nullptr, to_dtype(dtype), {static_cast<std::int64_t>(count)}, {}}, "weights");
+    const auto layout =
+        layout_of({nullptr, to_dtype(dtype), {static_cast<std::int64_t>(count)}, {}}, "weights");
     return plan_storage(Rule::kSGD, {}, options, to_dtype(dtype), layout, "weights");
 }
-void check_weight_buffers(const StoragePlan& plan, const void* masters, const void* weights, const void* corrections) {
+void check_weight_buffers(const StoragePlan& plan, const void* masters, const void* weights,
+                          const void* corrections) {
     not_null(static_cast<const char*>(masters), "masters");
     not_null(static_cast<const char*>(weights), "weights");
     if (plan.correction.count != 0) not_null(static_cast<const char*>(corrections), "corrections");

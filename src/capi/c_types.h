@@ -83,7 +83,9 @@ struct MomentPlan {
 MomentPlan moment_plan(std::int32_t format, const flashoptim_tensor& values);
 
 /// The plan of `count` weights; whether the caller's pointers are there.
-StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t master_weight_bits, std::size_t count);
-void check_weight_buffers(const StoragePlan& plan, const void* masters, const void* weights, const void* corrections);
+StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t master_weight_bits,
+                        std::size_t count);
+void check_weight_buffers(const StoragePlan& plan, const void* masters, const void* weights,
+                          const void* corrections);
 
 }  // namespace flashoptim::capi

@@ -103,8 +103,8 @@ std::map<std::string, ParameterId> parameters_by_name(const Optimizer& optimizer
 /// The buffers of a state by the names that Optimizer::state gives them.
 struct NamedBuffer {
     std::string name;
-    std::vector<std::byte> StateBytes::*bytes;
-    BufferPlan StoragePlan::*plan;
+    std::vector<std::byte> StateBytes::* bytes;
+    BufferPlan StoragePlan::* plan;
     bool is_scales;
 };
 std::vector<NamedBuffer> buffers_of(Rule rule) {
@@ -139,8 +139,9 @@ public:
         check_optimizer();
         for (const auto& saved : manifest_.parameters) stage(saved);
         if (tensors_read_ != state_file_.tensors().size()) {
-            throw FormatError(path_label(state_file_.path()) +
-                              " has tensors that belong to no parameter; the checkpoint is damaged, use another");
+            throw FormatError(
+                path_label(state_file_.path()) +
+                " has tensors that belong to no parameter; the checkpoint is damaged, use another");
         }
         commit();
         return std::move(report_);
@@ -160,14 +161,16 @@ private:
         }
         if (manifest_.groups.size() != optimizer_.group_count()) {
             throw FormatError(folder + " has " + std::to_string(manifest_.groups.size()) +
-                              " parameter groups and this optimizer " + std::to_string(optimizer_.group_count()) +
+                              " parameter groups and this optimizer " +
+                              std::to_string(optimizer_.group_count()) +
                               ": add the same groups before loading");
         }
         for (std::size_t g = 0; g < manifest_.groups.size(); ++g) {
             const auto& group = manifest_.groups[g];
             try {
                 check_hyperparameters(manifest_.rule, group);
-                if (group.fully_decoupled && group.initial_learning_rate == 0.0 && group.weight_decay != 0.0) {
+                if (group.fully_decoupled && group.initial_learning_rate == 0.0 &&
+                    group.weight_decay != 0.0) {
                     throw InvalidArgument("initial_learning_rate is 0 and weight decay is measured by it");
                 }
             } catch (const InvalidArgument& error) {
@@ -182,13 +185,15 @@ private:
                                   " is not in this optimizer: add it, or load the checkpoint of this model");
             }
             if (!names.insert(saved.name).second) {
-                throw FormatError(label_of(saved.name) + " is there twice; the checkpoint is damaged, use another");
+                throw FormatError(label_of(saved.name) +
+                                  " is there twice; the checkpoint is damaged, use another");
             }
         }
         for (const auto& [name, id] : ids_) {
             if (names.contains(name)) continue;
-            throw FormatError(label_of(name) +
-                              " of this optimizer is not in the checkpoint: load the checkpoint of this model");
+            throw FormatError(
+                label_of(name) +
+                " of this optimizer is not in the checkpoint: load the checkpoint of this model");
         }
     }
 
@@ -203,7 +208,8 @@ private:
         }
         if (saved.dtype != weight.dtype) {
             throw FormatError(label + " is " + std::string(name_of(saved.dtype)) + " and here " +
-                              std::string(name_of(weight.dtype)) + ": add it with the dtype that it was saved with");
+                              std::string(name_of(weight.dtype)) +
+                              ": add it with the dtype that it was saved with");
         }
         if (saved.group != optimizer_.group_of(id)) {
             throw FormatError(label + " is in group " + std::to_string(saved.group) + " and here in group " +
@@ -211,7 +217,8 @@ private:
         }
         StateLayout result;
         result.layout = layout;
-        const bool same_order = same_memory_order(saved.shape, saved.strides, layout.strides) || layout.numel == 0;
+        const bool same_order =
+            same_memory_order(saved.shape, saved.strides, layout.strides) || layout.numel == 0;
         const bool is_whole = layout.numel == layout.whole_numel;
         if (!same_order && is_whole) {
             try {
@@ -221,8 +228,10 @@ private:
             }
         }
         if ((!same_order && !is_whole) || !(saved.place == place_of(result.layout))) {
-            throw FormatError(label + " is another part of its tensor than here, or one in another stride order: load the "
-                                      "checkpoint of the same shard");
+            throw FormatError(
+                label +
+                " is another part of its tensor than here, or one in another stride order: load the "
+                "checkpoint of the same shard");
         }
         StorageOptions storage;
         storage.format = saved.format;
@@ -236,7 +245,8 @@ private:
             throw FormatError(std::string(error.what()) + "; the checkpoint is damaged, use another");
         }
         if ((result.plan.moments != MomentStorage::kFloat32) != saved.quantized) {
-            throw FormatError(label + " cannot have moments of the kind it says; the checkpoint is damaged, use another");
+            throw FormatError(
+                label + " cannot have moments of the kind it says; the checkpoint is damaged, use another");
         }
         return result;
     }
@@ -273,10 +283,11 @@ private:
         const bool same = from.plan == to.plan && same_order;
         if (!same && to.layout.numel > 0) {
             if (!options_.convert) {
-                throw FormatError(label_of(saved.name) + " was saved as " + std::string(format_name(saved.format)) +
-                                  " with " + std::to_string(saved.master_weight_bits) +
-                                  " master bits, or in another stride order, and this optimizer keeps it otherwise: "
-                                  "use the options that it was saved with, or allow the conversion");
+                throw FormatError(
+                    label_of(saved.name) + " was saved as " + std::string(format_name(saved.format)) +
+                    " with " + std::to_string(saved.master_weight_bits) +
+                    " master bits, or in another stride order, and this optimizer keeps it otherwise: "
+                    "use the options that it was saved with, or allow the conversion");
             }
             staged.state = convert_state(std::move(staged.state), from, to, saved.shape,
                                          optimizer_.weight(id).data, label_of(saved.name));
@@ -319,11 +330,13 @@ private:
 
 }  // namespace
 
-std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder, const SaveOptions& options) {
+std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
+                             const SaveOptions& options) {
     parameters_by_name(optimizer);
     OptimizerManifest manifest;
     manifest.rule = optimizer.rule();
-    for (std::size_t g = 0; g < optimizer.group_count(); ++g) manifest.groups.push_back(optimizer.hyperparameters(g));
+    for (std::size_t g = 0; g < optimizer.group_count(); ++g)
+        manifest.groups.push_back(optimizer.hyperparameters(g));
     std::vector<TensorFile> files = {{.name = kState, .tensors = {}}};
     if (options.weights) files.push_back({.name = kWeights, .tensors = {}});
     for (ParameterId id = 0; id < optimizer.parameter_count(); ++id) {
@@ -338,14 +351,17 @@ std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& 
         }
         if (options.weights) {
             const auto bytes = static_cast<std::size_t>(weight.numel()) * size_of(weight.dtype);
-            files[1].tensors.push_back({optimizer.name(id), storage_type_of(weight.dtype), shape,
+            files[1].tensors.push_back({optimizer.name(id),
+                                        storage_type_of(weight.dtype),
+                                        shape,
                                         {static_cast<const std::byte*>(weight.data), bytes}});
         }
     }
     return write(folder, to_json(manifest), files);
 }
 
-LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& folder, const LoadOptions& options) {
+LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
+                          const LoadOptions& options) {
     return Loader(optimizer, folder, options).load();
 }
 

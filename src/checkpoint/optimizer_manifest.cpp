@@ -196,8 +196,8 @@ OptimizerManifest parse_optimizer_manifest(std::string_view text, const std::fil
         throw FormatError(label + " is not a saved optimizer; give a folder that save_optimizer wrote");
     }
     if (const auto version = reader.count("version"); version > kVersion || version == 0) {
-        throw FormatError(label + " has optimizer layout " + std::to_string(version) + " and this build reads up to " +
-                          std::to_string(kVersion) + "; update flashoptim");
+        throw FormatError(label + " has optimizer layout " + std::to_string(version) +
+                          " and this build reads up to " + std::to_string(kVersion) + "; update flashoptim");
     }
     OptimizerManifest manifest;
     manifest.rule = reader.one_of(kRules, "rule");

@@ -84,7 +84,8 @@ StateBytes convert_state(StateBytes state, const StateLayout& from, const StateL
     const Reorder reorder(shape, from.layout, to.layout);
     reorder.apply(state.weight, from.plan.weight_dtype);
     reorder.apply(state.correction, from.plan.correction.dtype);
-    convert_correction(state, from.plan, to.plan, weight_in_memory, static_cast<std::size_t>(to.layout.numel));
+    convert_correction(state, from.plan, to.plan, weight_in_memory,
+                       static_cast<std::size_t>(to.layout.numel));
     try {
         convert_moment(Moment::kFirst, state.first, state.first_scales, from, to, reorder);
         convert_moment(Moment::kSecond, state.second, state.second_scales, from, to, reorder);

@@ -29,6 +29,7 @@ void check_state(const StateLayout& layout, const StateBytes& state, const std::
 /// `state`, or `weight_in_memory` where that is empty) and split again: the result then has a weight.
 /// Throws FormatError, with `label`, for values that the new format cannot hold.
 StateBytes convert_state(StateBytes state, const StateLayout& from, const StateLayout& to,
-                         const std::vector<std::int64_t>& shape, const void* weight_in_memory, const std::string& label);
+                         const std::vector<std::int64_t>& shape, const void* weight_in_memory,
+                         const std::string& label);
 
 }  // namespace flashoptim::checkpoint

@@ -43,8 +43,10 @@ TEST(CApiInCpp, StructsLieAsDocumented) {
     EXPECT_TRUE(std::is_standard_layout_v<flashoptim_options>);
     EXPECT_EQ(offsetof(flashoptim_options, format), sizeof(size_t));
     EXPECT_EQ(offsetof(flashoptim_options, min_quantized_numel), sizeof(size_t) + 8 * sizeof(std::int32_t));
-    EXPECT_EQ(sizeof(flashoptim_options), sizeof(size_t) + 8 * sizeof(std::int32_t) + 2 * sizeof(std::int64_t));
-    EXPECT_EQ(sizeof(flashoptim_hyperparameters), sizeof(size_t) + 8 * sizeof(double) + 4 * sizeof(std::int32_t));
+    EXPECT_EQ(sizeof(flashoptim_options),
+              sizeof(size_t) + 8 * sizeof(std::int32_t) + 2 * sizeof(std::int64_t));
+    EXPECT_EQ(sizeof(flashoptim_hyperparameters),
+              sizeof(size_t) + 8 * sizeof(double) + 4 * sizeof(std::int32_t));
     EXPECT_EQ(sizeof(flashoptim_memory), sizeof(size_t) + 7 * sizeof(std::uint64_t));
 }
 

@@ -1,7 +1,6 @@
 /* The C interface as a C program uses it: if this fails, C, and every language that binds to it, cannot train.
    Usage: c_api_test FOLDER (for what it saves). */
 #include <flashoptim/c_api.h>
-
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,13 +10,13 @@ enum { ROWS = 64, COLUMNS = 96, COUNT = ROWS * COLUMNS };
 
 static int failures = 0;
 
-#define EXPECT(condition)                                                                            \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition,          \
-                    flashoptim_last_error());                                                        \
-            ++failures;                                                                              \
-        }                                                                                            \
+#define EXPECT(condition)                                                                   \
+    do {                                                                                    \
+        if (!(condition)) {                                                                 \
+            fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, \
+                    flashoptim_last_error());                                               \
+            ++failures;                                                                     \
+        }                                                                                   \
     } while (0)
 #define EXPECT_OK(call) EXPECT((call) == FLASHOPTIM_OK)
 
@@ -192,9 +191,11 @@ static void test_nonfinite_policies(void) {
         masters(&r, after);
         EXPECT(counted == 1 && before[17] == after[17]);
         if (policy == FLASHOPTIM_NONFINITE_SKIP_ELEMENT) {
-            EXPECT(status == FLASHOPTIM_OK && bad == 1 && skipped == 0 && steps == 1 && before[18] != after[18]);
+            EXPECT(status == FLASHOPTIM_OK && bad == 1 && skipped == 0 && steps == 1 &&
+                   before[18] != after[18]);
         } else if (policy == FLASHOPTIM_NONFINITE_SKIP_STEP) {
-            EXPECT(status == FLASHOPTIM_OK && bad == 1 && skipped == 1 && steps == 0 && before[18] == after[18]);
+            EXPECT(status == FLASHOPTIM_OK && bad == 1 && skipped == 1 && steps == 0 &&
+                   before[18] == after[18]);
         } else {
             EXPECT(status == FLASHOPTIM_NONFINITE && steps == 0 && before[18] == after[18]);
             EXPECT(strstr(flashoptim_last_error(), "layer.weight") != NULL);
@@ -327,20 +328,23 @@ static void test_formats_alone(void) {
         EXPECT(n == COUNT);
     }
     EXPECT(flashoptim_scale_count(FLASHOPTIM_FORMAT_FLOAT32, &view, &count) == FLASHOPTIM_INVALID_ARGUMENT);
-    EXPECT(flashoptim_quantize_moment(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_SECOND_MOMENT, &view, codes, scales, COUNT / 32) ==
-           FLASHOPTIM_INVALID_ARGUMENT); /* v is not negative */
-    EXPECT(flashoptim_quantize_moment(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_FIRST_MOMENT, &view, codes, scales, 1) ==
-           FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(flashoptim_quantize_moment(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_SECOND_MOMENT, &view, codes,
+                                      scales,
+                                      COUNT / 32) == FLASHOPTIM_INVALID_ARGUMENT); /* v is not negative */
+    EXPECT(flashoptim_quantize_moment(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_FIRST_MOMENT, &view, codes, scales,
+                                      1) == FLASHOPTIM_INVALID_ARGUMENT);
 
-    EXPECT_OK(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 32, COUNT, values, weights, corrections));
-    EXPECT_OK(flashoptim_join_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 32, COUNT, weights, corrections,
-                                      masters_again));
+    EXPECT_OK(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 32, COUNT, values,
+                                       weights, corrections));
+    EXPECT_OK(flashoptim_join_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 32, COUNT, weights,
+                                      corrections, masters_again));
     EXPECT(memcmp(values, masters_again, sizeof values) == 0); /* 32-bit masters are exact */
-    EXPECT(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 20, COUNT, values, weights, corrections) ==
-           FLASHOPTIM_INVALID_ARGUMENT);
-    EXPECT(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 24, COUNT, values, weights, NULL) ==
-           FLASHOPTIM_INVALID_ARGUMENT);
-    EXPECT_OK(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 24, 0, NULL, NULL, NULL));
+    EXPECT(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 20, COUNT, values, weights,
+                                    corrections) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 24, COUNT, values, weights,
+                                    NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT_OK(
+        flashoptim_split_weights(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_BFLOAT16, 24, 0, NULL, NULL, NULL));
 }
 
 /* Wrong arguments are refused with a status and a line of text; nothing crashes. */
@@ -370,10 +374,12 @@ static void test_refusals(void) {
     EXPECT(none == NULL);
 
     make_run(&r, FLASHOPTIM_SGD, NULL);
-    EXPECT(flashoptim_add_parameter(r.optimizer, &view, "again", 0, NULL, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(flashoptim_add_parameter(r.optimizer, &view, "again", 0, NULL, NULL) ==
+           FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(strstr(flashoptim_last_error(), "overlaps") != NULL);
     view.strides = strides;
-    EXPECT(flashoptim_add_parameter(r.optimizer, &view, "holes", 0, NULL, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(flashoptim_add_parameter(r.optimizer, &view, "holes", 0, NULL, NULL) ==
+           FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(strstr(flashoptim_last_error(), "holes") != NULL);
     view.strides = NULL;
     view.ndim = -1;
