@@ -15,9 +15,11 @@ namespace {
 struct Model {
     explicit Model(int threads) : optimizer(Rule::kSGD, {}, options_of(threads)) {
         Noise noise(6);
-        const std::vector<std::vector<std::int64_t>> shapes = {{3}, {16384}, {16385}, {70, 1001}, {255}, {2, 3, 50000}};
+        const std::vector<std::vector<std::int64_t>> shapes = {{3},        {16384}, {16385},
+                                                               {70, 1001}, {255},   {2, 3, 50000}};
         for (const auto& shape : shapes) {
-            const auto dtype = std::array{DType::kFloat32, DType::kBFloat16, DType::kFloat16}[gradients.size() % 3];
+            const auto dtype =
+                std::array{DType::kFloat32, DType::kBFloat16, DType::kFloat16}[gradients.size() % 3];
             weights.emplace_back(DType::kFloat32, shape);
             gradients.emplace_back(dtype, shape).fill([&] { return noise.normal() * 0.1; });
         }
@@ -38,7 +40,8 @@ struct Model {
 /// All 64 bits, in characters that mean nothing to a regular expression.
 std::string hexadecimal(double value) {
     char text[64];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(std::bit_cast<std::uint64_t>(value)));
+    std::snprintf(text, sizeof text, "%016llx",
+                  static_cast<unsigned long long>(std::bit_cast<std::uint64_t>(value)));
     return text;
 }
 
@@ -48,7 +51,8 @@ TEST(GradientNorm, IsTheSumOfSquaresInDouble) {
     Model model(2);
     long double sum = 0.0L;
     for (const auto& gradient : model.gradients) {
-        for (const float g : gradient.values()) sum += static_cast<long double>(g) * static_cast<long double>(g);
+        for (const float g : gradient.values())
+            sum += static_cast<long double>(g) * static_cast<long double>(g);
     }
     const auto expected = static_cast<double>(std::sqrt(sum));
     // 400,000 additions in double, in blocks of 1,024 for each of 16 sums: at most about 1,500 roundings of 2^-53 on any path.
@@ -86,7 +90,8 @@ TEST(GradientNorm, IsTakenTimesTheFactor) {
     model.optimizer.set_gradient_factor(0.0);
     EXPECT_EQ(model.optimizer.grad_norm(), 0.0);
     expect_refused<InvalidArgument>("gradient_factor", [&] { model.optimizer.set_gradient_factor(NAN); });
-    expect_refused<InvalidArgument>("gradient_factor", [&] { model.optimizer.set_gradient_factor(INFINITY); });
+    expect_refused<InvalidArgument>("gradient_factor",
+                                    [&] { model.optimizer.set_gradient_factor(INFINITY); });
 }
 
 TEST(GradientNorm, LeavesOutBadElementsAndParametersWithoutGradient) {
@@ -115,7 +120,8 @@ TEST(GradientNorm, DoesNotOverflowWhereFloatsWould) {
 TEST(GradientNorm, ClipsAsGradientsAreRead) {
     for (const auto& rule : rule_cases()) {
         Noise noise(12);
-        Tensor a(DType::kBFloat16, {10, 64}), gradient(DType::kFloat32, {10, 64}), clipped(DType::kFloat32, {10, 64});
+        Tensor a(DType::kBFloat16, {10, 64}), gradient(DType::kFloat32, {10, 64}),
+            clipped(DType::kFloat32, {10, 64});
         a.fill([&] { return noise.normal(); });
         Tensor b = a;
         gradient.fill([&] { return noise.normal(); });
@@ -125,7 +131,8 @@ TEST(GradientNorm, ClipsAsGradientsAreRead) {
         by_factor.set_gradient(0, gradient.view());
         const double coefficient = 1.0 / by_factor.grad_norm();
         by_factor.set_gradient_factor(coefficient);
-        for (std::size_t n = 0; n < gradient.numel(); ++n) clipped.set(n, gradient.get(n) * static_cast<float>(coefficient));
+        for (std::size_t n = 0; n < gradient.numel(); ++n)
+            clipped.set(n, gradient.get(n) * static_cast<float>(coefficient));
         beforehand.set_gradient(0, clipped.view());
         by_factor.step();
         beforehand.step();

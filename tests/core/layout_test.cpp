@@ -51,12 +51,13 @@ TEST(Layout, ScalarsAndEmptyTensors) {
 }
 
 TEST(Layout, WhatIsNotDenseIsRefusedByName) {
-    for (const auto& [shape, strides] : std::vector<std::pair<Extents, Extents>>{{{4, 5}, {0, 1}},     // expanded
-                                                                                  {{4, 5}, {2, 1}},     // overlapping
-                                                                                  {{4, 5}, {6, 1}},     // with holes
-                                                                                  {{4, 5}, {5, -1}},    // backwards
-                                                                                  {{4}, {2}},
-                                                                                  {{2, 2}, {1, 1}}}) {
+    for (const auto& [shape, strides] :
+         std::vector<std::pair<Extents, Extents>>{{{4, 5}, {0, 1}},   // expanded
+                                                  {{4, 5}, {2, 1}},   // overlapping
+                                                  {{4, 5}, {6, 1}},   // with holes
+                                                  {{4, 5}, {5, -1}},  // backwards
+                                                  {{4}, {2}},
+                                                  {{2, 2}, {1, 1}}}) {
         expect_refused<InvalidArgument>("the tensor of shape", [&] { layout(shape, strides); });
         expect_refused<InvalidArgument>("is not dense", [&] { layout(shape, strides); });
     }
@@ -110,7 +111,8 @@ TEST(Layout, ShardsOutsideTheirWholeAreRefused) {
     expect_refused<InvalidArgument>("does not lie inside", [] { shard({3, 100}, {10, 100}, {8, 0}); });
     expect_refused<InvalidArgument>("does not lie inside", [] { shard({3, 100}, {10, 100}, {-1, 0}); });
     expect_refused<InvalidArgument>("does not lie inside", [] { shard({3, 100}, {2, 100}, {0, 0}); });
-    expect_refused<InvalidArgument>("does not lie inside", [] { shard({3, 100}, {10, 100}, {INT64_MAX, 0}); });
+    expect_refused<InvalidArgument>("does not lie inside",
+                                    [] { shard({3, 100}, {10, 100}, {INT64_MAX, 0}); });
     expect_refused<InvalidArgument>("number of dimensions", [] { shard({3, 100}, {10}, {0}); });
     expect_refused<InvalidArgument>("another stride order than its",
                                     [] { shard({5, 32}, {5, 64}, {0, 0}, {1, 5}); });
@@ -119,7 +121,8 @@ TEST(Layout, ShardsOutsideTheirWholeAreRefused) {
 TEST(Layout, CopiesBetweenStrideOrders) {
     const std::vector<float> row_major = {0, 1, 2, 3, 4, 5};
     std::vector<float> transposed(6);
-    copy_in_order({const_cast<float*>(row_major.data()), DType::kFloat32, {2, 3}, {3, 1}}, {1, 2}, transposed.data());
+    copy_in_order({const_cast<float*>(row_major.data()), DType::kFloat32, {2, 3}, {3, 1}}, {1, 2},
+                  transposed.data());
     EXPECT_EQ(transposed, (std::vector<float>{0, 3, 1, 4, 2, 5}));
     EXPECT_TRUE(same_memory_order({2, 1, 3}, {3, 77, 1}, {3, 3, 1}));
     EXPECT_FALSE(same_memory_order({2, 3}, {3, 1}, {1, 2}));

@@ -50,7 +50,8 @@ RuleCase without_decay(RuleCase rule) {
 }
 
 bool same_values(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 class NonFiniteOfEveryRule : public ::testing::TestWithParam<RuleCase> {};
@@ -88,7 +89,8 @@ TEST_P(NonFiniteOfEveryRule, ABadElementIsSkippedAndItsNeighboursAreNot) {
                         EXPECT_EQ(bits_of(with.optimizer.second_moment(0)[place]), bits_of(second[place]));
                     }
                 }
-                for (const auto& moments : {with.optimizer.first_moment(0), with.optimizer.second_moment(0)}) {
+                for (const auto& moments :
+                     {with.optimizer.first_moment(0), with.optimizer.second_moment(0)}) {
                     for (const float m : moments) ASSERT_TRUE(std::isfinite(m)) << storage.name;
                 }
             }
@@ -115,9 +117,13 @@ TEST_P(NonFiniteOfEveryRule, TheGradientIsJudgedAfterItsFactor) {
     for (const bool maximize : {false, true}) {
         auto rule = without_decay(GetParam());
         rule.hyperparameters.maximize = maximize;
-        for (const auto& [value, factor, is_bad] :
-             {std::tuple{0x1p50F, 0x1p-3, false}, {0x1p47F, 2.0, true}, {-0x1p47F, 2.0, true}, {0x1p47F, 1.0, false},
-              {kInfinity, 0.0, true}, {0x1p-20F, 0x1p68, true}, {3e38F, 1e-30, false}}) {
+        for (const auto& [value, factor, is_bad] : {std::tuple{0x1p50F, 0x1p-3, false},
+                                                    {0x1p47F, 2.0, true},
+                                                    {-0x1p47F, 2.0, true},
+                                                    {0x1p47F, 1.0, false},
+                                                    {kInfinity, 0.0, true},
+                                                    {0x1p-20F, 0x1p68, true},
+                                                    {3e38F, 1e-30, false}}) {
             Bench bench(rule, storage_cases()[3]);
             bench.gradient.fill([] { return 0.0F; });
             bench.gradient.set(33, value);
@@ -151,7 +157,9 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
     auto& optimizer = bench.optimizer;
     bench.gradient.fill([] { return 1.0F; });
     for (int t = 0; t < 20; ++t) optimizer.step();
-    const auto state = [&](std::size_t n) { return optimizer.state(0)[n].bytes; };  // error_bits, m, its scales, v, its scales
+    const auto state = [&](std::size_t n) {
+        return optimizer.state(0)[n].bytes;
+    };  // error_bits, m, its scales, v, its scales
     const auto copy = [&](std::size_t n) { return std::vector<std::byte>(state(n).begin(), state(n).end()); };
 
     constexpr std::size_t kPlace = 70;  // in the short last group of the first row
@@ -161,7 +169,8 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
     const auto same_scale = [&](std::size_t n, const std::vector<std::byte>& before) {
         return std::memcmp(state(n).data() + 4, before.data() + 4, 2) == 0;  // of the third group
     };
-    ASSERT_TRUE(same_scale(2, first_scales) && same_scale(4, second_scales)) << "the test means to keep these scales";
+    ASSERT_TRUE(same_scale(2, first_scales) && same_scale(4, second_scales))
+        << "the test means to keep these scales";
     EXPECT_EQ(state(1)[kPlace], first_codes[kPlace]);
     EXPECT_EQ(state(3)[kPlace], second_codes[kPlace]);
 
@@ -177,7 +186,8 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
         std::memcpy(&bits, state(n).data() + 2 * sizeof bits, sizeof bits);
         return static_cast<float>(bfloat16::from_bits(bits));
     };
-    const auto code_m = static_cast<float>(std::abs(static_cast<int>(static_cast<std::int8_t>(state(1)[kPlace]))));
+    const auto code_m =
+        static_cast<float>(std::abs(static_cast<int>(static_cast<std::int8_t>(state(1)[kPlace]))));
     const auto code_v = static_cast<float>(state(3)[kPlace]);
     EXPECT_NEAR(optimizer.first_moment(0)[kPlace], first, (4.0F * code_m + 6.0F) * scale_of(2) / 16384.0F);
     EXPECT_NEAR(std::sqrt(optimizer.second_moment(0)[kPlace]), std::sqrt(second),
@@ -241,7 +251,8 @@ TEST_P(NonFiniteOfEveryRule, StoredInfinityAndNanStay) {
         const auto size = size_of(storage.weight);
         EXPECT_EQ(std::memcmp(before.data() + 100 * size, bench.weight.bytes().data() + 100 * size, size), 0);
         if (!first.empty()) {
-            EXPECT_NE(bits_of(bench.optimizer.first_moment(0)[3]), bits_of(first[3])) << "its moments still move";
+            EXPECT_NE(bits_of(bench.optimizer.first_moment(0)[3]), bits_of(first[3]))
+                << "its moments still move";
         }
         EXPECT_FALSE(same_values(after, masters)) << "the others train on";
         for (std::size_t n = 5; n < 100; ++n) ASSERT_TRUE(std::isfinite(after[n]));
@@ -249,15 +260,16 @@ TEST_P(NonFiniteOfEveryRule, StoredInfinityAndNanStay) {
 }
 
 TEST(NonFinite, ResultsThatAreTooLargeSaturateWithTheirSign) {
-    for (const auto& [dtype, bits, largest] : {std::tuple{DType::kFloat32, 0, 0x1.fffffep127F},
-                                               {DType::kBFloat16, 0, 0x1.fep127F},
-                                               {DType::kBFloat16, 16, 0x1.fep127F},
-                                               {DType::kBFloat16, 24, 0x1.fefep127F},    // q = 0x7f7f7f
-                                               {DType::kBFloat16, 32, 0x1.fefffep127F},  // magnitude 0x7f7f7fff
-                                               {DType::kFloat16, 0, 65504.0F},
-                                               {DType::kFloat16, 16, 65504.0F},
-                                               {DType::kFloat16, 24, 65504.0F + 127.0F / 8.0F},
-                                               {DType::kFloat16, 32, 0x1.ffdffep15F}}) {
+    for (const auto& [dtype, bits, largest] :
+         {std::tuple{DType::kFloat32, 0, 0x1.fffffep127F},
+          {DType::kBFloat16, 0, 0x1.fep127F},
+          {DType::kBFloat16, 16, 0x1.fep127F},
+          {DType::kBFloat16, 24, 0x1.fefep127F},    // q = 0x7f7f7f
+          {DType::kBFloat16, 32, 0x1.fefffep127F},  // magnitude 0x7f7f7fff
+          {DType::kFloat16, 0, 65504.0F},
+          {DType::kFloat16, 16, 65504.0F},
+          {DType::kFloat16, 24, 65504.0F + 127.0F / 8.0F},
+          {DType::kFloat16, 32, 0x1.ffdffep15F}}) {
         Tensor weight(dtype, {2}), gradient(DType::kFloat32, {2});
         weight.fill([] { return 1.0F; });
         gradient.set(0, -0x1p47F);

@@ -12,8 +12,8 @@ namespace {
 /// A run over tensors of the given shapes; two runs differ in options only.
 class SteppedRun {
 public:
-    SteppedRun(const RuleCase& rule, const StorageCase& storage, DType gradient, std::vector<std::vector<std::int64_t>> shapes,
-        Backend backend, int threads)
+    SteppedRun(const RuleCase& rule, const StorageCase& storage, DType gradient,
+               std::vector<std::vector<std::int64_t>> shapes, Backend backend, int threads)
         : optimizer_(rule.rule, rule.hyperparameters, options_of(storage, backend, threads)) {
         Noise noise(1);
         for (auto& shape : shapes) {
@@ -58,7 +58,8 @@ void expect_same_bits_from_every_backend(const RuleCase& rule, const StorageCase
     for (const auto backend : available_backends()) {
         if (backend == Backend::kScalar) continue;
         EXPECT_TRUE(SteppedRun(rule, storage, gradient, shapes, backend, 1).bytes_after(steps) == expected)
-            << rule.name << " " << storage.name << " gradients in " << name_of(gradient) << " on " << name_of(backend);
+            << rule.name << " " << storage.name << " gradients in " << name_of(gradient) << " on "
+            << name_of(backend);
     }
 }
 
@@ -86,8 +87,10 @@ TEST_P(SameBitsOfEveryRule, WithEverySizeAndRowLengthUpTo70) {
     shapes.push_back({});
     shapes.push_back({0, 7});
     const StorageOptions native{Format::kNative, 24, true, 0, 0}, paper{Format::kPaper, 24, true, 0, 0};
-    expect_same_bits_from_every_backend(GetParam(), {"native", native, DType::kBFloat16}, DType::kBFloat16, shapes, 3);
-    expect_same_bits_from_every_backend(GetParam(), {"paper", paper, DType::kFloat16}, DType::kFloat32, shapes, 3);
+    expect_same_bits_from_every_backend(GetParam(), {"native", native, DType::kBFloat16}, DType::kBFloat16,
+                                        shapes, 3);
+    expect_same_bits_from_every_backend(GetParam(), {"paper", paper, DType::kFloat16}, DType::kFloat32,
+                                        shapes, 3);
 }
 
 // Rows longer than a chunk, many short rows in a chunk, a last chunk of one element.
@@ -98,8 +101,9 @@ TEST_P(SameBitsOfEveryRule, WithAnyNumberOfThreads) {
         const auto expected =
             SteppedRun(GetParam(), storage, DType::kBFloat16, shapes, Backend::kAutomatic, 1).bytes_after(3);
         for (const int threads : {2, 3, 8}) {
-            EXPECT_TRUE(SteppedRun(GetParam(), storage, DType::kBFloat16, shapes, Backend::kAutomatic, threads)
-                            .bytes_after(3) == expected)
+            EXPECT_TRUE(
+                SteppedRun(GetParam(), storage, DType::kBFloat16, shapes, Backend::kAutomatic, threads)
+                    .bytes_after(3) == expected)
                 << GetParam().name << " " << storage.name << " with " << threads << " threads";
         }
     }
@@ -113,8 +117,12 @@ TEST(SameBits, ParametersSteppedOneByOneOrTogether) {
         AnyOptimizer optimizer(rule.rule, rule.hyperparameters);
         Noise noise(5);
         for (int n = 0; n < 3; ++n) {
-            weights.emplace_back(DType::kBFloat16, std::vector<std::int64_t>{70, 64}).fill([&] { return noise.normal(); });
-            gradients.emplace_back(DType::kBFloat16, std::vector<std::int64_t>{70, 64}).fill([&] { return noise.wide(); });
+            weights.emplace_back(DType::kBFloat16, std::vector<std::int64_t>{70, 64}).fill([&] {
+                return noise.normal();
+            });
+            gradients.emplace_back(DType::kBFloat16, std::vector<std::int64_t>{70, 64}).fill([&] {
+                return noise.wide();
+            });
         }
         for (std::size_t n = 0; n < 3; ++n) {
             optimizer.add_parameter(weights[n].view());

@@ -19,7 +19,8 @@ struct Piece {
 template <class Visit>
 void for_each_element(const Piece& piece, const Extents& whole_strides, const Extents& strides, Visit visit) {
     Extents index(piece.shape.size(), 0);
-    const auto numel = std::accumulate(piece.shape.begin(), piece.shape.end(), std::int64_t{1}, std::multiplies<>());
+    const auto numel =
+        std::accumulate(piece.shape.begin(), piece.shape.end(), std::int64_t{1}, std::multiplies<>());
     for (std::int64_t n = 0; n < numel; ++n) {
         std::int64_t whole_place = 0, place = 0;
         for (std::size_t d = 0; d < index.size(); ++d) {
@@ -38,7 +39,8 @@ void for_each_element(const Piece& piece, const Extents& whole_strides, const Ex
 Extents strides_like(const Extents& shape, const Extents& whole_strides) {
     std::vector<std::size_t> order(shape.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return whole_strides[a] < whole_strides[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto a, auto b) { return whole_strides[a] < whole_strides[b]; });
     Extents strides(shape.size());
     std::int64_t stride = 1;
     for (const auto d : order) {
@@ -49,15 +51,16 @@ Extents strides_like(const Extents& shape, const Extents& whole_strides) {
 }
 
 /// Steps a tensor whole and in pieces; every weight, and every moment, must be the same.
-void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage, const Extents& shape, Extents strides,
-                                const std::vector<Piece>& pieces) {
+void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage, const Extents& shape,
+                                Extents strides, const std::vector<Piece>& pieces) {
     if (strides.empty()) strides = row_major_strides(shape);
     OptimizerOptions options;
     options.storage = storage.options;
     Noise noise(3);
     Tensor weight(storage.weight, shape, strides), gradient(DType::kFloat32, shape, strides);
     weight.fill([&] { return noise.normal(); });
-    AnyOptimizer whole(rule.rule, rule.hyperparameters, options), cut(rule.rule, rule.hyperparameters, options);
+    AnyOptimizer whole(rule.rule, rule.hyperparameters, options),
+        cut(rule.rule, rule.hyperparameters, options);
 
     std::vector<Tensor> weights, gradients;
     std::vector<Extents> piece_strides;
@@ -87,7 +90,8 @@ void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage
     const auto masters = whole.master(0), first = whole.first_moment(0), second = whole.second_moment(0);
     std::size_t covered = 0, different = 0;
     for (std::size_t n = 0; n < pieces.size(); ++n) {
-        const auto piece_masters = cut.master(n), piece_first = cut.first_moment(n), piece_second = cut.second_moment(n);
+        const auto piece_masters = cut.master(n), piece_first = cut.first_moment(n),
+                   piece_second = cut.second_moment(n);
         for_each_element(pieces[n], strides, piece_strides[n], [&](auto from, auto to) {
             ++covered;
             bool same = bits_of(masters[from]) == bits_of(piece_masters[to]);
@@ -119,7 +123,8 @@ TEST_P(ShardsOfEveryRule, CutBetweenRowsGivesTheSameBits) {
     for (const auto& storage : native_cases()) {
         expect_same_bits_in_pieces(GetParam(), storage, {13, 67}, {},
                                    {{{4, 67}, {0, 0}}, {{1, 67}, {4, 0}}, {{8, 67}, {5, 0}}});
-        expect_same_bits_in_pieces(GetParam(), storage, {6, 5, 11}, {}, {{{2, 5, 11}, {0, 0, 0}}, {{4, 5, 11}, {2, 0, 0}}});
+        expect_same_bits_in_pieces(GetParam(), storage, {6, 5, 11}, {},
+                                   {{{2, 5, 11}, {0, 0, 0}}, {{4, 5, 11}, {2, 0, 0}}});
     }
 }
 
@@ -131,13 +136,15 @@ TEST_P(ShardsOfEveryRule, CutBetweenGroupsOfARowGivesTheSameBits) {
         expect_same_bits_in_pieces(
             GetParam(), storage, {6, 100}, {},
             {{{2, 64}, {0, 0}}, {{2, 36}, {0, 64}}, {{4, 64}, {2, 0}}, {{4, 36}, {2, 64}}});
-        expect_same_bits_in_pieces(GetParam(), storage, {3, 6, 16}, {}, {{{3, 2, 16}, {0, 0, 0}}, {{3, 4, 16}, {0, 2, 0}}});
+        expect_same_bits_in_pieces(GetParam(), storage, {3, 6, 16}, {},
+                                   {{{3, 2, 16}, {0, 0, 0}}, {{3, 4, 16}, {0, 2, 0}}});
     }
 }
 
 TEST_P(ShardsOfEveryRule, CutOfAFlatBufferGivesTheSameBits) {
     for (const auto& storage : native_cases()) {
-        expect_same_bits_in_pieces(GetParam(), storage, {1000}, {}, {{{96}, {0}}, {{640}, {96}}, {{264}, {736}}});
+        expect_same_bits_in_pieces(GetParam(), storage, {1000}, {},
+                                   {{{96}, {0}}, {{640}, {96}}, {{264}, {736}}});
     }
 }
 
@@ -147,8 +154,10 @@ TEST_P(ShardsOfEveryRule, CutOfATensorInAnotherStrideOrderGivesTheSameBits) {
         expect_same_bits_in_pieces(GetParam(), storage, {4, 8, 5, 6}, {240, 1, 48, 8},
                                    {{{1, 8, 5, 6}, {0, 0, 0, 0}}, {{3, 8, 5, 6}, {1, 0, 0, 0}}});
         // Transposed: memory rows are the second dimension.
-        expect_same_bits_in_pieces(GetParam(), storage, {40, 9}, {1, 40}, {{{40, 4}, {0, 0}}, {{40, 5}, {0, 4}}});
-        expect_same_bits_in_pieces(GetParam(), storage, {40, 9}, {1, 40}, {{{32, 9}, {0, 0}}, {{8, 9}, {32, 0}}});
+        expect_same_bits_in_pieces(GetParam(), storage, {40, 9}, {1, 40},
+                                   {{{40, 4}, {0, 0}}, {{40, 5}, {0, 4}}});
+        expect_same_bits_in_pieces(GetParam(), storage, {40, 9}, {1, 40},
+                                   {{{32, 9}, {0, 0}}, {{8, 9}, {32, 0}}});
     }
 }
 
@@ -182,7 +191,8 @@ TEST(Shards, IndicesBeyond32BitsKeepTheirDither) {
     EXPECT_GT(far_row * 1000, std::int64_t{1} << 42);
     const auto expected = bytes_of_shard(shape, {{64, 1000}, {}, {7, 0}});
     EXPECT_TRUE(bytes_of_shard(shape, {{std::int64_t{1} << 34, 1000}, {}, {far_row, 0}}) == expected);
-    EXPECT_FALSE(bytes_of_shard(shape, {{64, 1000}, {}, {8, 0}}) == expected) << "the dither does not see the row at all";
+    EXPECT_FALSE(bytes_of_shard(shape, {{64, 1000}, {}, {8, 0}}) == expected)
+        << "the dither does not see the row at all";
 
     const std::int64_t far_column = (std::int64_t{1} << 32) + 64;
     EXPECT_TRUE(bytes_of_shard({2, 96}, {{2, std::int64_t{1} << 33}, {}, {0, far_column}}) ==

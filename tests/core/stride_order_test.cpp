@@ -15,7 +15,8 @@ OptimizerOptions all_quantized() {
 }
 
 /// Steps a weight of the given shape and strides whose memory, and whose gradient's memory, follow from the seed alone.
-std::vector<std::byte> bytes_in_memory_order(const RuleCase& rule, const Extents& shape, const Extents& strides) {
+std::vector<std::byte> bytes_in_memory_order(const RuleCase& rule, const Extents& shape,
+                                             const Extents& strides) {
     Noise noise(4);
     Tensor weight(DType::kBFloat16, shape, strides), gradient(DType::kBFloat16, shape, strides);
     weight.fill([&] { return noise.normal(); });
@@ -37,7 +38,8 @@ TEST(StrideOrder, OnlyTheOrderInMemoryCounts) {
         EXPECT_TRUE(bytes_in_memory_order(rule, {3, 8, 5, 6}, {240, 1, 48, 8}) ==
                     bytes_in_memory_order(rule, {3, 5, 6, 8}, {}))
             << rule.name;
-        EXPECT_TRUE(bytes_in_memory_order(rule, {40, 70}, {1, 40}) == bytes_in_memory_order(rule, {70, 40}, {}))
+        EXPECT_TRUE(bytes_in_memory_order(rule, {40, 70}, {1, 40}) ==
+                    bytes_in_memory_order(rule, {70, 40}, {}))
             << rule.name;
     }
 }
@@ -55,7 +57,8 @@ TEST(StrideOrder, GradientsInAnotherOrderOrWithHolesEqualOrderedOnes) {
                 AnyOptimizer optimizer(rule.rule, rule.hyperparameters, all_quantized());
                 optimizer.add_parameter(weight.view());
                 for (int t = 0; t < 3; ++t) {
-                    Tensor given(DType::kFloat32, shape, gradient_strides), same(DType::kFloat32, shape, weight_strides);
+                    Tensor given(DType::kFloat32, shape, gradient_strides),
+                        same(DType::kFloat32, shape, weight_strides);
                     given.fill([&] { return noise.wide(); });
                     copy_in_order(given.view(), weight_strides, same.view().data);
                     optimizer.set_gradient(0, ordered ? same.view() : given.view());
@@ -70,7 +73,8 @@ TEST(StrideOrder, GradientsInAnotherOrderOrWithHolesEqualOrderedOnes) {
 
 // A bias gradient that autograd hands out as one number for all rows (stride 0), and one that lies in every second place.
 TEST(StrideOrder, ExpandedAndStridedGradientsAreRead) {
-    std::vector<float> row = {1, 2, 3}, spread = {1, 9, 2, 9, 3, 9, 1, 9, 2, 9, 3, 9}, plain = {1, 2, 3, 1, 2, 3};
+    std::vector<float> row = {1, 2, 3}, spread = {1, 9, 2, 9, 3, 9, 1, 9, 2, 9, 3, 9},
+                       plain = {1, 2, 3, 1, 2, 3};
     const std::vector<TensorView> gradients = {{row.data(), DType::kFloat32, {2, 3}, {0, 1}},
                                                {spread.data(), DType::kFloat32, {2, 3}, {6, 2}},
                                                {plain.data(), DType::kFloat32, {2, 3}, {}}};

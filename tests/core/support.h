@@ -123,8 +123,12 @@ inline std::vector<RuleCase> rule_cases() {
     nesterov.nesterov = true;
     auto lion = h;
     lion.beta2 = 0.99;
-    return {{"SgdWithoutMomentum", Rule::kSGD, h}, {"SgdMomentum", Rule::kSGD, momentum}, {"SgdwNesterov", Rule::kSGDW, nesterov},
-            {"Adam", Rule::kAdam, h},              {"AdamW", Rule::kAdamW, h},            {"Lion", Rule::kLion, lion}};
+    return {{"SgdWithoutMomentum", Rule::kSGD, h},
+            {"SgdMomentum", Rule::kSGD, momentum},
+            {"SgdwNesterov", Rule::kSGDW, nesterov},
+            {"Adam", Rule::kAdam, h},
+            {"AdamW", Rule::kAdamW, h},
+            {"Lion", Rule::kLion, lion}};
 }
 
 /// How moments and weights are stored.
@@ -145,8 +149,8 @@ inline std::vector<StorageCase> storage_cases() {
                 for (const int bits : {0, 16, 24, 32}) {
                     if ((weight == DType::kFloat32 && bits != 0) || (is_paper && bits == 16)) continue;
                     StorageOptions options{format, bits, quantize, 0, 0};
-                    cases.push_back({format_name + (quantize ? "" : "Unquantized") + "_" + std::string(name_of(weight)) +
-                                         "_" + std::to_string(bits),
+                    cases.push_back({format_name + (quantize ? "" : "Unquantized") + "_" +
+                                         std::string(name_of(weight)) + "_" + std::to_string(bits),
                                      options, weight});
                 }
             }
@@ -160,7 +164,8 @@ inline std::vector<std::byte> bytes_of(Optimizer& optimizer, Optimizer::Paramete
     const auto& weight = optimizer.weight(id);
     const auto* data = static_cast<const std::byte*>(weight.data);
     std::vector<std::byte> all(data, data + static_cast<std::size_t>(weight.numel()) * size_of(weight.dtype));
-    for (const auto& tensor : optimizer.state(id)) all.insert(all.end(), tensor.bytes.begin(), tensor.bytes.end());
+    for (const auto& tensor : optimizer.state(id))
+        all.insert(all.end(), tensor.bytes.begin(), tensor.bytes.end());
     return all;
 }
 inline std::vector<std::byte> bytes_of(Optimizer& optimizer) {

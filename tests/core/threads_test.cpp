@@ -1,0 +1,95 @@
+// What is promised of threads, small enough for the thread sanitizer. If these fail, two models in one process corrupt each other.
+#include <atomic>
+#include <thread>
+
+#include "support.h"
+
+namespace flashoptim {
+
+namespace {
+
+OptimizerOptions with_threads(int threads) {
+    OptimizerOptions options;
+    options.threads = threads;
+    return options;
+}
+
+/// Ten steps of AdamW over one tensor that takes three chunks.
+std::vector<std::byte> train(std::uint64_t seed, int threads) {
+    Noise noise(seed);
+    Tensor weight(DType::kBFloat16, {300, 256}), gradient(DType::kBFloat16, {300, 256});
+    weight.fill([&] { return noise.normal(); });
+    AdamW optimizer({}, with_threads(threads));
+    optimizer.add_parameter(weight.view());
+    optimizer.set_gradient(0, gradient.view());
+    for (int t = 0; t < 10; ++t) {
+        gradient.fill([&] { return noise.normal(); });
+        optimizer.set_gradient_factor(1.0 / (1.0 + optimizer.grad_norm()));
+        optimizer.step();
+    }
+    return bytes_of(optimizer);
+}
+
+}  // namespace
+
+TEST(Threads, TwoOptimizersInTwoThreads) {
+    const auto expected_a = train(1, 1), expected_b = train(2, 1);
+    std::vector<std::byte> a, b;
+    std::thread first([&] { a = train(1, 2); }), second([&] { b = train(2, 3); });
+    first.join();
+    second.join();
+    EXPECT_TRUE(a == expected_a);
+    EXPECT_TRUE(b == expected_b);
+}
+
+TEST(Threads, OneOptimizerWithManyThreads) { EXPECT_TRUE(train(3, 8) == train(3, 1)); }
+
+TEST(Threads, OneOptimizerHandedFromThreadToThread) {
+    Tensor weight(DType::kFloat32, {100000}), gradient(DType::kFloat32, {100000});
+    gradient.fill([] { return 1.0F; });
+    SGD optimizer({.learning_rate = 1.0}, with_threads(3));
+    optimizer.add_parameter(weight.view());
+    optimizer.set_gradient(0, gradient.view());
+    for (int n = 0; n < 4; ++n) std::thread([&] { optimizer.step(); }).join();
+    EXPECT_EQ(weight.get(0), -4.0F);
+    EXPECT_EQ(weight.get(99999), -4.0F);
+}
+
+TEST(Threads, APoolRunsEveryJobOnce) {
+    for (const int threads : {1, 2, 3, 8}) {
+        ThreadPool pool(threads);
+        EXPECT_EQ(pool.threads(), threads);
+        for (const std::int64_t jobs : {0, 1, 2, 7, 1000}) {
+            std::vector<std::atomic<int>> done(static_cast<std::size_t>(jobs));
+            pool.run(
+                jobs,
+                [](void* context, std::int64_t n) {
+                    (*static_cast<std::vector<std::atomic<int>>*>(context))[static_cast<std::size_t>(n)]
+                        .fetch_add(1);
+                },
+                &done);
+            for (const auto& count : done) EXPECT_EQ(count.load(), 1);
+        }
+    }
+}
+
+// A pool that is called from its own job, or by two threads at once, works alone instead of waiting for itself.
+TEST(Threads, ABusyPoolDoesNotDeadlock) {
+    struct Context {
+        ThreadPool pool{4};
+        std::atomic<int> done{0};
+    } context;
+    const auto inner = [](void* c, std::int64_t) { static_cast<Context*>(c)->done.fetch_add(1); };
+    const auto outer = [](void* c, std::int64_t) {
+        auto& own = *static_cast<Context*>(c);
+        own.pool.run(5, [](void* d, std::int64_t) { static_cast<Context*>(d)->done.fetch_add(1); }, c);
+    };
+    context.pool.run(6, outer, &context);
+    EXPECT_EQ(context.done.load(), 30);
+    std::thread first([&] { context.pool.run(100, inner, &context); });
+    context.pool.run(100, inner, &context);
+    first.join();
+    EXPECT_EQ(context.done.load(), 230);
+}
+
+}  // namespace flashoptim
