@@ -185,10 +185,7 @@ TEST(PaperGolden, EveryStepOfEveryCaseOnEveryBackend) {
 
 // ------------------------------------------------------------------------------------------------ codecs
 
-class PaperGoldenWeights : public testing::TestWithParam<std::tuple<std::string, int>> {};
-
-TEST_P(PaperGoldenWeights, SplitAndJoin) {
-    const auto& [dtype_name, bits] = GetParam();
+void expect_weights_as_authors(const std::string& dtype_name, int bits) {
     const auto prefix = "codec/" + dtype_name + "/";
     const std::string of_bits = bits == 24 ? "-24" : "-32";
     const auto dtype = dtype_of(dtype_name);
@@ -233,42 +230,39 @@ TEST_P(PaperGoldenWeights, SplitAndJoin) {
                   golden().read(golden().tensor(decode + "corrections")), decode + "decoded");
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PaperGoldenWeights,
-                         testing::Combine(testing::Values("bf16", "fp16"), testing::Values(24, 32)),
-                         [](const auto& test) {
-                             return std::get<0>(test.param) + "_" + std::to_string(std::get<1>(test.param));
-                         });
+TEST(PaperGolden, Bfloat16WeightsOf24Bits) { expect_weights_as_authors("bf16", 24); }
+TEST(PaperGolden, Bfloat16WeightsOf32Bits) { expect_weights_as_authors("bf16", 32); }
+TEST(PaperGolden, Float16WeightsOf24Bits) { expect_weights_as_authors("fp16", 24); }
+TEST(PaperGolden, Float16WeightsOf32Bits) { expect_weights_as_authors("fp16", 32); }
 
-class PaperGoldenMoments : public testing::TestWithParam<Moment> {
-protected:
-    [[nodiscard]] bool is_first() const { return GetParam() == Moment::kFirst; }
-    [[nodiscard]] std::string prefix() const { return is_first() ? "codec/m/" : "codec/v/"; }
-    static Layout layout_for(std::size_t numel) {
-        return layout_of({nullptr, DType::kFloat32, {static_cast<std::int64_t>(numel)}, {}});
-    }
-};
+std::string codec_prefix(Moment moment) { return moment == Moment::kFirst ? "codec/m/" : "codec/v/"; }
+Layout flat_layout(std::size_t numel) {
+    return layout_of({nullptr, DType::kFloat32, {static_cast<std::int64_t>(numel)}, {}});
+}
 
 /// Infinities, NaN and values beyond binary16 among them: the ground functions take what the public ones refuse.
-TEST_P(PaperGoldenMoments, Encode) {
+void expect_codes_as_authors(Moment moment) {
     using L = ScalarLanes;
-    const auto values = values_of<float>(prefix() + "values");
-    const auto codes = golden().read(golden().tensor(prefix() + "codes"));
-    const auto scales = values_of<std::uint16_t>(prefix() + "scales");
+    const bool is_first = moment == Moment::kFirst;
+    const auto prefix = codec_prefix(moment);
+    const auto values = values_of<float>(prefix + "values");
+    const auto codes = golden().read(golden().tensor(prefix + "codes"));
+    const auto scales = values_of<std::uint16_t>(prefix + "scales");
     std::size_t public_groups = 0;
     for (std::size_t begin = 0, group = 0; begin < values.size(); begin += kGroupSize, ++group) {
         const auto size = std::min<std::size_t>(kGroupSize, values.size() - begin);
         float largest = 0.0F, scale = 0.0F, encode = 0.0F;
         std::vector<float> carried(size);
         for (std::size_t n = 0; n < size; ++n) {
-            carried[n] = is_first() ? values[begin + n] : L::sqrt(values[begin + n]);
+            carried[n] = is_first ? values[begin + n] : L::sqrt(values[begin + n]);
             largest = L::max_ignoring_nan(largest, absolute<L>(carried[n]));
         }
         PaperMoments::first_scale<L>(largest, 0.0F, {}, scale, encode);
         EXPECT_EQ(PaperMoments::scale_bits(scale), scales[group]) << "group " << group;
         bool in_range = true;
         for (std::size_t n = 0; n < size; ++n) {
-            const auto code = is_first() ? PaperMoments::first_code<L>(carried[n], encode, 0)
-                                         : PaperMoments::second_code<L>(carried[n], encode, 0);
+            const auto code = is_first ? PaperMoments::first_code<L>(carried[n], encode, 0)
+                                       : PaperMoments::second_code<L>(carried[n], encode, 0);
             ASSERT_EQ(static_cast<std::byte>(code & 0xffU), codes[begin + n])
                 << values[begin + n] << " in group " << group;
             in_range = in_range && std::fabs(carried[n]) <= 65504.0F;
@@ -277,7 +271,7 @@ TEST_P(PaperGoldenMoments, Encode) {
         ++public_groups;
         Bytes our_codes(size);
         std::vector<std::uint16_t> our_scales(1);
-        quantize_moment(GetParam(), MomentStorage::kPaper, layout_for(size),
+        quantize_moment(moment, MomentStorage::kPaper, flat_layout(size),
                         std::span(values).subspan(begin, size), our_codes, our_scales);
         EXPECT_EQ(our_scales[0], scales[group]);
         EXPECT_EQ(differences(our_codes, std::span(codes).subspan(begin, size), StorageType::kInt8), 0U)
@@ -286,12 +280,13 @@ TEST_P(PaperGoldenMoments, Encode) {
     EXPECT_GT(public_groups, values.size() / kGroupSize / 2);
 }
 
-TEST_P(PaperGoldenMoments, Decode) {
-    for (const auto& where : {prefix(), prefix() + "decode/"}) {
+void expect_decoded_as_authors(Moment moment) {
+    const auto prefix = codec_prefix(moment);
+    for (const auto& where : {prefix, prefix + "decode/"}) {
         const auto codes = golden().read(golden().tensor(where + "codes"));
         const auto scales = values_of<std::uint16_t>(where + "scales");
         std::vector<float> values(codes.size());
-        dequantize_moment(GetParam(), MomentStorage::kPaper, layout_for(codes.size()), codes, scales, values);
+        dequantize_moment(moment, MomentStorage::kPaper, flat_layout(codes.size()), codes, scales, values);
         EXPECT_EQ(differences(std::as_bytes(std::span(values)),
                               golden().read(golden().tensor(where + "decoded")), StorageType::kFloat32),
                   0U)
@@ -299,8 +294,10 @@ TEST_P(PaperGoldenMoments, Decode) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PaperGoldenMoments, testing::Values(Moment::kFirst, Moment::kSecond),
-                         [](const auto& test) { return test.param == Moment::kFirst ? "First" : "Second"; });
+TEST(PaperGolden, FirstMomentsEncode) { expect_codes_as_authors(Moment::kFirst); }
+TEST(PaperGolden, SecondMomentsEncode) { expect_codes_as_authors(Moment::kSecond); }
+TEST(PaperGolden, FirstMomentsDecode) { expect_decoded_as_authors(Moment::kFirst); }
+TEST(PaperGolden, SecondMomentsDecode) { expect_decoded_as_authors(Moment::kSecond); }
 
 }  // namespace
 }  // namespace flashoptim::test
