@@ -17,9 +17,8 @@ data="${DATA:-}"
 if [ -z "$data" ]; then
     data="$out/corpus.txt"
     mkdir -p "$out"
-    find README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs include src apps tests scripts bench python examples cmake \
-        -type f \( -name '*.md' -o -name LICENSE -o -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh' \
-        -o -name '*.py' -o -name '*.sh' -o -name '*.txt' -o -name '*.cmake' \) 2>/dev/null |
+    find . \( -path ./build -o -path ./out -o -path './.*' \) -prune -o -type f \( -name '*.md' -o -name LICENSE -o -name '*.h' \
+        -o -name '*.cpp' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.sh' -o -name '*.cmake' \) -print |
         LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat >"$data"
     echo "demo: the text is this repository's own documents and sources, $(wc -c <"$data") bytes; DATA=PATH takes another"
 fi
@@ -36,6 +35,6 @@ if [ -n "$available_kib" ] && [ "$available_kib" -lt "$needed_kib" ]; then
     exit 0
 fi
 echo
-echo "demo: a Llama of 300 M parameters, 3 steps of 1 x 64 tokens: what the operating system measures"
+echo "demo: a Llama of 300 M parameters, 3 steps of 1 x 64 tokens: what the operating system measures (the loss says nothing yet)"
 "$command" compare --data "$data" --model llama-300m --steps 3 --batch 1 --sequence 64 --eval-every 3 --eval-batches 1 \
     --schedule constant --lr 1e-4 --with-gradient-release --no-checkpoint --no-plot --out "$out/large" --overwrite
