@@ -35,6 +35,13 @@ if(TARGET flashoptim_warnings AND flashoptim_components)
     install(TARGETS flashoptim_warnings EXPORT flashoptim_core)
 endif()
 
+# Torch stays where it is. CMake leaves out link folders inside the source tree, where .venv lies, so this one is named.
+foreach(target flashoptim_torch flashoptim_command)
+    if(TARGET ${target})
+        set_property(TARGET ${target} APPEND PROPERTY INSTALL_RPATH "${TORCH_INSTALL_PREFIX}/lib")
+    endif()
+endforeach()
+
 # Headers of libraries that are not installed would only disappoint.
 set(absent_headers "")
 foreach(pair "checkpoint:checkpoint.h" "c:c_api.h" "torch:libtorch.h")

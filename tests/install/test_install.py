@@ -152,7 +152,7 @@ def test_every_installed_header_stands_alone(prefix: Path):
             )
 
 
-def test_torch_component_builds_and_runs_its_consumer(build: Path):
+def test_torch_component_and_command_run_where_they_are_installed(build: Path):
     if not list(RELEASE.glob("src/torch/libflashoptim_torch.*")):
         pytest.skip("build/release has no LibTorch optimizers")
     prefix = install(RELEASE, WORK / "torch")
@@ -160,3 +160,4 @@ def test_torch_component_builds_and_runs_its_consumer(build: Path):
     configure(build, f"-DCMAKE_PREFIX_PATH={prefix};{torch}", "-DFLASHOPTIM_COMPONENTS=torch")
     run("cmake", "--build", build)
     assert "7 parameters" in run(build / "consumer_torch")
+    assert "compare" in run(prefix / "bin" / "flashoptim", "--help")
