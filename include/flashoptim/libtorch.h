@@ -261,7 +261,8 @@ public:
     torch::Tensor step(LossClosure closure = nullptr) override;
     /// What the last step did.
     [[nodiscard]] const StepReport& last_step() const;
-    /// Clears gradients, also those of set_gradient.
+    /// Clears gradients, also those of set_gradient. (Not virtual in LibTorch: called through a torch::optim::Optimizer& it
+    /// clears only the parameters' own.)
     void zero_grad(bool set_to_none = true);
 
     /// Gives a gradient instead of parameter.grad(), for one in another dtype (fp32 sums for bf16 parameters). The tensor is
@@ -277,7 +278,7 @@ public:
 
     /// Bytes that weights, states and gradients take at this moment.
     [[nodiscard]] MemoryReport memory_report() const;
-    /// Elements of a parameter (of all) that were skipped because their gradient was not finite or huge.
+    /// Elements of a parameter (of all) whose gradient was not finite or huge; counted also where it kept a whole step back.
     [[nodiscard]] std::int64_t bad_elements(const torch::Tensor& parameter) const;
     [[nodiscard]] std::int64_t bad_elements() const;
 
