@@ -53,7 +53,7 @@ SweepResult sweep_all(const SweepKernel& kernel, SplitKind kind, std::uint32_t s
 }
 
 void expect_no_violation(SplitKind kind, double largest_share_not_nearest) {
-    constexpr std::uint32_t kStride = kExhaustive ? 1 : 4099;
+    constexpr std::uint32_t kStride = kExhaustive ? 1 : 257;
     const auto result = sweep_all(best_sweep(), kind, kStride);
     EXPECT_EQ(result.violations, 0U) << "first: " << std::hex << result.first_bad;
     const double patterns = 0x1p32 / kStride;
