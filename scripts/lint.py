@@ -49,7 +49,9 @@ def ruff(fix: bool = False) -> bool:
 
 def mypy(fix: bool = False) -> bool:
     """Python types, one room at a time, as file names may repeat between rooms."""
-    rooms = sorted({path.parent for path in files(("apps", "bench", "docs", "python", "scripts", "tests"), {".py"})})
+    rooms = sorted(
+        {path.parent for path in files(("apps", "bench", "docs", "python", "scripts", "tests"), {".py"})}
+    )
     return all([run(BIN / "mypy", "--no-error-summary", *sorted(room.glob("*.py"))) for room in rooms])
 
 

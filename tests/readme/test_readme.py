@@ -29,7 +29,8 @@ def example_that_includes(header: str) -> str:
 def compile_and_run(source: str, folder: Path, *flags: str) -> None:
     (folder / "example.cpp").write_text(source, encoding="utf-8")
     compiler = shutil.which("c++") or "g++"
-    command = [compiler, "-std=c++20", "-I", ROOT / "include", folder / "example.cpp", "-o", folder / "example", *flags]
+    source_and_program = [str(folder / "example.cpp"), "-o", str(folder / "example")]
+    command = [compiler, "-std=c++20", f"-I{ROOT / 'include'}", *source_and_program, *flags]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     subprocess.run([folder / "example"], check=True, timeout=300)
@@ -49,5 +50,14 @@ def test_libtorch_example(tmp_path: Path) -> None:
     libraries = Path(torch.__file__).parent / "lib"
     flags = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
     flags += [flag for folder in cpp_extension.include_paths() for flag in ("-isystem", folder)]
-    flags += [str(TORCH), str(CORE), f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", "-lpthread"]
+    flags += [
+        str(TORCH),
+        str(CORE),
+        f"-L{libraries}",
+        f"-Wl,-rpath,{libraries}",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+        "-lpthread",
+    ]
     compile_and_run(example_that_includes("flashoptim/libtorch.h"), tmp_path, *flags)
