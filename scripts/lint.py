@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 CPP_ROOMS = ("include", "src", "apps", "tests", "bench", "examples")
+PYTHON_ROOMS = ("apps", "bench", "docs", "python", "scripts", "tests")
 CPP_SUFFIXES = {".h", ".cpp", ".c", ".cu", ".cuh"}
 # LibTorch's headers take clang-tidy minutes, so it reads the core only.
 TIDY_ROOMS = ("include", "src")
