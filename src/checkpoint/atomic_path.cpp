@@ -22,12 +22,16 @@ constexpr std::string_view kTemporary = ".tmp-";
 constexpr std::string_view kMovedAside = ".old-";
 constexpr int kMostTries = 1000;  // to find a free temporary name
 
+fs::path sibling(const fs::path& target, std::string_view kind, int number) {
+    fs::path path = target;
+    return path += std::string(kind) + std::to_string(::getpid()) + "-" + std::to_string(number);
+}
+
 // A name beside `target` that this process never makes twice: a cleaner that is still removing what had a name must not find
 // another writer's work under it. This counter is the one thing that all threads of the process share.
-fs::path sibling(const fs::path& target, std::string_view kind) {
-    static std::atomic<std::uint64_t> next_number{0};
-    fs::path path = target;
-    return path += std::string(kind) + std::to_string(::getpid()) + "-" + std::to_string(next_number++);
+fs::path new_temporary(const fs::path& target) {
+    static std::atomic<int> next_number{0};
+    return sibling(target, kTemporary, next_number++);
 }
 
 // All paths beside `target` that `sibling` may have made, in any process.
@@ -88,7 +92,7 @@ struct Claim {
 template <typename Make>
 Claim claim_temporary(const fs::path& target, Make make) {
     for (int tries = 0;; ++tries) {
-        Claim claim{sibling(target, kTemporary), {}};
+        Claim claim{new_temporary(target), {}};
         claim.descriptor = make(claim.path);
         if (!claim.descriptor) {
             // A dead process of the same number left the name, or a cleaner was faster than our lock.
@@ -181,8 +185,9 @@ void TemporaryFolder::replace_target(Replace how) {
 void TemporaryFolder::move_aside_and_replace() {
     const FileDescriptor old = open_folder(target_);
     lock(old, false);
-    fs::path aside = sibling(target_, kMovedAside);
-    while (is_taken(aside)) aside = sibling(target_, kMovedAside);
+    int number = 0;
+    while (is_taken(sibling(target_, kMovedAside, number))) ++number;
+    const fs::path aside = sibling(target_, kMovedAside, number);
     if (::rename(target_.c_str(), aside.c_str()) != 0) throw_io_error("replace", target_, errno);
     if (::rename(path_.c_str(), target_.c_str()) != 0) {
         const int error_number = errno;
