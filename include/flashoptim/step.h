@@ -97,7 +97,15 @@ struct StepItem {
 };
 
 /// Where the step runs. Results do not depend on it.
-enum class Backend : std::uint8_t { kAutomatic, kScalar, kPortable, kX86V3, kX86V4 };
+enum class Backend : std::uint8_t {
+    kAutomatic,   ///< FLASHOPTIM_BACKEND if set, else the fastest that this processor runs.
+    kScalar,      ///< The reference, one element at a time.
+    kPortable,    ///< The compiler's own vectors at the platform's baseline.
+    kAvx2,        ///< x86 with AVX2, FMA, BMI, BMI2.
+    kAvx512,      ///< x86 with AVX-512 F, BW, CD, DQ, VL.
+    kAvx512Vbmi,  ///< The same with VBMI.
+    kNeon,        ///< 64-bit ARM.
+};
 
 /// "scalar", "portable", ... ; the names that FLASHOPTIM_BACKEND takes.
 std::string_view name_of(Backend backend);

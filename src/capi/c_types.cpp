@@ -57,7 +57,7 @@ OptimizerOptions from_c(const flashoptim_options* options) {
     o.nonfinite = to_enum(c.nonfinite, NonFinite::kError, "nonfinite");
     o.check_gradients = c.check_gradients != 0;
     o.threads = c.threads;
-    o.backend = to_enum(c.backend, Backend::kX86V4, "backend");
+    o.backend = to_enum(c.backend, Backend::kNeon, "backend");
     o.storage.min_quantized_numel = c.min_quantized_numel;
     o.storage.min_quantized_numel_1d = c.min_quantized_numel_1d;
     return o;

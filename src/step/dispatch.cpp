@@ -12,22 +12,30 @@ namespace flashoptim {
 
 namespace {
 
-constexpr std::array kAllBackends = {Backend::kScalar, Backend::kPortable, Backend::kX86V3, Backend::kX86V4};
+// The fastest last.
+constexpr std::array kAllBackends = {Backend::kScalar, Backend::kPortable,   Backend::kNeon,
+                                     Backend::kAvx2,   Backend::kAvx512,     Backend::kAvx512Vbmi};
 
 bool runs_here(Backend backend) {
     switch (backend) {
         case Backend::kScalar:
         case Backend::kPortable:
             return true;
-#if defined(FLASHOPTIM_X86_LEVELS)
-        // What the compiler may use at these levels (x86-64 psABI).
-        case Backend::kX86V3:
+#if defined(FLASHOPTIM_X86)
+        // What the compiler may use at x86-64-v3 and x86-64-v4 (psABI), which the files are compiled for.
+        case Backend::kAvx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-        case Backend::kX86V4:
-            return runs_here(Backend::kX86V3) && __builtin_cpu_supports("avx512f") &&
+        case Backend::kAvx512:
+            return runs_here(Backend::kAvx2) && __builtin_cpu_supports("avx512f") &&
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        case Backend::kAvx512Vbmi:
+            return runs_here(Backend::kAvx512) && __builtin_cpu_supports("avx512vbmi");
+#endif
+#if defined(FLASHOPTIM_NEON)
+        case Backend::kNeon:
+            return true;
 #endif
         default:
             return false;
@@ -65,10 +73,14 @@ std::string_view name_of(Backend backend) {
             return "scalar";
         case Backend::kPortable:
             return "portable";
-        case Backend::kX86V3:
-            return "x86-64-v3";
-        case Backend::kX86V4:
-            return "x86-64-v4";
+        case Backend::kNeon:
+            return "neon";
+        case Backend::kAvx2:
+            return "avx2";
+        case Backend::kAvx512:
+            return "avx512";
+        case Backend::kAvx512Vbmi:
+            return "avx512-vbmi";
     }
     return "unknown";
 }
@@ -91,14 +103,24 @@ const BackendKernels& backend_kernels(Backend backend) {
     switch (chosen) {
         case Backend::kScalar:
             return kScalar;
-#if defined(FLASHOPTIM_X86_LEVELS)
-        case Backend::kX86V3: {
-            static const BackendKernels kV3 = x86_v3_backend();
-            return kV3;
+#if defined(FLASHOPTIM_X86)
+        case Backend::kAvx2: {
+            static const BackendKernels kAvx2 = avx2_backend();
+            return kAvx2;
         }
-        case Backend::kX86V4: {
-            static const BackendKernels kV4 = x86_v4_backend();
-            return kV4;
+        case Backend::kAvx512: {
+            static const BackendKernels kAvx512 = avx512_backend();
+            return kAvx512;
+        }
+        case Backend::kAvx512Vbmi: {
+            static const BackendKernels kAvx512Vbmi = avx512_vbmi_backend();
+            return kAvx512Vbmi;
+        }
+#endif
+#if defined(FLASHOPTIM_NEON)
+        case Backend::kNeon: {
+            static const BackendKernels kNeon = neon_backend();
+            return kNeon;
         }
 #endif
         default:

@@ -6,37 +6,23 @@
 #include <cstring>
 #include <type_traits>
 
-#include "flashoptim/format/groups.h"
 #include "flashoptim/numeric/dither.h"
-#include "step/kernels.h"
+#include "step/block.h"
 #include "step/read_gradient.h"
 
 namespace flashoptim {
 
 template <class L, class R, class M, class W>
-class FusedStep {
+class FusedStep : BlockTypes<R, M, W> {
+    using Types = BlockTypes<R, M, W>;
+    using typename Types::Block, typename Types::Stored, typename Types::Correction, typename Types::FirstCode,
+        typename Types::SecondCode;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at, Types::place_at;
+    using Tail = typename Types::template Tail<kGroup>;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
     using Mask = typename L::Mask;
-    using Stored = typename W::Stored;
-    static constexpr bool kHasCorrection = !std::is_void_v<typename W::Correction>;
-    using Correction = std::conditional_t<kHasCorrection, typename W::Correction, std::int8_t>;
-    using FirstCode = typename M::FirstCode;
-    using SecondCode = typename M::SecondCode;
-    static constexpr bool kFirst = R::kHasFirst, kSecond = R::kHasSecond, kGrouped = M::kGrouped;
-    static constexpr int kGroup = static_cast<int>(kGroupSize);
     static_assert(kGroup % L::kWidth == 0);
-
-    /// What one block touches, typed.
-    struct Block {
-        Stored* weight;
-        Correction* correction;
-        FirstCode* first;
-        std::uint16_t* first_scales;
-        SecondCode* second;
-        std::uint16_t* second_scales;
-        const std::byte* gradient;
-    };
 
 public:
     /// Steps the segment; returns the number of elements that were skipped.
@@ -71,51 +57,6 @@ public:
     }
 
 private:
-    static FLASHOPTIM_INLINE Block block_at(const Segment& s, std::int64_t at) {
-        Block b{};
-        b.weight = static_cast<Stored*>(s.weight) + at;
-        if constexpr (kHasCorrection) b.correction = static_cast<Correction*>(s.correction) + at;
-        if constexpr (kFirst) b.first = static_cast<FirstCode*>(s.first) + at;
-        if constexpr (kSecond) b.second = static_cast<SecondCode*>(s.second) + at;
-        if constexpr (kGrouped && kFirst) b.first_scales = s.first_scales + at / kGroup;
-        if constexpr (kGrouped && kSecond) b.second_scales = s.second_scales + at / kGroup;
-        b.gradient = static_cast<const std::byte*>(s.gradient) +
-                     at * static_cast<std::int64_t>(size_of(s.gradient_dtype));
-        return b;
-    }
-    static FLASHOPTIM_INLINE std::uint32_t place_at(const Segment& s, std::int64_t at) {
-        return (s.place + static_cast<std::uint32_t>(at % kDitherPeriod)) % kDitherPeriod;
-    }
-
-    /// A short last group, padded with zeros to a full one on the stack.
-    struct Tail {
-        alignas(64) Stored weight[kGroup] = {};
-        alignas(64) Correction correction[kGroup] = {};
-        alignas(64) FirstCode first[kGroup] = {};
-        alignas(64) SecondCode second[kGroup] = {};
-        alignas(64) std::byte gradient[kGroup * 4] = {};
-        const Block home;
-        const std::size_t size;
-
-        Tail(const Segment& s, const Block& from, int count)
-            : home(from), size(static_cast<std::size_t>(count)) {
-            std::memcpy(weight, home.weight, size * sizeof(Stored));
-            if constexpr (kHasCorrection) std::memcpy(correction, home.correction, size * sizeof(Correction));
-            if constexpr (kFirst) std::memcpy(first, home.first, size * sizeof(FirstCode));
-            if constexpr (kSecond) std::memcpy(second, home.second, size * sizeof(SecondCode));
-            std::memcpy(gradient, home.gradient, size * size_of(s.gradient_dtype));
-        }
-        [[nodiscard]] Block block() {
-            return {weight, correction, first, home.first_scales, second, home.second_scales, gradient};
-        }
-        void write_back() const {
-            std::memcpy(home.weight, weight, size * sizeof(Stored));
-            if constexpr (kHasCorrection) std::memcpy(home.correction, correction, size * sizeof(Correction));
-            if constexpr (kFirst) std::memcpy(home.first, first, size * sizeof(FirstCode));
-            if constexpr (kSecond) std::memcpy(home.second, second, size * sizeof(SecondCode));
-        }
-    };
-
     static std::uint64_t step_tail(const Segment& s, std::int64_t at) {
         Tail tail(s, block_at(s, at), static_cast<int>(s.count - at));
         const auto bad = step_block(s, tail.block(), kGroup, static_cast<int>(s.count - at), place_at(s, at));

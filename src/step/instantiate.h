@@ -10,12 +10,17 @@
 #include "flashoptim/rule/lion.h"
 #include "flashoptim/rule/sgd.h"
 #include "step/fused_step.h"
+#include "step/ordinary_step.h"
 
 namespace flashoptim {
 
 template <class L, class R, class M, class W>
 Kernels kernels_of() {
-    return {&FusedStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};
+    if constexpr (W::kProtected && !std::is_same_v<L, ScalarLanes>) {
+        return {&OrdinaryStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};
+    } else {
+        return {&FusedStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};
+    }
 }
 
 template <class L, class R, class M>

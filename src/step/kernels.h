@@ -29,6 +29,7 @@ struct Segment {
     std::int64_t count = 0;
     const StepScalars* scalars = nullptr;
     const DitherTables* dither = nullptr;
+    std::uint64_t (*reference)(const Segment&) = nullptr;  // the scalar kernel, for what is out of the ordinary
 };
 
 /// What one backend offers for one rule and storage.
@@ -47,9 +48,13 @@ struct BackendKernels {
 
 BackendKernels scalar_backend();
 BackendKernels portable_backend();
-#if defined(FLASHOPTIM_X86_LEVELS)
-BackendKernels x86_v3_backend();
-BackendKernels x86_v4_backend();
+#if defined(FLASHOPTIM_X86)
+BackendKernels avx2_backend();
+BackendKernels avx512_backend();
+BackendKernels avx512_vbmi_backend();
+#endif
+#if defined(FLASHOPTIM_NEON)
+BackendKernels neon_backend();
 #endif
 
 }  // namespace flashoptim

@@ -80,6 +80,7 @@ struct PreparedItem {
     Kernels kernels;
     StepScalars scalars;
     const DitherTables* dither = nullptr;
+    std::uint64_t (*reference)(const Segment&) = nullptr;
 };
 
 struct Work {
@@ -121,6 +122,7 @@ Segment segment_of(const PreparedItem& prepared, std::int64_t begin, std::int64_
     s.count = count;
     s.scalars = &prepared.scalars;
     s.dither = prepared.dither;
+    s.reference = prepared.reference;
     return s;
 }
 
@@ -162,7 +164,9 @@ std::uint64_t run(std::span<StepItem> items, ThreadPool& pool, Backend backend,
     for (auto& item : items) {
         item.bad_elements = 0;
         if (item.layout->numel == 0) continue;
-        PreparedItem prepared{&item, Rows(item), {}, scalars_of(item), nullptr};
+        PreparedItem prepared{&item, Rows(item), {}, scalars_of(item), nullptr, nullptr};
+        prepared.reference =
+            backend_kernels(Backend::kScalar).find(item.rule, item.plan.first.count != 0, item.plan).run;
         prepared.kernels = backend_kernel.find(item.rule, item.plan.first.count != 0, item.plan);
         auto& tables = work.dither[item.step];
         if (!tables) {

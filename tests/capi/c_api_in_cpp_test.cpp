@@ -32,8 +32,10 @@ TEST(CApiInCpp, EnumeratorsAreThoseOfTheLibrary) {
     expect_same(Backend::kAutomatic, FLASHOPTIM_BACKEND_AUTOMATIC);
     expect_same(Backend::kScalar, FLASHOPTIM_BACKEND_SCALAR);
     expect_same(Backend::kPortable, FLASHOPTIM_BACKEND_PORTABLE);
-    expect_same(Backend::kX86V3, FLASHOPTIM_BACKEND_X86_V3);
-    expect_same(Backend::kX86V4, FLASHOPTIM_BACKEND_X86_V4);
+    expect_same(Backend::kAvx2, FLASHOPTIM_BACKEND_AVX2);
+    expect_same(Backend::kAvx512, FLASHOPTIM_BACKEND_AVX512);
+    expect_same(Backend::kAvx512Vbmi, FLASHOPTIM_BACKEND_AVX512_VBMI);
+    expect_same(Backend::kNeon, FLASHOPTIM_BACKEND_NEON);
     expect_same(Moment::kFirst, FLASHOPTIM_FIRST_MOMENT);
     expect_same(Moment::kSecond, FLASHOPTIM_SECOND_MOMENT);
 }

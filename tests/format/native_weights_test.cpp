@@ -21,11 +21,12 @@ namespace {
 /// The fastest sweep that this processor runs.
 SweepKernel best_sweep() {
     switch (available_backends().back()) {
-#if defined(FLASHOPTIM_X86_LEVELS)
-        case Backend::kX86V4:
-            return x86_v4_sweep();
-        case Backend::kX86V3:
-            return x86_v3_sweep();
+#if defined(FLASHOPTIM_X86)
+        case Backend::kAvx512Vbmi:
+        case Backend::kAvx512:
+            return avx512_sweep();
+        case Backend::kAvx2:
+            return avx2_sweep();
 #endif
         default:
             return baseline_sweep();

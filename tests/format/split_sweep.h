@@ -27,9 +27,9 @@ struct SweepKernel {
 
 SweepKernel scalar_sweep();
 SweepKernel baseline_sweep();
-#if defined(FLASHOPTIM_X86_LEVELS)
-SweepKernel x86_v3_sweep();
-SweepKernel x86_v4_sweep();
+#if defined(FLASHOPTIM_X86)
+SweepKernel avx2_sweep();
+SweepKernel avx512_sweep();
 #endif
 
 template <class L>

@@ -12,6 +12,7 @@
 //     first_unit<L>, second_unit<L>     what a code stands for, but for the group's factor
 //     first_scale<L>, second_scale<L>   the new scale of a group and the factor its codes are made with
 //     first_code<L>, second_code<L>     codes of new moments
+// and for whole units of vectors (step/lanes/) first_units, second_units, first_sum, second_sum.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,11 @@ FLASHOPTIM_INLINE typename L::Float twice_law(typename L::Float c) {
         L::select_bits(L::equal_bits(bits, L::broadcast_bits(0U)), bits, (bits << 1U) - 0x3F800000U));
 }
 
+/// Bytes of 128 bfloat16 values, the magnitudes that signed codes stand for.
+struct SignedByteTable {
+    alignas(64) std::uint8_t low[128], high[128];
+};
+
 /// The square-law codes.
 struct NativeMoments {
     using FirstCode = std::int8_t;
@@ -43,8 +49,10 @@ struct NativeMoments {
     static constexpr bool kCarriesScaled = true;
 
     static constexpr double kFirstUnits = 16384.0;  // z of the first moment = |m| / s * 16384
-    static constexpr float kFirstUnit = 0x1p-14F;   // m = first_unit * s * this
+    static constexpr float kFirstUnit = 0x1p-13F;   // m = first_unit * s * this
     static constexpr float kSecondUnit = 0.5F;      // r = second_unit * s * this
+    static constexpr int kCodeShift = 15;
+    static constexpr std::uint32_t kFirstFlip = 0x80U;
     static constexpr float kTinyFirst = 0x1p-100F;  // a group whose largest |m| is below is stored as zero
     static constexpr float kTinySecond = 0x1p-60F;  // the same for r
     static constexpr float kKeepLow = 0.7F,
@@ -56,11 +64,12 @@ struct NativeMoments {
     template <class L>
     using OldSecond = OldRootMoment<L>;
 
-    /// sign(q) * twice(|q|); the first moment is this times s / 16384. `code` is sign-extended.
+    /// sign(q) * twice(|q|) / 2; the first moment is this times s / 8192. `code` is sign-extended.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float first_unit(typename L::UInt code) {
-        const auto c = L::to_float(code);
-        return with_sign<L>(twice_law<L>(absolute<L>(c)), c);
+        // The factor 2^-64 puts the exponent where doubling the bits needs no subtraction, so that zero stays zero.
+        const auto bits = L::bits(L::to_float(code) * L::broadcast(0x1p-64F));
+        return L::from_bits(L::merge_bits(kSignBit, bits, bits << 1U));
     }
     /// twice(c) * 2^-15; the root of the second moment is this times s / 2.
     template <class L>
@@ -72,19 +81,54 @@ struct NativeMoments {
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt first_code(typename L::Float m, typename L::Float encode,
                                                          typename L::UInt dither) {
+        return ((first_sum<L>(m, encode, dither) >> kCodeShift) & 0xffU) ^ kFirstFlip;
+    }
+    /// The same as it stands in the bits kCodeShift and above, to be flipped by kFirstFlip.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt first_sum(typename L::Float m, typename L::Float encode,
+                                                        typename L::UInt dither) {
         const auto z = m * encode;
-        const auto a = absolute<L>(z);
-        const auto root = half_law<L>(a);
-        const auto y = with_sign<L>(L::select(L::less(a, root), a, root), z);
+        const auto y = L::smaller_magnitude(z, half_law<L>(absolute<L>(z)));
         // The sum is rounded to the grid of 2^-15 and floored; as part of the format this absorbs the rounding of factors.
-        return ((L::bits(L::from_bits(dither) + y) >> 15U) & 0xffU) ^ 0x80U;
+        return L::bits(L::from_bits(dither) + y);
     }
     /// The code of a second moment: root * encode = 2 r / s; dither = dither_above_256 of its place.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt second_code(typename L::Float root, typename L::Float encode,
                                                           typename L::UInt dither) {
+        return (second_sum<L>(root, encode, dither) >> kCodeShift) & 0xffU;
+    }
+    /// The same as it stands in the bits kCodeShift and above.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt second_sum(typename L::Float root, typename L::Float encode,
+                                                         typename L::UInt dither) {
         const auto y = L::from_bits(L::bits(root * encode) >> 1U);
-        return (L::bits(L::fma(y, L::broadcast(0x1p71F), L::from_bits(dither))) >> 15U) & 0xffU;
+        return L::bits(L::fma(y, L::broadcast(0x1p71F), L::from_bits(dither)));
+    }
+
+    /// first_unit and second_unit of the codes of one unit of vectors.
+    template <class L>
+    static FLASHOPTIM_INLINE void first_units(const FirstCode* codes, typename L::Float (&units)[L::kUnit]) {
+        if constexpr (L::kHasByteTables) {
+            static constexpr SignedByteTable kTable = first_unit_table();
+            L::look_up(codes, kTable, units);
+        } else {
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) units[j] = first_unit<L>(L::load_i8(codes + j * L::kWidth));
+        }
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void second_units(const SecondCode* codes,
+                                               typename L::Float (&units)[L::kUnit]) {
+        // A code in the lowest bits of 2^-48 counts units of 2^-71, exactly.
+        constexpr std::uint32_t kBase = 79U << 23U;
+        typename L::UInt above[L::kUnit];
+        L::load_u8_over(kBase, codes, above);
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            const auto c = L::from_bits(above[j]) - L::from_bits(L::broadcast_bits(kBase));
+            units[j] = L::from_bits(L::bits(c) << 1U);
+        }
     }
     /// The sticky scale of a group whose largest magnitude is `largest` and whose scale was `old_scale`.
     template <class L>
@@ -98,7 +142,7 @@ struct NativeMoments {
     }
     /// `decay` multiplies the old moment, `gain` the gradient; carried units times `measure` are the moment itself.
     static FLASHOPTIM_INLINE MomentScalars first_scalars(double decay, double gain, double measure) {
-        return {static_cast<float>(decay / kFirstUnits), static_cast<float>(gain),
+        return {static_cast<float>(decay * static_cast<double>(kFirstUnit)), static_cast<float>(gain),
                 static_cast<float>(measure), static_cast<float>(kFirstUnits * measure)};
     }
     /// The same for the root of the second moment: decay and measure are roots too.
@@ -128,6 +172,19 @@ struct NativeMoments {
     }
 
 private:
+    /// The magnitudes of first_unit for the codes 0 to 127, which bfloat16 holds exactly.
+    static constexpr SignedByteTable first_unit_table() {
+        SignedByteTable table{};
+        for (std::uint32_t code = 1; code < 128; ++code) {
+            std::uint32_t exponent = 0;
+            while ((code >> (exponent + 1U)) != 0) ++exponent;
+            const std::uint32_t fraction = (code << (23U - exponent)) & 0x7fffffU;
+            const std::uint32_t scaled = ((127U - 64U + exponent) << 23U) | fraction;  // code * 2^-64
+            table.low[code] = static_cast<std::uint8_t>((scaled << 1U) >> 16U);
+            table.high[code] = static_cast<std::uint8_t>((scaled << 1U) >> 24U);
+        }
+        return table;
+    }
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float quotient_or_zero(float numerator, typename L::Float scale) {
         const auto is_zero = L::equal(scale, L::broadcast(0.0F));

@@ -7,11 +7,16 @@
 //     decode<L>(hi, lo)          the master weight; hi zero-extended, lo sign-extended
 //     encode<L>(w, dither, hi, lo)  the reverse, for a w that is not NaN; dither = 32 bits, kNearestDither outside a step
 //     is_special<L>(hi)          whether the stored weight is Inf or NaN
+// and a protected one, for whole units of vectors (step/lanes/) of ordinary weights, whose magnitude is neither below zero nor
+// kOrdinary or more
+//     decode_unit<L>(hi, lo, w)  gives Inf, NaN or at least kOrdinary for a weight that is not ordinary
+//     encode_unit<L>(w, dither, place, hi, lo)
 #pragma once
 
 #include <cstdint>
 
 #include "flashoptim/numeric/bfloat16.h"
+#include "flashoptim/numeric/dither.h"
 #include "flashoptim/numeric/float16.h"
 
 namespace flashoptim {
@@ -22,6 +27,17 @@ struct Bfloat16Grid {
     static constexpr std::uint32_t kInfinityHigh = 0x7f80U;
     static constexpr std::uint32_t kNanHigh = 0x7fc0U;
 
+    static constexpr float kOrdinary = 0x1p127F;  // a power of two within the grid
+
+    /// Sign and magnitude of an ordinary weight, and back.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt pattern(typename L::Float w) {
+        return L::bits(w);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float value(typename L::UInt pattern) {
+        return L::from_bits(pattern);
+    }
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
         return L::bits(w) & kMagnitudeBits;
@@ -41,6 +57,16 @@ struct Float16Grid {
     static constexpr std::uint32_t kSmallestNormal = 0x38800000U;  // 2^-14 as fp32
     static constexpr std::uint32_t kLargest = 0x477fffffU;  // the last fp32 below 2^16, where the grid ends
 
+    static constexpr float kOrdinary = 0x1p15F;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt pattern(typename L::Float w) {
+        return L::merge_bits(kSignBit, L::bits(w), magnitude<L>(w));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float value(typename L::UInt pattern) {
+        return L::from_bits(L::merge_bits(kSignBit, pattern, value_bits<L>(pattern & kMagnitudeBits)));
+    }
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
         const auto mag = L::min_bits(L::bits(w) & kMagnitudeBits, L::broadcast_bits(kLargest));
@@ -100,6 +126,36 @@ struct SplitWeight {
         lo = q - (high << static_cast<unsigned>(kBits));
         hi = high | ((L::bits(w) >> 16U) & 0x8000U);
     }
+
+    static constexpr float kOrdinary = Grid::kOrdinary;
+    /// A magnitude below zero has the pattern of a NaN here.
+    template <class L>
+    static FLASHOPTIM_INLINE void decode_unit(const Stored* hi, const Correction* lo,
+                                              typename L::Float (&w)[L::kUnit]) {
+        typename L::UInt pattern[L::kUnit];
+        L::load_joined(hi, lo, pattern);
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) w[j] = Grid::template value<L>(pattern[j]);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
+                                              const DitherTables& dither, std::uint32_t place, Stored* hi,
+                                              Correction* lo) {
+        typename L::UInt sum[L::kUnit];
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            auto offset = L::broadcast_bits(0x8000U);
+            if constexpr (kBits == 8) offset = L::load_u32(dither.weight8 + place + j * L::kWidth);
+            sum[j] = Grid::template pattern<L>(w[j]) + offset;
+        }
+        L::store_high_u16(hi, sum);
+        // What is left of the sum below hi, with half a unit too much: its sign bit is inverted.
+        if constexpr (kBits == 8) {
+            L::template store_byte<8>(lo, sum, 0x80U);
+        } else {
+            L::store_low_u16(lo, sum, 0x8000U);
+        }
+    }
 };
 
 /// 16-bit weights without a correction; kDithered rounds with the dither, otherwise to nearest even.
@@ -126,6 +182,30 @@ struct PlainWeight {
         const auto high = L::min_bits((magnitude + offset) >> 16U, L::broadcast_bits(Grid::kMaxHigh));
         hi = high | ((L::bits(w) >> 16U) & 0x8000U);
     }
+
+    static constexpr float kOrdinary = Grid::kOrdinary;
+    template <class L>
+    static FLASHOPTIM_INLINE void decode_unit(const Stored* hi, const std::int8_t* /*lo*/,
+                                              typename L::Float (&w)[L::kUnit]) {
+        typename L::UInt pattern[L::kUnit];
+        L::load_high_u16(hi, pattern);
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) w[j] = Grid::template value<L>(pattern[j]);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
+                                              const DitherTables& dither, std::uint32_t place, Stored* hi,
+                                              std::int8_t* /*lo*/) {
+        typename L::UInt sum[L::kUnit];
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            const auto pattern = Grid::template pattern<L>(w[j]);
+            auto offset = ((pattern >> 16U) & 1U) + 0x7fffU;
+            if constexpr (kDithered) offset = L::load_u32(dither.weight16 + place + j * L::kWidth);
+            sum[j] = pattern + offset;
+        }
+        L::store_high_u16(hi, sum);
+    }
 };
 
 /// fp32 weights: nothing to correct.
@@ -151,6 +231,21 @@ struct Float32Weight {
         if constexpr (kProtected) {
             hi = L::min_bits(hi & kMagnitudeBits, L::broadcast_bits(kLargest)) | (hi & kSignBit);
         }
+    }
+
+    static constexpr float kOrdinary = 0x1p127F;
+    template <class L>
+    static FLASHOPTIM_INLINE void decode_unit(const Stored* hi, const std::int8_t* /*lo*/,
+                                              typename L::Float (&w)[L::kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) w[j] = L::load_f32(hi + j * L::kWidth);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
+                                              const DitherTables& /*dither*/, std::uint32_t /*place*/,
+                                              Stored* hi, std::int8_t* /*lo*/) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) L::store_f32(hi + j * L::kWidth, w[j]);
     }
 };
 

@@ -9,3 +9,12 @@
 #else
 #define FLASHOPTIM_INLINE inline
 #endif
+
+// Before a loop over a few vectors that are to stay in registers.
+#if defined(__clang__)
+#define FLASHOPTIM_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define FLASHOPTIM_UNROLL _Pragma("GCC unroll 8")
+#else
+#define FLASHOPTIM_UNROLL
+#endif

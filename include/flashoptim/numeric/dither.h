@@ -28,13 +28,19 @@ FLASHOPTIM_INLINE std::uint32_t dither_above_384(std::uint32_t bits) { return 0x
 /// u = 1/2, that is rounding to nearest, for whatever is encoded outside a step.
 constexpr std::uint32_t kNearestDither = 0x80000000U;
 
-/// All dither of one step count, shared by every tensor of that count. Entries beyond the period repeat its beginning, so
-/// that a vector may be loaded from any place.
+/// All dither of one step count, shared by every tensor of that count. Two periods, so that a block of one period may begin
+/// anywhere in the first. The gaps keep the tables, which are read at the same places, from lying 4 KiB apart: such loads and
+/// stores are taken for one another.
 struct DitherTables {
-    static constexpr int kEntries = kDitherPeriod + 32;
+    static constexpr int kEntries = 2 * kDitherPeriod;
     alignas(64) std::uint32_t weight[kEntries];  // dither_bits
-    alignas(64) std::uint32_t first[kEntries];   // dither_above_384
+    std::uint32_t gap1[176];
+    alignas(64) std::uint32_t first[kEntries];  // dither_above_384
+    std::uint32_t gap2[176];
     alignas(64) std::uint32_t second[kEntries];  // dither_above_256
+    std::uint32_t gap3[176];
+    alignas(64) std::uint32_t weight8[kEntries];   // the top 8 of dither_bits, plus 2^15: half a unit of a 16-bit weight
+    alignas(64) std::uint32_t weight16[kEntries];  // the top 16 of dither_bits
 };
 
 /// Fills `tables` for the step count `step`.
@@ -43,6 +49,8 @@ FLASHOPTIM_INLINE void fill_dither_tables(DitherTables& tables, std::int64_t ste
     for (int n = 0; n < DitherTables::kEntries; ++n) {
         const auto place = static_cast<std::uint32_t>(n % kDitherPeriod);
         tables.weight[n] = dither_bits(t, place, kDitherSaltWeight);
+        tables.weight8[n] = (tables.weight[n] >> 24U) + 0x8000U;
+        tables.weight16[n] = tables.weight[n] >> 16U;
         tables.first[n] = dither_above_384(dither_bits(t, place, kDitherSaltFirst));
         tables.second[n] = dither_above_256(dither_bits(t, place, kDitherSaltSecond));
     }

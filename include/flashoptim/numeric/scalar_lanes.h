@@ -80,6 +80,16 @@ struct ScalarLanes {
     static FLASHOPTIM_INLINE Float select(Mask m, Float yes, Float no) { return m ? yes : no; }
     static FLASHOPTIM_INLINE UInt select_bits(Mask m, UInt yes, UInt no) { return m ? yes : no; }
     static FLASHOPTIM_INLINE UInt min_bits(UInt a, UInt b) { return a < b ? a : b; }
+    /// The bits of `yes` where `mask` is 1, of `no` elsewhere.
+    static FLASHOPTIM_INLINE UInt merge_bits(std::uint32_t mask, UInt yes, UInt no) {
+        return (yes & mask) | (no & ~mask);
+    }
+    /// x with the smaller one of |x| and `limit` (not negative) as its magnitude; `limit` where x is NaN.
+    static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
+        const UInt size = bits(x) & 0x7fffffffU;
+        const Float smaller = from_bits(size) < limit ? from_bits(size) : limit;
+        return from_bits(merge_bits(0x80000000U, bits(x), bits(smaller)));
+    }
     /// The larger one; a NaN in `b` never counts.
     static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return b > a ? b : a; }
     static FLASHOPTIM_INLINE float horizontal_max(Float a) { return a; }
@@ -119,7 +129,7 @@ FLASHOPTIM_INLINE typename L::Float absolute(typename L::Float x) {
 /// `magnitude` (not negative) with the sign of `sign`.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float with_sign(typename L::Float magnitude, typename L::Float sign) {
-    return L::from_bits(L::bits(magnitude) | (L::bits(sign) & kSignBit));
+    return L::from_bits(L::merge_bits(kSignBit, L::bits(sign), L::bits(magnitude)));
 }
 template <class L>
 FLASHOPTIM_INLINE typename L::Mask is_nan(typename L::Float x) {

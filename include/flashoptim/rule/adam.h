@@ -34,9 +34,7 @@ struct AdamRule {
         root = L::sqrt(second);
         const auto ratio =
             L::divide(first, L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon)));
-        const auto size = absolute<L>(ratio);
-        const auto limit = L::broadcast(k.update_limit);
-        const auto update = with_sign<L>(L::select(L::less(size, limit), size, limit), ratio);
+        const auto update = L::smaller_magnitude(ratio, L::broadcast(k.update_limit));
         w = L::fma(update, L::broadcast(-k.learning_rate), w * k.weight_factor);
     }
 

@@ -1,5 +1,6 @@
 // Lanes of kLanes floats in the compiler's own vector types, without one instruction by name: the same text becomes SSE2, AVX2,
-// AVX-512 or NEON with the flags of the file that includes it. Bit-identical to ScalarLanes.
+// AVX-512 or NEON with the flags of the file that includes it. Bit-identical to ScalarLanes. The lanes of an instruction set derive
+// from these and replace what they do better.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +47,8 @@ struct VectorTypes<16> {
 template <int kLanes>
 struct PortableLanes {
     static constexpr int kWidth = kLanes;
+    static constexpr int kUnit = 4;  // vectors in a unit: as many as bytes that fill a register
+    static constexpr bool kHasByteTables = false;
     using Float = typename VectorTypes<kLanes>::Float;
     using UInt = typename VectorTypes<kLanes>::UInt;
     using Int = typename VectorTypes<kLanes>::Int;
@@ -100,7 +103,31 @@ struct PortableLanes {
     static FLASHOPTIM_INLINE Float select(Mask m, Float yes, Float no) { return m ? yes : no; }
     static FLASHOPTIM_INLINE UInt select_bits(Mask m, UInt yes, UInt no) { return m ? yes : no; }
     static FLASHOPTIM_INLINE UInt min_bits(UInt a, UInt b) { return a < b ? a : b; }
+    static FLASHOPTIM_INLINE UInt max_bits(UInt a, UInt b) { return a < b ? b : a; }
+    static FLASHOPTIM_INLINE UInt merge_bits(std::uint32_t mask, UInt yes, UInt no) {
+        return (yes & mask) | (no & ~mask);
+    }
+    static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
+        const Float size = from_bits(bits(x) & 0x7fffffffU);
+        return from_bits(merge_bits(0x80000000U, bits(x), bits(size < limit ? size : limit)));
+    }
     static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return b > a ? b : a; }
+    /// The larger one of `largest` and |x|; a NaN in x never counts.
+    static FLASHOPTIM_INLINE Float max_magnitude(Float largest, Float x) {
+        return max_ignoring_nan(largest, from_bits(bits(x) & 0x7fffffffU));
+    }
+    /// The largest of each of kWidth rows, as unsigned integers.
+    static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[kLanes]) {
+        UInt result{};
+        for (int row = 0; row < kLanes; ++row) {
+            std::uint32_t largest = 0;
+            for (int lane = 0; lane < kLanes; ++lane) {
+                largest = rows[row][lane] > largest ? rows[row][lane] : largest;
+            }
+            result[row] = largest;
+        }
+        return result;
+    }
     static FLASHOPTIM_INLINE float horizontal_max(Float a) {
         float largest = a[0];
         for (int lane = 1; lane < kLanes; ++lane) largest = a[lane] > largest ? a[lane] : largest;
@@ -138,7 +165,53 @@ struct PortableLanes {
         std::memcpy(p, &narrow, sizeof narrow);
     }
 
-private:
+    // Units: kUnit vectors of consecutive elements.
+
+    /// 16-bit values in the upper halves, zeros below: bfloat16 as floats.
+    static FLASHOPTIM_INLINE void load_high_u16(const std::uint16_t* p, UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) to[j] = load_u16(p + j * kLanes) << 16U;
+    }
+    /// high * 2^16 + low * 2^8.
+    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int8_t* low,
+                                              UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) {
+            to[j] = (load_u16(high + j * kLanes) << 16U) + (load_i8(low + j * kLanes) << 8U);
+        }
+    }
+    /// high * 2^16 + low.
+    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int16_t* low,
+                                              UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j)
+            to[j] = (load_u16(high + j * kLanes) << 16U) + load_i16(low + j * kLanes);
+    }
+    /// Bytes in the lowest bits of `base`.
+    static FLASHOPTIM_INLINE void load_u8_over(std::uint32_t base, const std::uint8_t* p, UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) to[j] = load_u8(p + j * kLanes) | base;
+    }
+    static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) store_u16(p + j * kLanes, from[j] >> 16U);
+    }
+    /// The lower halves, with the bits of `flip` inverted.
+    static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
+                                                std::uint32_t flip) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) store_i16(p + j * kLanes, from[j] ^ flip);
+    }
+    /// The eight bits from kShift on, with the bits of `flip` inverted.
+    template <int kShift>
+    static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) {
+            store_u8(static_cast<std::uint8_t*>(p) + j * kLanes, (from[j] >> static_cast<unsigned>(kShift)) ^ flip);
+        }
+    }
+
+protected:
     using UInt16 = typename VectorTypes<kLanes>::UInt16;
     using Int16 = typename VectorTypes<kLanes>::Int16;
     using UInt8 = typename VectorTypes<kLanes>::UInt8;

@@ -1,9 +1,9 @@
 // The sweep over fp32 patterns for one instruction set. The flags of this file are in CMakeLists.txt.
 #include "split_sweep.h"
-#include "step/lanes/portable.h"
+#include "step/lanes/avx2.h"
 
 namespace flashoptim::test {
 
-SweepKernel x86_v4_sweep() { return {&sweep<PortableLanes<16>>, 16}; }
+SweepKernel avx2_sweep() { return {&sweep<Avx2Lanes>, 8}; }
 
 }  // namespace flashoptim::test

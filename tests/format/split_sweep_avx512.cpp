@@ -1,9 +1,9 @@
 // The sweep over fp32 patterns for one instruction set. The flags of this file are in CMakeLists.txt.
 #include "split_sweep.h"
-#include "step/lanes/portable.h"
+#include "step/lanes/avx512.h"
 
 namespace flashoptim::test {
 
-SweepKernel x86_v3_sweep() { return {&sweep<PortableLanes<8>>, 8}; }
+SweepKernel avx512_sweep() { return {&sweep<Avx512Lanes>, 16}; }
 
 }  // namespace flashoptim::test

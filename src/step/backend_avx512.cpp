@@ -1,0 +1,9 @@
+// The avx512 backend: instantiates every kernel for its lanes. The flags of this file are in src/CMakeLists.txt.
+#include "step/instantiate.h"
+#include "step/lanes/avx512.h"
+
+namespace flashoptim {
+
+BackendKernels avx512_backend() { return backend_of<Avx512Lanes>(); }
+
+}  // namespace flashoptim

@@ -1,9 +1,0 @@
-// The x86_v4 backend: instantiates every kernel for its lanes. The flags of this file are in src/CMakeLists.txt.
-#include "step/instantiate.h"
-#include "step/lanes/portable.h"
-
-namespace flashoptim {
-
-BackendKernels x86_v4_backend() { return backend_of<PortableLanes<16>>(); }
-
-}  // namespace flashoptim

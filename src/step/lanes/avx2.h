@@ -1,0 +1,131 @@
+// Lanes of 8 floats in AVX2 with FMA, where the compiler's own vectors leave something to be had.
+#pragma once
+
+#include <immintrin.h>
+
+#include "step/lanes/portable.h"
+
+namespace flashoptim {
+
+struct Avx2Lanes : PortableLanes<8> {
+    static FLASHOPTIM_INLINE Float broadcast(float value) { return _mm256_set1_ps(value); }
+    static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+    static FLASHOPTIM_INLINE Float sqrt(Float a) { return _mm256_sqrt_ps(a); }
+
+    static FLASHOPTIM_INLINE bool any(Mask a) {
+        return _mm256_movemask_ps(reinterpret_cast<__m256>(a)) != 0;
+    }
+    static FLASHOPTIM_INLINE int count(Mask a) {
+        return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(a))));
+    }
+    static FLASHOPTIM_INLINE Float select(Mask m, Float yes, Float no) {
+        return _mm256_blendv_ps(no, yes, reinterpret_cast<__m256>(m));
+    }
+    static FLASHOPTIM_INLINE UInt min_bits(UInt a, UInt b) { return uint(_mm256_min_epu32(raw(a), raw(b))); }
+    static FLASHOPTIM_INLINE UInt max_bits(UInt a, UInt b) { return uint(_mm256_max_epu32(raw(a), raw(b))); }
+    static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
+        const Float sign = from_bits(broadcast_bits(0x80000000U));
+        return _mm256_or_ps(_mm256_min_ps(_mm256_andnot_ps(sign, x), limit), _mm256_and_ps(sign, x));
+    }
+    static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return _mm256_max_ps(b, a); }
+    static FLASHOPTIM_INLINE Float max_magnitude(Float largest, Float x) {
+        return _mm256_max_ps(_mm256_andnot_ps(from_bits(broadcast_bits(0x80000000U)), x), largest);
+    }
+
+    // The compiler converts vectors of bytes and words element by element.
+    static FLASHOPTIM_INLINE Float to_float(UInt x) { return _mm256_cvtepi32_ps(raw(x)); }
+    static FLASHOPTIM_INLINE UInt truncate(Float x) { return uint(_mm256_cvttps_epi32(x)); }
+    static FLASHOPTIM_INLINE UInt load_u16(const std::uint16_t* p) {
+        return uint(_mm256_cvtepu16_epi32(load<__m128i>(p)));
+    }
+    static FLASHOPTIM_INLINE UInt load_i16(const std::int16_t* p) {
+        return uint(_mm256_cvtepi16_epi32(load<__m128i>(p)));
+    }
+    static FLASHOPTIM_INLINE UInt load_i8(const std::int8_t* p) {
+        return uint(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+    static FLASHOPTIM_INLINE UInt load_u8(const std::uint8_t* p) {
+        return uint(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+
+    /// Three rounds of halving: each joins two registers of partial maxima in one.
+    static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[8]) {
+        const auto row = [&](int n) __attribute__((always_inline)) {
+            return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[n]));
+        };
+        __m256i halves[4], quarters[2];
+        FLASHOPTIM_UNROLL
+        for (int n = 0; n < 4; ++n) {
+            halves[n] = _mm256_max_epu32(_mm256_permute2x128_si256(row(n), row(4 + n), 0x20),
+                                         _mm256_permute2x128_si256(row(n), row(4 + n), 0x31));
+        }
+        FLASHOPTIM_UNROLL
+        for (int n = 0; n < 2; ++n) {
+            const __m256i a = halves[2 * n], b = halves[2 * n + 1];
+            quarters[n] = _mm256_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(a, b),
+                                           shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(a, b));
+        }
+        return uint(_mm256_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(quarters[0], quarters[1]),
+                                     shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(quarters[0], quarters[1])));
+    }
+
+    static FLASHOPTIM_INLINE void load_high_u16(const std::uint16_t* p, UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) to[j] = load_u16(p + j * 8) << 16U;
+    }
+    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int8_t* low,
+                                              UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) to[j] = (load_u16(high + j * 8) << 16U) + (load_i8(low + j * 8) << 8U);
+    }
+    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int16_t* low,
+                                              UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) to[j] = (load_u16(high + j * 8) << 16U) + load_i16(low + j * 8);
+    }
+    static FLASHOPTIM_INLINE void load_u8_over(std::uint32_t base, const std::uint8_t* p, UInt (&to)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; ++j) to[j] = load_u8(p + j * 8) | base;
+    }
+    static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; j += 2) {
+            store(p + j * 8, packed_u16(raw(from[j] >> 16U), raw(from[j + 1] >> 16U)));
+        }
+    }
+    static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
+                                                std::uint32_t flip) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kUnit; j += 2) {
+            const __m256i low = packed_u16(raw(from[j] & 0xffffU), raw(from[j + 1] & 0xffffU));
+            store(p + j * 8, _mm256_xor_si256(low, _mm256_set1_epi16(static_cast<short>(flip))));
+        }
+    }
+    template <int kShift>
+    static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
+        const auto byte = [&](int j) __attribute__((always_inline)) {
+            return raw((from[j] >> static_cast<unsigned>(kShift)) & 0xffU);
+        };
+        const __m256i words = _mm256_packus_epi32(byte(0), byte(1)), more = _mm256_packus_epi32(byte(2), byte(3));
+        // Packing goes by halves of a register.
+        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, more),
+                                                          _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        store(p, _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(flip))));
+    }
+
+private:
+    static FLASHOPTIM_INLINE __m256i raw(UInt x) { return reinterpret_cast<__m256i>(x); }
+    static FLASHOPTIM_INLINE UInt uint(__m256i x) { return reinterpret_cast<UInt>(x); }
+    static FLASHOPTIM_INLINE void store(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+    template <int kControl>
+    static FLASHOPTIM_INLINE __m256i shuffled(__m256i a, __m256i b) {
+        return _mm256_castps_si256(
+            _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), kControl));
+    }
+    /// 16 values below 2^16 as words.
+    static FLASHOPTIM_INLINE __m256i packed_u16(__m256i a, __m256i b) {
+        return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), _MM_SHUFFLE(3, 1, 2, 0));
+    }
+};
+
+}  // namespace flashoptim

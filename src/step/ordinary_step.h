@@ -1,0 +1,354 @@
+// The fused step at full speed, for blocks in which nothing is out of the ordinary: no gradient is bad, no weight is Inf, NaN,
+// huge or of a magnitude below zero. Then nothing needs to be chosen element by element. Each block is computed in registers
+// and buffers, looked at as a whole, and only then written; one that is out of the ordinary is left to the reference kernel
+// untouched. The bits are those of fused_step.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "flashoptim/numeric/dither.h"
+#include "step/block.h"
+#include "step/read_gradient.h"
+
+namespace flashoptim {
+
+template <class L, class R, class M, class W>
+class OrdinaryStep : BlockTypes<R, M, W> {
+    using Types = BlockTypes<R, M, W>;
+    using typename Types::Block, typename Types::Stored, typename Types::Correction;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at, Types::place_at;
+    using Float = typename L::Float;
+    using UInt = typename L::UInt;
+    using Unit = Float[L::kUnit];
+    static constexpr int kUnitSize = L::kUnit * L::kWidth;
+    static constexpr int kTail = kUnitSize < kGroup ? kGroup : kUnitSize;
+    static constexpr int kVectorsInGroup = kGroup / L::kWidth;
+    using Tail = typename Types::template Tail<kTail>;
+    /// Elements between a unit and what is fetched from memory ahead of it; the processor does not foresee so many streams.
+    static constexpr int kPrefetch = 1024;
+    /// Whether the root of the second moment is at least |g|, so that its maximum tells of bad gradients.
+    static constexpr bool kRootShowsGradient = kGrouped && kSecond && M::kCarriesScaled;
+
+public:
+    /// Steps the segment; returns the number of elements that were skipped.
+    static std::uint64_t run(const Segment& s) {
+        std::uint64_t bad = 0;
+        const std::int64_t whole = s.count / kTail * kTail;
+        for (std::int64_t at = 0; at < whole; at += kBlockSize) {
+            const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
+            if constexpr (kGrouped) {
+                if (!step_groups(s, block_at(s, at), size, place_at(s, at))) bad += refer(s, at, size);
+            } else {
+                bad += step_units(s, at, size);
+            }
+        }
+        if (whole < s.count) {
+            const auto size = static_cast<int>(s.count - whole);
+            Tail tail(s, block_at(s, whole), size);
+            if (step_tail(s, tail.block(), place_at(s, whole))) {
+                tail.write_back();
+            } else {
+                bad += refer(s, whole, size);
+            }
+        }
+        return bad;
+    }
+
+private:
+    /// Has the reference kernel step a part of the segment.
+    static std::uint64_t refer(const Segment& s, std::int64_t at, int size) {
+        const Block b = block_at(s, at);
+        Segment part = s;
+        part.weight = b.weight;
+        part.correction = b.correction;
+        part.first = b.first;
+        part.first_scales = b.first_scales;
+        part.second = b.second;
+        part.second_scales = b.second_scales;
+        part.gradient = b.gradient;
+        part.place = place_at(s, at);
+        part.count = size;
+        return s.reference(part);
+    }
+
+    /// Sums that overflow or become NaN where anything that was added is out of the ordinary.
+    struct Watch {
+        Float weights = L::broadcast(1.0F), gradients = L::broadcast(1.0F);
+
+        FLASHOPTIM_INLINE void weight(Float w) {
+            weights = L::fma(w, L::broadcast(0x1p126F / W::kOrdinary * 4.0F), weights);
+        }
+        /// Overflows from |g| = 2^48 on.
+        FLASHOPTIM_INLINE void gradient(Float g) {
+            const auto scaled = g * L::broadcast(0x1p16F);
+            gradients = L::fma(scaled, scaled, gradients);
+        }
+        [[nodiscard]] FLASHOPTIM_INLINE bool is_quiet() const {
+            const auto infinity = L::from_bits(L::broadcast_bits(kInfinityBits));
+            return !L::any(
+                L::negate(L::both(L::less(absolute<L>(weights), infinity), L::less(gradients, infinity))));
+        }
+    };
+
+    static FLASHOPTIM_INLINE void prefetch(const Block& b, const Segment& s, int e) {
+        constexpr int kLine = 64;
+        const auto fetch = [&](const auto* p, int size) __attribute__((always_inline)) {
+            const auto* bytes = reinterpret_cast<const char*>(p);
+            for (int at = 0; at < kUnitSize * size; at += kLine)
+                __builtin_prefetch(bytes + (e + kPrefetch) * size + at);
+        };
+        fetch(b.weight, sizeof(Stored));
+        if constexpr (kHasCorrection) fetch(b.correction, sizeof(Correction));
+        if constexpr (kFirst) fetch(b.first, sizeof(typename Types::FirstCode));
+        if constexpr (kSecond) fetch(b.second, sizeof(typename Types::SecondCode));
+        if (s.gradient_dtype == DType::kFloat32) {
+            fetch(b.gradient, 4);
+        } else {
+            fetch(b.gradient, 2);
+        }
+    }
+
+    /// The moments of a block between the passes, and its groups' scales.
+    struct Pending {
+        alignas(64) float values[kBlockSize];
+        float gap[48];  // see DitherTables
+        alignas(64) float old_scale[kGroupsPerBlock], factor[kGroupsPerBlock], encode[kGroupsPerBlock];
+        alignas(64) float new_scale[kGroupsPerBlock];
+        alignas(64) std::uint32_t largest[kGroupsPerBlock][L::kWidth];
+
+        void read_scales(const std::uint16_t* scales, int groups, float scale_factor) {
+            for (int n = 0; n < groups; ++n) old_scale[n] = M::scale_to_float(scales[n]);
+            for (int n = groups; n < kGroupsPerBlock; ++n) {
+                old_scale[n] = 0.0F;
+                std::memset(largest[n], 0, sizeof largest[n]);
+            }
+            for (int n = 0; n < kGroupsPerBlock; n += L::kWidth) {
+                L::store_f32(factor + n, L::load_f32(old_scale + n) * scale_factor);
+            }
+        }
+    };
+    struct Nothing {};
+    using First = std::conditional_t<kGrouped && kFirst, Pending, Nothing>;
+    using Second = std::conditional_t<kGrouped && kSecond, Pending, Nothing>;
+    struct Buffers {
+        alignas(64) float weight[kBlockSize];
+        float gap1[16];
+        alignas(64) float gradient[kBlockSize];
+        float gap2[32];
+        First first;
+        Second second;
+    };
+
+    /// Reads the unit of weights and steps it in registers.
+    template <class OldFirst, class OldSecond>
+    static FLASHOPTIM_INLINE void update_unit(const StepScalars& k, const Block& b, const float* gradient,
+                                              int e, const OldFirst& old_first, const OldSecond& old_second,
+                                              Watch& watch, Unit& weight, Unit& first, Unit& second,
+                                              Unit& root) {
+        W::template decode_unit<L>(b.weight + e, correction_at(b, e), weight);
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            watch.weight(weight[j]);
+            const Float g =
+                R::template effective_gradient<L>(L::load_f32(gradient + j * L::kWidth), weight[j], k);
+            if constexpr (!kRootShowsGradient) watch.gradient(g);
+            R::template update<L, M>(g, weight[j], old_first(j), old_second(j), first[j], second[j], root[j],
+                                     k);
+            watch.weight(weight[j]);
+        }
+    }
+
+    static bool step_tail(const Segment& s, const Block& b, std::uint32_t place) {
+        if constexpr (kGrouped) {
+            return step_groups(s, b, kTail, place);
+        } else {
+            alignas(64) float gradient[kTail];
+            read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, kTail, gradient);
+            bool is_ordinary = true;
+            for (int e = 0; e < kTail; e += kUnitSize) {
+                is_ordinary = step_unit(s, b, gradient, e, place) && is_ordinary;
+            }
+            return is_ordinary;
+        }
+    }
+
+    /// Steps whole groups if all that is in them is ordinary; writes nothing otherwise.
+    static bool step_groups(const Segment& s, const Block& b, int size, std::uint32_t place) {
+        const StepScalars& k = *s.scalars;
+        const int groups = size / kGroup;
+        Buffers buffers;
+        Watch watch;
+        read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, buffers.gradient);
+        if constexpr (kFirst) buffers.first.read_scales(b.first_scales, groups, k.first.factor);
+        if constexpr (kSecond) buffers.second.read_scales(b.second_scales, groups, k.second.factor);
+
+        [[maybe_unused]] Float largest_first{};
+        [[maybe_unused]] UInt largest_root{};
+        for (int e = 0; e < size; e += kUnitSize) {
+            prefetch(b, s, e);
+            Unit weight, first, second, root;
+            [[maybe_unused]] Unit first_units, second_units;
+            if constexpr (kFirst) M::template first_units<L>(b.first + e, first_units);
+            if constexpr (kSecond) M::template second_units<L>(b.second + e, second_units);
+            const auto old_first = [&](int j) __attribute__((always_inline)) {
+                typename M::template OldFirst<L> old{};
+                if constexpr (kFirst) {
+                    old = {first_units[j], L::broadcast(buffers.first.factor[(e + j * L::kWidth) / kGroup])};
+                }
+                return old;
+            };
+            const auto old_second = [&](int j) __attribute__((always_inline)) {
+                typename M::template OldSecond<L> old{};
+                if constexpr (kSecond) {
+                    old = {second_units[j],
+                           L::broadcast(buffers.second.factor[(e + j * L::kWidth) / kGroup])};
+                }
+                return old;
+            };
+            update_unit(k, b, buffers.gradient + e, e, old_first, old_second, watch, weight, first, second,
+                        root);
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) {
+                const int at = e + j * L::kWidth;
+                const bool begins_group = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;
+                L::store_f32(buffers.weight + at, weight[j]);
+                if constexpr (kFirst) {
+                    L::store_f32(buffers.first.values + at, first[j]);
+                    if (begins_group) largest_first = L::broadcast(0.0F);
+                    largest_first = L::max_magnitude(largest_first, first[j]);
+                    if ((j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit) {
+                        L::store_u32(buffers.first.largest[at / kGroup], L::bits(largest_first));
+                    }
+                }
+                if constexpr (kSecond) {
+                    L::store_f32(buffers.second.values + at, root[j]);
+                    if (begins_group) largest_root = L::broadcast_bits(0U);
+                    largest_root = L::max_bits(largest_root, L::bits(root[j]));
+                    if ((j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit) {
+                        L::store_u32(buffers.second.largest[at / kGroup], largest_root);
+                    }
+                }
+            }
+        }
+        if (!watch.is_quiet()) return false;
+        if constexpr (kSecond) {
+            if (!new_scales<false>(buffers.second, groups, k.second)) return false;
+        }
+        if constexpr (kFirst) new_scales<true>(buffers.first, groups, k.first);
+        encode(s, b, size, place, buffers);
+        return true;
+    }
+
+    /// Returns false if a maximum tells of a bad gradient.
+    template <bool kIsFirst>
+    static FLASHOPTIM_INLINE bool new_scales(Pending& moments, int groups, const MomentScalars& k) {
+        for (int n = 0; n < groups; n += L::kWidth) {
+            const auto largest = L::from_bits(L::row_maxima(moments.largest + n));
+            const auto old_scale = L::load_f32(moments.old_scale + n);
+            Float scale, encode;
+            if constexpr (kIsFirst) {
+                M::template first_scale<L>(largest, old_scale, k, scale, encode);
+            } else {
+                if constexpr (kRootShowsGradient) {
+                    if (L::any(L::negate(L::less(largest, L::broadcast(0x1p47F))))) return false;
+                }
+                M::template second_scale<L>(largest, old_scale, k, scale, encode);
+            }
+            L::store_f32(moments.new_scale + n, scale);
+            L::store_f32(moments.encode + n, encode);
+        }
+        return true;
+    }
+
+    static FLASHOPTIM_INLINE void encode(const Segment& s, const Block& b, int size, std::uint32_t place,
+                                         const Buffers& buffers) {
+        const DitherTables& dither = *s.dither;
+        for (int e = 0; e < size; e += kUnitSize) {
+            const auto from = place + static_cast<std::uint32_t>(e);
+            Unit weight;
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) weight[j] = L::load_f32(buffers.weight + e + j * L::kWidth);
+            W::template encode_unit<L>(weight, dither, from, b.weight + e, correction_at(b, e));
+            if constexpr (kFirst) {
+                UInt sum[L::kUnit];
+                FLASHOPTIM_UNROLL
+                for (int j = 0; j < L::kUnit; ++j) {
+                    const int at = e + j * L::kWidth;
+                    sum[j] = M::template first_sum<L>(L::load_f32(buffers.first.values + at),
+                                                      L::broadcast(buffers.first.encode[at / kGroup]),
+                                                      L::load_u32(dither.first + from + j * L::kWidth));
+                }
+                L::template store_byte<M::kCodeShift>(b.first + e, sum, M::kFirstFlip);
+            }
+            if constexpr (kSecond) {
+                UInt sum[L::kUnit];
+                FLASHOPTIM_UNROLL
+                for (int j = 0; j < L::kUnit; ++j) {
+                    const int at = e + j * L::kWidth;
+                    sum[j] = M::template second_sum<L>(L::load_f32(buffers.second.values + at),
+                                                       L::broadcast(buffers.second.encode[at / kGroup]),
+                                                       L::load_u32(dither.second + from + j * L::kWidth));
+                }
+                L::template store_byte<M::kCodeShift>(b.second + e, sum, 0U);
+            }
+        }
+        for (int n = 0; n < size / kGroup; ++n) {
+            if constexpr (kFirst) b.first_scales[n] = M::scale_bits(buffers.first.new_scale[n]);
+            if constexpr (kSecond) b.second_scales[n] = M::scale_bits(buffers.second.new_scale[n]);
+        }
+    }
+
+    /// Without groups each unit stands for itself.
+    static std::uint64_t step_units(const Segment& s, std::int64_t at, int size) {
+        const Block b = block_at(s, at);
+        const auto place = place_at(s, at);
+        alignas(64) float gradient[kBlockSize];
+        read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
+        std::uint64_t bad = 0;
+        for (int e = 0; e < size; e += kUnitSize) {
+            prefetch(b, s, e);
+            if (!step_unit(s, b, gradient, e, place)) [[unlikely]] {
+                bad += refer(s, at + e, kUnitSize);
+            }
+        }
+        return bad;
+    }
+
+    static FLASHOPTIM_INLINE bool step_unit(const Segment& s, const Block& b, const float* gradient, int e,
+                                            std::uint32_t place) {
+        const StepScalars& k = *s.scalars;
+        const auto old_first = [&](int j) __attribute__((always_inline)) {
+            typename M::template OldFirst<L> old{};
+            if constexpr (kFirst) old = {L::load_f32(b.first + e + j * L::kWidth), L::broadcast(k.first.factor)};
+            return old;
+        };
+        const auto old_second = [&](int j) __attribute__((always_inline)) {
+            typename M::template OldSecond<L> old{};
+            if constexpr (kSecond) {
+                old = {L::load_f32(b.second + e + j * L::kWidth), L::broadcast(k.second.factor)};
+            }
+            return old;
+        };
+        Watch watch;
+        Unit weight, first, second, root;
+        update_unit(k, b, gradient + e, e, old_first, old_second, watch, weight, first, second, root);
+        if (!watch.is_quiet()) return false;
+        W::template encode_unit<L>(weight, *s.dither, place + static_cast<std::uint32_t>(e), b.weight + e,
+                                   correction_at(b, e));
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            if constexpr (kFirst) L::store_f32(b.first + e + j * L::kWidth, first[j]);
+            if constexpr (kSecond) L::store_f32(b.second + e + j * L::kWidth, second[j]);
+        }
+        return true;
+    }
+
+    static FLASHOPTIM_INLINE Correction* correction_at(const Block& b, int e) {
+        if constexpr (kHasCorrection) return b.correction + e;
+        return nullptr;
+    }
+};
+
+}  // namespace flashoptim
