@@ -6,38 +6,11 @@
 #include <cstring>
 
 #include "flashoptim/quantize.h"
+#include "state_memory.h"
 
 namespace flashoptim {
 
 namespace {
-
-/// Storage that the optimizer owns: zeroed, aligned to a cache line.
-class Buffer {
-public:
-    Buffer() = default;
-    explicit Buffer(const BufferPlan& plan)
-        : plan_(plan),
-          bytes_(plan.bytes()),
-          data_(bytes_ == 0 ? nullptr : static_cast<std::byte*>(::operator new(bytes_, kAlignment))) {
-        if (bytes_ != 0) std::memset(data_.get(), 0, bytes_);
-    }
-    [[nodiscard]] std::byte* data() const { return data_.get(); }
-    [[nodiscard]] std::size_t bytes() const { return bytes_; }
-    [[nodiscard]] std::span<std::byte> span() const { return {data_.get(), bytes_}; }
-    [[nodiscard]] std::span<std::uint16_t> scales() const {
-        return {reinterpret_cast<std::uint16_t*>(data_.get()), bytes_ / sizeof(std::uint16_t)};
-    }
-    [[nodiscard]] const BufferPlan& plan() const { return plan_; }
-
-private:
-    static constexpr std::align_val_t kAlignment{64};
-    struct Free {
-        void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
-    };
-    BufferPlan plan_;
-    std::size_t bytes_ = 0;
-    std::unique_ptr<std::byte, Free> data_;
-};
 
 struct Parameter {
     std::string name;
@@ -45,10 +18,10 @@ struct Parameter {
     Optimizer::GroupId group = 0;
     Layout layout;
     StoragePlan plan;
-    Buffer correction, first, first_scales, second, second_scales;
+    StateMemory correction, first, first_scales, second, second_scales;
     TensorView gradient;             // data null where none is set
     bool gradient_in_order = false;  // whether it lies as the weight does
-    Buffer ordered_gradient;         // otherwise a copy that does
+    StateMemory ordered_gradient;         // otherwise a copy that does
     std::int64_t steps = 0;
     bool has_momentum = false;
     std::uint64_t bad_elements = 0;
@@ -95,8 +68,10 @@ struct Optimizer::Impl {
     void allocate(Parameter& p) {
         const auto plan =
             plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
-        const auto fit = [](Buffer& buffer, const BufferPlan& wanted) {
-            if (!(buffer.plan() == wanted)) buffer = Buffer(wanted);
+        int stream = 0;
+        const auto fit = [&](StateMemory& memory, const BufferPlan& wanted) {
+            if (!(memory.plan() == wanted)) memory = StateMemory(wanted, stream);
+            ++stream;
         };
         if (plan.first.count != p.plan.first.count) p.has_momentum = false;  // momentum came or went
         p.plan = plan;
@@ -111,7 +86,7 @@ struct Optimizer::Impl {
     const void* ordered_gradient(Parameter& p) const {
         if (p.gradient_in_order) return p.gradient.data;
         const BufferPlan wanted{p.gradient.dtype, p.layout.numel};
-        if (!(p.ordered_gradient.plan() == wanted)) p.ordered_gradient = Buffer(wanted);
+        if (!(p.ordered_gradient.plan() == wanted)) p.ordered_gradient = StateMemory(wanted);
         copy_in_order(p.gradient, p.layout.strides, p.ordered_gradient.data());
         return p.ordered_gradient.data();
     }
@@ -135,14 +110,13 @@ struct Optimizer::Impl {
     }
 
     StepReport step(std::span<Parameter* const> chosen) {
-        std::vector<StepItem> items;
-        items.reserve(chosen.size());
+        items.clear();
         for (auto* p : chosen) items.push_back(item_of(*p));
         StepReport report;
         if (options.nonfinite != NonFinite::kSkipElement) {
             report.bad_elements = count_bad_gradients(items, pool);
             if (report.bad_elements != 0) {
-                skip(chosen, items);
+                skip(chosen);
                 report.skipped = true;
                 return report;
             }
@@ -157,7 +131,7 @@ struct Optimizer::Impl {
         return report;
     }
 
-    void skip(std::span<Parameter* const> chosen, const std::vector<StepItem>& items) const {
+    void skip(std::span<Parameter* const> chosen) const {
         const Parameter* first_bad = nullptr;
         std::uint64_t count = 0;
         for (std::size_t n = 0; n < chosen.size(); ++n) {
@@ -181,6 +155,9 @@ struct Optimizer::Impl {
     std::vector<Hyperparameters> groups;
     std::vector<Parameter> parameters;
     float gradient_factor = 1.0F;
+    // Of one call; kept so that a step allocates nothing.
+    std::vector<Parameter*> with_gradient;
+    std::vector<StepItem> items;
 };
 
 Optimizer::Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options)
@@ -281,15 +258,16 @@ void Optimizer::set_gradient_factor(double factor) {
 }
 
 double Optimizer::grad_norm() {
-    std::vector<StepItem> items;
+    impl_->items.clear();
     for (auto& p : impl_->parameters) {
-        if (p.gradient.data != nullptr) items.push_back(impl_->item_of(p));
+        if (p.gradient.data != nullptr) impl_->items.push_back(impl_->item_of(p));
     }
-    return flashoptim::grad_norm(items, impl_->pool);
+    return flashoptim::grad_norm(impl_->items, impl_->pool);
 }
 
 StepReport Optimizer::step() {
-    std::vector<Parameter*> chosen;
+    auto& chosen = impl_->with_gradient;
+    chosen.clear();
     for (auto& p : impl_->parameters) {
         if (p.gradient.data != nullptr) chosen.push_back(&p);
     }
@@ -344,8 +322,8 @@ void Optimizer::refresh_masters() {
 
 namespace {
 
-std::vector<float> moment_values(Moment moment, const Parameter& p, const Buffer& codes,
-                                 const Buffer& scales) {
+std::vector<float> moment_values(Moment moment, const Parameter& p, const StateMemory& codes,
+                                 const StateMemory& scales) {
     if (codes.plan().count == 0) return {};
     std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
     dequantize_moment(moment, p.plan.moments, p.layout, codes.span(), scales.scales(), values);
@@ -368,7 +346,7 @@ std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
     const bool is_sgd = impl_->rule == Rule::kSGD || impl_->rule == Rule::kSGDW;
     const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
     std::vector<StateTensor> tensors;
-    const auto add = [&](const std::string& name, const Buffer& buffer, bool is_scales) {
+    const auto add = [&](const std::string& name, const StateMemory& buffer, bool is_scales) {
         if (buffer.plan().count == 0) return;
         const auto shape = is_scales ? std::vector<std::int64_t>{buffer.plan().count} : p.weight.shape;
         tensors.push_back({name, buffer.plan().dtype, shape, buffer.span()});

@@ -9,6 +9,7 @@
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
 #include "flashoptim/format/weights.h"
+#include "step/float_environment.h"
 
 namespace flashoptim {
 
@@ -93,7 +94,7 @@ void encode_groups(Moment moment, MomentStorage storage, const Layout& layout, s
                          : M::template second_code<L>(carried[n], encode, dither_above_256(kNearestDither));
             codes[begin + n] = static_cast<std::byte>(code & 0xffU);
         }
-        scales[group] = M::scale_bits(scale);
+        scales[group] = static_cast<std::uint16_t>(M::scale_bits(scale));
     });
 }
 
@@ -194,6 +195,7 @@ void join_all(const void* weights, const void* corrections, std::span<float> mas
 void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
                      std::span<std::uint16_t> scales) {
+    const DefaultFloatEnvironment exact;
     check_sizes(storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(codes.data(), values.data(), values.size_bytes());
@@ -210,6 +212,7 @@ void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
 void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                        std::span<float> values) {
+    const DefaultFloatEnvironment exact;
     check_sizes(storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(values.data(), codes.data(), codes.size());
@@ -255,12 +258,14 @@ void check_moment(Moment moment, MomentStorage storage, std::span<const std::byt
 
 void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights,
                    void* corrections) {
+    const DefaultFloatEnvironment exact;
     const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
     with_weight_format(plan, [&]<class W>() { split_all<W>(is_bfloat16, masters, weights, corrections); });
 }
 
 void join_weights(const StoragePlan& plan, const void* weights, const void* corrections,
                   std::span<float> masters) {
+    const DefaultFloatEnvironment exact;
     with_weight_format(plan, [&]<class W>() { join_all<W>(weights, corrections, masters); });
 }
 

@@ -112,8 +112,11 @@ std::string_view name_of(Backend backend);
 /// The backends that this build has and this processor runs, the fastest last.
 std::vector<Backend> available_backends();
 
-/// Worker threads that are kept between steps. One pool serves one caller at a time; a call made while it is busy, or from
-/// inside one of its own jobs, runs on the calling thread alone.
+struct Workspace;
+
+/// Worker threads that are kept between steps. One pool serves one caller at a time; a call made while it is busy, from inside
+/// one of its own jobs or from inside an OpenMP parallel region runs on the calling thread alone. In a child after fork() the
+/// pool starts threads of its own.
 class ThreadPool {
 public:
     /// `threads` in all, the caller's included; 0: OMP_NUM_THREADS if set, else as many as the machine has.
@@ -123,11 +126,30 @@ public:
     ThreadPool& operator=(ThreadPool&&) noexcept;
 
     [[nodiscard]] int threads() const;
-    /// Calls job(context, n) for each n in [0, jobs), in any order and on any thread; returns when all are done. Jobs must not throw.
+    /// Calls job(context, n) for each n in [0, jobs), in any order and on any thread, each in the default floating-point mode;
+    /// returns when all are done. Jobs must not throw.
     void run(std::int64_t jobs, void (*job)(void* context, std::int64_t n), void* context);
 
 private:
     struct Impl;
+    /// The right to the workers and the workspace, if nobody else has it.
+    class Lease {
+    public:
+        explicit Lease(ThreadPool& pool);
+        ~Lease();
+        Lease(const Lease&) = delete;
+        Lease& operator=(const Lease&) = delete;
+        [[nodiscard]] Workspace* workspace() const;
+
+    private:
+        friend class ThreadPool;
+        Impl* impl_ = nullptr;
+    };
+    friend struct StepRun;
+    static void run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void* context, std::int64_t n),
+                         void* context);
+    void leave_workers_of_parent();
+
     std::unique_ptr<Impl> impl_;
 };
 

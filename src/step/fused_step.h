@@ -144,7 +144,7 @@ private:
             }
         }
         void write_scales(std::uint16_t* scales, int groups) const {
-            for (int n = 0; n < groups; ++n) scales[n] = M::scale_bits(new_scale[n]);
+            for (int n = 0; n < groups; ++n) scales[n] = static_cast<std::uint16_t>(M::scale_bits(new_scale[n]));
         }
         [[nodiscard]] bool keeps_codes(int group) const {
             return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;

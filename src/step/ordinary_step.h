@@ -93,11 +93,14 @@ private:
     };
 
     static FLASHOPTIM_INLINE void prefetch(const Block& b, const Segment& s, int e) {
-        constexpr int kLine = 64;
+        constexpr std::uintptr_t kLine = 64;
         const auto fetch = [&](const auto* p, int size) __attribute__((always_inline)) {
-            const auto* bytes = reinterpret_cast<const char*>(p);
-            for (int at = 0; at < kUnitSize * size; at += kLine)
-                __builtin_prefetch(bytes + (e + kPrefetch) * size + at);
+            // An integer: the address may be beyond the buffer.
+            const auto from = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>((e + kPrefetch) * size);
+            FLASHOPTIM_UNROLL
+            for (std::uintptr_t at = 0; at < static_cast<std::uintptr_t>(kUnitSize * size); at += kLine) {
+                __builtin_prefetch(reinterpret_cast<const void*>(from + at));
+            }
         };
         fetch(b.weight, sizeof(Stored));
         if constexpr (kHasCorrection) fetch(b.correction, sizeof(Correction));
@@ -115,17 +118,29 @@ private:
         alignas(64) float values[kBlockSize];
         float gap[48];  // see DitherTables
         alignas(64) float old_scale[kGroupsPerBlock], factor[kGroupsPerBlock], encode[kGroupsPerBlock];
-        alignas(64) float new_scale[kGroupsPerBlock];
+        alignas(64) std::uint16_t scales[kGroupsPerBlock];
         alignas(64) std::uint32_t largest[kGroupsPerBlock][L::kWidth];
 
-        void read_scales(const std::uint16_t* scales, int groups, float scale_factor) {
-            for (int n = 0; n < groups; ++n) old_scale[n] = M::scale_to_float(scales[n]);
-            for (int n = groups; n < kGroupsPerBlock; ++n) {
-                old_scale[n] = 0.0F;
-                std::memset(largest[n], 0, sizeof largest[n]);
+        FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
+            if (groups == kGroupsPerBlock) {
+                std::memcpy(scales, from, sizeof scales);
+            } else {
+                std::memset(scales, 0, sizeof scales);
+                std::memset(largest, 0, sizeof largest);
+                std::memcpy(scales, from, static_cast<std::size_t>(groups) * sizeof scales[0]);
             }
+            FLASHOPTIM_UNROLL
             for (int n = 0; n < kGroupsPerBlock; n += L::kWidth) {
-                L::store_f32(factor + n, L::load_f32(old_scale + n) * scale_factor);
+                const Float scale = M::template scale_to_float<L>(L::load_u16(scales + n));
+                L::store_f32(old_scale + n, scale);
+                L::store_f32(factor + n, scale * scale_factor);
+            }
+        }
+        FLASHOPTIM_INLINE void write_scales(std::uint16_t* to, int groups) const {
+            if (groups == kGroupsPerBlock) {
+                std::memcpy(to, scales, sizeof scales);
+            } else {
+                std::memcpy(to, scales, static_cast<std::size_t>(groups) * sizeof scales[0]);
             }
         }
     };
@@ -141,23 +156,19 @@ private:
         Second second;
     };
 
-    /// Reads the unit of weights and steps it in registers.
-    template <class OldFirst, class OldSecond>
-    static FLASHOPTIM_INLINE void update_unit(const StepScalars& k, const Block& b, const float* gradient,
-                                              int e, const OldFirst& old_first, const OldSecond& old_second,
-                                              Watch& watch, Unit& weight, Unit& first, Unit& second,
-                                              Unit& root) {
-        W::template decode_unit<L>(b.weight + e, correction_at(b, e), weight);
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < L::kUnit; ++j) {
-            watch.weight(weight[j]);
-            const Float g =
-                R::template effective_gradient<L>(L::load_f32(gradient + j * L::kWidth), weight[j], k);
-            if constexpr (!kRootShowsGradient) watch.gradient(g);
-            R::template update<L, M>(g, weight[j], old_first(j), old_second(j), first[j], second[j], root[j],
-                                     k);
-            watch.weight(weight[j]);
-        }
+    /// Steps one vector in registers: vector j of the unit at e.
+    static FLASHOPTIM_INLINE Float update(const StepScalars& k, const Block& b, const float* gradient, int e,
+                                          int j, const typename M::template OldFirst<L>& old_first,
+                                          const typename M::template OldSecond<L>& old_second, Watch& watch,
+                                          Float& first, Float& second, Float& root) {
+        Float w = W::template decode_in_unit<L>(b.weight + e, correction_at(b, e), j);
+        watch.weight(w);
+        const Float g =
+            R::template effective_gradient<L>(L::load_f32(gradient + e + j * L::kWidth), w, k);
+        if constexpr (!kRootShowsGradient) watch.gradient(g);
+        R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+        watch.weight(w);
+        return w;
     }
 
     static bool step_tail(const Segment& s, const Block& b, std::uint32_t place) {
@@ -188,47 +199,35 @@ private:
         [[maybe_unused]] UInt largest_root{};
         for (int e = 0; e < size; e += kUnitSize) {
             prefetch(b, s, e);
-            Unit weight, first, second, root;
-            [[maybe_unused]] Unit first_units, second_units;
-            if constexpr (kFirst) M::template first_units<L>(b.first + e, first_units);
-            if constexpr (kSecond) M::template second_units<L>(b.second + e, second_units);
-            const auto old_first = [&](int j) __attribute__((always_inline)) {
-                typename M::template OldFirst<L> old{};
-                if constexpr (kFirst) {
-                    old = {first_units[j], L::broadcast(buffers.first.factor[(e + j * L::kWidth) / kGroup])};
-                }
-                return old;
-            };
-            const auto old_second = [&](int j) __attribute__((always_inline)) {
-                typename M::template OldSecond<L> old{};
-                if constexpr (kSecond) {
-                    old = {second_units[j],
-                           L::broadcast(buffers.second.factor[(e + j * L::kWidth) / kGroup])};
-                }
-                return old;
-            };
-            update_unit(k, b, buffers.gradient + e, e, old_first, old_second, watch, weight, first, second,
-                        root);
             FLASHOPTIM_UNROLL
             for (int j = 0; j < L::kUnit; ++j) {
-                const int at = e + j * L::kWidth;
-                const bool begins_group = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;
-                L::store_f32(buffers.weight + at, weight[j]);
+                const int at = e + j * L::kWidth, group = at / kGroup;
+                typename M::template OldFirst<L> old_first{};
+                typename M::template OldSecond<L> old_second{};
                 if constexpr (kFirst) {
-                    L::store_f32(buffers.first.values + at, first[j]);
-                    if (begins_group) largest_first = L::broadcast(0.0F);
-                    largest_first = L::max_magnitude(largest_first, first[j]);
-                    if ((j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit) {
-                        L::store_u32(buffers.first.largest[at / kGroup], L::bits(largest_first));
-                    }
+                    old_first = {M::template first_in_unit<L>(b.first + e, j),
+                                 L::broadcast(buffers.first.factor[group])};
                 }
                 if constexpr (kSecond) {
-                    L::store_f32(buffers.second.values + at, root[j]);
-                    if (begins_group) largest_root = L::broadcast_bits(0U);
-                    largest_root = L::max_bits(largest_root, L::bits(root[j]));
-                    if ((j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit) {
-                        L::store_u32(buffers.second.largest[at / kGroup], largest_root);
-                    }
+                    old_second = {M::template second_in_unit<L>(b.second + e, j),
+                                  L::broadcast(buffers.second.factor[group])};
+                }
+                Float first{}, second{}, root{};
+                const Float w = update(k, b, buffers.gradient, e, j, old_first, old_second, watch, first,
+                                       second, root);
+                L::store_f32(buffers.weight + at, w);
+                // A unit may be several groups, or part of one.
+                const bool begins = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;
+                const bool ends = (j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit;
+                if constexpr (kFirst) {
+                    L::store_f32(buffers.first.values + at, first);
+                    largest_first = L::max_magnitude(begins ? Float{} : largest_first, first);
+                    if (ends) L::store_u32(buffers.first.largest[group], L::bits(largest_first));
+                }
+                if constexpr (kSecond) {
+                    L::store_f32(buffers.second.values + at, root);
+                    largest_root = begins ? L::bits(root) : L::max_bits(largest_root, L::bits(root));
+                    if (ends) L::store_u32(buffers.second.largest[group], largest_root);
                 }
             }
         }
@@ -256,7 +255,7 @@ private:
                 }
                 M::template second_scale<L>(largest, old_scale, k, scale, encode);
             }
-            L::store_f32(moments.new_scale + n, scale);
+            L::store_u16(moments.scales + n, M::template scale_bits<L>(scale));
             L::store_f32(moments.encode + n, encode);
         }
         return true;
@@ -294,10 +293,8 @@ private:
                 L::template store_byte<M::kCodeShift>(b.second + e, sum, 0U);
             }
         }
-        for (int n = 0; n < size / kGroup; ++n) {
-            if constexpr (kFirst) b.first_scales[n] = M::scale_bits(buffers.first.new_scale[n]);
-            if constexpr (kSecond) b.second_scales[n] = M::scale_bits(buffers.second.new_scale[n]);
-        }
+        if constexpr (kFirst) buffers.first.write_scales(b.first_scales, size / kGroup);
+        if constexpr (kSecond) buffers.second.write_scales(b.second_scales, size / kGroup);
     }
 
     /// Without groups each unit stands for itself.
@@ -319,21 +316,18 @@ private:
     static FLASHOPTIM_INLINE bool step_unit(const Segment& s, const Block& b, const float* gradient, int e,
                                             std::uint32_t place) {
         const StepScalars& k = *s.scalars;
-        const auto old_first = [&](int j) __attribute__((always_inline)) {
-            typename M::template OldFirst<L> old{};
-            if constexpr (kFirst) old = {L::load_f32(b.first + e + j * L::kWidth), L::broadcast(k.first.factor)};
-            return old;
-        };
-        const auto old_second = [&](int j) __attribute__((always_inline)) {
-            typename M::template OldSecond<L> old{};
-            if constexpr (kSecond) {
-                old = {L::load_f32(b.second + e + j * L::kWidth), L::broadcast(k.second.factor)};
-            }
-            return old;
-        };
         Watch watch;
-        Unit weight, first, second, root;
-        update_unit(k, b, gradient + e, e, old_first, old_second, watch, weight, first, second, root);
+        Unit weight, first, second;
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            typename M::template OldFirst<L> old_first{};
+            typename M::template OldSecond<L> old_second{};
+            const int at = e + j * L::kWidth;
+            if constexpr (kFirst) old_first = {L::load_f32(b.first + at), L::broadcast(k.first.factor)};
+            if constexpr (kSecond) old_second = {L::load_f32(b.second + at), L::broadcast(k.second.factor)};
+            Float root{};
+            weight[j] = update(k, b, gradient, e, j, old_first, old_second, watch, first[j], second[j], root);
+        }
         if (!watch.is_quiet()) return false;
         W::template encode_unit<L>(weight, *s.dither, place + static_cast<std::uint32_t>(e), b.weight + e,
                                    correction_at(b, e));

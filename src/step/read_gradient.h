@@ -16,19 +16,6 @@ FLASHOPTIM_INLINE void read_gradient(const std::byte* from, DType dtype, float f
     const auto scale = L::broadcast(factor);
     switch (dtype) {
         case DType::kBFloat16:
-            if constexpr (requires { L::kUnit; }) {
-                if (size % (L::kUnit * L::kWidth) == 0) {
-                    for (int e = 0; e < size; e += L::kUnit * L::kWidth) {
-                        typename L::UInt bits[L::kUnit];
-                        L::load_high_u16(reinterpret_cast<const std::uint16_t*>(from) + e, bits);
-                        FLASHOPTIM_UNROLL
-                        for (int j = 0; j < L::kUnit; ++j) {
-                            L::store_f32(to + e + j * L::kWidth, L::from_bits(bits[j]) * scale);
-                        }
-                    }
-                    break;
-                }
-            }
             for (int e = 0; e < size; e += L::kWidth) {
                 const auto bits = L::load_u16(reinterpret_cast<const std::uint16_t*>(from) + e);
                 L::store_f32(to + e, bfloat16_to_float<L>(bits) * scale);

@@ -3,7 +3,8 @@
 #include "flashoptim/step.h"
 
 #include <algorithm>
-#include <map>
+#include <atomic>
+#include <optional>
 
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
@@ -11,6 +12,8 @@
 #include "flashoptim/rule/lion.h"
 #include "flashoptim/rule/sgd.h"
 #include "step/dispatch.h"
+#include "step/float_environment.h"
+#include "step/workspace.h"
 
 namespace flashoptim {
 
@@ -52,51 +55,33 @@ StepScalars scalars_of(const StepItem& item) {
     return {};
 }
 
-/// Rows as the kernels see them: several rows are one run where groups and indices go on without a break.
-struct Rows {
-    std::int64_t length;
-    std::int64_t groups;  // in one row
+Rows rows_of(const StepItem& item) {
+    const auto& layout = *item.layout;
+    const bool indices_go_on =
+        layout.row_length == layout.whole_row_length || item.plan.moments == MomentStorage::kPaper;
+    const bool groups_go_on =
+        item.plan.moments != MomentStorage::kNative || layout.row_length % kGroupSize == 0;
+    const auto length = indices_go_on && groups_go_on ? layout.numel : layout.row_length;
+    return {length, (length + kGroupSize - 1) / kGroupSize};
+}
 
-    explicit Rows(const StepItem& item) {
-        const auto& layout = *item.layout;
-        const bool indices_go_on =
-            layout.row_length == layout.whole_row_length || item.plan.moments == MomentStorage::kPaper;
-        const bool groups_go_on =
-            item.plan.moments != MomentStorage::kNative || layout.row_length % kGroupSize == 0;
-        length = indices_go_on && groups_go_on ? layout.numel : layout.row_length;
-        groups = (length + kGroupSize - 1) / kGroupSize;
-    }
-};
-
-/// A part of one tensor: whole rows, or a piece of one row that begins with a group.
-struct Chunk {
-    std::size_t item;
-    std::int64_t begin, end;
-};
-
-struct PreparedItem {
-    StepItem* item = nullptr;
-    Rows rows;
-    Kernels kernels;
-    StepScalars scalars;
-    const DitherTables* dither = nullptr;
-    std::uint64_t (*reference)(const Segment&) = nullptr;
-};
-
-struct Work {
-    std::vector<PreparedItem> items;
-    std::vector<Chunk> chunks;
-    std::vector<std::uint64_t> bad;  // of each chunk
-    std::map<std::int64_t, std::unique_ptr<DitherTables>> dither;
-    std::uint64_t (*Kernels::*kernel)(const Segment&) = nullptr;
-};
+/// Whether everything but tensors and gradients is the same in both.
+bool same_kind(const StepItem& a, const StepItem& b) {
+    return a.rule == b.rule && a.step == b.step && a.has_momentum == b.has_momentum &&
+           a.plan.weight_dtype == b.plan.weight_dtype &&
+           a.plan.master_weight_bits == b.plan.master_weight_bits &&
+           a.plan.paper_arithmetic == b.plan.paper_arithmetic && a.plan.moments == b.plan.moments &&
+           (a.plan.first.count != 0) == (b.plan.first.count != 0) && a.hyperparameters == b.hyperparameters;
+}
 
 std::byte* advance(void* buffer, std::int64_t count, DType dtype) {
     if (buffer == nullptr) return nullptr;
     return static_cast<std::byte*>(buffer) + count * static_cast<std::int64_t>(size_of(dtype));
 }
 
-Segment segment_of(const PreparedItem& prepared, std::int64_t begin, std::int64_t count) {
+Segment segment_of(const Workspace& work, const PreparedItem& prepared, std::int64_t begin,
+                   std::int64_t count) {
+    const auto& kind = work.kinds[prepared.kind];
     const auto& item = *prepared.item;
     const auto& layout = *item.layout;
     const auto row = begin / prepared.rows.length, column = begin % prepared.rows.length;
@@ -120,113 +105,148 @@ Segment segment_of(const PreparedItem& prepared, std::int64_t begin, std::int64_
     s.check_gradient = item.check_gradient || !item.plan.paper_arithmetic;
     s.place = static_cast<std::uint32_t>(index % kDitherPeriod);
     s.count = count;
-    s.scalars = &prepared.scalars;
-    s.dither = prepared.dither;
-    s.reference = prepared.reference;
+    s.scalars = &kind.scalars;
+    s.dither = kind.dither;
+    s.reference = kind.reference;
     return s;
 }
 
-void run_chunk(void* context, std::int64_t n) {
-    auto& work = *static_cast<Work*>(context);
-    const auto& chunk = work.chunks[static_cast<std::size_t>(n)];
+void step_chunk(const Workspace& work, const Chunk& chunk) {
     const auto& prepared = work.items[chunk.item];
-    const auto kernel = prepared.kernels.*work.kernel;
     std::uint64_t bad = 0;
     for (auto at = chunk.begin; at < chunk.end;) {
         const auto left_in_row = prepared.rows.length - at % prepared.rows.length;
         const auto count = std::min(chunk.end - at, left_in_row);
-        bad += kernel(segment_of(prepared, at, count));
+        bad += work.kinds[prepared.kind].kernel(segment_of(work, prepared, at, count));
         at += count;
     }
-    work.bad[static_cast<std::size_t>(n)] = bad;
+    if (bad != 0) std::atomic_ref(prepared.item->bad_elements).fetch_add(bad, std::memory_order_relaxed);
 }
 
-void cut(std::vector<Chunk>& chunks, std::size_t item, const Rows& rows, std::int64_t numel) {
+/// Adds a chunk and closes the job that it makes large enough.
+void add_chunk(Workspace& work, std::size_t item, std::int64_t begin, std::int64_t end, std::int64_t& in_job) {
+    work.chunks.push_back({item, begin, end});
+    in_job += end - begin;
+    if (in_job >= kChunkSize) {
+        work.jobs.push_back(work.chunks.size());
+        in_job = 0;
+    }
+}
+
+void cut(Workspace& work, std::size_t item, const Rows& rows, std::int64_t numel, std::int64_t& in_job) {
     if (rows.length < kChunkSize) {
         const auto rows_in_chunk = kChunkSize / rows.length * rows.length;
         for (std::int64_t at = 0; at < numel; at += rows_in_chunk) {
-            chunks.push_back({item, at, std::min(numel, at + rows_in_chunk)});
+            add_chunk(work, item, at, std::min(numel, at + rows_in_chunk), in_job);
         }
         return;
     }
     for (std::int64_t row = 0; row < numel; row += rows.length) {
-        for (auto at = row; at < row + rows.length; at += kChunkSize) {
-            chunks.push_back({item, at, std::min(row + rows.length, at + kChunkSize)});
+        for (std::int64_t at = row; at < row + rows.length; at += kChunkSize) {
+            add_chunk(work, item, at, std::min(row + rows.length, at + kChunkSize), in_job);
         }
     }
 }
 
-std::uint64_t run(std::span<StepItem> items, ThreadPool& pool, Backend backend,
-                  std::uint64_t (*Kernels::*kernel)(const Segment&)) {
-    const auto& backend_kernel = backend_kernels(backend);
-    Work work;
-    work.kernel = kernel;
-    for (auto& item : items) {
-        item.bad_elements = 0;
-        if (item.layout->numel == 0) continue;
-        PreparedItem prepared{&item, Rows(item), {}, scalars_of(item), nullptr, nullptr};
-        prepared.reference =
-            backend_kernels(Backend::kScalar).find(item.rule, item.plan.first.count != 0, item.plan).run;
-        prepared.kernels = backend_kernel.find(item.rule, item.plan.first.count != 0, item.plan);
-        auto& tables = work.dither[item.step];
-        if (!tables) {
-            tables = std::make_unique<DitherTables>();
-            fill_dither_tables(*tables, item.step);
-        }
-        prepared.dither = tables.get();
-        cut(work.chunks, work.items.size(), prepared.rows, item.layout->numel);
-        work.items.push_back(prepared);
-    }
-    work.bad.resize(work.chunks.size());
-    pool.run(static_cast<std::int64_t>(work.chunks.size()), &run_chunk, &work);
-
-    std::uint64_t total = 0;
-    for (std::size_t n = 0; n < work.chunks.size(); ++n) {
-        work.items[work.chunks[n].item].item->bad_elements += work.bad[n];
-        total += work.bad[n];
-    }
-    return total;
+void close_jobs(Workspace& work) {
+    if (work.jobs.back() != work.chunks.size()) work.jobs.push_back(work.chunks.size());
 }
 
 }  // namespace
 
+/// One call over a list of items: what they need, then their chunks by the threads.
+struct StepRun {
+    explicit StepRun(ThreadPool& pool) : lease(pool) {
+        work = lease.workspace();
+        if (work == nullptr) work = &own.emplace();
+        work->clear();
+        work->jobs.push_back(0);
+    }
+
+    std::uint64_t run(std::span<StepItem> items, Backend backend,
+                      std::uint64_t (*Kernels::*kernel)(const Segment&)) {
+        const auto& kernels = backend_kernels(backend);
+        const auto& reference = backend_kernels(Backend::kScalar);
+        const StepItem* former = nullptr;
+        std::int64_t in_job = 0;
+        for (auto& item : items) {
+            item.bad_elements = 0;
+            if (item.layout->numel == 0) continue;
+            if (former == nullptr || !same_kind(*former, item)) {
+                const bool has_first = item.plan.first.count != 0;
+                work->kinds.push_back({scalars_of(item), work->dither_of(item.step),
+                                       kernels.find(item.rule, has_first, item.plan).*kernel,
+                                       reference.find(item.rule, has_first, item.plan).*kernel});
+            }
+            former = &item;
+            work->items.push_back({&item, rows_of(item), work->kinds.size() - 1});
+            cut(*work, work->items.size() - 1, work->items.back().rows, item.layout->numel, in_job);
+        }
+        close_jobs(*work);
+        run_jobs([](void* context, std::int64_t n) {
+            const auto& w = *static_cast<const Workspace*>(context);
+            const auto job = static_cast<std::size_t>(n);
+            for (auto chunk = w.jobs[job]; chunk < w.jobs[job + 1]; ++chunk) step_chunk(w, w.chunks[chunk]);
+        });
+        std::uint64_t total = 0;
+        for (const auto& item : items) total += item.bad_elements;
+        return total;
+    }
+
+    double norm(std::span<const StepItem> items) {
+        struct Context {
+            Workspace& work;
+            std::span<const StepItem> items;
+            SumOfSquares sum_of_squares;
+        } context{*work, items, backend_kernels(Backend::kAutomatic).sum_of_squares};
+        std::int64_t in_job = 0;
+        for (std::size_t n = 0; n < items.size(); ++n) {
+            const auto numel = items[n].layout->numel;
+            for (std::int64_t at = 0; at < numel; at += kNormBlock) {
+                add_chunk(*work, n, at, std::min(numel, at + kNormBlock), in_job);
+            }
+        }
+        close_jobs(*work);
+        work->sums.resize(work->chunks.size());
+        ThreadPool::run_jobs(
+            lease, static_cast<std::int64_t>(work->jobs.size()) - 1,
+            [](void* c, std::int64_t n) {
+                const auto& [w, all, sum_of_squares] = *static_cast<Context*>(c);
+                const auto job = static_cast<std::size_t>(n);
+                for (auto at = w.jobs[job]; at < w.jobs[job + 1]; ++at) {
+                    const auto& block = w.chunks[at];
+                    const auto& item = all[block.item];
+                    const auto* from = static_cast<const std::byte*>(item.gradient) +
+                                       block.begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
+                    w.sums[at] = sum_of_squares(from, item.gradient_dtype, item.gradient_factor,
+                                                block.end - block.begin);
+                }
+            },
+            &context);
+        double total = 0.0;
+        for (const double sum : work->sums) total += sum;
+        return double_sqrt(total);
+    }
+
+private:
+    void run_jobs(void (*job)(void*, std::int64_t)) {
+        ThreadPool::run_jobs(lease, static_cast<std::int64_t>(work->jobs.size()) - 1, job, work);
+    }
+
+    const DefaultFloatEnvironment exact;
+    const ThreadPool::Lease lease;
+    std::optional<Workspace> own;  // while the pool serves another
+    Workspace* work = nullptr;
+};
+
 void step(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
-    run(items, pool, backend, &Kernels::run);
+    StepRun(pool).run(items, backend, &Kernels::run);
 }
 
 std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool) {
-    return run(items, pool, Backend::kAutomatic, &Kernels::count_bad);
+    return StepRun(pool).run(items, Backend::kAutomatic, &Kernels::count_bad);
 }
 
-double grad_norm(std::span<const StepItem> items, ThreadPool& pool) {
-    struct Sums {
-        std::span<const StepItem> items;
-        SumOfSquares sum_of_squares;
-        std::vector<Chunk> blocks;
-        std::vector<double> sums;
-    } work{items, backend_kernels(Backend::kAutomatic).sum_of_squares, {}, {}};
-    for (std::size_t n = 0; n < items.size(); ++n) {
-        const auto numel = items[n].layout->numel;
-        for (std::int64_t at = 0; at < numel; at += kNormBlock) {
-            work.blocks.push_back({n, at, std::min(numel, at + kNormBlock)});
-        }
-    }
-    work.sums.resize(work.blocks.size());
-    pool.run(
-        static_cast<std::int64_t>(work.blocks.size()),
-        [](void* context, std::int64_t n) {
-            auto& sums = *static_cast<Sums*>(context);
-            const auto& block = sums.blocks[static_cast<std::size_t>(n)];
-            const auto& item = sums.items[block.item];
-            const auto* from = static_cast<const std::byte*>(item.gradient) +
-                               block.begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
-            sums.sums[static_cast<std::size_t>(n)] =
-                sums.sum_of_squares(from, item.gradient_dtype, item.gradient_factor, block.end - block.begin);
-        },
-        &work);
-    double total = 0.0;
-    for (const double sum : work.sums) total += sum;
-    return double_sqrt(total);
-}
+double grad_norm(std::span<const StepItem> items, ThreadPool& pool) { return StepRun(pool).norm(items); }
 
 }  // namespace flashoptim

@@ -1,4 +1,6 @@
 // The worker threads of the step. They sleep between steps; one caller at a time, others run alone.
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -8,6 +10,13 @@
 #include <vector>
 
 #include "flashoptim/step.h"
+#include "step/float_environment.h"
+#include "step/workspace.h"
+
+#if defined(__ELF__)
+// There if the process has an OpenMP runtime, null otherwise.
+extern "C" int omp_in_parallel() __attribute__((weak));
+#endif
 
 namespace flashoptim {
 
@@ -19,6 +28,14 @@ int default_threads() {
         if (count > 0) return static_cast<int>(std::min(count, 1024L));
     }
     return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+bool is_in_parallel_region() {
+#if defined(__ELF__)
+    return omp_in_parallel != nullptr && omp_in_parallel() != 0;
+#else
+    return false;
+#endif
 }
 
 }  // namespace
@@ -35,6 +52,7 @@ struct ThreadPool::Impl {
     }
 
     void work_on_jobs() {
+        const DefaultFloatEnvironment exact;
         for (auto n = next.fetch_add(1); n < jobs; n = next.fetch_add(1)) job(context, n);
     }
 
@@ -58,7 +76,9 @@ struct ThreadPool::Impl {
     }
 
     const int threads;
-    std::mutex busy;  // held by the caller that is served
+    const pid_t process = ::getpid();
+    std::atomic<bool> busy = false;  // a caller is served
+    Workspace workspace;             // of the caller that is served
     std::mutex mutex;
     std::condition_variable wake, done;
     std::vector<std::thread> workers;
@@ -73,19 +93,50 @@ struct ThreadPool::Impl {
 
 ThreadPool::ThreadPool(int threads)
     : impl_(std::make_unique<Impl>(threads > 0 ? threads : default_threads())) {}
-ThreadPool::~ThreadPool() = default;
+ThreadPool::~ThreadPool() { leave_workers_of_parent(); }
 ThreadPool::ThreadPool(ThreadPool&&) noexcept = default;
-ThreadPool& ThreadPool::operator=(ThreadPool&&) noexcept = default;
+ThreadPool& ThreadPool::operator=(ThreadPool&& other) noexcept {
+    leave_workers_of_parent();
+    impl_ = std::move(other.impl_);
+    return *this;
+}
 
 int ThreadPool::threads() const { return impl_->threads; }
 
+/// fork() copies the pool but not its threads: the child's copy can neither be used nor destroyed, so it is left behind.
+void ThreadPool::leave_workers_of_parent() {
+    if (impl_ && impl_->process != ::getpid()) {
+        // NOLINTNEXTLINE(bugprone-unused-return-value)
+        static_cast<void>(impl_.release());
+    }
+}
+
 void ThreadPool::run(std::int64_t jobs, void (*job)(void*, std::int64_t), void* context) {
-    auto& pool = *impl_;
-    const std::unique_lock served(pool.busy, std::try_to_lock);
-    if (!served || pool.threads == 1 || jobs <= 1) {
+    const Lease lease(*this);
+    run_jobs(lease, jobs, job, context);
+}
+
+ThreadPool::Lease::Lease(ThreadPool& pool) {
+    if (pool.impl_->process != ::getpid()) {
+        const int threads = pool.impl_->threads;
+        pool.leave_workers_of_parent();
+        pool.impl_ = std::make_unique<Impl>(threads);
+    }
+    if (!pool.impl_->busy.exchange(true)) impl_ = pool.impl_.get();
+}
+ThreadPool::Lease::~Lease() {
+    if (impl_ != nullptr) impl_->busy = false;
+}
+Workspace* ThreadPool::Lease::workspace() const { return impl_ == nullptr ? nullptr : &impl_->workspace; }
+
+void ThreadPool::run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void*, std::int64_t),
+                          void* context) {
+    if (lease.impl_ == nullptr || lease.impl_->threads == 1 || jobs <= 1 || is_in_parallel_region()) {
+        const DefaultFloatEnvironment exact;
         for (std::int64_t n = 0; n < jobs; ++n) job(context, n);
         return;
     }
+    auto& pool = *lease.impl_;
     {
         const std::lock_guard lock(pool.mutex);
         pool.start_workers();

@@ -130,8 +130,8 @@ __global__ void step_groups(Tensor t, const StepScalars* scalars, const DitherTa
             first_codes[n] = static_cast<FirstCode>(first);
             second_codes[n] = static_cast<SecondCode>(second);
         }
-        t.first_scales[group] = M::scale_bits(first_scale);
-        t.second_scales[group] = M::scale_bits(second_scale);
+        t.first_scales[group] = static_cast<std::uint16_t>(M::scale_bits(first_scale));
+        t.second_scales[group] = static_cast<std::uint16_t>(M::scale_bits(second_scale));
     }
 }
 

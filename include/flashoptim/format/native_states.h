@@ -12,7 +12,7 @@
 //     first_unit<L>, second_unit<L>     what a code stands for, but for the group's factor
 //     first_scale<L>, second_scale<L>   the new scale of a group and the factor its codes are made with
 //     first_code<L>, second_code<L>     codes of new moments
-// and for whole units of vectors (step/lanes/) first_units, second_units, first_sum, second_sum.
+// and for units of vectors (step/lanes/) first_in_unit, second_in_unit, first_sum, second_sum.
 #pragma once
 
 #include <cstdint>
@@ -35,11 +35,6 @@ FLASHOPTIM_INLINE typename L::Float twice_law(typename L::Float c) {
     return L::from_bits(
         L::select_bits(L::equal_bits(bits, L::broadcast_bits(0U)), bits, (bits << 1U) - 0x3F800000U));
 }
-
-/// Bytes of 128 bfloat16 values, the magnitudes that signed codes stand for.
-struct SignedByteTable {
-    alignas(64) std::uint8_t low[128], high[128];
-};
 
 /// The square-law codes.
 struct NativeMoments {
@@ -106,29 +101,17 @@ struct NativeMoments {
         return L::bits(L::fma(y, L::broadcast(0x1p71F), L::from_bits(dither)));
     }
 
-    /// first_unit and second_unit of the codes of one unit of vectors.
+    /// first_unit and second_unit of vector j of a unit.
     template <class L>
-    static FLASHOPTIM_INLINE void first_units(const FirstCode* codes, typename L::Float (&units)[L::kUnit]) {
-        if constexpr (L::kHasByteTables) {
-            static constexpr SignedByteTable kTable = first_unit_table();
-            L::look_up(codes, kTable, units);
-        } else {
-            FLASHOPTIM_UNROLL
-            for (int j = 0; j < L::kUnit; ++j) units[j] = first_unit<L>(L::load_i8(codes + j * L::kWidth));
-        }
+    static FLASHOPTIM_INLINE typename L::Float first_in_unit(const FirstCode* codes, int j) {
+        return first_unit<L>(L::load_i8(codes + j * L::kWidth));
     }
     template <class L>
-    static FLASHOPTIM_INLINE void second_units(const SecondCode* codes,
-                                               typename L::Float (&units)[L::kUnit]) {
+    static FLASHOPTIM_INLINE typename L::Float second_in_unit(const SecondCode* codes, int j) {
         // A code in the lowest bits of 2^-48 counts units of 2^-71, exactly.
         constexpr std::uint32_t kBase = 79U << 23U;
-        typename L::UInt above[L::kUnit];
-        L::load_u8_over(kBase, codes, above);
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < L::kUnit; ++j) {
-            const auto c = L::from_bits(above[j]) - L::from_bits(L::broadcast_bits(kBase));
-            units[j] = L::from_bits(L::bits(c) << 1U);
-        }
+        const auto c = L::from_bits(L::load_u8_over(kBase, codes, j)) - L::from_bits(L::broadcast_bits(kBase));
+        return L::from_bits(L::bits(c) << 1U);
     }
     /// The sticky scale of a group whose largest magnitude is `largest` and whose scale was `old_scale`.
     template <class L>
@@ -164,27 +147,16 @@ struct NativeMoments {
         scale = next_scale<L>(largest * k.measure, old_scale, kTinySecond);
         encode = quotient_or_zero<L>(k.encode, scale);
     }
-    static FLASHOPTIM_INLINE float scale_to_float(std::uint16_t bits) {
-        return bfloat16_to_float<ScalarLanes>(bits);
+    template <class L = ScalarLanes>
+    static FLASHOPTIM_INLINE typename L::Float scale_to_float(typename L::UInt bits) {
+        return bfloat16_to_float<L>(bits);
     }
-    static FLASHOPTIM_INLINE std::uint16_t scale_bits(float scale) {
-        return static_cast<std::uint16_t>(ScalarLanes::bits(scale) >> 16U);
+    template <class L = ScalarLanes>
+    static FLASHOPTIM_INLINE typename L::UInt scale_bits(typename L::Float scale) {
+        return L::bits(scale) >> 16U;
     }
 
 private:
-    /// The magnitudes of first_unit for the codes 0 to 127, which bfloat16 holds exactly.
-    static constexpr SignedByteTable first_unit_table() {
-        SignedByteTable table{};
-        for (std::uint32_t code = 1; code < 128; ++code) {
-            std::uint32_t exponent = 0;
-            while ((code >> (exponent + 1U)) != 0) ++exponent;
-            const std::uint32_t fraction = (code << (23U - exponent)) & 0x7fffffU;
-            const std::uint32_t scaled = ((127U - 64U + exponent) << 23U) | fraction;  // code * 2^-64
-            table.low[code] = static_cast<std::uint8_t>((scaled << 1U) >> 16U);
-            table.high[code] = static_cast<std::uint8_t>((scaled << 1U) >> 24U);
-        }
-        return table;
-    }
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float quotient_or_zero(float numerator, typename L::Float scale) {
         const auto is_zero = L::equal(scale, L::broadcast(0.0F));

@@ -166,11 +166,13 @@ struct PaperMoments {
                                                           typename L::UInt /*dither*/) {
         return L::truncate(finite_or_zero<L>(L::divide(root, a) * 255.0F + 0.5F));
     }
-    static FLASHOPTIM_INLINE float scale_to_float(std::uint16_t bits) {
-        return float16_to_float<ScalarLanes>(bits);
+    template <class L = ScalarLanes>
+    static FLASHOPTIM_INLINE typename L::Float scale_to_float(typename L::UInt bits) {
+        return float16_to_float<L>(bits);
     }
-    static FLASHOPTIM_INLINE std::uint16_t scale_bits(float scale) {
-        return static_cast<std::uint16_t>(float_to_float16<ScalarLanes>(scale));
+    template <class L = ScalarLanes>
+    static FLASHOPTIM_INLINE typename L::UInt scale_bits(typename L::Float scale) {
+        return float_to_float16<L>(scale);
     }
 
 private:

@@ -9,7 +9,7 @@
 //     is_special<L>(hi)          whether the stored weight is Inf or NaN
 // and a protected one, for whole units of vectors (step/lanes/) of ordinary weights, whose magnitude is neither below zero nor
 // kOrdinary or more
-//     decode_unit<L>(hi, lo, w)  gives Inf, NaN or at least kOrdinary for a weight that is not ordinary
+//     decode_in_unit<L>(hi, lo, j)  vector j of the unit; Inf, NaN or at least kOrdinary for a weight that is not ordinary
 //     encode_unit<L>(w, dither, place, hi, lo)
 #pragma once
 
@@ -45,6 +45,12 @@ struct Bfloat16Grid {
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt value_bits(typename L::UInt magnitude) {
         return magnitude;
+    }
+    /// The upper half nearest to a weight that is not negative, ties to even.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt nearest_high(typename L::Float w) {
+        const auto bits = L::bits(w);
+        return (bits + 0x7fffU + ((bits >> 16U) & 1U)) >> 16U;
     }
 };
 
@@ -90,6 +96,11 @@ struct Float16Grid {
         const auto special = L::less_bits(L::broadcast_bits((kInfinityHigh << 16U) - 1U), magnitude);
         return L::select_bits(special, kInfinityBits | (((magnitude >> 16U) & 0x3ffU) << 13U), value);
     }
+    /// The same from fp32: the grid's own rounding below 2^-14 would be a second one.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt nearest_high(typename L::Float w) {
+        return float_to_float16<L>(w);
+    }
 };
 
 /// Master weights of 16 + `kBits` bits: `hi` is the upper half of the magnitude rounded, `lo` what is missing.
@@ -130,12 +141,8 @@ struct SplitWeight {
     static constexpr float kOrdinary = Grid::kOrdinary;
     /// A magnitude below zero has the pattern of a NaN here.
     template <class L>
-    static FLASHOPTIM_INLINE void decode_unit(const Stored* hi, const Correction* lo,
-                                              typename L::Float (&w)[L::kUnit]) {
-        typename L::UInt pattern[L::kUnit];
-        L::load_joined(hi, lo, pattern);
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < L::kUnit; ++j) w[j] = Grid::template value<L>(pattern[j]);
+    static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const Correction* lo, int j) {
+        return Grid::template value<L>(L::load_joined(hi, lo, j));
     }
     template <class L>
     static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
@@ -176,21 +183,20 @@ struct PlainWeight {
     template <class L>
     static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt dither, typename L::UInt& hi,
                                          typename L::UInt& /*lo*/) {
-        const auto magnitude = Grid::template magnitude<L>(w);
-        auto offset = dither >> 16U;
-        if constexpr (!kDithered) offset = ((magnitude >> 16U) & 1U) + 0x7fffU;
-        const auto high = L::min_bits((magnitude + offset) >> 16U, L::broadcast_bits(Grid::kMaxHigh));
-        hi = high | ((L::bits(w) >> 16U) & 0x8000U);
+        typename L::UInt high;
+        if constexpr (kDithered) {
+            high = (Grid::template magnitude<L>(w) + (dither >> 16U)) >> 16U;
+        } else {
+            high = Grid::template nearest_high<L>(absolute<L>(w));
+        }
+        hi = L::min_bits(high, L::broadcast_bits(Grid::kMaxHigh)) | ((L::bits(w) >> 16U) & 0x8000U);
     }
 
     static constexpr float kOrdinary = Grid::kOrdinary;
     template <class L>
-    static FLASHOPTIM_INLINE void decode_unit(const Stored* hi, const std::int8_t* /*lo*/,
-                                              typename L::Float (&w)[L::kUnit]) {
-        typename L::UInt pattern[L::kUnit];
-        L::load_high_u16(hi, pattern);
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < L::kUnit; ++j) w[j] = Grid::template value<L>(pattern[j]);
+    static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const std::int8_t* /*lo*/,
+                                                              int j) {
+        return Grid::template value<L>(L::load_high_u16(hi, j));
     }
     template <class L>
     static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
@@ -199,10 +205,12 @@ struct PlainWeight {
         typename L::UInt sum[L::kUnit];
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
-            const auto pattern = Grid::template pattern<L>(w[j]);
-            auto offset = ((pattern >> 16U) & 1U) + 0x7fffU;
-            if constexpr (kDithered) offset = L::load_u32(dither.weight16 + place + j * L::kWidth);
-            sum[j] = pattern + offset;
+            if constexpr (kDithered) {
+                sum[j] = Grid::template pattern<L>(w[j]) + L::load_u32(dither.weight16 + place + j * L::kWidth);
+            } else {
+                const auto high = Grid::template nearest_high<L>(absolute<L>(w[j]));
+                sum[j] = L::merge_bits(kSignBit, L::bits(w[j]), high << 16U);
+            }
         }
         L::store_high_u16(hi, sum);
     }
@@ -235,10 +243,9 @@ struct Float32Weight {
 
     static constexpr float kOrdinary = 0x1p127F;
     template <class L>
-    static FLASHOPTIM_INLINE void decode_unit(const Stored* hi, const std::int8_t* /*lo*/,
-                                              typename L::Float (&w)[L::kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < L::kUnit; ++j) w[j] = L::load_f32(hi + j * L::kWidth);
+    static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const std::int8_t* /*lo*/,
+                                                              int j) {
+        return L::load_f32(hi + j * L::kWidth);
     }
     template <class L>
     static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],

@@ -24,6 +24,8 @@ struct Hyperparameters {
     bool maximize = false;
     bool fully_decoupled =
         false;  // weights decay by 1 - weight_decay * learning_rate / initial_learning_rate
+
+    bool operator==(const Hyperparameters&) const = default;
 };
 
 /// The scalars of one step of one tensor, rounded to fp32 once. Filled by a rule's `scalars`, read by its `update`.

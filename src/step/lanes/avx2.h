@@ -69,23 +69,15 @@ struct Avx2Lanes : PortableLanes<8> {
                                      shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(quarters[0], quarters[1])));
     }
 
-    static FLASHOPTIM_INLINE void load_high_u16(const std::uint16_t* p, UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = load_u16(p + j * 8) << 16U;
+    static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) { return load_u16(p + j * 8) << 16U; }
+    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
+        return load_high_u16(high, j) + (load_i8(low + j * 8) << 8U);
     }
-    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int8_t* low,
-                                              UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = (load_u16(high + j * 8) << 16U) + (load_i8(low + j * 8) << 8U);
+    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
+        return load_high_u16(high, j) + load_i16(low + j * 8);
     }
-    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int16_t* low,
-                                              UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = (load_u16(high + j * 8) << 16U) + load_i16(low + j * 8);
-    }
-    static FLASHOPTIM_INLINE void load_u8_over(std::uint32_t base, const std::uint8_t* p, UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = load_u8(p + j * 8) | base;
+    static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
+        return load_u8(p + j * 8) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL

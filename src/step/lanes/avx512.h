@@ -97,25 +97,17 @@ struct Avx512Lanes : PortableLanes<16> {
         return uint(_mm512_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(a, b), shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(a, b)));
     }
 
-    static FLASHOPTIM_INLINE void load_high_u16(const std::uint16_t* p, UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = uint(upper_halves(_mm512_loadu_si512(p + j / 2 * 32), j % 2));
+    static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
+        return uint(upper_halves(_mm512_loadu_si512(p + j / 2 * 32), j % 2));
     }
-    static FLASHOPTIM_INLINE void load_u8_over(std::uint32_t base, const std::uint8_t* p, UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = load_u8(p + j * 16) | base;
+    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
+        return load_high_u16(high, j) + (load_i8(low + j * 16) << 8U);
     }
-    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int8_t* low,
-                                              UInt (&to)[kUnit]) {
-        load_high_u16(high, to);
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] += load_i8(low + j * 16) << 8U;
+    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
+        return load_high_u16(high, j) + load_i16(low + j * 16);
     }
-    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int16_t* low,
-                                              UInt (&to)[kUnit]) {
-        load_high_u16(high, to);
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] += load_i16(low + j * 16);
+    static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
+        return load_u8(p + j * 16) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL

@@ -48,7 +48,6 @@ template <int kLanes>
 struct PortableLanes {
     static constexpr int kWidth = kLanes;
     static constexpr int kUnit = 4;  // vectors in a unit: as many as bytes that fill a register
-    static constexpr bool kHasByteTables = false;
     using Float = typename VectorTypes<kLanes>::Float;
     using UInt = typename VectorTypes<kLanes>::UInt;
     using Int = typename VectorTypes<kLanes>::Int;
@@ -165,32 +164,23 @@ struct PortableLanes {
         std::memcpy(p, &narrow, sizeof narrow);
     }
 
-    // Units: kUnit vectors of consecutive elements.
+    // Units: kUnit vectors of consecutive elements. Vector j of the unit at p is loaded alone, the unit is stored as one.
 
     /// 16-bit values in the upper halves, zeros below: bfloat16 as floats.
-    static FLASHOPTIM_INLINE void load_high_u16(const std::uint16_t* p, UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = load_u16(p + j * kLanes) << 16U;
+    static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
+        return load_u16(p + j * kLanes) << 16U;
     }
     /// high * 2^16 + low * 2^8.
-    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int8_t* low,
-                                              UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) {
-            to[j] = (load_u16(high + j * kLanes) << 16U) + (load_i8(low + j * kLanes) << 8U);
-        }
+    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
+        return (load_u16(high + j * kLanes) << 16U) + (load_i8(low + j * kLanes) << 8U);
     }
     /// high * 2^16 + low.
-    static FLASHOPTIM_INLINE void load_joined(const std::uint16_t* high, const std::int16_t* low,
-                                              UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j)
-            to[j] = (load_u16(high + j * kLanes) << 16U) + load_i16(low + j * kLanes);
+    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
+        return (load_u16(high + j * kLanes) << 16U) + load_i16(low + j * kLanes);
     }
     /// Bytes in the lowest bits of `base`.
-    static FLASHOPTIM_INLINE void load_u8_over(std::uint32_t base, const std::uint8_t* p, UInt (&to)[kUnit]) {
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) to[j] = load_u8(p + j * kLanes) | base;
+    static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
+        return load_u8(p + j * kLanes) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
