@@ -21,7 +21,7 @@ struct Parameter {
     StateMemory correction, first, first_scales, second, second_scales;
     TensorView gradient;             // data null where none is set
     bool gradient_in_order = false;  // whether it lies as the weight does
-    StateMemory ordered_gradient;         // otherwise a copy that does
+    StateMemory ordered_gradient;    // otherwise a copy that does
     std::int64_t steps = 0;
     bool has_momentum = false;
     std::uint64_t bad_elements = 0;

@@ -13,8 +13,8 @@ namespace flashoptim {
 namespace {
 
 // The fastest last.
-constexpr std::array kAllBackends = {Backend::kScalar, Backend::kPortable,   Backend::kNeon,
-                                     Backend::kAvx2,   Backend::kAvx512,     Backend::kAvx512Vbmi};
+constexpr std::array kAllBackends = {Backend::kScalar, Backend::kPortable, Backend::kNeon,
+                                     Backend::kAvx2,   Backend::kAvx512,   Backend::kAvx512Vbmi};
 
 bool runs_here(Backend backend) {
     switch (backend) {

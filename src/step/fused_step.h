@@ -15,9 +15,10 @@ namespace flashoptim {
 template <class L, class R, class M, class W>
 class FusedStep : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
-    using typename Types::Block, typename Types::Stored, typename Types::Correction, typename Types::FirstCode,
-        typename Types::SecondCode;
-    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at, Types::place_at;
+    using typename Types::Block, typename Types::Stored, typename Types::Correction,
+        typename Types::FirstCode, typename Types::SecondCode;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at,
+        Types::place_at;
     using Tail = typename Types::template Tail<kGroup>;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
@@ -144,7 +145,8 @@ private:
             }
         }
         void write_scales(std::uint16_t* scales, int groups) const {
-            for (int n = 0; n < groups; ++n) scales[n] = static_cast<std::uint16_t>(M::scale_bits(new_scale[n]));
+            for (int n = 0; n < groups; ++n)
+                scales[n] = static_cast<std::uint16_t>(M::scale_bits(new_scale[n]));
         }
         [[nodiscard]] bool keeps_codes(int group) const {
             return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;

@@ -29,7 +29,8 @@ struct Segment {
     std::int64_t count = 0;
     const StepScalars* scalars = nullptr;
     const DitherTables* dither = nullptr;
-    std::uint64_t (*reference)(const Segment&) = nullptr;  // the scalar kernel, for what is out of the ordinary
+    std::uint64_t (*reference)(const Segment&) =
+        nullptr;  // the scalar kernel, for what is out of the ordinary
 };
 
 /// What one backend offers for one rule and storage.

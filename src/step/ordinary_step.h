@@ -18,7 +18,8 @@ template <class L, class R, class M, class W>
 class OrdinaryStep : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
     using typename Types::Block, typename Types::Stored, typename Types::Correction;
-    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at, Types::place_at;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at,
+        Types::place_at;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
     using Unit = Float[L::kUnit];
@@ -96,7 +97,8 @@ private:
         constexpr std::uintptr_t kLine = 64;
         const auto fetch = [&](const auto* p, int size) __attribute__((always_inline)) {
             // An integer: the address may be beyond the buffer.
-            const auto from = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>((e + kPrefetch) * size);
+            const auto from =
+                reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>((e + kPrefetch) * size);
             FLASHOPTIM_UNROLL
             for (std::uintptr_t at = 0; at < static_cast<std::uintptr_t>(kUnitSize * size); at += kLine) {
                 __builtin_prefetch(reinterpret_cast<const void*>(from + at));
@@ -163,8 +165,7 @@ private:
                                           Float& first, Float& second, Float& root) {
         Float w = W::template decode_in_unit<L>(b.weight + e, correction_at(b, e), j);
         watch.weight(w);
-        const Float g =
-            R::template effective_gradient<L>(L::load_f32(gradient + e + j * L::kWidth), w, k);
+        const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e + j * L::kWidth), w, k);
         if constexpr (!kRootShowsGradient) watch.gradient(g);
         R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
         watch.weight(w);
@@ -213,8 +214,8 @@ private:
                                   L::broadcast(buffers.second.factor[group])};
                 }
                 Float first{}, second{}, root{};
-                const Float w = update(k, b, buffers.gradient, e, j, old_first, old_second, watch, first,
-                                       second, root);
+                const Float w =
+                    update(k, b, buffers.gradient, e, j, old_first, old_second, watch, first, second, root);
                 L::store_f32(buffers.weight + at, w);
                 // A unit may be several groups, or part of one.
                 const bool begins = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;

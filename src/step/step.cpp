@@ -124,7 +124,8 @@ void step_chunk(const Workspace& work, const Chunk& chunk) {
 }
 
 /// Adds a chunk and closes the job that it makes large enough.
-void add_chunk(Workspace& work, std::size_t item, std::int64_t begin, std::int64_t end, std::int64_t& in_job) {
+void add_chunk(Workspace& work, std::size_t item, std::int64_t begin, std::int64_t end,
+               std::int64_t& in_job) {
     work.chunks.push_back({item, begin, end});
     in_job += end - begin;
     if (in_job >= kChunkSize) {

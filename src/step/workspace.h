@@ -39,8 +39,9 @@ struct Workspace {
     std::vector<PreparedItem> items;
     std::vector<ItemKind> kinds;
     std::vector<Chunk> chunks;
-    std::vector<std::size_t> jobs;  // the first chunk of each, and the end: chunks are handed out by the piece of work
-    std::vector<double> sums;       // of each chunk's gradients
+    std::vector<std::size_t>
+        jobs;  // the first chunk of each, and the end: chunks are handed out by the piece of work
+    std::vector<double> sums;  // of each chunk's gradients
     std::vector<std::int64_t> dither_steps;
     std::vector<std::unique_ptr<DitherTables>> dither;  // of dither_steps; more are kept for later
 

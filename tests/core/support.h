@@ -71,6 +71,11 @@ public:
         if (view_.dtype == DType::kFloat32) return store(place, value);
         store(place, view_.dtype == DType::kBFloat16 ? bfloat16(value).bits : float16(value).bits);
     }
+    /// The bits of a stored element, of the type that they have in memory.
+    template <class Bits>
+    void set_bits(std::size_t place, Bits bits) {
+        store(place, bits);
+    }
     template <class Make>
     void fill(Make make) {
         for (std::size_t n = 0; n < numel(); ++n) set(n, static_cast<float>(make()));

@@ -1,6 +1,15 @@
 // What is promised of threads, small enough for the thread sanitizer. If these fail, two models in one process corrupt each other.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <cfenv>
+#include <memory>
 #include <thread>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "support.h"
 
@@ -91,5 +100,68 @@ TEST(Threads, ABusyPoolDoesNotDeadlock) {
     first.join();
     EXPECT_EQ(context.done.load(), 230);
 }
+
+// torch.set_flush_denormal, -ffast-math and fesetround change the mode of one thread; the bits must not depend on which one steps.
+TEST(Threads, TheCallersFloatingPointModeChangesNothing) {
+    const auto run = [](int threads) {
+        Tensor weight(DType::kFloat16, {200, 512}), gradient(DType::kFloat16, {200, 512});
+        Noise noise(8);
+        weight.fill([&] { return 1e-6F * noise.normal(); });  // subnormal in fp16
+        AdamW optimizer({}, with_threads(threads));
+        optimizer.add_parameter(weight.view());
+        optimizer.set_gradient(0, gradient.view());
+        for (int t = 0; t < 3; ++t) {
+            gradient.fill([&] { return 1e-5F * noise.normal(); });
+            optimizer.set_gradient_factor(1.0 / (1.0 + optimizer.grad_norm()));
+            optimizer.step();
+        }
+        auto bytes = bytes_of(optimizer);
+        const auto masters = optimizer.master(0);
+        const auto* begin = reinterpret_cast<const std::byte*>(masters.data());
+        bytes.insert(bytes.end(), begin, begin + masters.size() * sizeof(float));
+        return bytes;
+    };
+    const auto expected = run(1);
+    for (const int threads : {1, 3}) {
+        ASSERT_EQ(std::fesetround(FE_UPWARD), 0);
+#if defined(__SSE2__)
+        const unsigned mode = _mm_getcsr();
+        _mm_setcsr(mode | 0x8040U);  // flush to zero, subnormals are zero
+#endif
+        const auto bytes = run(threads);
+#if defined(__SSE2__)
+        EXPECT_EQ(_mm_getcsr() & 0xffc0U, (mode | 0x8040U) & 0xffc0U) << "the caller's mode was not put back";
+        _mm_setcsr(mode);
+#endif
+        EXPECT_EQ(std::fegetround(), FE_UPWARD);
+        std::fesetround(FE_TONEAREST);
+        EXPECT_TRUE(bytes == expected) << threads << " threads";
+    }
+}
+
+#if !defined(__SANITIZE_THREAD__)
+// Data loaders and servers fork; the child has the optimizer but none of its threads.
+TEST(Threads, AnOptimizerStepsInAForkedChild) {
+    Tensor weight(DType::kFloat32, {200000}), gradient(DType::kFloat32, {200000});
+    gradient.fill([] { return 1.0F; });
+    auto optimizer = std::make_unique<SGD>(SGDOptions{.learning_rate = 1.0}, with_threads(3));
+    optimizer->add_parameter(weight.view());
+    optimizer->set_gradient(0, gradient.view());
+    optimizer->step();
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        optimizer->step();
+        const bool is_right = weight.get(0) == -2.0F && weight.get(199999) == -2.0F;
+        optimizer.reset();
+        ::_exit(is_right ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    optimizer->step();
+    EXPECT_EQ(weight.get(199999), -2.0F);
+}
+#endif
 
 }  // namespace flashoptim

@@ -110,7 +110,8 @@ struct NativeMoments {
     static FLASHOPTIM_INLINE typename L::Float second_in_unit(const SecondCode* codes, int j) {
         // A code in the lowest bits of 2^-48 counts units of 2^-71, exactly.
         constexpr std::uint32_t kBase = 79U << 23U;
-        const auto c = L::from_bits(L::load_u8_over(kBase, codes, j)) - L::from_bits(L::broadcast_bits(kBase));
+        const auto c =
+            L::from_bits(L::load_u8_over(kBase, codes, j)) - L::from_bits(L::broadcast_bits(kBase));
         return L::from_bits(L::bits(c) << 1U);
     }
     /// The sticky scale of a group whose largest magnitude is `largest` and whose scale was `old_scale`.

@@ -39,7 +39,8 @@ struct DitherTables {
     std::uint32_t gap2[176];
     alignas(64) std::uint32_t second[kEntries];  // dither_above_256
     std::uint32_t gap3[176];
-    alignas(64) std::uint32_t weight8[kEntries];   // the top 8 of dither_bits, plus 2^15: half a unit of a 16-bit weight
+    alignas(64) std::uint32_t
+        weight8[kEntries];  // the top 8 of dither_bits, plus 2^15: half a unit of a 16-bit weight
     alignas(64) std::uint32_t weight16[kEntries];  // the top 16 of dither_bits
 };
 

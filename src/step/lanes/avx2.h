@@ -12,9 +12,7 @@ struct Avx2Lanes : PortableLanes<8> {
     static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static FLASHOPTIM_INLINE Float sqrt(Float a) { return _mm256_sqrt_ps(a); }
 
-    static FLASHOPTIM_INLINE bool any(Mask a) {
-        return _mm256_movemask_ps(reinterpret_cast<__m256>(a)) != 0;
-    }
+    static FLASHOPTIM_INLINE bool any(Mask a) { return _mm256_movemask_ps(reinterpret_cast<__m256>(a)) != 0; }
     static FLASHOPTIM_INLINE int count(Mask a) {
         return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(a))));
     }
@@ -69,7 +67,9 @@ struct Avx2Lanes : PortableLanes<8> {
                                      shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(quarters[0], quarters[1])));
     }
 
-    static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) { return load_u16(p + j * 8) << 16U; }
+    static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
+        return load_u16(p + j * 8) << 16U;
+    }
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
         return load_high_u16(high, j) + (load_i8(low + j * 8) << 8U);
     }
@@ -98,7 +98,8 @@ struct Avx2Lanes : PortableLanes<8> {
         const auto byte = [&](int j) __attribute__((always_inline)) {
             return raw((from[j] >> static_cast<unsigned>(kShift)) & 0xffU);
         };
-        const __m256i words = _mm256_packus_epi32(byte(0), byte(1)), more = _mm256_packus_epi32(byte(2), byte(3));
+        const __m256i words = _mm256_packus_epi32(byte(0), byte(1)),
+                      more = _mm256_packus_epi32(byte(2), byte(3));
         // Packing goes by halves of a register.
         const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, more),
                                                           _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -108,7 +109,9 @@ struct Avx2Lanes : PortableLanes<8> {
 private:
     static FLASHOPTIM_INLINE __m256i raw(UInt x) { return reinterpret_cast<__m256i>(x); }
     static FLASHOPTIM_INLINE UInt uint(__m256i x) { return reinterpret_cast<UInt>(x); }
-    static FLASHOPTIM_INLINE void store(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+    static FLASHOPTIM_INLINE void store(void* p, __m256i x) {
+        _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+    }
     template <int kControl>
     static FLASHOPTIM_INLINE __m256i shuffled(__m256i a, __m256i b) {
         return _mm256_castps_si256(

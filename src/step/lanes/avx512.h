@@ -16,8 +16,12 @@ struct Avx512Lanes : PortableLanes<16> {
 
     static FLASHOPTIM_INLINE Mask less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
     static FLASHOPTIM_INLINE Mask equal(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-    static FLASHOPTIM_INLINE Mask less_bits(UInt a, UInt b) { return _mm512_cmplt_epu32_mask(raw(a), raw(b)); }
-    static FLASHOPTIM_INLINE Mask equal_bits(UInt a, UInt b) { return _mm512_cmpeq_epi32_mask(raw(a), raw(b)); }
+    static FLASHOPTIM_INLINE Mask less_bits(UInt a, UInt b) {
+        return _mm512_cmplt_epu32_mask(raw(a), raw(b));
+    }
+    static FLASHOPTIM_INLINE Mask equal_bits(UInt a, UInt b) {
+        return _mm512_cmpeq_epi32_mask(raw(a), raw(b));
+    }
     static FLASHOPTIM_INLINE Mask negate(Mask a) { return static_cast<Mask>(~a); }
     static FLASHOPTIM_INLINE Mask both(Mask a, Mask b) { return a & b; }
     static FLASHOPTIM_INLINE Mask either(Mask a, Mask b) { return a | b; }
@@ -83,10 +87,12 @@ struct Avx512Lanes : PortableLanes<16> {
         };
         const __m512i swap = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
         const auto quarters = [&](__m512i a, __m512i b) __attribute__((always_inline)) {
-            return _mm512_max_epu32(_mm512_mask_blend_epi32(0xF0F0, a, b), _mm512_permutex2var_epi32(a, swap, b));
+            return _mm512_max_epu32(_mm512_mask_blend_epi32(0xF0F0, a, b),
+                                    _mm512_permutex2var_epi32(a, swap, b));
         };
         const auto pairs = [&](__m512i a, __m512i b) __attribute__((always_inline)) {
-            return _mm512_max_epu32(_mm512_mask_blend_epi32(0xCCCC, a, b), shuffled<_MM_SHUFFLE(1, 0, 3, 2)>(a, b));
+            return _mm512_max_epu32(_mm512_mask_blend_epi32(0xCCCC, a, b),
+                                    shuffled<_MM_SHUFFLE(1, 0, 3, 2)>(a, b));
         };
         __m512i eighths[4];
         FLASHOPTIM_UNROLL
@@ -94,7 +100,8 @@ struct Avx512Lanes : PortableLanes<16> {
             eighths[n] = quarters(halves(row(n), row(8 + n)), halves(row(4 + n), row(12 + n)));
         }
         const __m512i a = pairs(eighths[0], eighths[1]), b = pairs(eighths[2], eighths[3]);
-        return uint(_mm512_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(a, b), shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(a, b)));
+        return uint(_mm512_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(a, b),
+                                     shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(a, b)));
     }
 
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
@@ -111,7 +118,8 @@ struct Avx512Lanes : PortableLanes<16> {
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; j += 2) _mm512_storeu_si512(p + j * 16, halves_of<1>(from[j], from[j + 1]));
+        for (int j = 0; j < kUnit; j += 2)
+            _mm512_storeu_si512(p + j * 16, halves_of<1>(from[j], from[j + 1]));
     }
     static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
                                                 std::uint32_t flip) {
@@ -152,7 +160,8 @@ protected:
     }
     /// Half `half` of 32 words, each moved to the upper half of a lane.
     static FLASHOPTIM_INLINE __m512i upper_halves(__m512i words, int half) {
-        const __m512i places = _mm512_add_epi16(even_words(), _mm512_set1_epi16(static_cast<short>(16 * half)));
+        const __m512i places =
+            _mm512_add_epi16(even_words(), _mm512_set1_epi16(static_cast<short>(16 * half)));
         return _mm512_maskz_permutexvar_epi16(0xAAAAAAAAU, places, words);
     }
     /// Word w / 2 in place w.
@@ -165,9 +174,8 @@ protected:
     static FLASHOPTIM_INLINE __m512i halves_of(UInt a, UInt b) {
         // Places 2n + kHalf for n = 0 to 31.
         const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const __m512i places =
-            _mm512_add_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x00040004)),
-                             _mm512_set1_epi32(((2 + kHalf) << 16) | kHalf));
+        const __m512i places = _mm512_add_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x00040004)),
+                                                _mm512_set1_epi32(((2 + kHalf) << 16) | kHalf));
         return _mm512_permutex2var_epi16(raw(a), places, raw(b));
     }
 };

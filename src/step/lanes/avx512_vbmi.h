@@ -39,17 +39,20 @@ struct Avx512VbmiLanes : Avx512Lanes {
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
         __m512i bytes;
         if constexpr (kShift % 8 == 0) {
-            const __m512i places = _mm512_add_epi8(_mm512_load_si512(kVbmiPlaces.every_fourth), _mm512_set1_epi8(kShift / 8));
-            bytes = _mm512_mask_blend_epi32(0xFF00, _mm512_permutex2var_epi8(raw(from[0]), places, raw(from[1])),
-                                            _mm512_permutex2var_epi8(raw(from[2]), places, raw(from[3])));
+            const __m512i places =
+                _mm512_add_epi8(_mm512_load_si512(kVbmiPlaces.every_fourth), _mm512_set1_epi8(kShift / 8));
+            bytes =
+                _mm512_mask_blend_epi32(0xFF00, _mm512_permutex2var_epi8(raw(from[0]), places, raw(from[1])),
+                                        _mm512_permutex2var_epi8(raw(from[2]), places, raw(from[3])));
         } else {
             // Bytes 2j and 2j + 1 of each quadword from its two lanes of vector j.
             __m512i mixed{};
             FLASHOPTIM_UNROLL
             for (int j = 0; j < kUnit; ++j) {
-                const __m512i shifts =
-                    _mm512_set1_epi64(static_cast<long long>(std::uint64_t{kShift | (32 + kShift) << 8} << (16 * j)));
-                mixed = _mm512_mask_multishift_epi64_epi8(mixed, 0x0303030303030303U << (2 * j), shifts, raw(from[j]));
+                const __m512i shifts = _mm512_set1_epi64(
+                    static_cast<long long>(std::uint64_t{kShift | (32 + kShift) << 8} << (16 * j)));
+                mixed = _mm512_mask_multishift_epi64_epi8(mixed, 0x0303030303030303U << (2 * j), shifts,
+                                                          raw(from[j]));
             }
             bytes = _mm512_permutexvar_epi8(_mm512_load_si512(kVbmiPlaces.unmixed), mixed);
         }

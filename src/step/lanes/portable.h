@@ -53,7 +53,8 @@ struct PortableLanes {
     using Int = typename VectorTypes<kLanes>::Int;
     using Mask = Int;  // 0 or -1 in each lane
 
-    static FLASHOPTIM_INLINE Float broadcast(float value) { return Float{} + value; }
+    // Not 0 + value, which is not value for -0.
+    static FLASHOPTIM_INLINE Float broadcast(float value) { return value - Float{}; }
     static FLASHOPTIM_INLINE UInt broadcast_bits(std::uint32_t value) { return UInt{} + value; }
     static FLASHOPTIM_INLINE UInt bits(Float x) { return reinterpret_cast<UInt>(x); }
     static FLASHOPTIM_INLINE Float from_bits(UInt x) { return reinterpret_cast<Float>(x); }
@@ -197,7 +198,8 @@ struct PortableLanes {
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; ++j) {
-            store_u8(static_cast<std::uint8_t*>(p) + j * kLanes, (from[j] >> static_cast<unsigned>(kShift)) ^ flip);
+            store_u8(static_cast<std::uint8_t*>(p) + j * kLanes,
+                     (from[j] >> static_cast<unsigned>(kShift)) ^ flip);
         }
     }
 
