@@ -1,6 +1,8 @@
 // The formats outside a step: always the scalar lanes, always to nearest.
 #include "flashoptim/quantize.h"
 
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -244,12 +246,19 @@ void check_moment(Moment moment, MomentStorage storage, std::span<const std::byt
         }
     }
     for (std::size_t n = 0; n < scales.size(); ++n) {
-        const float scale = storage == MomentStorage::kNative ? NativeMoments::scale_to_float(scales[n])
-                                                              : PaperMoments::scale_to_float(scales[n]);
-        if (std::isfinite(scale) && !std::signbit(scale)) continue;
-        throw FormatError(std::string(name) + ": scale " + std::to_string(n) + " is " +
-                          std::to_string(scale) +
-                          "; scales are finite and not negative: the file is damaged or of another format");
+        const bool is_native = storage == MomentStorage::kNative;
+        const float scale =
+            is_native ? NativeMoments::scale_to_float(scales[n]) : PaperMoments::scale_to_float(scales[n]);
+        const float smallest =
+            moment == Moment::kFirst ? NativeMoments::kTinyFirst : NativeMoments::kTinySecond;
+        const bool is_written = !is_native || scale == 0.0F || scale >= smallest;
+        if (std::isfinite(scale) && !std::signbit(scale) && is_written) continue;
+        std::array<char, 32> text{};
+        std::to_chars(text.data(), text.data() + text.size(), scale);
+        throw FormatError(std::string(name) + ": scale " + std::to_string(n) + " is " + text.data() +
+                          "; scales are finite, not negative and in the native format 0 or at least " +
+                          (moment == Moment::kFirst ? "2^-100" : "2^-60") +
+                          ": the file is damaged or of another format");
     }
 }
 

@@ -23,8 +23,8 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                        std::span<float> values);
 
-/// Whether codes and scales are ones that the format writes: no code -128 (m) or 255 (v) in `native`, scales finite and not
-/// negative. Throws FormatError that names `name` otherwise.
+/// Whether codes and scales are ones that the format writes: no code -128 (m) or 255 (v) in `native`, scales finite, not
+/// negative and in `native` 0 or at least 2^-100 (m), 2^-60 (v). Throws FormatError that names `name` otherwise.
 void check_moment(Moment moment, MomentStorage storage, std::span<const std::byte> codes,
                   std::span<const std::uint16_t> scales, std::string_view name);
 

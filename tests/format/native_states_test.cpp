@@ -352,6 +352,16 @@ TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
             EXPECT_NE(std::string(error.what()).find("layer.m"), std::string::npos);
         }
     }
+    codes[7] = std::byte{0};
+    // The smallest scales that are written, and the next smaller bfloat16.
+    for (const auto& [moment, smallest] : {std::pair{Moment::kFirst, 0x0d80}, {Moment::kSecond, 0x2180}}) {
+        scales[0] = static_cast<std::uint16_t>(smallest);
+        check_moment(moment, MomentStorage::kNative, codes, scales, "layer");
+        scales[0] = static_cast<std::uint16_t>(smallest - 1);
+        EXPECT_THROW(check_moment(moment, MomentStorage::kNative, codes, scales, "layer"), FormatError);
+        scales[0] = 0;
+        check_moment(moment, MomentStorage::kNative, codes, scales, "layer");
+    }
 }
 
 }  // namespace
