@@ -24,7 +24,7 @@ if [ -z "$data" ]; then
     echo "demo: the text is this repository's own documents and sources, $(wc -c <"$data") bytes; DATA=PATH takes another"
 fi
 
-echo "demo: a Llama of 1 M parameters, $steps steps of 8 x 128 tokens"
+echo "demo: llama-1m, a Llama of 1 M parameters on text, $steps steps of 8 x 128 tokens"
 "$command" compare --data "$data" --model llama-1m --steps "$steps" --batch 8 --sequence 128 --warmup 40 --lr 1e-3 \
     --eval-every 50 --eval-batches 16 --with-gradient-release --out "$out/small" --overwrite
 
@@ -37,6 +37,6 @@ if [ -n "$available_kib" ] && [ "$available_kib" -lt "$needed_kib" ]; then
     exit 0
 fi
 echo
-echo "demo: a Llama of 300 M parameters, 3 steps of 1 x 64 tokens: what the operating system measures (the loss says nothing yet)"
+echo "demo: llama-300m, a Llama of 300 M parameters on text, 3 steps of 1 x 64 tokens: what the operating system measures (the loss says nothing yet)"
 "$command" compare --data "$data" --model llama-300m --steps 3 --batch 1 --sequence 64 --eval-every 3 --eval-batches 1 \
     --schedule constant --lr 1e-4 --with-gradient-release --no-checkpoint --no-plot --out "$out/large" --overwrite
