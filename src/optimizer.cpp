@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exact_arithmetic.h"
 #include "flashoptim/quantize.h"
 
 namespace flashoptim {

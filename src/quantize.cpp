@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "exact_arithmetic.h"
 #include "flashoptim/error.h"
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
