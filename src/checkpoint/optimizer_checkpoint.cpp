@@ -155,8 +155,8 @@ private:
     void check_optimizer() const {
         const auto folder = path_label(checkpoint_.folder());
         if (manifest_.rule != optimizer_.rule()) {
-            throw FormatError(folder + " holds the state of " + std::string(rule_name(manifest_.rule)) +
-                              " and this optimizer is " + std::string(rule_name(optimizer_.rule())) +
+            throw FormatError(folder + " holds the state of " + std::string(name_of(manifest_.rule)) +
+                              " and this optimizer is " + std::string(name_of(optimizer_.rule())) +
                               ": load it into an optimizer of the same rule");
         }
         if (manifest_.groups.size() != optimizer_.group_count()) {
@@ -284,8 +284,8 @@ private:
         if (!same && to.layout.numel > 0) {
             if (!options_.convert) {
                 throw FormatError(
-                    label_of(saved.name) + " was saved as " + std::string(format_name(saved.format)) +
-                    " with " + std::to_string(saved.master_weight_bits) +
+                    label_of(saved.name) + " was saved as " + std::string(name_of(saved.format)) + " with " +
+                    std::to_string(saved.master_weight_bits) +
                     " master bits, or in another stride order, and this optimizer keeps it otherwise: "
                     "use the options that it was saved with, or allow the conversion");
             }

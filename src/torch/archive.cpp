@@ -20,22 +20,6 @@ namespace {
 constexpr std::int64_t kVersion = 1;
 constexpr const char* kVersionKey = "flashoptim_archive";
 
-const char* name_of(Rule rule) {
-    switch (rule) {
-        case Rule::kSGD:
-            return "SGD";
-        case Rule::kSGDW:
-            return "SGDW";
-        case Rule::kAdam:
-            return "Adam";
-        case Rule::kAdamW:
-            return "AdamW";
-        case Rule::kLion:
-            return "Lion";
-    }
-    return "unknown";
-}
-
 using torch::serialize::InputArchive;
 using torch::serialize::OutputArchive;
 
@@ -117,7 +101,7 @@ LoadedGroup load_group(InputArchive& archive, OptimizerImpl& impl, std::size_t g
 }
 
 std::vector<LoadedGroup> load_groups(InputArchive& archive, OptimizerImpl& impl) {
-    const std::string rule = name_of(impl.rule);
+    const std::string rule(name_of(impl.rule));
     c10::IValue version;
     if (!archive.try_read(kVersionKey, version)) {
         throw FormatError("optimizer archive: it was not written by flashoptim::libtorch::" + rule + " (no " +

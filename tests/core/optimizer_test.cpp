@@ -303,6 +303,28 @@ TEST(Optimizer, MovesWithItsState) {
     EXPECT_EQ(third.name(0), "parameter 0");
 }
 
+// Files of years ago are found by these names.
+TEST(Optimizer, RulesAndFormatsHaveNamesAndAreFoundByThem) {
+    const std::pair<Rule, const char*> rules[] = {{Rule::kSGD, "SGD"},
+                                                  {Rule::kSGDW, "SGDW"},
+                                                  {Rule::kAdam, "Adam"},
+                                                  {Rule::kAdamW, "AdamW"},
+                                                  {Rule::kLion, "Lion"}};
+    for (const auto& [rule, name] : rules) {
+        EXPECT_EQ(name_of(rule), name);
+        EXPECT_EQ(rule_named(name), rule);
+    }
+    const std::pair<Format, const char*> formats[] = {
+        {Format::kNative, "native"}, {Format::kPaper, "paper"}, {Format::kFloat32, "fp32"}};
+    for (const auto& [format, name] : formats) {
+        EXPECT_EQ(name_of(format), name);
+        EXPECT_EQ(format_named(name), format);
+    }
+    for (const char* stranger : {"", "adamw", "AdamW ", "Sophia", "nf4"}) {
+        EXPECT_FALSE(rule_named(stranger) || format_named(stranger)) << stranger;
+    }
+}
+
 TEST(Optimizer, BackendsHaveNamesAndTheScalarOneIsAlwaysThere) {
     const auto available = available_backends();
     ASSERT_GE(available.size(), 2U);
