@@ -217,8 +217,7 @@ private:
         }
         StateLayout result;
         result.layout = layout;
-        const bool same_order =
-            same_memory_order(saved.shape, saved.strides, layout.strides) || layout.numel == 0;
+        const bool same_order = same_memory_order(saved.shape, saved.strides, layout.strides);
         const bool is_whole = layout.numel == layout.whole_numel;
         if (!same_order && is_whole) {
             try {

@@ -29,7 +29,7 @@ SavedOrder saved_order(Rule rule, const FlashOptions& options, const Parameter& 
         throw FormatError(parameter.name + ": its state was saved under strides " + describe(saved_strides) +
                           ", another number of dimensions; load the checkpoint of this model");
     }
-    if (same_order(tensor.sizes(), tensor.strides(), saved_strides)) return order;
+    if (same_memory_order(tensor.sizes(), tensor.strides(), saved_strides)) return order;
     auto view = view_of(tensor);
     view.strides = saved_strides.vec();
     order.strides = view.strides;
@@ -125,7 +125,7 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& op
     }
 
     const auto& strides = parameter.tensor.strides();
-    const bool same = same_order(parameter.tensor.sizes(), strides, order.strides);
+    const bool same = same_memory_order(parameter.tensor.sizes(), strides, order.strides);
     if (same) {
         state->error_bits(saved->error_bits());
         state->first_moment(saved->first_moment()).first_moment_scales(saved->first_moment_scales());
