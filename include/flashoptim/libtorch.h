@@ -48,7 +48,8 @@ public:
     [[nodiscard]] virtual bool checks_gradients() const = 0;
     /// Takes over from `defaults` what was not set here. @throws InvalidArgument if they are another rule's options.
     virtual void inherit(const torch::optim::OptimizerOptions& defaults) = 0;
-    /// Remembers the learning rate as the first one, if the rule asks for it and none is remembered.
+    /// Remembers the learning rate as the first one, if the rule asks for it and none is remembered; called when the group
+    /// is added.
     virtual void remember_first_learning_rate() = 0;
 };
 
@@ -121,7 +122,8 @@ public:
     FLASHOPTIM_OPTION(bool, nesterov) { false };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
+    /// decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -145,7 +147,8 @@ public:
     FLASHOPTIM_OPTION(double, eps) { 1e-8 };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
+    /// decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -158,7 +161,8 @@ public:
     FLASHOPTIM_OPTION(Betas, betas) { Betas(0.9, 0.99) };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
+    /// decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };

@@ -166,13 +166,8 @@ private:
                               ": add the same groups before loading");
         }
         for (std::size_t g = 0; g < manifest_.groups.size(); ++g) {
-            const auto& group = manifest_.groups[g];
             try {
-                check_hyperparameters(manifest_.rule, group);
-                if (group.fully_decoupled && group.initial_learning_rate == 0.0 &&
-                    group.weight_decay != 0.0) {
-                    throw InvalidArgument("initial_learning_rate is 0 and weight decay is measured by it");
-                }
+                check_hyperparameters(manifest_.rule, manifest_.groups[g]);
             } catch (const InvalidArgument& error) {
                 throw FormatError(folder + ": group " + std::to_string(g) + ": " + error.what() +
                                   "; the checkpoint is damaged, use another");

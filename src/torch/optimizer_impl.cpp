@@ -46,6 +46,7 @@ void OptimizerImpl::add_group(const torch::optim::OptimizerParamGroup& group) {
         }
         ours->inherit(owner->defaults());
     }
+    dynamic_cast<FlashOptions&>(*options).remember_first_learning_rate();
     torch::optim::OptimizerParamGroup added(group.params(), std::move(options));
     auto& groups = owner->param_groups();
     groups.push_back(std::move(added));
@@ -72,7 +73,6 @@ void OptimizerImpl::refresh() {
             throw InvalidArgument("group " + std::to_string(g) +
                                   " has no options of flashoptim::libtorch; add groups with add_param_group");
         }
-        options->remember_first_learning_rate();
         try {
             check_hyperparameters(rule, options->hyperparameters());
         } catch (const InvalidArgument& error) {

@@ -55,6 +55,19 @@ TEST(Optimizer, HyperparametersOutOfTheirRangeAreNamed) {
             expect_range_error(rule, "dampening", [&](auto& h) { h.dampening = wrong; });
         }
     }
+    // What a rule does not read is saved too, as text that has no NaN: it must be a number.
+    for (const double wrong : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+        expect_range_error(Rule::kLion, "epsilon", [&](auto& h) { h.epsilon = wrong; });
+        for (const auto rule : {Rule::kAdam, Rule::kAdamW, Rule::kLion}) {
+            expect_range_error(rule, "momentum", [&](auto& h) { h.momentum = wrong; });
+            expect_range_error(rule, "dampening", [&](auto& h) { h.dampening = wrong; });
+        }
+        for (const auto rule : {Rule::kSGD, Rule::kSGDW}) {
+            expect_range_error(rule, "beta1", [&](auto& h) { h.beta1 = wrong; });
+            expect_range_error(rule, "beta2", [&](auto& h) { h.beta2 = wrong; });
+            expect_range_error(rule, "epsilon", [&](auto& h) { h.epsilon = wrong; });
+        }
+    }
     // Adam divides by 1 - beta; Lion does not.
     for (const auto rule : {Rule::kAdam, Rule::kAdamW}) {
         expect_range_error(rule, "beta1 is 1:", [](auto& h) { h.beta1 = 1.0; });

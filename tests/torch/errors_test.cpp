@@ -99,6 +99,27 @@ TEST(Options, OfStorageCannotChangeUnderAState) {
     EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "format"));
 }
 
+/// The decay would be measured by 0, or by whatever rate of a warm-up comes first.
+TEST(Options, OfDecoupledDecayNeedAFirstRate) {
+    const Tensors p{parameter(torch::ones({2}))};
+    const auto options = AdamWOptions(0.0).weight_decay(0.1).decouple_lr(true);
+    EXPECT_TRUE(contains(refused(p, options), "initial_lr"));
+    const AdamW with_peak(p, AdamWOptions(options).initial_lr(1e-3));
+    EXPECT_EQ(dynamic_cast<const AdamWOptions&>(with_peak.param_groups()[0].options()).initial_lr(), 1e-3);
+
+    AdamW optimizer(p, AdamWOptions(0.0).weight_decay(0.1));
+    auto& group = dynamic_cast<AdamWOptions&>(optimizer.param_groups()[0].options());
+    group.lr(1e-3);
+    p[0].mutable_grad() = torch::ones({2});
+    optimizer.step();
+    EXPECT_EQ(group.initial_lr(), 0.0) << "the group was added with 0, not with this rate";
+    group.decouple_lr(true);
+    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "initial_lr"));
+    group.initial_lr(1e-3);
+    optimizer.step();
+    EXPECT_EQ(optimizer.step_count(p[0]), 2);
+}
+
 class Gradients : public ::testing::Test {
 protected:
     /// The message of a step in which the second of two parameters has this gradient.
