@@ -269,6 +269,9 @@ static void test_masters_and_moments(void) {
     EXPECT_OK(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_FIRST_MOMENT, values, COUNT));
     EXPECT(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_SECOND_MOMENT, values, COUNT) ==
            FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_SECOND_MOMENT, values, 0) ==
+           FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "no second moment") != NULL);
     flashoptim_destroy(r.optimizer);
 }
 
