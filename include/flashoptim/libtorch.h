@@ -241,8 +241,9 @@ struct OptimizerImpl;
 ///
 /// Parameters are leaf tensors on the CPU of float32, bfloat16 or float16, dense in any stride order. Everything that takes a
 /// parameter takes the very tensor that is in a parameter group and throws InvalidArgument for another one. A state is made
-/// when a parameter has its first gradient; after that its dtype, shape and strides must not change. Errors are
-/// flashoptim::Error; after one no parameter and no state has changed.
+/// when a parameter has its first gradient; after that its dtype, shape and strides must not change. A parameter that is taken
+/// out of its group loses its state. Errors are
+/// flashoptim::Error; after one no parameter and no state has changed (under NonFinite::kError bad elements are counted).
 ///
 /// Thread-safety: one optimizer serves one thread at a time (with GradientRelease: any number of backward passes); different
 /// optimizers may be used in different threads at once.

@@ -24,6 +24,7 @@ struct Parameter {
     std::size_t group = 0;
     Layout layout;
     StoragePlan plan;              // that its state was made by, if it has one
+    const void* memory = nullptr;  // that is known not to be shared with another parameter
     torch::Tensor gradient;        // instead of tensor.grad(), if defined
     std::uint64_t generation = 0;  // of the last look at the parameter groups that found it
 };
@@ -91,7 +92,10 @@ private:
     void adopt(const torch::Tensor& tensor, std::size_t group, std::size_t index);
     void update(Parameter& parameter);
     void change_plan(Parameter& parameter, const StoragePlan& plan);
-    void refuse_shared_memory() const;
+    /// Forgets parameters, and their states with them: a new tensor may get the address that was their key.
+    template <class Condition>
+    void forget_if(const Condition& condition);
+    void refuse_shared_memory();
     std::optional<torch::Tensor> gradient_of(const Parameter& parameter) const;
     void append(Parameter& parameter, StepBatch& batch);
     StepBatch all_with_gradients();

@@ -127,6 +127,7 @@ void OptimizerImpl::step_one(const torch::Tensor& tensor) {
     auto& parameter = found == parameters_.end() ? find(tensor) : found->second;
     check_hyperparameters(rule, options_of(parameter).hyperparameters());
     update(parameter);
+    if (parameter.memory != tensor.const_data_ptr()) refresh();
     StepBatch batch;
     append(parameter, batch);
     run(batch);

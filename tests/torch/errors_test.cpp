@@ -43,6 +43,29 @@ TEST(Parameters, ThatShareMemoryAreRefused) {
     const AdamW neighbours(Tensors{memory.slice(0, 0, 5), memory.slice(0, 5, 10)});
     EXPECT_EQ(neighbours.param_groups()[0].params().size(), 2U) << "parts that do not overlap are fine";
 }
+/// Tied after the optimizer was made they would be stepped twice.
+TEST(Parameters, ThatComeToShareMemoryAreRefused) {
+    const auto a = parameter(torch::ones({4})), b = parameter(torch::zeros({4}));
+    AdamW optimizer(Tensors{a, b});
+    a.mutable_grad() = b.mutable_grad() = torch::ones({4});
+    optimizer.step();
+    auto tied = b;
+    const auto own = b.data();
+    tied.set_data(a.data());
+    const auto weights = a.detach().clone();
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "shares memory"));
+    }
+    EXPECT_TRUE(same_bits(a, weights));
+    tied.set_data(own);
+    optimizer.step();
+    EXPECT_EQ(optimizer.step_count(b), 2);
+    optimizer.param_groups()[0].params().push_back(a.data().slice(0, 0, 2));
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "shares memory"))
+            << "a refused tensor was taken by the next step";
+    }
+}
 TEST(Parameters, GivenTwiceAreRefused) {
     const auto p = torch::ones({2});
     EXPECT_TRUE(contains(refused({p, p}), "parameter 1 is the same tensor as group 0, parameter 0"));
