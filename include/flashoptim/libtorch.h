@@ -264,7 +264,8 @@ public:
     /// @throws InvalidArgument for a gradient that is sparse, of another shape, of a dtype other than float32, bfloat16 and
     ///         float16 or on another device; NonFiniteError under NonFinite::kError.
     torch::Tensor step(LossClosure closure = nullptr) override;
-    /// What the last step did.
+    /// What the last step() did. Under GradientRelease, where each parameter is a step: what the last one of them did;
+    /// bad_elements() has the sums.
     [[nodiscard]] const StepReport& last_step() const;
     /// Clears gradients, also those of set_gradient. (Not virtual in LibTorch: called through a torch::optim::Optimizer& it
     /// clears only the parameters' own.)
@@ -272,6 +273,7 @@ public:
 
     /// Gives a gradient instead of parameter.grad(), for one in another dtype (fp32 sums for bf16 parameters). The tensor is
     /// kept, not copied, and read by each step until zero_grad(); an undefined tensor takes it back.
+    /// @throws InvalidArgument as step(), and under GradientRelease, which steps by parameter.grad() only.
     void set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient);
     /// Multiplies every gradient as it is read: 1 / loss scale times clip coefficient. 1 at first. Must be finite.
     void set_gradient_factor(double factor);
@@ -386,7 +388,8 @@ struct ReleaseControl;
 ///     for (auto& batch : *loader) loss_of(model, batch).backward();  // steps
 class GradientRelease {
 public:
-    /// @throws InvalidArgument if the optimizer has such a handle already, or a parameter another post-accumulate hook.
+    /// @throws InvalidArgument if the optimizer has such a handle already, or a parameter another post-accumulate hook or a
+    ///         gradient (backward() would add to it: call zero_grad() first).
     explicit GradientRelease(FlashOptimizer& optimizer);
     ~GradientRelease();
     GradientRelease(GradientRelease&&) noexcept;

@@ -72,7 +72,7 @@ struct OptimizerImpl {
     void clear_gradients();
 
     void step_all();
-    /// Steps one parameter that has a gradient, without looking at the others.
+    /// Steps one parameter by tensor.grad(), without looking at the others.
     void step_one(const torch::Tensor& tensor);
     double grad_norm();
 
@@ -96,9 +96,13 @@ private:
     template <class Condition>
     void forget_if(const Condition& condition);
     void refuse_shared_memory();
-    std::optional<torch::Tensor> gradient_of(const Parameter& parameter) const;
-    void append(Parameter& parameter, StepBatch& batch);
+    /// The gradient, checked and in the parameter's memory order; nothing of an undefined one.
+    static std::optional<torch::Tensor> ordered_gradient(const Parameter& parameter,
+                                                         const torch::Tensor& gradient);
+    /// Adds an item, without making a state for it.
+    void append(Parameter& parameter, const torch::Tensor& gradient, StepBatch& batch);
     StepBatch all_with_gradients();
+    /// Makes the states that are missing and steps.
     void run(StepBatch& batch);
     /// Adds the bad elements of item n to its parameter's count.
     void count_bad(const StepBatch& batch, std::size_t n) const;

@@ -154,6 +154,7 @@ protected:
         EXPECT_TRUE(contains(message, "group 0, parameter 1")) << message;
         EXPECT_TRUE(same_bits(good, torch::ones({2}))) << "a refused step moved another parameter";
         EXPECT_EQ(optimizer.step_count(good), 0);
+        EXPECT_TRUE(optimizer.state_tensors(good).empty()) << "a refused step made a state";
         bad.mutable_grad().reset();
         EXPECT_EQ(message_of<InvalidArgument>([&] { optimizer.set_gradient(bad, gradient); }), message);
         return message;
