@@ -95,6 +95,8 @@ LoadedGroup load_group(InputArchive& archive, OptimizerImpl& impl, std::size_t g
         InputArchive of_parameter;
         archive.read("params/" + std::to_string(i), of_parameter);
         const auto& parameter = impl.find(tensors[i]);
+        // Throws for options that no state can have, also where there is none.
+        plan_of(impl.rule, options, parameter.tensor, parameter.layout, parameter.name);
         loaded.states.emplace_back(&parameter, load_parameter(of_parameter, impl.rule, options, parameter));
     }
     return loaded;
@@ -161,6 +163,9 @@ void FlashOptimizer::load(InputArchive& archive) {
         const std::string text = error.what_without_backtrace();
         throw FormatError("optimizer archive: it is damaged (" + text.substr(0, text.find('\n')) +
                           "); load another copy");
+    } catch (const InvalidArgument& error) {
+        throw FormatError(std::string("optimizer archive: ") + error.what() +
+                          "; the archive is damaged, load another copy");
     }
     for (std::size_t g = 0; g < loaded.size(); ++g) {
         // States first go: a plan may change only under a parameter that has none.
