@@ -43,7 +43,9 @@ endif()
 # The same bits everywhere: the compiler must neither contract nor reorder; -fno-math-errno lets sqrt and fma become instructions.
 add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-ffp-contract=off;-fno-math-errno>")
 string(TOUPPER "${CMAKE_BUILD_TYPE}" build_type)
-if("${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${build_type}}" MATCHES "-ffast-math|-Ofast|-funsafe-math-optimizations|-ffp-contract=fast")
+get_directory_property(inherited_options COMPILE_OPTIONS)  # also those of a project that adds this one
+set(inexact_flags "-ffast-math|-Ofast|-funsafe-math-optimizations|-ffinite-math-only|-fassociative-math|-freciprocal-math")
+if("${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${build_type}} ${inherited_options}" MATCHES "${inexact_flags}|-ffp-contract=fast")
     message(FATAL_ERROR "the compiler flags ask for inexact arithmetic (${CMAKE_MATCH_0}); flashoptim promises exact results: remove it")
 endif()
 

@@ -30,10 +30,6 @@ flashoptim_install_library(flashoptim core flashoptim)
 flashoptim_install_library(flashoptim_checkpoint checkpoint checkpoint)
 flashoptim_install_library(flashoptim_c c c)
 flashoptim_install_library(flashoptim_torch torch torch)
-if(TARGET flashoptim_warnings AND flashoptim_components)
-    # Rooms link it plainly; it is empty once installed, but CMake wants every link named.
-    install(TARGETS flashoptim_warnings EXPORT flashoptim_core)
-endif()
 
 # Torch stays where it is. CMake leaves out link folders inside the source tree, where .venv lies, so this one is named.
 foreach(target flashoptim_torch flashoptim_command)

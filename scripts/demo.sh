@@ -2,7 +2,8 @@
 # The main job on real input: trains a small Llama with fp32 AdamW, with the paper's format and with ours, each also with gradient
 # release, and ends with the table; then a model of 300 M parameters for three steps, where the operating system shows the memory.
 #   scripts/demo.sh               on text made of this repository's own documents and sources
-#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files
+#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files (which make both models larger by
+#                                 their vocabulary)
 #   STEPS=N                       steps of the small model (400); OUT=DIR: where results go (out/demo)
 # `make demo` sets everything up first and passes DATA, STEPS and OUT on.
 set -euo pipefail
@@ -23,18 +24,19 @@ if [ -z "$data" ]; then
     echo "demo: the text is this repository's own documents and sources, $(wc -c <"$data") bytes; DATA=PATH takes another"
 fi
 
-echo "demo: a Llama of 1 M parameters, $steps steps of 8 x 128 tokens"
+echo "demo: llama-1m, a Llama of 1 M parameters on text, $steps steps of 8 x 128 tokens"
 "$command" compare --data "$data" --model llama-1m --steps "$steps" --batch 8 --sequence 128 --warmup 40 --lr 1e-3 \
     --eval-every 50 --eval-batches 16 --with-gradient-release --out "$out/small" --overwrite
 
-# fp32 AdamW needs 16 bytes per parameter beside activations: about 6 GB here.
+# fp32 AdamW needs 16 bytes per parameter beside activations: about 6 GB here, 9 GB with the vocabulary of Llama 3's tokens.
 needed_kib=$((8 * 1024 * 1024))
+if [ -n "$(find "$data" -name '*.bin' -print -quit)" ]; then needed_kib=$((12 * 1024 * 1024)); fi
 available_kib=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo 2>/dev/null || true)
 if [ -n "$available_kib" ] && [ "$available_kib" -lt "$needed_kib" ]; then
-    echo "demo: the model of 300 M parameters is left out: it needs 8 GiB of free memory, there are $((available_kib / 1048576)) GiB"
+    echo "demo: the model of 300 M parameters is left out: it needs $((needed_kib / 1048576)) GiB of free memory, there are $((available_kib / 1048576)) GiB"
     exit 0
 fi
 echo
-echo "demo: a Llama of 300 M parameters, 3 steps of 1 x 64 tokens: what the operating system measures (the loss says nothing yet)"
+echo "demo: llama-300m, a Llama of 300 M parameters on text, 3 steps of 1 x 64 tokens: what the operating system measures (the loss says nothing yet)"
 "$command" compare --data "$data" --model llama-300m --steps 3 --batch 1 --sequence 64 --eval-every 3 --eval-batches 1 \
     --schedule constant --lr 1e-4 --with-gradient-release --no-checkpoint --no-plot --out "$out/large" --overwrite

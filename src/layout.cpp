@@ -151,12 +151,14 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
     return layout;
 }
 
-bool same_memory_order(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& a,
-                       const std::vector<std::int64_t>& b) {
+bool same_memory_order(std::span<const std::int64_t> shape, std::span<const std::int64_t> a,
+                       std::span<const std::int64_t> b) {
+    bool same = true;
     for (std::size_t d = 0; d < shape.size(); ++d) {
-        if (shape[d] > 1 && a[d] != b[d]) return false;
+        if (shape[d] == 0) return true;
+        same = same && (shape[d] == 1 || a[d] == b[d]);
     }
-    return true;
+    return same;
 }
 
 void copy_in_order(const TensorView& from, const std::vector<std::int64_t>& to_strides, void* to) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exact_arithmetic.h"
 #include "flashoptim/quantize.h"
 #include "state_memory.h"
 
@@ -54,13 +55,8 @@ struct Optimizer::Impl {
 
     /// Hyperparameters that may be used; where the first learning rate is not told it is `initial_learning_rate`.
     [[nodiscard]] Hyperparameters checked(Hyperparameters h, double initial_learning_rate) const {
-        check_hyperparameters(rule, h);
         if (h.initial_learning_rate == 0.0) h.initial_learning_rate = initial_learning_rate;
-        if (h.fully_decoupled && h.weight_decay != 0.0 && h.initial_learning_rate == 0.0) {
-            throw InvalidArgument(
-                "initial_learning_rate is 0: fully_decoupled weight decay is measured by it; set it to the "
-                "schedule's peak");
-        }
+        check_hyperparameters(rule, h);
         return h;
     }
 

@@ -1,10 +1,13 @@
 // The formats outside a step: always the scalar lanes, always to nearest.
 #include "flashoptim/quantize.h"
 
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <string>
 
+#include "exact_arithmetic.h"
 #include "flashoptim/error.h"
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
@@ -223,36 +226,45 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
     }
 }
 
-void check_moment(Moment moment, MomentStorage storage, std::span<const std::byte> codes,
+void check_moment(Moment moment, const StoragePlan& plan, std::span<const std::byte> codes,
                   std::span<const std::uint16_t> scales, std::string_view name) {
-    if (storage == MomentStorage::kFloat32) {
+    const bool is_first = moment == Moment::kFirst;
+    if (plan.moments == MomentStorage::kFloat32) {
         for (std::size_t at = 0; at + sizeof(float) <= codes.size(); at += sizeof(float)) {
             const auto value = L::load_as<float>(codes.data() + at);
-            if (std::isfinite(value) && (moment == Moment::kFirst || value >= 0.0F)) continue;
+            if ((plan.paper_arithmetic || std::isfinite(value)) && (is_first || !(value < 0.0F))) continue;
             throw FormatError(std::string(name) + ": element " + std::to_string(at / sizeof(float)) + " is " +
-                              std::to_string(value) + "; a moment is finite" +
-                              (moment == Moment::kSecond ? " and not negative" : "") +
+                              std::to_string(value) + "; a moment is " +
+                              (plan.paper_arithmetic ? "not negative"
+                               : is_first            ? "finite"
+                                                     : "finite and not negative") +
                               ": the file is damaged");
         }
         return;
     }
-    if (storage == MomentStorage::kNative) {
-        const auto forbidden = moment == Moment::kFirst ? std::byte{0x80} : std::byte{0xff};
+    const bool is_native = plan.moments == MomentStorage::kNative;
+    if (is_native) {
+        const auto forbidden = is_first ? std::byte{0x80} : std::byte{0xff};
         for (std::size_t n = 0; n < codes.size(); ++n) {
             if (codes[n] != forbidden) continue;
             throw FormatError(
                 std::string(name) + ": element " + std::to_string(n) + " has code " +
-                (moment == Moment::kFirst ? "-128" : "255") +
+                (is_first ? "-128" : "255") +
                 ", which the native format never writes: the file is damaged or of another format");
         }
     }
+    const float smallest = is_first ? NativeMoments::kTinyFirst : NativeMoments::kTinySecond;
     for (std::size_t n = 0; n < scales.size(); ++n) {
-        const float scale = storage == MomentStorage::kNative ? NativeMoments::scale_to_float(scales[n])
-                                                              : PaperMoments::scale_to_float(scales[n]);
-        if (std::isfinite(scale) && !std::signbit(scale)) continue;
-        throw FormatError(std::string(name) + ": scale " + std::to_string(n) + " is " +
-                          std::to_string(scale) +
-                          "; scales are finite and not negative: the file is damaged or of another format");
+        const float scale =
+            is_native ? NativeMoments::scale_to_float(scales[n]) : PaperMoments::scale_to_float(scales[n]);
+        const bool is_written = !is_native || (std::isfinite(scale) && (scale == 0.0F || scale >= smallest));
+        if (!std::isnan(scale) && !std::signbit(scale) && is_written) continue;
+        std::array<char, 32> text{};
+        std::to_chars(text.data(), text.data() + text.size(), scale);
+        throw FormatError(
+            std::string(name) + ": scale " + std::to_string(n) + " is " + text.data() +
+            "; scales are not negative, not NaN and in the native format finite and 0 or at least " +
+            (is_first ? "2^-100" : "2^-60") + ": the file is damaged or of another format");
     }
 }
 

@@ -2,6 +2,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "flashoptim/optimizer.h"
 
@@ -43,6 +44,17 @@ void check_hyperparameters(Rule rule, const Hyperparameters& h) {
     if (h.fully_decoupled && (rule == Rule::kSGD || rule == Rule::kAdam)) {
         throw InvalidArgument(
             "fully_decoupled is set: it needs a rule with decoupled weight decay (SGDW, AdamW, Lion)");
+    }
+    if (h.fully_decoupled && h.weight_decay != 0.0 && h.initial_learning_rate == 0.0) {
+        throw InvalidArgument(
+            "initial_learning_rate is 0: fully_decoupled weight decay is measured by it; set it (LibTorch: "
+            "initial_lr) to the schedule's peak");
+    }
+    // What the rule does not read is saved, too, and text has no NaN.
+    for (const auto& [name, value] :
+         {std::pair("beta1", h.beta1), std::pair("beta2", h.beta2), std::pair("epsilon", h.epsilon),
+          std::pair("momentum", h.momentum), std::pair("dampening", h.dampening)}) {
+        check(name, value, std::isfinite(value), "finite");
     }
 }
 

@@ -8,6 +8,9 @@ namespace flashoptim::app {
 
 using Command = std::function<int()>;
 
+/// Exit codes; 0 is done.
+inline constexpr int kBadInput = 2, kOtherError = 1;
+
 /// Adds the subcommand to `parent`; `chosen` becomes its function when the arguments name it.
 void add_train_command(CLI::App& parent, Command& chosen);
 void add_compare_command(CLI::App& parent, Command& chosen);

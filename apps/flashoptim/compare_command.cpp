@@ -11,12 +11,14 @@
 
 #include "commands.h"
 #include "compare_table.h"
+#include "console.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
 #include "plot.h"
 #include "run_arguments.h"
 #include "subprocess.h"
 #include "trainer/loop.h"
+#include "trainer/run_folder.h"
 
 namespace flashoptim::app {
 namespace {
@@ -31,6 +33,7 @@ struct CompareArguments : RunArguments {
     bool with_gradient_release = false;
     bool no_checkpoint = false;
     bool no_plot = false;
+    fs::path json;
     std::vector<std::string> passed_on;  // arguments that each run gets as they were typed
 };
 
@@ -79,6 +82,9 @@ std::vector<PlannedRun> plan(const CompareArguments& arguments) {
     return runs;
 }
 
+/// A run refused its arguments or its data, and has said why.
+struct Refused {};
+
 Json read_json(const fs::path& file) {
     std::ifstream stream(file);
     std::stringstream text;
@@ -93,7 +99,7 @@ Json run_train(const CompareArguments& shared, const std::vector<std::string>& o
     command.insert(command.end(), shared.passed_on.begin(), shared.passed_on.end());
     command.insert(command.end(), own.begin(), own.end());
     const int code = run_program(command, Output::kDropped);  // its results come by the summary
-    if (code == 2) throw InvalidArgument("the run above could not start; nothing was compared");
+    if (code == kBadInput) throw Refused();
     if (code != 0)
         throw std::runtime_error(fmt::format("a run ended with exit code {}; nothing was compared", code));
     return read_json(summary)["runs"][0];
@@ -110,54 +116,86 @@ std::int64_t model_peak(const CompareArguments& arguments, const std::string& fo
     return known[is_reference] = run["peak_resident_bytes"].get<std::int64_t>();
 }
 
-/// The arguments of the command line that every run shares.
+/// The arguments of the command line that every run shares, as name=value: a flag may have a value, and a value may look like a name.
 std::vector<std::string> arguments_to_pass_on(const CLI::App& command) {
-    static const std::vector<std::string> kOwn = {
-        "--out",  "--overwrite", "--optimizers", "--formats",       "--seeds",
-        "--seed", "--no-plot",   "--help",       "--no-checkpoint", "--with-gradient-release"};
+    static const std::vector<std::string> kOwn = {"--out",
+                                                  "--overwrite",
+                                                  "--optimizers",
+                                                  "--formats",
+                                                  "--seeds",
+                                                  "--json",
+                                                  "--seed",
+                                                  "--no-plot",
+                                                  "--help",
+                                                  "--no-checkpoint",
+                                                  "--with-gradient-release"};
     std::vector<std::string> passed;
     for (const auto* option : command.get_options([](const CLI::Option* o) { return o->count() > 0; })) {
         const auto name = option->get_name(false, false);
         if (std::find(kOwn.begin(), kOwn.end(), name) != kOwn.end()) continue;
-        passed.push_back(name);
-        if (option->get_items_expected_max() > 0) {
-            for (const auto& value : option->results()) passed.push_back(value);
+        const auto value = option->reduced_results().back();
+        if (value.empty()) {
+            passed.insert(passed.end(), {name, value});
+        } else {
+            passed.push_back(name + "=" + value);
         }
     }
     return passed;
 }
 
-int compare(const CompareArguments& arguments) {
-    const auto& out = arguments.options.out;
-    const auto runs = plan(arguments);
-    if (fs::exists(out / "summary.json") && !arguments.options.overwrite) {
+/// Nothing that lies there is lost unasked, also where an earlier comparison was killed before its summary.
+void require_free(const fs::path& out, const std::vector<PlannedRun>& runs) {
+    if (fs::exists(out / "summary.json")) {
         throw InvalidArgument(out.string() +
                               " holds a comparison already: give --overwrite or another --out");
     }
-    std::error_code error;
-    fs::create_directories(out, error);
-    if (error) throw IoError(out.string() + " cannot be made: " + error.message() + "; give another --out");
+    for (const auto& run : runs) {
+        if (const auto folder = out / run.name(); trainer::holds_run(folder)) {
+            throw InvalidArgument(folder.string() +
+                                  " holds a run already: give --overwrite or another --out");
+        }
+    }
+}
 
+// A run comes before its model alone, so that one that is refused leaves nothing behind.
+Json run_all(const CompareArguments& arguments, const std::vector<PlannedRun>& runs) {
+    const auto& out = arguments.options.out;
     std::map<bool, std::int64_t> model_peaks;
     Json summary = {{"runs", Json::array()}};
     for (const auto& run : runs) {
-        const auto base = model_peak(arguments, run.format, model_peaks);
         auto own = run.arguments();
         const auto folder = out / run.name();
-        own.insert(own.end(), {"--out", folder.string(), "--overwrite"});
+        own.insert(own.end(), {"--out", folder.string()});
+        if (arguments.options.overwrite) own.emplace_back("--overwrite");
         if (arguments.no_checkpoint) own.emplace_back("--no-final-checkpoint");
         auto result = run_train(arguments, own, folder / "summary.json");
+        const auto base = model_peak(arguments, run.format, model_peaks);
         result["peak_above_model_bytes"] =
             std::max<std::int64_t>(result["peak_resident_bytes"].get<std::int64_t>() - base, 0);
         result["name"] = run.name();
         summary["runs"].push_back(std::move(result));
     }
-    checkpoint::write_file(out / "summary.json", summary.dump(2) + "\n");
-    fmt::print("\n{}", comparison_table(summary));
+    return summary;
+}
+
+int compare(const CompareArguments& arguments) {
+    const auto& out = arguments.options.out;
+    const auto runs = plan(arguments);
+    if (!arguments.options.overwrite) require_free(out, runs);
+    Json summary;
+    try {
+        summary = run_all(arguments, runs);
+    } catch (const Refused&) {
+        return kBadInput;
+    }
+    const auto text = summary.dump(2) + "\n";
+    checkpoint::write_file(out / "summary.json", text);
+    if (!arguments.json.empty()) checkpoint::write_file(arguments.json, text);
+    print("\n{}", comparison_table(summary));
     const auto picture = arguments.no_plot ? fs::path() : plot_comparison(out);
-    fmt::print("\n{}", (out / "summary.json").string());
-    if (!picture.empty()) fmt::print(", {}", picture.string());
-    fmt::print("\n");
+    print("\n{}", (out / "summary.json").string());
+    if (!picture.empty()) print(", {}", picture.string());
+    print("\n");
     return 0;
 }
 
@@ -196,15 +234,17 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
                     "Folder for the summary, the picture and a folder for each run")
         ->required()
         ->group(comparison);
-    command.add_flag("--overwrite", arguments->options.overwrite, "Replace a comparison that lies there")
+    command
+        .add_flag("--overwrite", arguments->options.overwrite,
+                  "Replace a comparison and its runs that lie there")
         ->group(comparison);
     command.add_flag("--no-checkpoint", arguments->no_checkpoint, "Write no checkpoints")->group(comparison);
+    command.add_option("--json", arguments->json, "Write the summary to this file too")->group(comparison);
     command.add_flag("--no-plot", arguments->no_plot, "Draw no picture")->group(comparison);
     command.callback([arguments, &command, &chosen] {
         arguments->passed_on = arguments_to_pass_on(command);
         // The default differs from that of train.
-        if (command.get_option("--clip")->count() == 0)
-            arguments->passed_on.insert(arguments->passed_on.end(), {"--clip", "0"});
+        if (command.get_option("--clip")->count() == 0) arguments->passed_on.emplace_back("--clip=0");
         chosen = [arguments] { return compare(*arguments); };
     });
 }

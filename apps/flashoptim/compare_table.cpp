@@ -69,7 +69,9 @@ std::vector<Row> rows_for(const Json& runs) {
         {"  minus that of fp32",
          [&runs](const Json& run) -> std::string {
              const auto* reference = reference_of(runs, run);
-             if (reference == nullptr || run["validation_loss"].is_null()) return "-";
+             if (reference == nullptr || run["validation_loss"].is_null() ||
+                 (*reference)["validation_loss"].is_null())
+                 return "-";
              return fmt::format("{:+.4f}", run["validation_loss"].get<double>() -
                                                (*reference)["validation_loss"].get<double>());
          }},

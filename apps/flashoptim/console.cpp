@@ -1,13 +1,16 @@
-// The progress bar and the plain lines.
+// Output that never throws, the progress bar and the plain lines.
 #include "console.h"
 
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
+
+#include "flashoptim/error.h"
 
 namespace flashoptim::app {
 namespace {
@@ -45,6 +48,18 @@ std::string human_bytes(std::int64_t bytes) {
     return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
+void tell(std::string_view text) noexcept { std::fwrite(text.data(), 1, text.size(), stderr); }
+
+void print(std::string_view text) noexcept { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+void finish_output() {
+    errno = 0;
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+        throw IoError(fmt::format("standard output cannot be written{}{}; send it where there is room",
+                                  errno == 0 ? "" : ": ", errno == 0 ? "" : std::strerror(errno)));
+    }
+}
+
 ConsoleObserver::ConsoleObserver(std::string label)
     : label_(std::move(label)), terminal_(isatty(STDERR_FILENO) == 1) {
     stop_signal = 0;
@@ -54,24 +69,26 @@ ConsoleObserver::ConsoleObserver(std::string label)
     action.sa_flags = static_cast<int>(SA_RESETHAND);
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
+    std::signal(SIGPIPE, SIG_IGN);
 }
 ConsoleObserver::~ConsoleObserver() {
     clear_bar();
     std::signal(SIGINT, SIG_DFL);
     std::signal(SIGTERM, SIG_DFL);
+    std::signal(SIGPIPE, SIG_DFL);
 }
 
 void ConsoleObserver::clear_bar() {
-    if (bar_shown_) fmt::print(stderr, "\r\033[K");
+    if (bar_shown_) tell("\r\033[K");
     bar_shown_ = false;
 }
 
 void ConsoleObserver::on_start(const trainer::RunInfo& info) {
     info_ = info;
     start_ = last_shown_ = std::chrono::steady_clock::now();
-    fmt::print(stderr, "{}: {} parameters, {} training and {} validation tokens, {} threads{}\n", label_,
-               info.parameters, info.training_tokens, info.validation_tokens, info.threads,
-               info.resumed_from.empty() ? "" : ", resumed from " + info.resumed_from.string());
+    tell("{}: {} parameters, {} training and {} validation tokens, {} threads{}\n", label_, info.parameters,
+         info.training_tokens, info.validation_tokens, info.threads,
+         info.resumed_from.empty() ? "" : ", resumed from " + info.resumed_from.string());
 }
 
 void ConsoleObserver::on_step(const trainer::StepRecord& record) {
@@ -90,28 +107,25 @@ void ConsoleObserver::on_step(const trainer::StepRecord& record) {
                     record.tokens_per_second, human_bytes(record.resident_bytes), human_seconds(left));
     if (terminal_) {
         const double part = static_cast<double>(record.step) / static_cast<double>(info_.total_steps);
-        fmt::print(stderr, "\r\033[K{} [{}] {}/{}  {}", label_, bar(part), record.step, info_.total_steps,
-                   figures);
+        tell("\r\033[K{} [{}] {}/{}  {}", label_, bar(part), record.step, info_.total_steps, figures);
         bar_shown_ = true;
         if (is_last) {
-            fmt::print(stderr, "\n");
+            tell("\n");
             bar_shown_ = false;
         }
     } else {
-        fmt::print(stderr, "{} step {}/{}  {}\n", label_, record.step, info_.total_steps, figures);
+        tell("{} step {}/{}  {}\n", label_, record.step, info_.total_steps, figures);
     }
-    std::fflush(stderr);
 }
 
 void ConsoleObserver::on_checkpoint(const trainer::CheckpointRecord& record) {
     if (!terminal_) {
-        fmt::print(stderr, "{} checkpoint {} ({})\n", label_, record.folder.string(),
-                   human_bytes(record.bytes));
+        tell("{} checkpoint {} ({})\n", label_, record.folder.string(), human_bytes(record.bytes));
     }
 }
 void ConsoleObserver::on_notice(const std::string& line) {
     clear_bar();
-    fmt::print(stderr, "{}: note: {}\n", label_, line);
+    tell("{}: note: {}\n", label_, line);
 }
 bool ConsoleObserver::stop_requested() { return stop_signal != 0; }
 

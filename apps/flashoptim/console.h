@@ -1,9 +1,13 @@
-// What a person sees of a run: a progress bar on a terminal, plain lines otherwise.
+// What a person sees: results on stdout; of a run, a progress bar on a terminal and plain lines otherwise.
 #pragma once
+
+#include <fmt/format.h>
 
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "trainer/progress.h"
 
@@ -12,7 +16,25 @@ namespace flashoptim::app {
 /// "1.2 GiB", "340 KiB".
 std::string human_bytes(std::int64_t bytes);
 
-/// Shows a run on stderr, and ends it with its checkpoint at the first SIGINT or SIGTERM.
+/// Writes progress, notes and errors to stderr. Never throws for a stderr that takes nothing: what is told there must not end a run.
+void tell(std::string_view text) noexcept;
+template <typename... Values>
+void tell(fmt::format_string<Values...> form, Values&&... values) {
+    tell(std::string_view(fmt::format(form, std::forward<Values>(values)...)));
+}
+
+/// Writes results to stdout. Whether they arrived is asked once, of finish_output().
+void print(std::string_view text) noexcept;
+template <typename... Values>
+void print(fmt::format_string<Values...> form, Values&&... values) {
+    print(std::string_view(fmt::format(form, std::forward<Values>(values)...)));
+}
+
+/// Throws IoError if something that was written to stdout was lost.
+void finish_output();
+
+/// Shows a run on stderr, and ends it with its checkpoint at the first SIGINT or SIGTERM. A reader of stderr that goes away does
+/// not end it.
 class ConsoleObserver : public trainer::TrainObserver {
 public:
     /// `label` stands before every line, "adamw native" for example.

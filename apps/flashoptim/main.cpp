@@ -1,22 +1,22 @@
 // The flashoptim command: which subcommand, and what an error looks like. Exit codes: 0 done, 2 bad usage or bad input,
 // 1 anything else; an error is one line on stderr.
-#include <fmt/format.h>
-
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <new>
 #include <string>
 
 #include "commands.h"
+#include "console.h"
 #include "flashoptim/error.h"
 #include "flashoptim/version.h"
 
 namespace {
 
-constexpr int kBadInput = 2, kOtherError = 1;
+using flashoptim::app::kBadInput;
+using flashoptim::app::kOtherError;
 
 int report(const std::string& message, int code) {
-    fmt::print(stderr, "flashoptim: {}\n", message.substr(0, message.find('\n')));
+    flashoptim::app::tell("flashoptim: {}\n", message.substr(0, message.find('\n')));
     return code;
 }
 
@@ -35,12 +35,14 @@ int main(int argc, char** argv) {
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success& help) {
-        return app.exit(help);
+        command = [code = app.exit(help)] { return code; };
     } catch (const CLI::ParseError& error) {
         return report(std::string(error.what()) + "; run with --help for the options", kBadInput);
     }
     try {
-        return command();
+        const int code = command();
+        flashoptim::app::finish_output();
+        return code;
     } catch (const flashoptim::NonFiniteError& error) {
         return report(error.what(), kOtherError);
     } catch (const flashoptim::Error& error) {

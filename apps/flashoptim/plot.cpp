@@ -1,10 +1,9 @@
 // Finds the plot script and Python.
 #include "plot.h"
 
-#include <fmt/format.h>
-
 #include <cstdlib>
 
+#include "console.h"
 #include "flashoptim/error.h"
 #include "subprocess.h"
 
@@ -32,11 +31,10 @@ fs::path plot_comparison(const fs::path& folder) {
     } catch (const Error&) {
         // Told below: a missing picture must not take the results with it.
     }
-    fmt::print(stderr,
-               "flashoptim: note: no picture was drawn: {} with matplotlib is needed; set FLASHOPTIM_PYTHON "
-               "to one that "
-               "has it\n",
-               python);
+    tell(
+        "flashoptim: note: no picture was drawn: {} with matplotlib is needed; set FLASHOPTIM_PYTHON to one "
+        "that has it\n",
+        python);
     return {};
 }
 

@@ -50,7 +50,9 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->capture_default_str()
         ->group(model);
     command
-        .add_option("--vocabulary-size", arguments.vocabulary_size, "Another vocabulary than the preset's")
+        .add_option("--vocabulary-size", arguments.vocabulary_size,
+                    "Number of tokens [text: 256; token files: the preset's, or what they need if it is one "
+                    "of bytes]")
         ->group(model);
     auto* tied =
         command.add_flag("--tied", arguments.tied, "Output weights are the embedding's")->group(model);
@@ -81,7 +83,10 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     command.add_option("--schedule", arguments.schedule, "constant, cosine or linear")
         ->capture_default_str()
         ->group(loop);
-    command.add_option("--min-lr-ratio", options.schedule.minimum_ratio, "Last learning rate over the peak")
+    command
+        .add_option("--min-lr-ratio", options.schedule.minimum_ratio,
+                    "Learning rate that the decay reaches after the last step, over the peak; the last "
+                    "step's own is just above")
         ->capture_default_str()
         ->group(loop);
     command.add_option("--warmup", options.schedule.warmup_steps, "Steps of linear warm-up")

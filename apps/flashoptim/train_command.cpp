@@ -1,5 +1,5 @@
 // flashoptim train: one run.
-#include <fmt/format.h>
+#include <optional>
 
 #include "commands.h"
 #include "console.h"
@@ -12,18 +12,21 @@
 namespace flashoptim::app {
 namespace {
 
+// What --resume without a value becomes: no path holds a zero byte.
+const std::string kResumeOut(1, '\0');
+
 struct TrainArguments : RunArguments {
-    std::string resume;
+    std::optional<std::string> resume;
     std::filesystem::path json;
     bool list_models = false;
     bool hold_model = false;
 };
 
 void print_models() {
-    fmt::print("{:<12} {:>14} {:>11}  {}\n", "preset", "parameters", "vocabulary", "shape");
+    print("{:<12} {:>14} {:>11}  {}\n", "preset", "parameters", "vocabulary", "shape");
     for (const auto& preset : trainer::presets()) {
-        fmt::print("{:<12} {:>14} {:>11}  {}\n", preset.name, preset.parameters, preset.vocabulary_size,
-                   preset.shape);
+        print("{:<12} {:>14} {:>11}  {}\n", preset.name, preset.parameters, preset.vocabulary_size,
+              preset.shape);
     }
 }
 
@@ -36,12 +39,12 @@ void write_json(const std::filesystem::path& file, const trainer::TrainOptions& 
 
 void print_result(const trainer::TrainOptions& options, const trainer::TrainResult& result) {
     const auto& memory = result.memory;
-    fmt::print("{} after step {}\n", result.stopped ? "stopped" : "done", result.last_step);
-    if (result.validation_loss) fmt::print("validation loss      {:.4f}\n", *result.validation_loss);
+    print("{} after step {}\n", result.stopped ? "stopped" : "done", result.last_step);
+    if (result.validation_loss) print("validation loss      {:.4f}\n", *result.validation_loss);
     const auto line = [&](const char* name, std::int64_t bytes) {
         if (bytes > 0)
-            fmt::print("{:<20} {:>10}  {:.4f} B/parameter\n", name, human_bytes(bytes),
-                       memory.per_parameter(bytes));
+            print("{:<20} {:>10}  {:.4f} B/parameter\n", name, human_bytes(bytes),
+                  memory.per_parameter(bytes));
     };
     line("weights", memory.weights);
     line("corrections", memory.corrections);
@@ -51,15 +54,15 @@ void print_result(const trainer::TrainOptions& options, const trainer::TrainResu
     line("fp32 accumulators", memory.accumulators);
     line("total", memory.total());
     line("autocast copies", memory.autocast_copies);
-    fmt::print("{:<20} {:>10}\n", "peak resident", human_bytes(result.peak_resident_bytes));
+    print("{:<20} {:>10}\n", "peak resident", human_bytes(result.peak_resident_bytes));
     if (result.checkpoint_bytes > 0) {
-        fmt::print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes),
-                   result.checkpoint.string());
+        print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes),
+              result.checkpoint.string());
     }
     if (result.bad_elements > 0) {
-        fmt::print("skipped elements     {} (their gradients were not finite)\n", result.bad_elements);
+        print("skipped elements     {} (their gradients were not finite)\n", result.bad_elements);
     }
-    if (!options.out.empty()) fmt::print("metrics.csv and summary.json are in {}\n", options.out.string());
+    if (!options.out.empty()) print("metrics.csv and summary.json are in {}\n", options.out.string());
 }
 
 int train(const TrainArguments& arguments) {
@@ -68,12 +71,13 @@ int train(const TrainArguments& arguments) {
         return 0;
     }
     auto options = to_options(arguments);
-    if (!arguments.resume.empty()) {
-        if (arguments.resume == "out" && options.out.empty()) {
+    if (arguments.resume) {
+        options.resume =
+            *arguments.resume == kResumeOut ? options.out : std::filesystem::path(*arguments.resume);
+        if (options.resume.empty()) {
             throw InvalidArgument(
                 "--resume needs to know what to resume: give --out of the run, or --resume PATH");
         }
-        options.resume = arguments.resume == "out" ? options.out : std::filesystem::path(arguments.resume);
     }
     if (arguments.hold_model) {
         write_json(arguments.json, options, trainer::hold_model(options));
@@ -116,7 +120,8 @@ void add_train_command(CLI::App& parent, Command& chosen) {
         .add_option("--resume", arguments->resume,
                     "Go on from the newest checkpoint in --out, or from the checkpoint or run named")
         ->expected(0, 1)
-        ->default_str("out")
+        ->default_str(kResumeOut)
+        ->option_text("[PATH]")
         ->group(files);
     command
         .add_flag("!--no-final-checkpoint", arguments->options.final_checkpoint,

@@ -14,7 +14,8 @@
 
    Binary compatibility. Within one FLASHOPTIM_ABI_VERSION functions keep their parameters and enumerators their values, and structs
    with a `size` field only grow at their end: callers set `size` by the *_init function, so that an older program runs with a newer
-   library. A struct that is larger than the library knows is refused. Enumerations are passed as int32_t. */
+   library. A struct that is larger than the library knows is refused. Enumerations are passed as int32_t. The number is raised only
+   together with the shared library's SOVERSION: docs/versioning.md. */
 #pragma once
 
 #include <stddef.h>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -43,9 +44,9 @@ Layout layout_of(const TensorView& tensor, const Shard& shard, std::string_view 
 /// Row-major strides of a shape.
 std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape);
 
-/// Whether tensors of this shape with strides `a` and `b` have their elements in the same places.
-bool same_memory_order(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& a,
-                       const std::vector<std::int64_t>& b);
+/// Whether tensors of this shape with strides `a` and `b` have their elements in the same places (empty ones always have).
+bool same_memory_order(std::span<const std::int64_t> shape, std::span<const std::int64_t> a,
+                       std::span<const std::int64_t> b);
 
 /// Copies the elements of `from` (any strides, which must be given; also expanded) to a tensor at `to` of the same shape and
 /// dtype with strides `to_strides`.

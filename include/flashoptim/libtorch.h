@@ -48,7 +48,8 @@ public:
     [[nodiscard]] virtual bool checks_gradients() const = 0;
     /// Takes over from `defaults` what was not set here. @throws InvalidArgument if they are another rule's options.
     virtual void inherit(const torch::optim::OptimizerOptions& defaults) = 0;
-    /// Remembers the learning rate as the first one, if the rule asks for it and none is remembered.
+    /// Remembers the learning rate as the first one, if the rule asks for it and none is remembered; called when the group
+    /// is added.
     virtual void remember_first_learning_rate() = 0;
 };
 
@@ -121,7 +122,8 @@ public:
     FLASHOPTIM_OPTION(bool, nesterov) { false };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
+    /// decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -145,7 +147,8 @@ public:
     FLASHOPTIM_OPTION(double, eps) { 1e-8 };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
+    /// decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -158,7 +161,8 @@ public:
     FLASHOPTIM_OPTION(Betas, betas) { Betas(0.9, 0.99) };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
+    /// decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -237,8 +241,9 @@ struct OptimizerImpl;
 ///
 /// Parameters are leaf tensors on the CPU of float32, bfloat16 or float16, dense in any stride order. Everything that takes a
 /// parameter takes the very tensor that is in a parameter group and throws InvalidArgument for another one. A state is made
-/// when a parameter has its first gradient; after that its dtype, shape and strides must not change. Errors are
-/// flashoptim::Error; after one no parameter and no state has changed.
+/// when a parameter has its first gradient; after that its dtype, shape and strides must not change. A parameter that is taken
+/// out of its group loses its state. Errors are
+/// flashoptim::Error; after one no parameter and no state has changed (under NonFinite::kError bad elements are counted).
 ///
 /// Thread-safety: one optimizer serves one thread at a time (with GradientRelease: any number of backward passes); different
 /// optimizers may be used in different threads at once.
@@ -259,7 +264,8 @@ public:
     /// @throws InvalidArgument for a gradient that is sparse, of another shape, of a dtype other than float32, bfloat16 and
     ///         float16 or on another device; NonFiniteError under NonFinite::kError.
     torch::Tensor step(LossClosure closure = nullptr) override;
-    /// What the last step did.
+    /// What the last step() did. Under GradientRelease, where each parameter is a step: what the last one of them did;
+    /// bad_elements() has the sums.
     [[nodiscard]] const StepReport& last_step() const;
     /// Clears gradients, also those of set_gradient. (Not virtual in LibTorch: called through a torch::optim::Optimizer& it
     /// clears only the parameters' own.)
@@ -267,6 +273,7 @@ public:
 
     /// Gives a gradient instead of parameter.grad(), for one in another dtype (fp32 sums for bf16 parameters). The tensor is
     /// kept, not copied, and read by each step until zero_grad(); an undefined tensor takes it back.
+    /// @throws InvalidArgument as step(), and under GradientRelease, which steps by parameter.grad() only.
     void set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient);
     /// Multiplies every gradient as it is read: 1 / loss scale times clip coefficient. 1 at first. Must be finite.
     void set_gradient_factor(double factor);
@@ -381,7 +388,8 @@ struct ReleaseControl;
 ///     for (auto& batch : *loader) loss_of(model, batch).backward();  // steps
 class GradientRelease {
 public:
-    /// @throws InvalidArgument if the optimizer has such a handle already, or a parameter another post-accumulate hook.
+    /// @throws InvalidArgument if the optimizer has such a handle already, or a parameter another post-accumulate hook or a
+    ///         gradient (backward() would add to it: call zero_grad() first).
     explicit GradientRelease(FlashOptimizer& optimizer);
     ~GradientRelease();
     GradientRelease(GradientRelease&&) noexcept;

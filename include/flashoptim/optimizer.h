@@ -137,7 +137,8 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-/// Throws InvalidArgument that names the first hyperparameter out of its range for this rule.
+/// Throws InvalidArgument that names the first hyperparameter out of its range for this rule. Those that the rule does not
+/// read must be finite. fully_decoupled weight decay needs an initial_learning_rate.
 void check_hyperparameters(Rule rule, const Hyperparameters& hyperparameters);
 
 struct SGDOptions {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,6 +22,13 @@ enum class Format : std::uint8_t {
     kPaper,    ///< That of arXiv 2602.23349 and its authors' package.
     kFloat32,  ///< Uncompressed moments; weights as in the native format.
 };
+
+/// "SGD", "SGDW", "Adam", "AdamW", "Lion", and "native", "paper", "fp32": as saved files spell them.
+std::string_view name_of(Rule rule);
+std::string_view name_of(Format format);
+/// The way back; nothing for a name that is not exactly one of these.
+std::optional<Rule> rule_named(std::string_view name);
+std::optional<Format> format_named(std::string_view name);
 
 /// What to do with gradients that are NaN, Inf or at least 2^48 (after scaling and the L2 term).
 enum class NonFinite : std::uint8_t {

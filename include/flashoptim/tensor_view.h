@@ -14,8 +14,8 @@ namespace flashoptim {
 struct TensorView {
     void* data = nullptr;
     DType dtype = DType::kFloat32;
-    std::vector<std::int64_t> shape;
-    std::vector<std::int64_t> strides;
+    std::vector<std::int64_t> shape{};
+    std::vector<std::int64_t> strides{};
 
     /// Product of the shape; 1 for a 0-dimensional tensor.
     [[nodiscard]] std::int64_t numel() const {
@@ -28,9 +28,9 @@ struct TensorView {
 /// Which part of a larger tensor a parameter is. Dither and groups are counted in the whole tensor, so that the same
 /// gradients give the same bits however it is cut.
 struct Shard {
-    std::vector<std::int64_t> whole_shape;
-    std::vector<std::int64_t> whole_strides;  // empty: row-major
-    std::vector<std::int64_t> offset;         // index of the shard's first element in the whole tensor
+    std::vector<std::int64_t> whole_shape{};
+    std::vector<std::int64_t> whole_strides{};  // empty: row-major
+    std::vector<std::int64_t> offset{};         // index of the shard's first element in the whole tensor
 };
 
 }  // namespace flashoptim

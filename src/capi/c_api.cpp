@@ -80,6 +80,14 @@ void write(T* to, T value) {
 Optimizer& core(flashoptim_optimizer* handle) { return not_null(handle, "optimizer").optimizer; }
 const Optimizer& core(const flashoptim_optimizer* handle) { return not_null(handle, "optimizer").optimizer; }
 
+bool keeps_first_moment(const Optimizer& optimizer, size_t parameter) {
+    const bool is_sgd = optimizer.rule() == Rule::kSGD || optimizer.rule() == Rule::kSGDW;
+    return !is_sgd || optimizer.hyperparameters(optimizer.group_of(parameter)).momentum != 0.0;
+}
+bool keeps_second_moment(const Optimizer& optimizer) {
+    return optimizer.rule() == Rule::kAdam || optimizer.rule() == Rule::kAdamW;
+}
+
 void write_report(const StepReport& report, std::uint64_t* bad_elements, std::int32_t* skipped) {
     write(bad_elements, report.bad_elements);
     write(skipped, std::int32_t{report.skipped ? 1 : 0});
@@ -211,8 +219,13 @@ flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, 
                                          int32_t moment, float* values, size_t count) {
     return guarded([&] {
         const auto& from = core(optimizer);
-        const auto held = to_moment(moment) == Moment::kFirst ? from.first_moment(parameter)
-                                                              : from.second_moment(parameter);
+        const bool is_first = to_moment(moment) == Moment::kFirst;
+        const auto held = is_first ? from.first_moment(parameter) : from.second_moment(parameter);
+        if (!(is_first ? keeps_first_moment(from, parameter) : keeps_second_moment(from))) {
+            throw InvalidArgument(from.name(parameter) + " has no " + (is_first ? "first" : "second") +
+                                  " moment: " + std::string(name_of(from.rule())) +
+                                  " keeps none; ask for one that the rule has");
+        }
         if (held.size() != count) {
             throw InvalidArgument(from.name(parameter) + " has " + std::to_string(held.size()) +
                                   " values of this moment, not " + std::to_string(count));

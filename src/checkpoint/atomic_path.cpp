@@ -10,7 +10,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 namespace flashoptim::checkpoint {
@@ -61,13 +63,34 @@ bool is_taken(const fs::path& path) {
 
 enum class Lock : std::uint8_t { kTaken, kHeldByOther, kUnsupported };
 
-Lock lock(const FileDescriptor& descriptor, bool wait) {
-    while (::flock(descriptor.get(), LOCK_EX | (wait ? 0 : LOCK_NB)) != 0) {
+Lock try_lock(const FileDescriptor& descriptor) {
+    while (::flock(descriptor.get(), LOCK_EX | LOCK_NB) != 0) {
         if (errno == EWOULDBLOCK) return Lock::kHeldByOther;
         if (errno != EINTR) return Lock::kUnsupported;
     }
     return Lock::kTaken;
 }
+
+// The lock on a target's parent under which a writer makes two renames. It is held for no longer than that, so waiting for it
+// has an end: others may lock the folder for reasons of their own. Where folders cannot be locked (NFS) a writer is given the
+// time that two renames take.
+class ScopedLock {
+public:
+    explicit ScopedLock(const FileDescriptor& folder) : folder_(folder) {
+        constexpr int kMostTriesWhileHeld = 1000, kTriesWithoutLock = 40;
+        for (int tries = 0; tries < kMostTriesWhileHeld; ++tries) {
+            const Lock state = try_lock(folder_);
+            if (state == Lock::kTaken || (state == Lock::kUnsupported && tries == kTriesWithoutLock)) return;
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+    }
+    ScopedLock(const ScopedLock&) = delete;
+    ScopedLock& operator=(const ScopedLock&) = delete;
+    ~ScopedLock() { ::flock(folder_.get(), LOCK_UN); }
+
+private:
+    const FileDescriptor& folder_;
+};
 
 bool swap_names([[maybe_unused]] const fs::path& left, [[maybe_unused]] const fs::path& right) {
 #ifdef RENAME_EXCHANGE
@@ -99,7 +122,7 @@ Claim claim_temporary(const fs::path& target, Make make) {
             if ((errno == EEXIST || errno == ENOENT) && tries < kMostTries) continue;
             throw_io_error("create", target, errno);
         }
-        if (lock(claim.descriptor, false) != Lock::kHeldByOther && is_at(claim.descriptor, claim.path))
+        if (try_lock(claim.descriptor) != Lock::kHeldByOther && is_at(claim.descriptor, claim.path))
             return claim;
     }
 }
@@ -112,26 +135,34 @@ Claim claim_folder(const fs::path& target) {
 
 }  // namespace
 
+fs::path real_path(const fs::path& path, std::error_code& error) {
+    fs::path target = fs::absolute(path, error);
+    if (!target.has_filename()) target = target.parent_path();
+    // What is at `target` may be on its way from one name to another, so only a link there is followed.
+    std::error_code ignored;
+    if (fs::is_symlink(target, ignored) || target.filename() == "." || target.filename() == "..") {
+        return fs::weakly_canonical(target, error);
+    }
+    return fs::weakly_canonical(target.parent_path(), error) / target.filename();
+}
+
 fs::path prepare_target(const fs::path& path) {
     std::error_code error;
-    fs::path target = fs::weakly_canonical(fs::absolute(path, error), error);
-    if (!error) {
-        if (!target.has_filename()) target = target.parent_path();
-        fs::create_directories(target.parent_path(), error);
-    }
+    fs::path target = real_path(path, error);
+    if (!error) fs::create_directories(target.parent_path(), error);
     if (error) throw_io_error("create", path, error.value());
     return target;
 }
 
 bool recover_target(const fs::path& target) {
     if (is_taken(target)) return true;
+    const FileDescriptor parent = open_existing(target.parent_path());
+    if (!parent) return false;
+    const ScopedLock no_writer_between_renames(parent);
+    if (is_taken(target)) return true;
     for (const fs::path& aside : siblings(target, kMovedAside)) {
-        const FileDescriptor descriptor = open_existing(aside);
-        if (!descriptor) continue;
-        lock(descriptor, true);  // a living writer is between its two renames: wait for it
-        if (is_taken(target)) return true;
-        if (is_at(descriptor, aside) && ::rename(aside.c_str(), target.c_str()) == 0) {
-            sync(open_folder(target.parent_path()), target.parent_path());
+        if (::rename(aside.c_str(), target.c_str()) == 0) {
+            sync(parent, target.parent_path());
             return true;
         }
     }
@@ -144,7 +175,7 @@ void remove_leftovers(const fs::path& target) {
         if (kind == kMovedAside && !has_target) continue;
         for (const fs::path& leftover : siblings(target, kind)) {
             const FileDescriptor descriptor = open_existing(leftover);
-            if (descriptor && lock(descriptor, false) == Lock::kTaken && is_at(descriptor, leftover)) {
+            if (descriptor && try_lock(descriptor) == Lock::kTaken && is_at(descriptor, leftover)) {
                 remove_quietly(leftover);
             }
         }
@@ -177,14 +208,15 @@ void TemporaryFolder::replace_target(Replace how) {
     } else if (errno != ENOTEMPTY && errno != EEXIST) {
         throw_io_error("write", target_, errno);
     } else if (how != Replace::kSwapIfPossible || !swap_names(path_, target_)) {
-        move_aside_and_replace();
+        move_aside_and_replace(parent);
     }
     sync(parent, target_);  // only then may the destructor remove what was replaced
 }
 
-void TemporaryFolder::move_aside_and_replace() {
+void TemporaryFolder::move_aside_and_replace(const FileDescriptor& parent) {
     const FileDescriptor old = open_folder(target_);
-    lock(old, false);
+    try_lock(old);  // against those who remove leftovers
+    const ScopedLock while_there_is_none(parent);
     int number = 0;
     while (is_taken(sibling(target_, kMovedAside, number))) ++number;
     const fs::path aside = sibling(target_, kMovedAside, number);

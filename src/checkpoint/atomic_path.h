@@ -2,24 +2,28 @@
 // what dead runs left. Knows nothing about what is in them.
 //
 // Beside a target `name` there may lie
-//   name.tmp-<process>-<n>  what a writer is making, or the old folder after a swap; worthless once its
-//   writer is gone name.old-<process>-<n>  a folder moved aside on a file system that cannot swap; goes back
-//   if `name` is missing
-// A writer holds a lock on its own, so that others can tell whether it still lives.
+//   name.tmp-<process>-<n>  what a writer is making, or the old folder after a swap; worthless once its writer is gone
+//   name.old-<process>-<n>  a folder moved aside on a file system that cannot swap; goes back if `name` is missing
+// A writer holds a lock on its own, so that others can tell whether it still lives, and one on the parent while it has moved
+// the target aside.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <system_error>
 
 #include "file_io.h"
 
 namespace flashoptim::checkpoint {
 
-/// The real, absolute path behind `path`, in a folder that now exists. Throws IoError.
+/// The real, absolute path behind `path`, which need not exist.
+std::filesystem::path real_path(const std::filesystem::path& path, std::error_code& error);
+
+/// The same, in a folder that now exists. Throws IoError.
 std::filesystem::path prepare_target(const std::filesystem::path& path);
 
-/// Puts a folder back that was moved aside, if `target` is missing. Returns whether there is something at
-/// `target`.
+/// Puts a folder back that a dead writer moved aside, if `target` is missing; waits for a living one. Returns whether there
+/// is something at `target`.
 bool recover_target(const std::filesystem::path& target);
 
 /// Recovers, then removes what writers of `target` that are no more left beside it.
@@ -46,7 +50,7 @@ public:
     void replace_target(Replace how);
 
 private:
-    void move_aside_and_replace();
+    void move_aside_and_replace(const FileDescriptor& parent);
 
     std::filesystem::path target_;
     std::filesystem::path path_;

@@ -1,11 +1,9 @@
 // Opens checkpoint folders.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <map>
 #include <optional>
 #include <system_error>
-#include <thread>
 
 #include "atomic_path.h"
 #include "file_io.h"
@@ -84,12 +82,6 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
     // While it is being opened a writer may put a newer checkpoint in its place, even several times: then start again.
     for (int tries_left = 100;; --tries_left) {
         if (!recover(folder)) {
-            // One look may fall between a writer's two renames every time that it is taken.
-            constexpr int kLooks = 40;
-            if (tries_left > 100 - kLooks) {
-                std::this_thread::sleep_for(std::chrono::milliseconds(1));
-                continue;
-            }
             throw IoError("cannot open the checkpoint " + path_label(folder) +
                           ": there is nothing; check the path");
         }

@@ -125,9 +125,8 @@ std::uint64_t write(const fs::path& folder, std::string_view metadata_json,
 
 bool recover(const fs::path& folder) {
     std::error_code error;
-    const fs::path target = fs::weakly_canonical(fs::absolute(folder, error), error);
-    if (error) return false;
-    return recover_target(target.has_filename() ? target : target.parent_path());
+    const fs::path target = real_path(folder, error);
+    return !error && recover_target(target);
 }
 
 }  // namespace flashoptim::checkpoint

@@ -155,8 +155,8 @@ private:
     void check_optimizer() const {
         const auto folder = path_label(checkpoint_.folder());
         if (manifest_.rule != optimizer_.rule()) {
-            throw FormatError(folder + " holds the state of " + std::string(rule_name(manifest_.rule)) +
-                              " and this optimizer is " + std::string(rule_name(optimizer_.rule())) +
+            throw FormatError(folder + " holds the state of " + std::string(name_of(manifest_.rule)) +
+                              " and this optimizer is " + std::string(name_of(optimizer_.rule())) +
                               ": load it into an optimizer of the same rule");
         }
         if (manifest_.groups.size() != optimizer_.group_count()) {
@@ -166,13 +166,8 @@ private:
                               ": add the same groups before loading");
         }
         for (std::size_t g = 0; g < manifest_.groups.size(); ++g) {
-            const auto& group = manifest_.groups[g];
             try {
-                check_hyperparameters(manifest_.rule, group);
-                if (group.fully_decoupled && group.initial_learning_rate == 0.0 &&
-                    group.weight_decay != 0.0) {
-                    throw InvalidArgument("initial_learning_rate is 0 and weight decay is measured by it");
-                }
+                check_hyperparameters(manifest_.rule, manifest_.groups[g]);
             } catch (const InvalidArgument& error) {
                 throw FormatError(folder + ": group " + std::to_string(g) + ": " + error.what() +
                                   "; the checkpoint is damaged, use another");
@@ -217,8 +212,7 @@ private:
         }
         StateLayout result;
         result.layout = layout;
-        const bool same_order =
-            same_memory_order(saved.shape, saved.strides, layout.strides) || layout.numel == 0;
+        const bool same_order = same_memory_order(saved.shape, saved.strides, layout.strides);
         const bool is_whole = layout.numel == layout.whole_numel;
         if (!same_order && is_whole) {
             try {
@@ -284,8 +278,8 @@ private:
         if (!same && to.layout.numel > 0) {
             if (!options_.convert) {
                 throw FormatError(
-                    label_of(saved.name) + " was saved as " + std::string(format_name(saved.format)) +
-                    " with " + std::to_string(saved.master_weight_bits) +
+                    label_of(saved.name) + " was saved as " + std::string(name_of(saved.format)) + " with " +
+                    std::to_string(saved.master_weight_bits) +
                     " master bits, or in another stride order, and this optimizer keeps it otherwise: "
                     "use the options that it was saved with, or allow the conversion");
             }

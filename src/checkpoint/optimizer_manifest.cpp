@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "json_text.h"
@@ -18,19 +19,12 @@ constexpr std::string_view kKind = "flashoptim optimizer";
 /// Raised when a field changes its meaning; a field that may be left unread does not raise it.
 constexpr std::int64_t kVersion = 1;
 
-template <class T, std::size_t kCount>
-using Names = std::array<std::pair<T, std::string_view>, kCount>;
-
-constexpr Names<Rule, 5> kRules = {{{Rule::kSGD, "SGD"},
-                                    {Rule::kSGDW, "SGDW"},
-                                    {Rule::kAdam, "Adam"},
-                                    {Rule::kAdamW, "AdamW"},
-                                    {Rule::kLion, "Lion"}}};
-constexpr Names<Format, 3> kFormats = {
-    {{Format::kNative, "native"}, {Format::kPaper, "paper"}, {Format::kFloat32, "fp32"}}};
-constexpr Names<DType, 3> kWeightTypes = {{{DType::kFloat32, name_of(DType::kFloat32)},
-                                           {DType::kBFloat16, name_of(DType::kBFloat16)},
-                                           {DType::kFloat16, name_of(DType::kFloat16)}}};
+std::optional<DType> weight_type_named(std::string_view name) {
+    for (const auto dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+        if (name_of(dtype) == name) return dtype;
+    }
+    return std::nullopt;
+}
 
 constexpr std::array<std::pair<const char*, double Hyperparameters::*>, 8> kNumbers = {
     {{"learning_rate", &Hyperparameters::learning_rate},
@@ -50,11 +44,6 @@ constexpr std::array<std::pair<const char*, std::int64_t SavedPlace::*>, 4> kPla
      {"whole_row_length", &SavedPlace::whole_row_length},
      {"row_offset", &SavedPlace::row_offset},
      {"column_offset", &SavedPlace::column_offset}}};
-
-template <class T, std::size_t kCount>
-std::string_view name_in(const Names<T, kCount>& names, T value) {
-    return std::ranges::find(names, value, [](const auto& entry) { return entry.first; })->second;
-}
 
 /// One object of the document; every fault in it is a FormatError that names the folder and the field.
 class Reader {
@@ -101,12 +90,11 @@ public:
         if (!value.is_array()) fail_at(key, "a list");
         return value;
     }
-    template <class T, std::size_t kCount>
-    [[nodiscard]] T one_of(const Names<T, kCount>& names, const char* key) const {
+    /// What `named` finds under the text of a field.
+    template <class T>
+    [[nodiscard]] T one_of(std::optional<T> (*named)(std::string_view), const char* key) const {
         const std::string wanted = text(key);
-        for (const auto& [value, name] : names) {
-            if (name == wanted) return value;
-        }
+        if (const auto value = named(wanted)) return *value;
         throw FormatError(label_ + " has \"" + key + "\": \"" + printable(wanted) +
                           "\", which this build does not know; update flashoptim");
     }
@@ -136,10 +124,10 @@ json to_json_object(const SavedParameter& p) {
                    {"group", p.group},
                    {"steps", p.steps},
                    {"has_momentum", p.has_momentum},
-                   {"dtype", name_in(kWeightTypes, p.dtype)},
+                   {"dtype", name_of(p.dtype)},
                    {"shape", p.shape},
                    {"strides", p.strides},
-                   {"format", name_in(kFormats, p.format)},
+                   {"format", name_of(p.format)},
                    {"quantized", p.quantized},
                    {"master_weight_bits", p.master_weight_bits}};
     for (const auto& [key, member] : kPlace) object[key] = p.place.*member;
@@ -159,10 +147,10 @@ SavedParameter parse_parameter(const Reader& from) {
     p.group = static_cast<std::size_t>(from.count("group"));
     p.steps = from.count("steps");
     p.has_momentum = from.boolean("has_momentum");
-    p.dtype = from.one_of(kWeightTypes, "dtype");
+    p.dtype = from.one_of(weight_type_named, "dtype");
     p.shape = from.counts("shape");
     p.strides = from.counts("strides");
-    p.format = from.one_of(kFormats, "format");
+    p.format = from.one_of(format_named, "format");
     p.quantized = from.boolean("quantized");
     p.master_weight_bits = static_cast<int>(std::min<std::int64_t>(from.count("master_weight_bits"), 99));
     for (const auto& [key, member] : kPlace) p.place.*member = from.count(key);
@@ -171,13 +159,10 @@ SavedParameter parse_parameter(const Reader& from) {
 
 }  // namespace
 
-std::string_view rule_name(Rule rule) { return name_in(kRules, rule); }
-std::string_view format_name(Format format) { return name_in(kFormats, format); }
-
 std::string to_json(const OptimizerManifest& manifest) {
     json document = {{"kind", kKind},
                      {"version", kVersion},
-                     {"rule", rule_name(manifest.rule)},
+                     {"rule", name_of(manifest.rule)},
                      {"groups", json::array()},
                      {"parameters", json::array()}};
     for (const auto& group : manifest.groups) document["groups"].push_back(to_json_object(group));
@@ -200,7 +185,7 @@ OptimizerManifest parse_optimizer_manifest(std::string_view text, const std::fil
                           " and this build reads up to " + std::to_string(kVersion) + "; update flashoptim");
     }
     OptimizerManifest manifest;
-    manifest.rule = reader.one_of(kRules, "rule");
+    manifest.rule = reader.one_of(rule_named, "rule");
     for (const auto& group : reader.array("groups")) {
         const auto number = std::to_string(manifest.groups.size());
         manifest.groups.push_back(parse_group(Reader(group, label + ": group " + number)));

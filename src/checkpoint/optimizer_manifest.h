@@ -36,11 +36,6 @@ struct OptimizerManifest {
     std::vector<SavedParameter> parameters;
 };
 
-/// "SGD", "AdamW", ...
-std::string_view rule_name(Rule rule);
-/// "native", "paper", "fp32"
-std::string_view format_name(Format format);
-
 /// Throws InvalidArgument for a parameter's name that is not UTF-8.
 std::string to_json(const OptimizerManifest& manifest);
 

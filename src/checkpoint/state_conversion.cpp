@@ -1,6 +1,8 @@
 // State of another format or stride order: by fp32 where values change, byte for byte where only places do.
 #include "state_conversion.h"
 
+#include <cmath>
+#include <cstring>
 #include <span>
 
 #include "flashoptim/error.h"
@@ -52,12 +54,26 @@ void convert_correction(StateBytes& state, const StoragePlan& from, const Storag
     split_weights(to, masters, state.weight.data(), state.correction.data());
 }
 
+/// The paper's moments may be NaN or infinite; nobody else's.
+void check_finite(const std::vector<std::byte>& moment) {
+    for (std::size_t at = 0; at + sizeof(float) <= moment.size(); at += sizeof(float)) {
+        float value = 0.0F;
+        std::memcpy(&value, moment.data() + at, sizeof value);
+        if (!std::isfinite(value)) {
+            throw InvalidArgument("value " + std::to_string(at / sizeof value) + " of the moment is " +
+                                  std::to_string(value));
+        }
+    }
+}
+
 void convert_moment(Moment moment, std::vector<std::byte>& codes, std::vector<std::byte>& scales,
                     const StateLayout& from, const StateLayout& to, const Reorder& reorder) {
     if (codes.empty()) return;
+    const bool is_finite_fp32 = to.plan.moments == MomentStorage::kFloat32 && !to.plan.paper_arithmetic;
     if (from.plan.moments == to.plan.moments &&
         (reorder.is_identity() || to.plan.moments == MomentStorage::kFloat32)) {
         reorder.apply(codes, DType::kFloat32);
+        if (is_finite_fp32) check_finite(codes);
         return;
     }
     std::vector<float> values(static_cast<std::size_t>(from.layout.numel));
@@ -67,14 +83,15 @@ void convert_moment(Moment moment, std::vector<std::byte>& codes, std::vector<st
     codes.resize((is_first ? to.plan.first : to.plan.second).bytes());
     scales.resize((is_first ? to.plan.first_scales : to.plan.second_scales).bytes());
     quantize_moment(moment, to.plan.moments, to.layout, values, codes, as_scales(scales));
+    if (is_finite_fp32) check_finite(codes);
 }
 
 }  // namespace
 
 void check_state(const StateLayout& layout, const StateBytes& state, const std::string& label) {
-    check_moment(Moment::kFirst, layout.plan.moments, state.first, as_scales(state.first_scales),
+    check_moment(Moment::kFirst, layout.plan, state.first, as_scales(state.first_scales),
                  label + ", first moment");
-    check_moment(Moment::kSecond, layout.plan.moments, state.second, as_scales(state.second_scales),
+    check_moment(Moment::kSecond, layout.plan, state.second, as_scales(state.second_scales),
                  label + ", second moment");
 }
 

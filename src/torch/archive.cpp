@@ -20,22 +20,6 @@ namespace {
 constexpr std::int64_t kVersion = 1;
 constexpr const char* kVersionKey = "flashoptim_archive";
 
-const char* name_of(Rule rule) {
-    switch (rule) {
-        case Rule::kSGD:
-            return "SGD";
-        case Rule::kSGDW:
-            return "SGDW";
-        case Rule::kAdam:
-            return "Adam";
-        case Rule::kAdamW:
-            return "AdamW";
-        case Rule::kLion:
-            return "Lion";
-    }
-    return "unknown";
-}
-
 using torch::serialize::InputArchive;
 using torch::serialize::OutputArchive;
 
@@ -111,13 +95,15 @@ LoadedGroup load_group(InputArchive& archive, OptimizerImpl& impl, std::size_t g
         InputArchive of_parameter;
         archive.read("params/" + std::to_string(i), of_parameter);
         const auto& parameter = impl.find(tensors[i]);
+        // Throws for options that no state can have, also where there is none.
+        plan_of(impl.rule, options, parameter.tensor, parameter.layout, parameter.name);
         loaded.states.emplace_back(&parameter, load_parameter(of_parameter, impl.rule, options, parameter));
     }
     return loaded;
 }
 
 std::vector<LoadedGroup> load_groups(InputArchive& archive, OptimizerImpl& impl) {
-    const std::string rule = name_of(impl.rule);
+    const std::string rule(name_of(impl.rule));
     c10::IValue version;
     if (!archive.try_read(kVersionKey, version)) {
         throw FormatError("optimizer archive: it was not written by flashoptim::libtorch::" + rule + " (no " +
@@ -177,6 +163,9 @@ void FlashOptimizer::load(InputArchive& archive) {
         const std::string text = error.what_without_backtrace();
         throw FormatError("optimizer archive: it is damaged (" + text.substr(0, text.find('\n')) +
                           "); load another copy");
+    } catch (const InvalidArgument& error) {
+        throw FormatError(std::string("optimizer archive: ") + error.what() +
+                          "; the archive is damaged, load another copy");
     }
     for (std::size_t g = 0; g < loaded.size(); ++g) {
         // States first go: a plan may change only under a parameter that has none.

@@ -39,7 +39,12 @@ GradientRelease::GradientRelease(FlashOptimizer& optimizer) {
     if (!impl.release.expired()) {
         throw InvalidArgument("the optimizer has a GradientRelease already; remove() that one first");
     }
-    impl.refresh();
+    for (const auto* parameter : impl.all()) {
+        if (!parameter->gradient.defined() && !parameter->tensor.grad().defined()) continue;
+        throw InvalidArgument(parameter->name +
+                              " has a gradient already, and the first backward() would add to it; call "
+                              "zero_grad() before GradientRelease is made");
+    }
     auto control = std::make_shared<ReleaseControl>();
     control->optimizer = &impl;
     for (const auto& group : optimizer.param_groups()) {

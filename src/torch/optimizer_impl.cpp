@@ -46,6 +46,7 @@ void OptimizerImpl::add_group(const torch::optim::OptimizerParamGroup& group) {
         }
         ours->inherit(owner->defaults());
     }
+    dynamic_cast<FlashOptions&>(*options).remember_first_learning_rate();
     torch::optim::OptimizerParamGroup added(group.params(), std::move(options));
     auto& groups = owner->param_groups();
     groups.push_back(std::move(added));
@@ -53,7 +54,7 @@ void OptimizerImpl::add_group(const torch::optim::OptimizerParamGroup& group) {
         refresh();
     } catch (...) {
         groups.pop_back();
-        std::erase_if(parameters_, [&](const auto& entry) { return entry.second.group == groups.size(); });
+        forget_if([&](const Parameter& parameter) { return parameter.group == groups.size(); });
         throw;
     }
 }
@@ -65,14 +66,13 @@ const FlashOptions& OptimizerImpl::options_of(const Parameter& parameter) const 
 void OptimizerImpl::refresh() {
     ++generation_;
     auto& groups = owner->param_groups();
-    bool has_new = false;
+    bool has_new_memory = false;
     for (std::size_t g = 0; g < groups.size(); ++g) {
         auto* options = groups[g].has_options() ? dynamic_cast<FlashOptions*>(&groups[g].options()) : nullptr;
         if (options == nullptr) {
             throw InvalidArgument("group " + std::to_string(g) +
                                   " has no options of flashoptim::libtorch; add groups with add_param_group");
         }
-        options->remember_first_learning_rate();
         try {
             check_hyperparameters(rule, options->hyperparameters());
         } catch (const InvalidArgument& error) {
@@ -83,7 +83,7 @@ void OptimizerImpl::refresh() {
             auto found = parameters_.find(tensors[i].unsafeGetTensorImpl());
             if (found == parameters_.end()) {
                 adopt(tensors[i], g, i);
-                has_new = true;
+                has_new_memory = true;
                 continue;
             }
             auto& parameter = found->second;
@@ -94,10 +94,20 @@ void OptimizerImpl::refresh() {
             parameter.generation = generation_;
             parameter.group = g;
             update(parameter);
+            has_new_memory = has_new_memory || parameter.memory != parameter.tensor.const_data_ptr();
         }
     }
-    std::erase_if(parameters_, [this](const auto& entry) { return entry.second.generation != generation_; });
-    if (has_new) refuse_shared_memory();
+    if (has_new_memory) refuse_shared_memory();
+    forget_if([this](const Parameter& parameter) { return parameter.generation != generation_; });
+}
+
+template <class Condition>
+void OptimizerImpl::forget_if(const Condition& condition) {
+    std::erase_if(parameters_, [&](const auto& entry) {
+        const bool forget = condition(entry.second);
+        if (forget) set_state(entry.second, nullptr);
+        return forget;
+    });
 }
 
 void OptimizerImpl::adopt(const torch::Tensor& tensor, std::size_t group, std::size_t index) {
@@ -123,10 +133,11 @@ void OptimizerImpl::adopt(const torch::Tensor& tensor, std::size_t group, std::s
     parameters_.emplace(tensor.unsafeGetTensorImpl(), std::move(parameter));
 }
 
-void OptimizerImpl::refuse_shared_memory() const {
+void OptimizerImpl::refuse_shared_memory() {
     std::vector<const Parameter*> by_address;
     for (const auto& [key, parameter] : parameters_) {
-        if (parameter.tensor.numel() > 0) by_address.push_back(&parameter);
+        if (parameter.generation == generation_ && parameter.tensor.numel() > 0)
+            by_address.push_back(&parameter);
     }
     const auto begin_of = [](const Parameter* p) {
         return static_cast<const std::byte*>(p->tensor.const_data_ptr());
@@ -140,6 +151,7 @@ void OptimizerImpl::refuse_shared_memory() const {
                                   "; optimize one of them, or the tensor that both are parts of");
         }
     }
+    for (auto& [key, parameter] : parameters_) parameter.memory = parameter.tensor.const_data_ptr();
 }
 
 void OptimizerImpl::update(Parameter& parameter) {

@@ -24,6 +24,7 @@ struct Parameter {
     std::size_t group = 0;
     Layout layout;
     StoragePlan plan;              // that its state was made by, if it has one
+    const void* memory = nullptr;  // that is known not to be shared with another parameter
     torch::Tensor gradient;        // instead of tensor.grad(), if defined
     std::uint64_t generation = 0;  // of the last look at the parameter groups that found it
 };
@@ -71,7 +72,7 @@ struct OptimizerImpl {
     void clear_gradients();
 
     void step_all();
-    /// Steps one parameter that has a gradient, without looking at the others.
+    /// Steps one parameter by tensor.grad(), without looking at the others.
     void step_one(const torch::Tensor& tensor);
     double grad_norm();
 
@@ -91,10 +92,17 @@ private:
     void adopt(const torch::Tensor& tensor, std::size_t group, std::size_t index);
     void update(Parameter& parameter);
     void change_plan(Parameter& parameter, const StoragePlan& plan);
-    void refuse_shared_memory() const;
-    std::optional<torch::Tensor> gradient_of(const Parameter& parameter) const;
-    void append(Parameter& parameter, StepBatch& batch);
+    /// Forgets parameters, and their states with them: a new tensor may get the address that was their key.
+    template <class Condition>
+    void forget_if(const Condition& condition);
+    void refuse_shared_memory();
+    /// The gradient, checked and in the parameter's memory order; nothing of an undefined one.
+    static std::optional<torch::Tensor> ordered_gradient(const Parameter& parameter,
+                                                         const torch::Tensor& gradient);
+    /// Adds an item, without making a state for it.
+    void append(Parameter& parameter, const torch::Tensor& gradient, StepBatch& batch);
     StepBatch all_with_gradients();
+    /// Makes the states that are missing and steps.
     void run(StepBatch& batch);
     /// Adds the bad elements of item n to its parameter's count.
     void count_bad(const StepBatch& batch, std::size_t n) const;

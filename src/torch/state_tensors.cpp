@@ -29,7 +29,7 @@ SavedOrder saved_order(Rule rule, const FlashOptions& options, const Parameter& 
         throw FormatError(parameter.name + ": its state was saved under strides " + describe(saved_strides) +
                           ", another number of dimensions; load the checkpoint of this model");
     }
-    if (same_order(tensor.sizes(), tensor.strides(), saved_strides)) return order;
+    if (same_memory_order(tensor.sizes(), tensor.strides(), saved_strides)) return order;
     auto view = view_of(tensor);
     view.strides = saved_strides.vec();
     order.strides = view.strides;
@@ -116,16 +116,16 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& op
     take(tensors, "exp_avg_sq", parameter.name, saved->second_moment());
     take(tensors, "exp_avg_sq_scales", parameter.name, saved->second_moment_scales());
     if (saved->first_moment().defined()) {
-        check_moment(Moment::kFirst, order.plan.moments, memory_of<const std::byte>(saved->first_moment()),
+        check_moment(Moment::kFirst, order.plan, memory_of<const std::byte>(saved->first_moment()),
                      scales_of(saved->first_moment_scales()), parameter.name + ": " + first);
     }
     if (saved->second_moment().defined()) {
-        check_moment(Moment::kSecond, order.plan.moments, memory_of<const std::byte>(saved->second_moment()),
+        check_moment(Moment::kSecond, order.plan, memory_of<const std::byte>(saved->second_moment()),
                      scales_of(saved->second_moment_scales()), parameter.name + ": exp_avg_sq");
     }
 
     const auto& strides = parameter.tensor.strides();
-    const bool same = same_order(parameter.tensor.sizes(), strides, order.strides);
+    const bool same = same_memory_order(parameter.tensor.sizes(), strides, order.strides);
     if (same) {
         state->error_bits(saved->error_bits());
         state->first_moment(saved->first_moment()).first_moment_scales(saved->first_moment_scales());
@@ -135,10 +135,16 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& op
     const auto plan = plan_of(rule, options, parameter.tensor, parameter.layout, parameter.name);
     allocate_state(parameter, plan, parameter.layout, strides, *state);
     if (saved->error_bits().defined()) state->error_bits().copy_(saved->error_bits());
-    reorder_moment(Moment::kFirst, parameter, order, saved->first_moment(), saved->first_moment_scales(),
-                   plan.moments, state->first_moment(), state->first_moment_scales());
-    reorder_moment(Moment::kSecond, parameter, order, saved->second_moment(), saved->second_moment_scales(),
-                   plan.moments, state->second_moment(), state->second_moment_scales());
+    try {
+        reorder_moment(Moment::kFirst, parameter, order, saved->first_moment(), saved->first_moment_scales(),
+                       plan.moments, state->first_moment(), state->first_moment_scales());
+        reorder_moment(Moment::kSecond, parameter, order, saved->second_moment(),
+                       saved->second_moment_scales(), plan.moments, state->second_moment(),
+                       state->second_moment_scales());
+    } catch (const InvalidArgument& error) {
+        throw FormatError(parameter.name + ": its state cannot be encoded in another memory order (" +
+                          error.what() + "); load it into a parameter of the strides that it was saved with");
+    }
     return state;
 }
 

@@ -8,9 +8,9 @@
 
 namespace flashoptim::libtorch {
 
-std::optional<torch::Tensor> OptimizerImpl::gradient_of(const Parameter& parameter) const {
+std::optional<torch::Tensor> OptimizerImpl::ordered_gradient(const Parameter& parameter,
+                                                             const torch::Tensor& gradient) {
     const auto& tensor = parameter.tensor;
-    const auto& gradient = parameter.gradient.defined() ? parameter.gradient : tensor.grad();
     if (!gradient.defined()) return std::nullopt;
     const auto refuse = [&](const std::string& why) {
         throw InvalidArgument(parameter.name + ": its gradient " + why);
@@ -29,23 +29,26 @@ std::optional<torch::Tensor> OptimizerImpl::gradient_of(const Parameter& paramet
     return in_order(gradient.detach(), tensor.strides(), gradient.scalar_type());
 }
 
-void OptimizerImpl::append(Parameter& parameter, StepBatch& batch) {
-    auto gradient = gradient_of(parameter);
+void OptimizerImpl::append(Parameter& parameter, const torch::Tensor& given, StepBatch& batch) {
+    auto gradient = ordered_gradient(parameter, given);
     if (!gradient) return;
     const auto& options = options_of(parameter);
-    auto& state = ensure_state(parameter);
     StepItem item;
     item.layout = &parameter.layout;
     item.plan = parameter.plan;
     item.weight = parameter.tensor.mutable_data_ptr();
-    item.state = buffers(state, parameter.plan, parameter.name);
+    if (const auto* state = state_of(parameter)) {
+        item.state = buffers(*state, parameter.plan, parameter.name);
+        item.step = state->step() + 1;
+        item.has_momentum = state->has_momentum();
+    } else {
+        item.has_momentum = false;
+    }
     item.gradient = gradient->const_data_ptr();
     item.gradient_dtype = dtype_of(gradient->scalar_type()).value();
     item.gradient_factor = static_cast<float>(gradient_factor);
     item.rule = rule;
     item.hyperparameters = options.hyperparameters();
-    item.step = state.step() + 1;
-    item.has_momentum = state.has_momentum();
     item.check_gradient = options.checks_gradients();
     batch.items.push_back(item);
     batch.parameters.push_back(&parameter);
@@ -60,6 +63,11 @@ void OptimizerImpl::count_bad(const StepBatch& batch, std::size_t n) const {
 void OptimizerImpl::run(StepBatch& batch) {
     last_step = {};
     if (batch.items.empty()) return;
+    for (std::size_t n = 0; n < batch.items.size(); ++n) {
+        const auto& parameter = *batch.parameters[n];
+        if (state_of(parameter) == nullptr)
+            batch.items[n].state = buffers(ensure_state(parameter), parameter.plan, parameter.name);
+    }
     const auto policy_of = [&](std::size_t n) { return options_of(*batch.parameters[n]).nonfinite_policy(); };
     bool must_count = false;
     for (std::size_t n = 0; n < batch.items.size(); ++n)
@@ -98,13 +106,13 @@ void OptimizerImpl::run(StepBatch& batch) {
 }
 
 void OptimizerImpl::set_gradient(Parameter& parameter, const torch::Tensor& gradient) {
-    const auto before = std::exchange(parameter.gradient, gradient);
-    try {
-        gradient_of(parameter);
-    } catch (...) {
-        parameter.gradient = before;
-        throw;
+    if (gradient.defined() && !release.expired()) {
+        throw InvalidArgument(parameter.name +
+                              " cannot be given a gradient during gradient release, which steps by those of "
+                              "backward(); remove the GradientRelease first");
     }
+    ordered_gradient(parameter, gradient);
+    parameter.gradient = gradient;
 }
 
 void OptimizerImpl::clear_gradients() {
@@ -113,7 +121,10 @@ void OptimizerImpl::clear_gradients() {
 
 StepBatch OptimizerImpl::all_with_gradients() {
     StepBatch batch;
-    for (auto* parameter : all()) append(*parameter, batch);
+    for (auto* parameter : all()) {
+        append(*parameter, parameter->gradient.defined() ? parameter->gradient : parameter->tensor.grad(),
+               batch);
+    }
     return batch;
 }
 
@@ -127,8 +138,9 @@ void OptimizerImpl::step_one(const torch::Tensor& tensor) {
     auto& parameter = found == parameters_.end() ? find(tensor) : found->second;
     check_hyperparameters(rule, options_of(parameter).hyperparameters());
     update(parameter);
+    if (parameter.memory != tensor.const_data_ptr()) refresh();
     StepBatch batch;
-    append(parameter, batch);
+    append(parameter, tensor.grad(), batch);
     run(batch);
 }
 

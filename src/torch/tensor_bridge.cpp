@@ -4,6 +4,8 @@
 #include <ostream>
 #include <sstream>
 
+#include "flashoptim/layout.h"
+
 namespace flashoptim::libtorch {
 
 std::optional<DType> dtype_of(torch::Dtype dtype) {
@@ -69,17 +71,9 @@ TensorView view_of(const torch::Tensor& tensor) {
     return view;
 }
 
-bool same_order(at::IntArrayRef sizes, at::IntArrayRef strides, at::IntArrayRef other_strides) {
-    for (std::size_t d = 0; d < sizes.size(); ++d) {
-        if (sizes[d] == 0) return true;
-        if (sizes[d] != 1 && strides[d] != other_strides[d]) return false;
-    }
-    return true;
-}
-
 torch::Tensor in_order(const torch::Tensor& values, at::IntArrayRef strides, torch::Dtype dtype) {
     if (values.scalar_type() == dtype && !values.is_neg() &&
-        same_order(values.sizes(), values.strides(), strides)) {
+        same_memory_order(values.sizes(), values.strides(), strides)) {
         return values;
     }
     auto copy = torch::empty_strided(values.sizes(), strides, torch::dtype(dtype));

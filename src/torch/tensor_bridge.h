@@ -28,9 +28,6 @@ std::string describe(at::IntArrayRef sizes);
 /// View of a strided CPU tensor of one of the core's dtypes.
 TensorView view_of(const torch::Tensor& tensor);
 
-/// Whether elements of a tensor of `sizes` lie in the same order under both strides.
-bool same_order(at::IntArrayRef sizes, at::IntArrayRef strides, at::IntArrayRef other_strides);
-
 /// The values in memory of these strides and dtype: the tensor itself if it lies so, else a copy.
 torch::Tensor in_order(const torch::Tensor& values, at::IntArrayRef strides, torch::Dtype dtype);
 

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "trainer/optimizers.h"
 #include "trainer/process_memory.h"
 #include "trainer/run_checkpoint.h"
+#include "trainer/run_folder.h"
 #include "trainer/stopwatch.h"
 #include "trainer/summary.h"
 
@@ -37,14 +37,32 @@ std::optional<double> median(std::vector<double> values) {
     return *middle;
 }
 
+constexpr std::int64_t kByteVocabulary = 256;
+
+// The vocabulary where the user gave none: 256 for text and the preset's own for tokens, which one of bytes takes from the data.
+std::int64_t default_vocabulary(const TrainOptions& options) {
+    const DataOptions& data = options.data;
+    if (!is_token_data(data.path)) {
+        return kByteVocabulary;
+    }
+    const std::int64_t own = llama_config(options.model).vocabulary_size;
+    if (own != kByteVocabulary) {
+        return own;
+    }
+    std::int64_t needed = smallest_vocabulary(data.path, data.width);
+    if (!data.validation_path.empty() && is_token_data(data.validation_path)) {
+        needed = std::max(needed, smallest_vocabulary(data.validation_path, data.width));
+    }
+    constexpr std::int64_t kMultiple = 64;  // as GPT-2's 50,257 are padded to 50,304
+    return std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
+}
+
 // The options with the vocabulary that data and preset give together.
 TrainOptions resolve(TrainOptions options) {
     validate(options);
-    constexpr std::int64_t kByteVocabulary = 256;
     const bool tokens = is_token_data(options.data.path);
     if (!options.model.vocabulary_size) {
-        options.model.vocabulary_size =
-            tokens ? llama_config(options.model).vocabulary_size : kByteVocabulary;
+        options.model.vocabulary_size = default_vocabulary(options);
     }
     if (!tokens && *options.model.vocabulary_size < kByteVocabulary) {
         throw InvalidArgument("the vocabulary size is " + std::to_string(*options.model.vocabulary_size) +
@@ -98,13 +116,19 @@ public:
             accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
         }
         if (!options_.out.empty()) {
-            claim_out();
-            metrics_ = std::make_unique<MetricsFile>(options_.out / "metrics.csv", step_);
+            const bool continues = claim_run_folder(options_.out, resumed_from_, step_, options_.overwrite);
+            metrics_ = std::make_unique<MetricsFile>(options_.out / "metrics.csv", continues ? step_ : 0);
         }
     }
 
     TrainResult train() {
         observer_.on_start(info());
+        if (step_ >= options_.schedule.total_steps) {
+            observer_.on_notice("the run is complete: " + resumed_from_.string() + " is of step " +
+                                std::to_string(step_) + " of " +
+                                std::to_string(options_.schedule.total_steps) +
+                                "; raise the number of steps to train on");
+        }
         while (step_ < options_.schedule.total_steps && !result_.stopped) {
             StepRecord record = train_step();
             const bool last = step_ == options_.schedule.total_steps;
@@ -124,26 +148,6 @@ public:
     }
 
 private:
-    // Nothing of a run in `out` is lost unasked: neither one that this run does not continue, nor what it did after `step_`.
-    void claim_out() const {
-        std::error_code error;
-        const bool continues = !resumed_from_.empty() &&
-                               fs::equivalent(resumed_from_.parent_path().parent_path(), options_.out, error);
-        if (!options_.overwrite && !continues && fs::exists(options_.out / "metrics.csv", error)) {
-            throw InvalidArgument(
-                options_.out.string() +
-                " holds a run already; resume it, allow overwriting it, or give another out folder");
-        }
-        const std::int64_t newest = newest_checkpoint_step(options_.out);
-        if (!options_.overwrite && newest > step_) {
-            throw InvalidArgument(options_.out.string() + " holds a checkpoint of step " +
-                                  std::to_string(newest) +
-                                  ", later than the one to resume; resume that, allow overwriting it, or "
-                                  "give another out folder");
-        }
-        remove_checkpoints_after(options_.out, continues ? step_ : 0);
-    }
-
     RunInfo info() const {
         RunInfo info;
         for (const torch::Tensor& parameter : parameters_) {
@@ -268,9 +272,11 @@ private:
         result_.step_seconds = median(step_seconds_);
         result_.optimizer_step_seconds = median(optimizer_seconds_);
         result_.peak_resident_bytes = process_memory().peak_resident;
-        if (!options_.out.empty()) {
+        // A run that was complete before it was resumed has measured nothing; the summary of its training stays.
+        const fs::path summary = options_.out / "summary.json";
+        if (!options_.out.empty() && (!step_seconds_.empty() || !fs::exists(summary))) {
             const FinishedRun finished{options_, result_};
-            checkpoint::write_file(options_.out / "summary.json", summary_json({&finished, 1}));
+            checkpoint::write_file(summary, summary_json({&finished, 1}));
         }
         return result_;
     }

@@ -39,6 +39,7 @@ std::string_view format_name(Format format);
 
 /// One training run.
 struct TrainOptions {
+    /// Without a vocabulary size: 256 for text; for tokens the preset's own, which one of bytes raises to what the tokens need.
     ModelOptions model;
     DataOptions data;
     OptimizerChoice optimizer;

@@ -1,13 +1,10 @@
-// Writing, finding and reading a run's checkpoints. Knows no loop.
+// Writing and reading a run's checkpoints. Knows no loop.
 #include "trainer/run_checkpoint.h"
 
-#include <algorithm>
 #include <array>
 #include <charconv>
-#include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
@@ -23,7 +20,6 @@ using Fields = RunFields::Fields;
 constexpr const char* kKind = "flashoptim training run";
 constexpr const char* kWeights = "weights";
 constexpr const char* kOptimizer = "optimizer";
-constexpr std::string_view kFolderPrefix = "step-";
 
 std::string text(double value) {
     std::array<char, 64> buffer{};
@@ -37,39 +33,6 @@ Json to_json(const Fields& fields) {
         object[name] = value;
     }
     return object;
-}
-
-// The step of a checkpoint's folder name, 0 for any other name.
-std::int64_t step_of(const fs::path& folder) {
-    const std::string name = folder.filename().string();
-    std::int64_t step = 0;
-    if (!name.starts_with(kFolderPrefix)) {
-        return 0;
-    }
-    const char* const end = name.data() + name.size();
-    const auto parsed = std::from_chars(name.data() + kFolderPrefix.size(), end, step);
-    return parsed.ec == std::errc() && parsed.ptr == end ? step : 0;
-}
-
-// Checkpoints of a run, oldest first. Folders that a killed run left under a temporary name are not among them.
-std::vector<std::pair<std::int64_t, fs::path>> checkpoints_of(const fs::path& out) {
-    std::vector<std::pair<std::int64_t, fs::path>> found;
-    std::error_code error;
-    for (const fs::directory_entry& entry : fs::directory_iterator(out / "checkpoints", error)) {
-        if (const std::int64_t step = step_of(entry.path()); step > 0 && checkpoint::recover(entry.path())) {
-            found.emplace_back(step, entry.path());
-        }
-    }
-    std::sort(found.begin(), found.end());
-    return found;
-}
-
-void remove_folder(const fs::path& folder) {
-    std::error_code error;
-    fs::remove_all(folder, error);
-    if (error) {
-        throw IoError(folder.string() + " cannot be removed: " + error.message() + "; check its permissions");
-    }
 }
 
 // What a checkpoint's JSON is asked; every fault in it becomes a FormatError that names the folder.
@@ -186,45 +149,6 @@ RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, 
         {"threads", std::to_string(threads)},
     };
     return fields;
-}
-
-fs::path checkpoint_folder(const fs::path& out, std::int64_t step) {
-    std::array<char, 32> digits{};
-    std::snprintf(digits.data(), digits.size(), "%08lld", static_cast<long long>(step));
-    return out / "checkpoints" / (std::string(kFolderPrefix) + digits.data());
-}
-
-fs::path find_checkpoint(const fs::path& path) {
-    const auto found = checkpoints_of(path);
-    if (!found.empty()) {
-        return found.back().second;
-    }
-    if (checkpoint::recover(path)) {
-        return path;
-    }
-    throw IoError(path.string() +
-                  " holds no checkpoint; give a checkpoint or the out folder of a run that wrote one");
-}
-
-std::int64_t newest_checkpoint_step(const fs::path& out) {
-    const auto found = checkpoints_of(out);
-    return found.empty() ? 0 : found.back().first;
-}
-
-void remove_old_checkpoints(const fs::path& out, std::int64_t kept) {
-    const auto found = checkpoints_of(out);
-    const std::size_t surplus = found.size() - std::min(found.size(), static_cast<std::size_t>(kept));
-    for (std::size_t index = 0; index < surplus; ++index) {
-        remove_folder(found[index].second);
-    }
-}
-
-void remove_checkpoints_after(const fs::path& out, std::int64_t step) {
-    for (const auto& [saved_step, folder] : checkpoints_of(out)) {
-        if (saved_step > step) {
-            remove_folder(folder);
-        }
-    }
 }
 
 CheckpointRecord save_run(const fs::path& folder, std::int64_t step, const RunFields& fields,

@@ -1,5 +1,5 @@
 // A training run in a checkpoint folder: weights, optimizer state and the step, and what must be the same to go on from there.
-// Knows no loop.
+// Knows no loop; where the folders of a run lie is in run_folder.h.
 #pragma once
 
 #include <cstdint>
@@ -27,21 +27,6 @@ struct RunFields {
 
 /// `options` with its vocabulary resolved, over training data of `training_tokens` tokens.
 RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, int threads);
-
-/// Where the checkpoint of `step` lies in a run's folder.
-std::filesystem::path checkpoint_folder(const std::filesystem::path& out, std::int64_t step);
-
-/// The checkpoint that `path` means: itself, or the newest one of the run in folder `path`. Throws IoError if there is none.
-std::filesystem::path find_checkpoint(const std::filesystem::path& path);
-
-/// Step of the newest checkpoint in a run's folder, 0 if there is none.
-std::int64_t newest_checkpoint_step(const std::filesystem::path& out);
-
-/// Removes all but the newest `kept` checkpoints of a run. Throws IoError.
-void remove_old_checkpoints(const std::filesystem::path& out, std::int64_t kept);
-
-/// Removes the checkpoints of steps after `step`. Throws IoError.
-void remove_checkpoints_after(const std::filesystem::path& out, std::int64_t step);
 
 /// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the parameter, a dot, name of the
 /// state; exactly as it lies in memory), and the step, the step counts and `fields` as JSON. Throws IoError; then no checkpoint

@@ -11,9 +11,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -25,16 +28,35 @@ DEADLINE = 300.0
 pytestmark = pytest.mark.skipif(not COMMAND.exists(), reason=f"{COMMAND} is not built")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.PIPE,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=DEADLINE, check=False
+        [COMMAND, *map(str, arguments)],
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
+
+
+TINY = ("--model", "llama-tiny", "--batch", 2, "--sequence", 32, "--eval-batches", 1, "--threads", 1)
 
 
 def small(text: Path, *more: object) -> list[object]:
     """A run of seconds on one thread."""
-    shape = ("--model", "llama-tiny", "--batch", 2, "--sequence", 32, "--eval-batches", 1, "--threads", 1)
-    return ["train", "--data", text, *shape, *more]
+    return ["train", "--data", text, *TINY, *more]
+
+
+def small_comparison(text: Path, out: Path, *more: object) -> list[object]:
+    """A comparison of one run of one step."""
+    own = ("--formats", "native", "--no-plot", "--out", out)
+    return ["compare", f"--data={text}", *TINY, "--steps", 1, *own, *more]
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +295,115 @@ def test_comparison_has_every_run_and_halves_memory_and_checkpoint(text: Path, t
     assert all(r["peak_resident_bytes"] > 0 for r in runs)
     for line in ("bytes/parameter", "peak resident memory", "checkpoint", "validation loss"):
         assert line in result.stdout
+
+    model = {
+        reference: json.loads((out / name).read_text())["runs"][0]["peak_resident_bytes"]
+        for reference, name in ((True, "model-fp32.json"), (False, "model-bf16.json"))
+    }
+    for r in runs:
+        above = r["peak_resident_bytes"] - model[r["format"] == "fp32"]
+        assert r["peak_above_model_bytes"] == max(above, 0)
+    # Gradients and two moments of 1 M parameters in fp32 are 12 MB that the model alone does not have.
+    assert by_name["fp32", False]["peak_above_model_bytes"] > 0
+
+
+def test_comparison_does_not_replace_the_runs_of_one_that_was_killed(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    kept = out / "adamw-native-seed0"
+    assert run(*small(text, "--steps", 1, "--out", kept)).returncode == 0
+    before = (kept / "metrics.csv").read_bytes()
+    assert_refused(run(*small_comparison(text, out)), str(kept), "--overwrite")
+    assert (kept / "metrics.csv").read_bytes() == before
+    assert last_checkpoint(kept).name == "step-00000001"
+    assert run(*small_comparison(text, out, "--overwrite")).returncode == 0
+
+
+def test_comparison_passes_its_arguments_on(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "-text.txt").write_bytes(text.read_bytes())
+    out, json_file = tmp_path / "comparison", tmp_path / "results.json"
+    twice = ("--lr", "1e-3", "--lr", "2e-3", "--schedule", "constant", "--json", json_file)
+    flags = ("--tied=false", "--nesterov", "--activation-checkpointing=false")
+    result = run(*small_comparison(Path("-text.txt"), out, *twice, *flags), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert metrics_without_times(out / "adamw-native-seed0")[0]["learning_rate"] == "0.002"
+    assert json_file.read_bytes() == (out / "summary.json").read_bytes()
+    untied = json.loads(json_file.read_text())["runs"][0]["parameters"]
+    assert run(*small_comparison(text, tmp_path / "tied", "--tied")).returncode == 0
+    tied = json.loads((tmp_path / "tied" / "summary.json").read_text())["runs"][0]["parameters"]
+    assert untied == tied + 256 * 32
+
+
+@pytest.mark.parametrize("arguments", [(), ("--beta1", 1)])
+def test_comparison_that_is_refused_says_so_once_and_leaves_nothing(
+    text: Path, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    data = text if arguments else tmp_path / "nope.txt"
+    named = "beta" if arguments else "nope.txt"
+    assert_refused(run(*small_comparison(data, tmp_path / "new" / "out", *arguments)), named)
+    assert not (tmp_path / "new").exists()
+
+
+def test_comparison_on_tokens_of_a_large_vocabulary(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.bin"
+    file.write_bytes(array("H", (n * 7919 % 50257 for n in range(4000))).tobytes())
+    result = run(*small_comparison(file, tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_picture_of_a_comparison_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    kinds = ("weights", "corrections", "moments", "scales", "gradients", "accumulators")
+    runs = [
+        {
+            "name": format,
+            "optimizer": "adamw",
+            "format": format,
+            "gradient_release": False,
+            "bytes_per_parameter": dict.fromkeys(kinds, 1.0),
+        }
+        for format in ("fp32", "native")
+    ]
+    (tmp_path / "summary.json").write_text(json.dumps({"runs": runs}))
+    for name in ("fp32", "native"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("step,loss,validation_loss\n1,5.5,\n2,5.0,5.25\n")
+    picture = tmp_path / "comparison.png"
+    script = ROOT / "apps" / "flashoptim" / "plot_comparison.py"
+    subprocess.run([sys.executable, script, tmp_path, picture], check=True, timeout=DEADLINE)
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize("reader", ["full", "gone"])
+def test_progress_that_nobody_can_read_does_not_end_a_run(text: Path, tmp_path: Path, reader: str) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with Path("/dev/full").open("w") as full, os.fdopen(write_end, "w") as gone:
+        stderr = full if reader == "full" else gone
+        result = run(*small(text, "--steps", 3, "--out", tmp_path / "run"), stderr=stderr)
+    assert result.returncode == 0
+    assert "done after step 3" in result.stdout
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_results_that_cannot_be_written_are_noticed(text: Path, tmp_path: Path) -> None:
+    for arguments in (
+        small(text, "--steps", 1),
+        small_comparison(text, tmp_path / "comparison"),
+        ["train", "--list-models"],
+        ["train", "--help"],
+    ):
+        with Path("/dev/full").open("w") as full:
+            assert_refused(run(*arguments, stdout=full), "standard output", "No space left")
+
+
+def test_resume_takes_every_folder_name(text: Path, tmp_path: Path) -> None:
+    assert run(*small(text, "--steps", 1, "--out", "out"), cwd=tmp_path).returncode == 0
+    result = run(*small(text, "--steps", 2, "--resume", "out", "--out", "other"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in metrics_without_times(tmp_path / "other")] == ["2"]
+    for nothing in (("--resume",), ("--resume", "")):
+        assert_refused(run(*small(text, "--steps", 2, *nothing), cwd=tmp_path), "--out")
+    assert "--resume [PATH] " in run("train", "--help").stdout
 
 
 def test_help_names_every_subcommand_and_exit_code() -> None:

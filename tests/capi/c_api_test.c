@@ -238,6 +238,10 @@ static void test_groups_and_hyperparameters(void) {
     EXPECT_OK(flashoptim_set_hyperparameters(optimizer, group, &h));
     EXPECT_OK(flashoptim_step(optimizer, NULL, NULL));
     EXPECT(weight[0] == 0.0f);
+    h.epsilon = 1e308 * 10; /* SGD does not read it, but it would be saved */
+    EXPECT(flashoptim_set_hyperparameters(optimizer, group, &h) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "epsilon") != NULL);
+    h.epsilon = 0;
     h.learning_rate = -1;
     EXPECT(flashoptim_set_hyperparameters(optimizer, group, &h) == FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(strstr(flashoptim_last_error(), "learning_rate") != NULL);
@@ -265,6 +269,9 @@ static void test_masters_and_moments(void) {
     EXPECT_OK(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_FIRST_MOMENT, values, COUNT));
     EXPECT(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_SECOND_MOMENT, values, COUNT) ==
            FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_SECOND_MOMENT, values, 0) ==
+           FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "no second moment") != NULL);
     flashoptim_destroy(r.optimizer);
 }
 

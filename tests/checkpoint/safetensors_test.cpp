@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdlib>
 #include <limits>
 #include <numeric>
 
@@ -164,10 +165,11 @@ TEST(Safetensors, ReadsWhatOtherWritersMayWrite) {
     }
 }
 
-// Valid files of two other projects.
+// FLASHOPTIM_SAFETENSORS_SAMPLES names a folder of valid files of other projects.
 TEST(Safetensors, ReadsTheValidFilesOfOtherProjects) {
-    const std::filesystem::path folder = FLASHOPTIM_VALID_FILES;
-    if (!std::filesystem::is_directory(folder)) GTEST_SKIP() << "no sample files at " << folder;
+    const char* samples = std::getenv("FLASHOPTIM_SAFETENSORS_SAMPLES");
+    if (samples == nullptr) GTEST_SKIP() << "FLASHOPTIM_SAFETENSORS_SAMPLES is not set";
+    const std::filesystem::path folder = samples;
     std::size_t file_count = 0;
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
         if (entry.path().extension() != ".safetensors") continue;
@@ -178,7 +180,7 @@ TEST(Safetensors, ReadsTheValidFilesOfOtherProjects) {
             for (const TensorInfo& tensor : file.tensors()) file.read(tensor);
         });
     }
-    EXPECT_GE(file_count, 16U);
+    EXPECT_GE(file_count, 1U);
 }
 
 TEST(Safetensors, TheWriterRefusesWhatWouldMakeABadFile) {

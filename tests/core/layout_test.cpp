@@ -124,8 +124,12 @@ TEST(Layout, CopiesBetweenStrideOrders) {
     copy_in_order({const_cast<float*>(row_major.data()), DType::kFloat32, {2, 3}, {3, 1}}, {1, 2},
                   transposed.data());
     EXPECT_EQ(transposed, (std::vector<float>{0, 3, 1, 4, 2, 5}));
-    EXPECT_TRUE(same_memory_order({2, 1, 3}, {3, 77, 1}, {3, 3, 1}));
-    EXPECT_FALSE(same_memory_order({2, 3}, {3, 1}, {1, 2}));
+    const auto same = [](const Extents& shape, const Extents& a, const Extents& b) {
+        return same_memory_order(shape, a, b);
+    };
+    EXPECT_TRUE(same({2, 1, 3}, {3, 77, 1}, {3, 3, 1}));
+    EXPECT_FALSE(same({2, 3}, {3, 1}, {1, 2}));
+    EXPECT_TRUE(same({2, 0, 3}, {3, 3, 1}, {1, 1, 2})) << "nothing lies in the same places as nothing";
 }
 
 }  // namespace flashoptim

@@ -422,6 +422,36 @@ TEST_F(OptimizerCheckpoint, DamagedStateIsRefusedAndNothingIsTouched) {
     EXPECT_TRUE(everything(model) == before);
 }
 
+// A run in the paper's format goes on from any state that the format writes: a group maximum of 65520 or more has an infinite
+// fp16 scale, and where gradients are not checked a NaN stays in an fp32 moment. The native format writes neither.
+TEST_F(OptimizerCheckpoint, ThePapersInfinitiesComeBack) {
+    for (const bool quantize : {true, false}) {
+        const auto make = [&](Tensor& weight, Format format) {
+            OptimizerOptions options;
+            options.storage = {format, 24, quantize, 0, 0};
+            options.check_gradients = false;
+            options.threads = 1;
+            AnyOptimizer optimizer(Rule::kAdamW, {}, options);
+            optimizer.add_parameter(weight.view(), "weight");
+            return optimizer;
+        };
+        Tensor weight(DType::kBFloat16, {4, 64}), gradient(DType::kFloat32, {4, 64});
+        auto again = weight, other = weight;
+        gradient.fill([] { return 1.0F; });
+        gradient.set(70, quantize ? 1e7F : NAN);
+        auto stopped = make(weight, Format::kPaper), resumed = make(again, Format::kPaper);
+        stopped.set_gradient(0, gradient.view());
+        stopped.step();
+        EXPECT_FALSE(std::isfinite(stopped.second_moment(0)[70]));
+        save_optimizer(stopped, folder());
+        load_optimizer(resumed, folder());
+        EXPECT_TRUE(bytes_of(resumed) == bytes_of(stopped)) << quantize;
+        auto native = make(other, Format::kNative);
+        expect_refused<FormatError>("cannot be kept in the format",
+                                    [&] { load_optimizer(native, folder()); });
+    }
+}
+
 TEST_F(OptimizerCheckpoint, TwoParametersOfOneNameAreRefusedBeforeAnythingIsWritten) {
     ModelOptions m;
     m.names[2] = "conv";

@@ -55,6 +55,19 @@ TEST(Optimizer, HyperparametersOutOfTheirRangeAreNamed) {
             expect_range_error(rule, "dampening", [&](auto& h) { h.dampening = wrong; });
         }
     }
+    // What a rule does not read is saved too, as text that has no NaN: it must be a number.
+    for (const double wrong : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+        expect_range_error(Rule::kLion, "epsilon", [&](auto& h) { h.epsilon = wrong; });
+        for (const auto rule : {Rule::kAdam, Rule::kAdamW, Rule::kLion}) {
+            expect_range_error(rule, "momentum", [&](auto& h) { h.momentum = wrong; });
+            expect_range_error(rule, "dampening", [&](auto& h) { h.dampening = wrong; });
+        }
+        for (const auto rule : {Rule::kSGD, Rule::kSGDW}) {
+            expect_range_error(rule, "beta1", [&](auto& h) { h.beta1 = wrong; });
+            expect_range_error(rule, "beta2", [&](auto& h) { h.beta2 = wrong; });
+            expect_range_error(rule, "epsilon", [&](auto& h) { h.epsilon = wrong; });
+        }
+    }
     // Adam divides by 1 - beta; Lion does not.
     for (const auto rule : {Rule::kAdam, Rule::kAdamW}) {
         expect_range_error(rule, "beta1 is 1:", [](auto& h) { h.beta1 = 1.0; });
@@ -301,6 +314,28 @@ TEST(Optimizer, MovesWithItsState) {
     third.step();
     EXPECT_EQ(ones.weight.get(0), -3.0F);
     EXPECT_EQ(third.name(0), "parameter 0");
+}
+
+// Files of years ago are found by these names.
+TEST(Optimizer, RulesAndFormatsHaveNamesAndAreFoundByThem) {
+    const std::pair<Rule, const char*> rules[] = {{Rule::kSGD, "SGD"},
+                                                  {Rule::kSGDW, "SGDW"},
+                                                  {Rule::kAdam, "Adam"},
+                                                  {Rule::kAdamW, "AdamW"},
+                                                  {Rule::kLion, "Lion"}};
+    for (const auto& [rule, name] : rules) {
+        EXPECT_EQ(name_of(rule), name);
+        EXPECT_EQ(rule_named(name), rule);
+    }
+    const std::pair<Format, const char*> formats[] = {
+        {Format::kNative, "native"}, {Format::kPaper, "paper"}, {Format::kFloat32, "fp32"}};
+    for (const auto& [format, name] : formats) {
+        EXPECT_EQ(name_of(format), name);
+        EXPECT_EQ(format_named(name), format);
+    }
+    for (const char* stranger : {"", "adamw", "AdamW ", "Sophia", "nf4"}) {
+        EXPECT_FALSE(rule_named(stranger) || format_named(stranger)) << stranger;
+    }
 }
 
 TEST(Optimizer, BackendsHaveNamesAndTheScalarOneIsAlwaysThere) {

@@ -330,27 +330,80 @@ TEST(NativeStates, AQuietGroupDecaysAndFlushesToZero) {
     EXPECT_NEAR(largest(optimizer.first_moment(p)), 0.1F, 0.002F);
 }
 
+StoragePlan plan_of(MomentStorage moments, bool paper_arithmetic) {
+    StoragePlan plan;
+    plan.moments = moments;
+    plan.paper_arithmetic = paper_arithmetic;
+    return plan;
+}
+
 /// A state of a file whose codes or scales the format never writes is refused by name; what it writes is accepted.
 TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
     std::array<std::byte, 32> codes{};
     std::array<std::uint16_t, 1> scales = {0x3f80};
-    check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m");
-    check_moment(Moment::kSecond, MomentStorage::kNative, codes, scales, "layer.v");
+    const auto native = plan_of(MomentStorage::kNative, false);
+    check_moment(Moment::kFirst, native, codes, scales, "layer.m");
+    check_moment(Moment::kSecond, native, codes, scales, "layer.v");
     codes[7] = std::byte{0x80};
-    EXPECT_THROW(check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m"), FormatError);
-    check_moment(Moment::kSecond, MomentStorage::kNative, codes, scales, "layer.v");
+    EXPECT_THROW(check_moment(Moment::kFirst, native, codes, scales, "layer.m"), FormatError);
+    check_moment(Moment::kSecond, native, codes, scales, "layer.v");
     codes[7] = std::byte{0xff};
-    EXPECT_THROW(check_moment(Moment::kSecond, MomentStorage::kNative, codes, scales, "layer.v"),
-                 FormatError);
-    check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m");
+    EXPECT_THROW(check_moment(Moment::kSecond, native, codes, scales, "layer.v"), FormatError);
+    check_moment(Moment::kFirst, native, codes, scales, "layer.m");
     for (const auto bad : std::to_array<std::uint16_t>({0x7f80, 0x7fc0, 0xbf80, 0x8000, 0xff80})) {
         scales[0] = bad;
         try {
-            check_moment(Moment::kFirst, MomentStorage::kNative, codes, scales, "layer.m");
+            check_moment(Moment::kFirst, native, codes, scales, "layer.m");
             ADD_FAILURE() << "scale " << std::hex << bad << " was accepted";
         } catch (const FormatError& error) {
             EXPECT_NE(std::string(error.what()).find("layer.m"), std::string::npos);
         }
+    }
+    codes[7] = std::byte{0};
+    // The smallest scales that are written, and the next smaller bfloat16.
+    for (const auto& [moment, smallest] : {std::pair{Moment::kFirst, 0x0d80}, {Moment::kSecond, 0x2180}}) {
+        scales[0] = static_cast<std::uint16_t>(smallest);
+        check_moment(moment, native, codes, scales, "layer");
+        scales[0] = static_cast<std::uint16_t>(smallest - 1);
+        EXPECT_THROW(check_moment(moment, native, codes, scales, "layer"), FormatError);
+        scales[0] = 0;
+        check_moment(moment, native, codes, scales, "layer");
+    }
+}
+
+/// fp32 moments of the native format are finite; those of the paper's may be what an unchecked gradient made of them.
+TEST(NativeStates, CheckOfOtherStoragesFollowsTheirFormat) {
+    std::array<float, 4> values = {0.0F, 1.0F, 2.0F, 3.0F};
+    const auto bytes = std::as_bytes(std::span(values));
+    const auto native = plan_of(MomentStorage::kFloat32, false),
+               paper = plan_of(MomentStorage::kFloat32, true);
+    const auto is_refused = [&](Moment moment, const StoragePlan& plan, std::span<const std::byte> codes,
+                                std::span<const std::uint16_t> scales) {
+        try {
+            check_moment(moment, plan, codes, scales, "layer");
+        } catch (const FormatError&) {
+            return true;
+        }
+        return false;
+    };
+    for (const float special : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+        values[2] = special;
+        for (const auto moment : {Moment::kFirst, Moment::kSecond}) {
+            EXPECT_TRUE(is_refused(moment, native, bytes, {}));
+            EXPECT_FALSE(is_refused(moment, paper, bytes, {}));
+        }
+    }
+    values[2] = -1.0F;
+    EXPECT_TRUE(is_refused(Moment::kSecond, native, bytes, {}));
+    EXPECT_TRUE(is_refused(Moment::kSecond, paper, bytes, {}));
+
+    const auto codes_of_paper = plan_of(MomentStorage::kPaper, true);
+    const std::array<std::byte, 32> codes{};
+    for (const auto& [scale, refused] :
+         {std::pair{0x7c00, false}, {0x7bff, false}, {0x7e00, true}, {0xfc00, true}, {0x8000, true}}) {
+        const std::array scales = {static_cast<std::uint16_t>(scale)};
+        for (const auto moment : {Moment::kFirst, Moment::kSecond})
+            EXPECT_EQ(is_refused(moment, codes_of_paper, codes, scales), refused) << std::hex << scale;
     }
 }
 

@@ -117,6 +117,24 @@ def test_add_subdirectory_builds_and_runs_the_consumer(build: Path):
     assert not list(build.rglob("*_test")), "a project that adds flashoptim does not want its tests"
 
 
+def test_inexact_flags_of_the_surrounding_project_are_refused(build: Path):
+    """With them every result would silently be another one."""
+    options = [f"-DFLASHOPTIM_SOURCE={ROOT}", "-DFLASHOPTIM_TORCH=OFF"]
+    for flag in ("-ffast-math", "-Ofast", "-ffinite-math-only"):
+        shutil.rmtree(build, ignore_errors=True)
+        assert f"inexact arithmetic ({flag})" in configure(
+            build, *options, f"-DCONSUMER_COMPILE_OPTIONS={flag}", fails=True
+        )
+
+
+def test_inexact_flags_do_not_get_past_cmake():
+    """Flags may also come from a toolchain or an environment; users' own code may have them, the library may not."""
+    compiler = os.environ.get("CXX", "c++")
+    check = [compiler, "-std=c++20", "-fsyntax-only", "-I", ROOT / "include", "-I", ROOT / "src"]
+    assert "exact results" in run(*check, "-ffast-math", ROOT / "src" / "quantize.cpp", fails=True)
+    run(*check, "-ffast-math", CONSUMER / "main.cpp")
+
+
 def test_missing_component_and_wrong_version_are_named(prefix: Path, build: Path):
     assert "component torch is not in this installation" in configure(
         build, f"-DCMAKE_PREFIX_PATH={prefix}", "-DFLASHOPTIM_COMPONENTS=torch", fails=True

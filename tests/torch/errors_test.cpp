@@ -43,6 +43,29 @@ TEST(Parameters, ThatShareMemoryAreRefused) {
     const AdamW neighbours(Tensors{memory.slice(0, 0, 5), memory.slice(0, 5, 10)});
     EXPECT_EQ(neighbours.param_groups()[0].params().size(), 2U) << "parts that do not overlap are fine";
 }
+/// Tied after the optimizer was made they would be stepped twice.
+TEST(Parameters, ThatComeToShareMemoryAreRefused) {
+    const auto a = parameter(torch::ones({4})), b = parameter(torch::zeros({4}));
+    AdamW optimizer(Tensors{a, b});
+    a.mutable_grad() = b.mutable_grad() = torch::ones({4});
+    optimizer.step();
+    auto tied = b;
+    const auto own = b.data();
+    tied.set_data(a.data());
+    const auto weights = a.detach().clone();
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "shares memory"));
+    }
+    EXPECT_TRUE(same_bits(a, weights));
+    tied.set_data(own);
+    optimizer.step();
+    EXPECT_EQ(optimizer.step_count(b), 2);
+    optimizer.param_groups()[0].params().push_back(a.data().slice(0, 0, 2));
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "shares memory"))
+            << "a refused tensor was taken by the next step";
+    }
+}
 TEST(Parameters, GivenTwiceAreRefused) {
     const auto p = torch::ones({2});
     EXPECT_TRUE(contains(refused({p, p}), "parameter 1 is the same tensor as group 0, parameter 0"));
@@ -99,6 +122,27 @@ TEST(Options, OfStorageCannotChangeUnderAState) {
     EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "format"));
 }
 
+/// The decay would be measured by 0, or by whatever rate of a warm-up comes first.
+TEST(Options, OfDecoupledDecayNeedAFirstRate) {
+    const Tensors p{parameter(torch::ones({2}))};
+    const auto options = AdamWOptions(0.0).weight_decay(0.1).decouple_lr(true);
+    EXPECT_TRUE(contains(refused(p, options), "initial_lr"));
+    const AdamW with_peak(p, AdamWOptions(options).initial_lr(1e-3));
+    EXPECT_EQ(dynamic_cast<const AdamWOptions&>(with_peak.param_groups()[0].options()).initial_lr(), 1e-3);
+
+    AdamW optimizer(p, AdamWOptions(0.0).weight_decay(0.1));
+    auto& group = dynamic_cast<AdamWOptions&>(optimizer.param_groups()[0].options());
+    group.lr(1e-3);
+    p[0].mutable_grad() = torch::ones({2});
+    optimizer.step();
+    EXPECT_EQ(group.initial_lr(), 0.0) << "the group was added with 0, not with this rate";
+    group.decouple_lr(true);
+    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "initial_lr"));
+    group.initial_lr(1e-3);
+    optimizer.step();
+    EXPECT_EQ(optimizer.step_count(p[0]), 2);
+}
+
 class Gradients : public ::testing::Test {
 protected:
     /// The message of a step in which the second of two parameters has this gradient.
@@ -110,6 +154,7 @@ protected:
         EXPECT_TRUE(contains(message, "group 0, parameter 1")) << message;
         EXPECT_TRUE(same_bits(good, torch::ones({2}))) << "a refused step moved another parameter";
         EXPECT_EQ(optimizer.step_count(good), 0);
+        EXPECT_TRUE(optimizer.state_tensors(good).empty()) << "a refused step made a state";
         bad.mutable_grad().reset();
         EXPECT_EQ(message_of<InvalidArgument>([&] { optimizer.set_gradient(bad, gradient); }), message);
         return message;

@@ -239,6 +239,93 @@ TEST(GradientRelease, ErrorsComeOutOfBackward) {
     EXPECT_EQ(optimizer.step_count(p), 1);
 }
 
+/// What somebody else throws in the middle of a backward pass: what lies before it in the pass has been stepped, the rest has not,
+/// no gradient is left over, and the next pass steps all.
+TEST(GradientRelease, GoesOnAfterAnErrorOfAnotherNode) {
+    struct Failing : torch::autograd::Function<Failing> {
+        static torch::Tensor forward(torch::autograd::AutogradContext*, const torch::Tensor& x) {
+            return x.clone();
+        }
+        static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+                                                       const torch::autograd::variable_list&) {
+            throw std::runtime_error("somebody else's error");
+        }
+    };
+    const Tensors weights{parameter(torch::eye(8)), parameter(torch::eye(8)), parameter(torch::eye(8))};
+    AdamW optimizer(weights, 1e-2);
+    const GradientRelease release(optimizer);
+    const auto backward = [&](bool fails) {
+        auto x = torch::matmul(torch::ones({2, 8}), weights[0]);
+        x = torch::matmul(x, weights[1]);
+        if (fails) x = Failing::apply(x);
+        torch::matmul(x, weights[2]).sum().backward();
+    };
+    const auto counts = [&] {
+        std::vector<std::int64_t> steps;
+        for (const auto& w : weights) steps.push_back(optimizer.step_count(w));
+        return steps;
+    };
+    backward(false);
+    EXPECT_THROW(backward(true), std::runtime_error);
+    for (const auto& w : weights) EXPECT_FALSE(w.grad().defined()) << "a gradient was kept";
+    EXPECT_EQ(counts(), (std::vector<std::int64_t>{1, 1, 2}));
+    backward(false);
+    EXPECT_EQ(counts(), (std::vector<std::int64_t>{2, 2, 3}));
+}
+
+/// A gradient that is there already would be stepped with, or added to, without anybody having asked for it.
+TEST(GradientRelease, RefusesGradientsOfBefore) {
+    const auto p = parameter(torch::ones({4}));
+    AdamW optimizer(Tensors{p}, AdamWOptions(1e-2));
+    const auto refused = [&] {
+        return contains(message_of<InvalidArgument>([&] { const GradientRelease release(optimizer); }),
+                        "zero_grad()");
+    };
+    p.mutable_grad() = torch::ones({4});
+    EXPECT_TRUE(refused());
+    optimizer.zero_grad();
+    optimizer.set_gradient(p, torch::ones({4}));
+    EXPECT_TRUE(refused());
+    optimizer.zero_grad();
+    GradientRelease release(optimizer);
+    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.set_gradient(p, torch::ones({4})); }),
+                         "gradient release"));
+    optimizer.set_gradient(p, {});
+    p.sum().backward();
+    EXPECT_EQ(optimizer.step_count(p), 1);
+    release.remove();
+    optimizer.set_gradient(p, torch::ones({4}));
+    optimizer.step();
+    EXPECT_EQ(optimizer.step_count(p), 2);
+}
+
+/// Weights tied under the hooks would be stepped twice.
+TEST(GradientRelease, RefusesWeightsThatWereTied) {
+    const auto a = parameter(torch::ones({4})), b = parameter(torch::zeros({4}));
+    AdamW optimizer(Tensors{a, b}, AdamWOptions(1e-2));
+    const GradientRelease release(optimizer);
+    (a + b).sum().backward();
+    auto tied = b;
+    const auto own = b.data();
+    tied.set_data(a.data());
+    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { b.sum().backward(); }), "shares memory"));
+    tied.set_data(own);
+    EXPECT_EQ(optimizer.step_count(a), 1);
+    EXPECT_EQ(optimizer.step_count(b), 1);
+}
+
+/// Under release a step is one parameter's.
+TEST(GradientRelease, ReportsTheLastParameter) {
+    const auto bad = parameter(torch::ones({4})), good = parameter(torch::ones({4}));
+    AdamW optimizer(Tensors{bad, good}, AdamWOptions(1e-2));
+    const GradientRelease release(optimizer);
+    (bad * std::numeric_limits<float>::infinity()).sum().backward();
+    EXPECT_EQ(optimizer.last_step().bad_elements, 4U);
+    good.sum().backward();
+    EXPECT_EQ(optimizer.last_step().bad_elements, 0U);
+    EXPECT_EQ(optimizer.bad_elements(), 4);
+}
+
 TEST(GradientRelease, RefusesWhatCannotBe) {
     const Network network(torch::kFloat32);
     AdamW optimizer(network.all, 1e-2);

@@ -255,6 +255,85 @@ TEST_F(WrongState, ArchiveOfALaterVersion) {
     EXPECT_TRUE(contains(refused_archive(stream.str()), "99"));
 }
 
+/// An archive whose options no parameter can have, and no state from which that would be seen.
+TEST_F(WrongState, ArchiveOfImpossibleOptions) {
+    const auto archive_with = [&](AdamWOptions options) {
+        options.initial_lr(1e-3);
+        torch::serialize::OutputArchive archive, group, of_options;
+        options.serialize(of_options);
+        group.write("options", of_options);
+        group.write("params/size", static_cast<std::int64_t>(weights.size()));
+        for (std::size_t n = 0; n < weights.size(); ++n) {
+            torch::serialize::OutputArchive of_parameter;
+            of_parameter.write("dtype", std::string("bfloat16"));
+            of_parameter.write("sizes", weights[n].sizes().vec());
+            of_parameter.write("strides", weights[n].strides().vec());
+            of_parameter.write("has_state", false);
+            group.write("params/" + std::to_string(n), of_parameter);
+        }
+        archive.write("flashoptim_archive", std::int64_t{1});
+        archive.write("rule", std::string("AdamW"));
+        archive.write("param_groups/size", std::int64_t{1});
+        archive.write("param_groups/0", group);
+        std::ostringstream stream;
+        archive.save_to(stream);
+        return stream.str();
+    };
+    EXPECT_TRUE(contains(refused_archive(archive_with(AdamWOptions().master_weight_bits(17))), "17"));
+    EXPECT_TRUE(contains(refused_archive(archive_with(AdamWOptions(-1.0))), "learning_rate"));
+    set_gradients(weights, 3);
+    AdamW other(copies(weights));
+    load(other, archive_with(AdamWOptions(0.5)));  // the archive is refused for its options alone
+    EXPECT_EQ(other.param_groups()[0].options().get_lr(), 0.5);
+}
+
+/// Another tensor at the address of one that is gone must not find its state.
+TEST(State, GoesWithItsParameter) {
+    auto old = parameter(torch::ones({64, 64}));
+    const auto stays = parameter(torch::ones({3}));
+    AdamW optimizer(Tensors{old, stays});
+    old.mutable_grad() = torch::ones({64, 64});
+    stays.mutable_grad() = torch::ones({3});
+    optimizer.step();
+    EXPECT_EQ(optimizer.state().size(), 2U);
+    optimizer.param_groups()[0].params()[0] = parameter(torch::zeros({64, 64}));
+    optimizer.step();
+    EXPECT_EQ(optimizer.state().size(), 1U) << "memory grows with every exchange";
+    EXPECT_EQ(optimizer.step_count(stays), 2);
+    EXPECT_EQ(optimizer.step_count(optimizer.param_groups()[0].params()[0]), 0);
+    optimizer.param_groups()[0].params()[0] = old;
+    EXPECT_EQ(optimizer.step_count(old), 0);
+}
+
+/// Looking at gradients makes no state: formats may be chosen until the first step.
+TEST(State, IsNotMadeByTheNorm) {
+    const auto p = parameter(torch::ones({64, 64}), torch::kBFloat16);
+    AdamW optimizer(Tensors{p});
+    p.mutable_grad() = torch::ones_like(p);
+    EXPECT_EQ(optimizer.grad_norm(), 64.0);
+    EXPECT_TRUE(optimizer.state_tensors(p).empty());
+    EXPECT_EQ(optimizer.memory_report().moments, 0U);
+    dynamic_cast<AdamWOptions&>(optimizer.param_groups()[0].options()).format(Format::kPaper);
+    optimizer.step();
+    EXPECT_EQ(optimizer.step_count(p), 1);
+}
+
+/// A run in the paper's format goes on from its own infinite scales, which group maxima of 65520 or more have.
+TEST(State, OfThePaperMayHaveInfiniteScales) {
+    const auto whole = parameter(torch::ones({4, 64}), torch::kBFloat16);
+    const auto a = make_optimizer(Rule::kAdamW, Format::kPaper, {whole});
+    whole.mutable_grad() = torch::full_like(whole, 1e7);
+    a->step();
+    const auto resumed = parameter(whole, torch::kBFloat16);
+    const auto b = make_optimizer(Rule::kAdamW, Format::kPaper, {resumed});
+    load(*b, saved(*a));
+    EXPECT_TRUE(same_everything(*a, {whole}, *b, {resumed}));
+    // Its moments are not numbers: another memory order needs numbers.
+    const auto transposed = parameter(whole.t().contiguous().t(), torch::kBFloat16);
+    const auto c = make_optimizer(Rule::kAdamW, Format::kPaper, {transposed});
+    EXPECT_TRUE(contains(message_of<FormatError>([&] { load(*c, saved(*a)); }), "memory order"));
+}
+
 /// An empty state is that before the first step.
 TEST(State, CanBeTakenBack) {
     const auto a = parameters(7, torch::kBFloat16);

@@ -18,15 +18,6 @@ using Tensors = std::vector<torch::Tensor>;
 inline constexpr Rule kRules[] = {Rule::kSGD, Rule::kSGDW, Rule::kAdam, Rule::kAdamW, Rule::kLion};
 inline constexpr Format kFormats[] = {Format::kNative, Format::kPaper, Format::kFloat32};
 
-inline std::string name_of(Rule rule) {
-    constexpr const char* kNames[] = {"SGD", "SGDW", "Adam", "AdamW", "Lion"};
-    return kNames[static_cast<int>(rule)];
-}
-inline std::string name_of(Format format) {
-    constexpr const char* kNames[] = {"native", "paper", "fp32"};
-    return kNames[static_cast<int>(format)];
-}
-
 template <class Optimizer, class Options>
 std::unique_ptr<FlashOptimizer> make(const Tensors& parameters, Options options, Format format) {
     options.format(format).min_quantized_numel(0).min_quantized_numel_1d(0);  // compress small tensors too
@@ -123,7 +114,7 @@ template <class Check>
 void for_each_kind(const Check& check) {
     for (const auto rule : kRules) {
         for (const auto format : kFormats) {
-            SCOPED_TRACE(name_of(rule) + ", " + name_of(format));
+            SCOPED_TRACE(std::string(name_of(rule)) + ", " + std::string(name_of(format)));
             check(rule, format);
         }
     }

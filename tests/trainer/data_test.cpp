@@ -140,6 +140,24 @@ TEST(TokenFile, FolderOfShardsIsOneSequence) {
               (std::vector<std::int64_t>{1, 2, 3, 4, 5}));
 }
 
+// A model whose vocabulary is too small is refused, one that is too large wastes memory.
+TEST(TokenFile, SmallestVocabularyIsThatOfHeaderOrLargestToken) {
+    const TemporaryFolder folder;
+    const auto vocabulary = [&](const std::string& name, const std::string& content, TokenWidth width) {
+        return smallest_vocabulary(folder.write(name, content), width);
+    };
+    const auto narrow = TokenWidth::kUInt16;
+    EXPECT_EQ(vocabulary("a/raw.bin", raw<std::uint16_t>({5, 65535, 7}), narrow), 65536);
+    EXPECT_EQ(vocabulary("b/raw.bin", raw<std::uint32_t>({5, 128255, 7}), TokenWidth::kUInt32), 128256);
+    EXPECT_EQ(vocabulary("c/gpt2.bin", llmc<std::uint16_t>(20240520, 1, 2, {1, 2}), narrow), 50257);
+    EXPECT_EQ(vocabulary("d/llama3.bin", llmc<std::uint32_t>(20240801, 7, 2, {1, 2}), narrow), 128256);
+    vocabulary("e/1.bin", raw<std::uint16_t>({900, 3}), narrow);
+    vocabulary("e/2.bin", raw<std::uint16_t>({4}), narrow);
+    EXPECT_EQ(smallest_vocabulary(folder.path() / "e", narrow), 901);
+    EXPECT_TRUE(
+        contains(message_of<FormatError>([&] { vocabulary("f/odd.bin", "abc", narrow); }), "3 bytes"));
+}
+
 TEST(TokenFile, FaultsAreNamed) {
     const TemporaryFolder folder;
     const auto open = [&](const std::string& name, const std::string& content) {

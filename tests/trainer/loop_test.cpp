@@ -1,112 +1,20 @@
-// The training loop: accumulation, resuming, refusals, memory by kind, and that it learns.
+// The training loop: accumulation, resuming, refusals, memory by kind, and that it learns. What happens to a folder that a run left
+// is in run_folder_test.cpp.
 #include "trainer/loop.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <sstream>
-#include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "flashoptim/error.h"
-#include "temporary_folder.h"
-#include "trainer/gradient_accumulator.h"
-#include "trainer/models/llama.h"
-#include "trainer/run_checkpoint.h"
+#include "loop_fixture.h"
 
 namespace flashoptim::trainer {
 namespace {
-
-// Sentences with structure to learn, 20 kB, made here so that no test depends on a file.
-std::string corpus() {
-    const std::vector<std::string> subjects = {"the cat", "a dog", "my neighbour", "the old captain"};
-    const std::vector<std::string> verbs = {" sees ", " follows ", " forgets ", " paints "};
-    const std::vector<std::string> objects = {"the sea", "a red ball", "the quiet street", "some bread"};
-    std::string text;
-    std::uint32_t state = 1;
-    const auto next = [&](std::size_t count) {
-        state = state * 1664525U + 1013904223U;
-        return (state >> 16) % count;
-    };
-    while (text.size() < 20'000) {
-        text += subjects[next(4)];
-        text += verbs[next(4)];
-        text += objects[next(4)] + ".\n";
-    }
-    return text;
-}
-
-struct Killed : std::runtime_error {
-    Killed() : std::runtime_error("killed") {}
-};
-
-// Keeps what a run reports, and can end it: by asking it to stop or as a kill would.
-class Recorder : public TrainObserver {
-public:
-    void on_start(const RunInfo& info) override { start = info; }
-    void on_step(const StepRecord& record) override {
-        steps.push_back(record);
-        if (record.step == killed_in_step) {
-            throw Killed();
-        }
-    }
-    void on_checkpoint(const CheckpointRecord& record) override { checkpoints.push_back(record); }
-    void on_notice(const std::string& line) override { notices.push_back(line); }
-    bool stop_requested() override { return !steps.empty() && steps.back().step == stop_after; }
-
-    std::int64_t killed_in_step = 0;
-    std::int64_t stop_after = 0;
-    RunInfo start;
-    std::vector<StepRecord> steps;
-    std::vector<CheckpointRecord> checkpoints;
-    std::vector<std::string> notices;
-};
-
-class Loop : public testing::Test {
-protected:
-    Loop() : data_(folder_.write("corpus.txt", corpus())) {}
-
-    TrainOptions tiny_run(const std::string& out = {}) const {
-        TrainOptions options;
-        options.model.preset = "llama-tiny";
-        options.data.path = data_;
-        options.schedule.total_steps = 20;
-        options.schedule.warmup_steps = 4;
-        options.schedule.peak = 1e-2;
-        options.batch_size = 4;
-        options.sequence_length = 16;
-        options.evaluation_interval = 5;
-        options.evaluation_batches = 2;
-        options.threads = 1;
-        if (!out.empty()) {
-            options.out = folder_.path() / out;
-        }
-        return options;
-    }
-
-    TemporaryFolder folder_;
-    std::filesystem::path data_;
-};
-
-// metrics.csv without the columns that depend on the clock and the memory of the process.
-std::string comparable_metrics(const std::filesystem::path& out) {
-    std::istringstream file(read_all(out / "metrics.csv"));
-    std::string line;
-    std::string kept;
-    while (std::getline(file, line)) {
-        std::size_t end = 0;
-        for (int column = 0; column < 6; ++column) {
-            end = line.find(',', end) + 1;
-        }
-        kept += line.substr(0, end) + "\n";
-    }
-    return kept;
-}
 
 // The product of the whole: a loop that does not learn is of no use, in any format.
 TEST_F(Loop, LearnsInEveryFormat) {
@@ -156,6 +64,7 @@ struct Case {
     int master_bits;
     bool release;
     std::int64_t accumulation;
+    int threads = 1;
 };
 
 class Resume : public Loop, public testing::WithParamInterface<Case> {};
@@ -169,6 +78,7 @@ TEST_P(Resume, TwiceKilledRunEqualsTheUninterruptedOneBitForBit) {
         options.optimizer.master_weight_bits = GetParam().master_bits;
         options.optimizer.gradient_release = GetParam().release;
         options.accumulation = GetParam().accumulation;
+        options.threads = GetParam().threads;
         options.clip_norm = GetParam().release ? 0.0 : 0.5;
         options.schedule.peak = GetParam().rule == Rule::kLion ? 1e-3 : 1e-2;
         options.checkpoint_interval = 5;
@@ -204,6 +114,7 @@ TEST_P(Resume, TwiceKilledRunEqualsTheUninterruptedOneBitForBit) {
 INSTANTIATE_TEST_SUITE_P(
     Optimizers, Resume,
     testing::Values(Case{"AdamWNative", Rule::kAdamW, Format::kNative, 24, false, 1},
+                    Case{"AdamWNativeTwoThreads", Rule::kAdamW, Format::kNative, 24, false, 1, 2},
                     Case{"AdamWNativeRelease", Rule::kAdamW, Format::kNative, 24, true, 1},
                     Case{"AdamWNativeAccumulated", Rule::kAdamW, Format::kNative, 32, false, 2},
                     Case{"AdamWNative16", Rule::kAdamW, Format::kNative, 16, false, 1},
@@ -308,59 +219,6 @@ TEST_F(Loop, RefusedOptionsLeaveNoFolder) {
     refuse([](TrainOptions& o) { o.model.vocabulary_size = 100; });
 }
 
-// A typing error in --out must not destroy the run that is there.
-TEST_F(Loop, AnExistingRunIsNotOverwrittenUnasked) {
-    TrainOptions options = tiny_run("run");
-    options.schedule.total_steps = 1;
-    options.schedule.warmup_steps = 0;
-    Recorder recorder;
-    train(options, recorder);
-    const std::string before = read_all(options.out / "metrics.csv");
-    EXPECT_NE(message_of<InvalidArgument>([&] { train(options, recorder); }).find("holds a run already"),
-              std::string::npos);
-    EXPECT_EQ(read_all(options.out / "metrics.csv"), before);
-    options.overwrite = true;
-    EXPECT_NO_THROW(train(options, recorder));
-}
-
-// Going back to an earlier checkpoint must not leave later ones behind, from which the next resume would go on, nor drop them unasked.
-TEST_F(Loop, GoingBackToAnEarlierCheckpointIsAskedFor) {
-    TrainOptions options = tiny_run("run");
-    options.checkpoint_interval = 5;
-    Recorder recorder;
-    train(options, recorder);
-    options.resume = checkpoint_folder(options.out, 5);
-    EXPECT_NE(message_of<InvalidArgument>([&] { train(options, recorder); }).find("checkpoint of step 20"),
-              std::string::npos);
-    EXPECT_EQ(newest_checkpoint_step(options.out), 20);
-    options.overwrite = true;
-    Recorder back;
-    back.killed_in_step = 12;
-    EXPECT_THROW(train(options, back), Killed);
-    EXPECT_EQ(find_checkpoint(options.out).filename(), "step-00000010");
-
-    TrainOptions elsewhere = tiny_run("elsewhere");
-    elsewhere.resume = checkpoint_folder(options.out, 5);
-    Recorder branch;
-    EXPECT_EQ(train(elsewhere, branch).last_step, 20);
-    EXPECT_EQ(branch.steps.front().step, 6);
-}
-
-TEST_F(Loop, KeepsOnlyTheNewestCheckpointsIfAsked) {
-    TrainOptions options = tiny_run("run");
-    options.checkpoint_interval = 5;
-    options.kept_checkpoints = 2;
-    Recorder recorder;
-    train(options, recorder);
-    EXPECT_EQ(recorder.checkpoints.size(), 4U);
-    std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(options.out / "checkpoints")) {
-        names.push_back(entry.path().filename().string());
-    }
-    std::sort(names.begin(), names.end());
-    EXPECT_EQ(names, (std::vector<std::string>{"step-00000015", "step-00000020"}));
-}
-
 // The table of the README: what each way of training holds for a parameter.
 TEST_F(Loop, MemoryByKindIsWhatTheFormatsSay) {
     const auto memory_of = [&](Format format, bool release, std::int64_t accumulation) {
@@ -427,61 +285,56 @@ TEST_F(Loop, AccumulationIsTheLargeBatch) {
     }
 }
 
-// The same in fp32, where only the order of sums differs.
-TEST(Accumulator, FourMicroBatchesAreOneBatch) {
-    LlamaConfig config = llama_config({"llama-tiny", std::nullopt, std::nullopt});
-    ModelBuild build;
-    build.precision = Precision::kFp32;
-    Llama model(config, build);
-    torch::manual_seed(3);
-    const torch::Tensor inputs = torch::randint(0, 256, {8, 16}, torch::kInt64);
-    const torch::Tensor targets = torch::randint(0, 256, {8, 16}, torch::kInt64);
-    model.forward(inputs, targets).backward();
-    std::vector<torch::Tensor> expected;
-    for (const torch::Tensor& parameter : model.parameters()) {
-        expected.push_back(parameter.grad().clone());
-    }
-    model.zero_grad();
-    {
-        GradientAccumulator accumulator(model.parameters());
-        EXPECT_THROW(GradientAccumulator(model.parameters()), InvalidArgument);
-        for (int round = 0; round < 2; ++round) {
-            accumulator.clear();
-            for (std::int64_t part = 0; part < 4; ++part) {
-                (model.forward(inputs.narrow(0, 2 * part, 2), targets.narrow(0, 2 * part, 2)) * 0.25)
-                    .backward();
-            }
-            const auto parameters = model.parameters();
-            for (std::size_t index = 0; index < parameters.size(); ++index) {
-                EXPECT_FALSE(parameters[index].grad().defined());
-                const torch::Tensor sum = accumulator.sum(index);
-                // fp32 sums of 128 tokens in another order: 128 * 2^-24 = 8e-6 of the norm.
-                EXPECT_LE((sum - expected[index]).norm().item<double>(),
-                          1e-5 * expected[index].norm().item<double>());
-            }
-        }
-    }
-    model.forward(inputs, targets).backward();  // the hooks went with the accumulator
-    EXPECT_TRUE(model.parameters().front().grad().defined());
+// Resuming a run that is complete must not put zeros in the place of what its training measured.
+TEST_F(Loop, ResumingACompleteRunKeepsItsSummary) {
+    TrainOptions options = tiny_run("run");
+    options.schedule.total_steps = 5;
+    Recorder recorder;
+    train(options, recorder);
+    const std::string summary = read_all(options.out / "summary.json");
+    const std::string metrics = read_all(options.out / "metrics.csv");
+    options.resume = options.out;
+    Recorder again;
+    EXPECT_EQ(train(options, again).last_step, 5);
+    EXPECT_TRUE(again.steps.empty());
+    ASSERT_EQ(again.notices.size(), 1U);
+    EXPECT_NE(again.notices[0].find("the run is complete"), std::string::npos) << again.notices[0];
+    EXPECT_EQ(read_all(options.out / "summary.json"), summary);
+    EXPECT_EQ(read_all(options.out / "metrics.csv"), metrics);
+
+    // Killed between its last checkpoint and its summary.
+    std::filesystem::remove(options.out / "summary.json");
+    train(options, again);
+    EXPECT_TRUE(std::filesystem::exists(options.out / "summary.json"));
 }
 
-// 16-bit sums stop growing: 1 + 2^-9 is 1 in bf16, however often it is added.
-TEST(Accumulator, KeepsContributionsThatBf16SumsLose) {
-    const torch::Tensor weight = torch::ones({4}, torch::kBFloat16).requires_grad_();
-    const torch::Tensor plain = torch::ones({4}, torch::kBFloat16).requires_grad_();
-    GradientAccumulator accumulator({weight});
-    EXPECT_FALSE(accumulator.sum(0).defined());
-    const auto contribute = [](const torch::Tensor& to, double value) { (to * value).sum().backward(); };
-    contribute(weight, 1.0);
-    contribute(plain, 1.0);
-    for (int index = 0; index < 256; ++index) {
-        contribute(weight, std::ldexp(1.0, -9));
-        contribute(plain, std::ldexp(1.0, -9));
+// GPT-2's tokens and a model of bytes: the model must take the vocabulary that the data has, also when it goes on.
+TEST_F(Loop, AModelOfBytesTakesTheVocabularyOfTokens) {
+    std::string bytes;
+    for (std::uint32_t index = 0; index < 2000; ++index) {
+        const std::uint32_t token = index * 7919 % 30'001;
+        bytes += static_cast<char>(token & 0xFF);
+        bytes += static_cast<char>(token >> 8);
     }
-    EXPECT_EQ(accumulator.sum(0).scalar_type(), torch::kFloat32);
-    EXPECT_TRUE(torch::equal(accumulator.sum(0), torch::full({4}, 1.5F)));
-    EXPECT_TRUE(torch::equal(plain.grad(), torch::ones({4}, torch::kBFloat16)));
-    EXPECT_EQ(accumulator.bytes(), 16);
+    TrainOptions options = tiny_run("run");
+    options.data.path = folder_.write("tokens.bin", bytes);
+    options.schedule.total_steps = 5;
+    Recorder first;
+    first.stop_after = 3;
+    train(options, first);
+    EXPECT_EQ(first.start.vocabulary_size, 30'016);  // the multiple of 64 after 30,000, the largest token
+    options.resume = options.out;
+    Recorder rest;
+    EXPECT_EQ(train(options, rest).last_step, 5);
+    EXPECT_EQ(rest.start.vocabulary_size, 30'016);
+
+    TrainOptions asked = tiny_run();
+    asked.data.path = options.data.path;
+    asked.schedule.total_steps = 4;
+    asked.model.vocabulary_size = 40'000;
+    Recorder other;
+    train(asked, other);
+    EXPECT_EQ(other.start.vocabulary_size, 40'000);
 }
 
 // Tables and plots are made from this file by programs; its keys are a promise.

@@ -1,4 +1,5 @@
 // Token files (.bin): raw integers as nanoGPT writes them, or behind the header of llm.c. Never interprets text.
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
@@ -16,11 +17,12 @@ struct HeaderKind {
     std::int32_t magic;
     std::int32_t version;
     TokenWidth width;
+    std::int64_t vocabulary_size;
     const char* name;
 };
 constexpr std::array<HeaderKind, 2> kHeaderKinds = {{
-    {20240520, 1, TokenWidth::kUInt16, "GPT-2"},
-    {20240801, 7, TokenWidth::kUInt32, "Llama 3"},
+    {20240520, 1, TokenWidth::kUInt16, 50'257, "GPT-2"},
+    {20240801, 7, TokenWidth::kUInt32, 128'256, "Llama 3"},
 }};
 
 // Up to this size every token is checked when the file is opened; larger files only where they are read.
@@ -32,6 +34,7 @@ struct Layout {
     TokenWidth width;
     std::int64_t tokens;
     std::int64_t byte_offset;
+    std::int64_t vocabulary_size;  // 0: no header says it
 };
 
 Layout layout_of(const MappedFile& file, TokenWidth raw_width) {
@@ -56,7 +59,7 @@ Layout layout_of(const MappedFile& file, TokenWidth raw_width) {
                                   " tokens, the file holds " + std::to_string(held) +
                                   "; it is truncated or damaged: copy it again");
             }
-            return {kind.width, held, kHeaderBytes};
+            return {kind.width, held, kHeaderBytes, kind.vocabulary_size};
         }
     }
     if (size % bytes_of(raw_width) != 0) {
@@ -64,7 +67,25 @@ Layout layout_of(const MappedFile& file, TokenWidth raw_width) {
                           " bytes, not a multiple of " + std::to_string(bytes_of(raw_width)) +
                           " as its tokens need; it is truncated or of another width");
     }
-    return {raw_width, size / bytes_of(raw_width), 0};
+    return {raw_width, size / bytes_of(raw_width), 0, 0};
+}
+
+template <typename Token>
+std::int64_t largest_token(const MappedFile& file) {
+    constexpr std::size_t kBytesAtOnce = std::size_t{64} << 20;
+    std::span<const std::byte> rest = file.bytes();
+    Token largest = 0;
+    while (!rest.empty()) {
+        const auto part = rest.first(std::min(rest.size(), kBytesAtOnce));
+        for (std::size_t offset = 0; offset < part.size(); offset += sizeof(Token)) {
+            Token token = 0;
+            std::memcpy(&token, part.data() + offset, sizeof token);
+            largest = std::max(largest, token);
+        }
+        rest = rest.subspan(part.size());
+        file.release_pages();
+    }
+    return std::int64_t{largest};
 }
 
 class TokenFiles : public TokenSource {
@@ -147,6 +168,22 @@ private:
 std::unique_ptr<TokenSource> open_token_files(const std::filesystem::path& path, std::int64_t vocabulary_size,
                                               TokenWidth width) {
     return std::make_unique<TokenFiles>(path, vocabulary_size, width);
+}
+
+std::int64_t smallest_vocabulary(const std::filesystem::path& path, TokenWidth width) {
+    std::int64_t needed = 1;
+    for (const std::filesystem::path& name : list_files(path)) {
+        const MappedFile file(name);
+        const Layout layout = layout_of(file, width);
+        if (layout.vocabulary_size > 0) {
+            needed = std::max(needed, layout.vocabulary_size);
+        } else {
+            needed = std::max(needed,
+                              1 + (layout.width == TokenWidth::kUInt16 ? largest_token<std::uint16_t>(file)
+                                                                       : largest_token<std::uint32_t>(file)));
+        }
+    }
+    return needed;
 }
 
 }  // namespace flashoptim::trainer

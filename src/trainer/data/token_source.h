@@ -41,6 +41,10 @@ std::unique_ptr<TokenSource> open_byte_text(const std::filesystem::path& path);
 std::unique_ptr<TokenSource> open_token_files(const std::filesystem::path& path, std::int64_t vocabulary_size,
                                               TokenWidth width);
 
+/// The smallest vocabulary for the token files of `path`: that of the tokenizer which their headers name, and for files without a
+/// header, all of which it reads, their largest token + 1. Throws as open_token_files() does.
+std::int64_t smallest_vocabulary(const std::filesystem::path& path, TokenWidth width);
+
 /// Where tokens come from.
 struct DataOptions {
     std::filesystem::path path;  ///< a file or a folder
