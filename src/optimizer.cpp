@@ -8,6 +8,7 @@
 #include "exact_arithmetic.h"
 #include "flashoptim/quantize.h"
 #include "state_memory.h"
+#include "step/float_environment.h"
 
 namespace flashoptim {
 
@@ -250,6 +251,7 @@ void Optimizer::clear_gradient(ParameterId parameter) {
 void Optimizer::set_gradient_factor(double factor) {
     if (!std::isfinite(factor))
         throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");
+    const DefaultFloatEnvironment exact;
     impl_->gradient_factor = static_cast<float>(factor);
 }
 

@@ -11,8 +11,10 @@
 #endif
 
 // Before a loop over a few vectors that are to stay in registers.
-#if defined(__clang__)
+#if defined(__CUDA_ARCH__) || (defined(__clang__) && !defined(__CUDACC__))
 #define FLASHOPTIM_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define FLASHOPTIM_UNROLL
 #elif defined(__GNUC__)
 #define FLASHOPTIM_UNROLL _Pragma("GCC unroll 8")
 #else
