@@ -137,16 +137,23 @@ private:
         alignas(64) float largest[kGroupsPerBlock] = {};
         alignas(64) float new_scale[kGroupsPerBlock] = {};
         alignas(64) float encode[kGroupsPerBlock] = {};
+        alignas(64) float reciprocal[kGroupsPerBlock] = {};
 
         void read_scales(const std::uint16_t* scales, int groups, float scale_factor) {
-            for (int n = 0; n < groups; ++n) {
-                old_scale[n] = M::scale_to_float(scales[n]);
-                factor[n] = old_scale[n] * scale_factor;
+            alignas(64) std::uint16_t bits[kGroupsPerBlock] = {};
+            std::memcpy(bits, scales, static_cast<std::size_t>(groups) * sizeof bits[0]);
+            for (int n = 0; n < groups; n += L::kWidth) {
+                const Float scale = M::template scale_to_float<L>(L::load_u16(bits + n));
+                L::store_f32(old_scale + n, scale);
+                L::store_f32(factor + n, scale * scale_factor);
             }
         }
         void write_scales(std::uint16_t* scales, int groups) const {
-            for (int n = 0; n < groups; ++n)
-                scales[n] = static_cast<std::uint16_t>(M::scale_bits(new_scale[n]));
+            alignas(64) std::uint16_t bits[kGroupsPerBlock];
+            for (int n = 0; n < groups; n += L::kWidth) {
+                L::store_u16(bits + n, M::template scale_bits<L>(L::load_f32(new_scale + n)));
+            }
+            std::memcpy(scales, bits, static_cast<std::size_t>(groups) * sizeof bits[0]);
         }
         [[nodiscard]] bool keeps_codes(int group) const {
             return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;
@@ -162,6 +169,9 @@ private:
         const int groups = size / kGroup;
         alignas(64) float gradient[kBlockSize];
         alignas(64) std::uint32_t bad_elements[kBlockSize];
+        alignas(64) float weight[kBlockSize];
+        alignas(64) std::uint32_t kept_weights[kBlockSize];
+        bool keeps_weights = false;
         std::uint64_t bad_count = 0;
         [[maybe_unused]] std::conditional_t<kGrouped && kFirst, Pending, Nothing> first_moments;
         [[maybe_unused]] std::conditional_t<kGrouped && kSecond, Pending, Nothing> second_moments;
@@ -171,6 +181,17 @@ private:
         if constexpr (kGrouped && kSecond)
             second_moments.read_scales(b.second_scales, groups, k.second.factor);
 
+        // Passes of their own, so that one vector need not wait for the other's long way.
+        if constexpr (kGrouped && kFirst && M::kDivides) {
+            for (int e = 0; e < size; e += L::kWidth) {
+                L::store_f32(first_moments.values + e, first_unit(b.first + e));
+            }
+        }
+        if constexpr (kGrouped && kSecond && M::kDivides) {
+            for (int e = 0; e < size; e += L::kWidth) {
+                L::store_f32(second_moments.values + e, second_unit(b.second + e));
+            }
+        }
         for (int group = 0; group < groups; ++group) {
             [[maybe_unused]] Float largest_first = L::broadcast(0.0F), largest_second = L::broadcast(0.0F);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
@@ -179,8 +200,11 @@ private:
                 const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, k);
                 typename M::template OldFirst<L> old_first{};
                 typename M::template OldSecond<L> old_second{};
-                if constexpr (kFirst) old_first.unit = first_unit(b.first + e);
-                if constexpr (kSecond) old_second.unit = second_unit(b.second + e);
+                if constexpr (kFirst)
+                    old_first.unit = decoded(first_moments, e, [&] { return first_unit(b.first + e); });
+                if constexpr (kSecond) {
+                    old_second.unit = decoded(second_moments, e, [&] { return second_unit(b.second + e); });
+                }
                 if constexpr (kGrouped) {
                     if constexpr (kFirst) old_first.factor = L::broadcast(first_moments.factor[group]);
                     if constexpr (kSecond) old_second.factor = L::broadcast(second_moments.factor[group]);
@@ -191,10 +215,6 @@ private:
                 Float first{}, second{}, root{};
                 R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
 
-                UInt hi{}, lo{};
-                W::template encode<L>(
-                    w, L::load_u32(dither.weight + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod),
-                    hi, lo);
                 Mask bad = is_bad(g), keep = bad;
                 if constexpr (W::kProtected) {
                     const Mask special = W::template is_special<L>(old_hi);
@@ -203,9 +223,12 @@ private:
                 } else if (!s.check_gradient) {
                     bad = keep = L::from_mask_bits(L::broadcast_bits(0U));
                 }
-                store_weight(b.weight + e, L::select_bits(keep, old_hi, hi));
-                store_correction(b.correction + e, L::select_bits(keep, old_lo, lo));
-
+                L::store_f32(weight + e, w);
+                if (L::any(keep)) [[unlikely]] {
+                    if (!keeps_weights) std::memset(kept_weights, 0, sizeof kept_weights);
+                    keeps_weights = true;
+                    L::store_u32(kept_weights + e, L::mask_bits(keep));
+                }
                 if (L::any(bad)) [[unlikely]] {
                     if (bad_count == 0) std::memset(bad_elements, 0, sizeof bad_elements);
                     bad_count += static_cast<std::uint64_t>(L::count(bad));
@@ -238,25 +261,57 @@ private:
             if constexpr (kGrouped && kSecond)
                 second_moments.largest[group] = L::horizontal_max(largest_second);
         }
+        for (int e = 0; e < size; e += L::kWidth) {
+            const auto from = (place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
+            UInt hi{}, lo{};
+            W::template encode<L>(L::load_f32(weight + e), L::load_u32(dither.weight + from), hi, lo);
+            if (keeps_weights) [[unlikely]] {
+                const auto keep = L::from_mask_bits(L::load_u32(kept_weights + e));
+                hi = L::select_bits(keep, load_weight(b.weight + e), hi);
+                lo = L::select_bits(keep, load_correction(b.correction + e), lo);
+            }
+            store_weight(b.weight + e, hi);
+            store_correction(b.correction + e, lo);
+        }
         if constexpr (kGrouped) {
             if constexpr (kFirst) {
                 for (int n = 0; n < groups; n += L::kWidth) new_scales<true>(first_moments, n, k.first);
-                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0,
-                              bad_elements, [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
-                                  return M::template first_code<L>(m, encode, u);
-                              });
+                encode_moment(
+                    b.first, first_moments, dither.first, place, groups, bad_count != 0, bad_elements,
+                    [](Float m, Float encode, UInt u, float reciprocal) __attribute__((always_inline)) {
+                        if constexpr (M::kDivides) {
+                            return M::template first_code<L>(m, encode, u, reciprocal);
+                        } else {
+                            return M::template first_code<L>(m, encode, u);
+                        }
+                    });
                 first_moments.write_scales(b.first_scales, groups);
             }
             if constexpr (kSecond) {
                 for (int n = 0; n < groups; n += L::kWidth) new_scales<false>(second_moments, n, k.second);
-                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0,
-                              bad_elements, [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
-                                  return M::template second_code<L>(r, encode, u);
-                              });
+                encode_moment(
+                    b.second, second_moments, dither.second, place, groups, bad_count != 0, bad_elements,
+                    [](Float r, Float encode, UInt u, float reciprocal) __attribute__((always_inline)) {
+                        if constexpr (M::kDivides) {
+                            return M::template second_code<L>(r, encode, u, reciprocal);
+                        } else {
+                            return M::template second_code<L>(r, encode, u);
+                        }
+                    });
                 second_moments.write_scales(b.second_scales, groups);
             }
         }
         return valid == size || bad_count == 0 ? bad_count : count_marked(bad_elements, valid);
+    }
+
+    /// The unit of an old moment: decoded already where that is long, now otherwise.
+    template <class State, class Decode>
+    static FLASHOPTIM_INLINE Float decoded(const State& state, int e, Decode decode) {
+        if constexpr (kGrouped && M::kDivides) {
+            return L::load_f32(state.values + e);
+        } else {
+            return decode();
+        }
     }
 
     static std::uint64_t count_marked(const std::uint32_t* marks, int size) {
@@ -290,6 +345,9 @@ private:
         }
         L::store_f32(moments.new_scale + group, scale);
         L::store_f32(moments.encode + group, encode);
+        if constexpr (M::kDivides && L::kHasFastFma) {
+            L::store_f32(moments.reciprocal + group, M::template group_reciprocal<L>(encode));
+        }
     }
 
     template <class Code, class Encode>
@@ -301,7 +359,7 @@ private:
             const auto factor = L::broadcast(moments.encode[group]);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
                 const auto u = L::load_u32(dither + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod);
-                auto code = encode(L::load_f32(moments.values + e), factor, u);
+                auto code = encode(L::load_f32(moments.values + e), factor, u, moments.reciprocal[group]);
                 auto* const bytes = reinterpret_cast<std::uint8_t*>(codes) + e;
                 if (has_bad && moments.keeps_codes(group)) [[unlikely]] {
                     const auto bad = L::from_mask_bits(L::load_u32(bad_elements + e));

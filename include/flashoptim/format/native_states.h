@@ -12,6 +12,7 @@
 //     first_unit<L>, second_unit<L>     what a code stands for, but for the group's factor
 //     first_scale<L>, second_scale<L>   the new scale of a group and the factor its codes are made with
 //     first_code<L>, second_code<L>     codes of new moments
+//     kDivides                          whether codes are made with a quotient by that factor, from group_reciprocal<L>
 // and for units of vectors (step/lanes/) first_in_unit, second_in_unit, first_sum, second_sum.
 #pragma once
 
@@ -42,6 +43,7 @@ struct NativeMoments {
     using SecondCode = std::uint8_t;
     static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = true;
+    static constexpr bool kDivides = false;
 
     static constexpr double kFirstUnits = 16384.0;  // z of the first moment = |m| / s * 16384
     static constexpr float kFirstUnit = 0x1p-13F;   // m = first_unit * s * this
@@ -172,6 +174,7 @@ struct Float32Moments {
     using SecondCode = float;
     static constexpr bool kGrouped = false;
     static constexpr bool kCarriesScaled = false;
+    static constexpr bool kDivides = false;
     static constexpr float kFirstUnit = 1.0F, kSecondUnit = 1.0F;
 
     template <class L>

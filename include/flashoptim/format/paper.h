@@ -7,6 +7,7 @@
 #include "flashoptim/format/moments.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/float16.h"
+#include "flashoptim/numeric/quotient.h"
 
 namespace flashoptim {
 
@@ -64,7 +65,7 @@ struct PaperWeight {
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float decode(typename L::UInt hi, typename L::UInt lo) {
-        const auto fraction = L::divide(L::to_float(lo), L::broadcast(kLevels));
+        const auto fraction = integer_quotient<L>(L::to_float(lo), kLevels);
         return Type::template to_float<L>(hi) +
                scale_by_power<L>(fraction, Type::template log2_half_ulp<L>(hi));
     }
@@ -110,6 +111,7 @@ struct PaperMoments {
     using SecondCode = std::uint8_t;
     static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = false;
+    static constexpr bool kDivides = true;
     static constexpr float kFirstUnit = 1.0F, kSecondUnit = 1.0F;
     static constexpr float kSmallest = 1e-12F;  // the least group maximum
 
@@ -144,27 +146,35 @@ struct PaperMoments {
     /// y / (2 - |y|) with y = q / 127; the first moment is this times the scale.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float first_unit(typename L::UInt code) {
-        const auto y = L::divide(L::to_float(code), L::broadcast(127.0F));
+        const auto y = integer_quotient<L>(L::to_float(code), 127.0F);
         return L::divide(y, 2.0F - absolute<L>(y));
     }
     /// c / 255; the root of the second moment is this times the scale.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float second_unit(typename L::UInt code) {
-        return L::divide(L::to_float(code), L::broadcast(255.0F));
+        return integer_quotient<L>(L::to_float(code), 255.0F);
     }
-    /// floor(2x / (1 + |x|) * 127 + 1/2), x = m / a.
+    /// floor(2x / (1 + |x|) * 127 + 1/2), x = m / a. `reciprocal`: group_reciprocal of a.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt first_code(typename L::Float m, typename L::Float a,
-                                                         typename L::UInt /*dither*/) {
-        const auto x = L::divide(m, a);
+                                                         typename L::UInt /*dither*/,
+                                                         float reciprocal = 0.0F) {
+        const auto x = group_quotient<L>(m, a, reciprocal);
         const auto y = L::divide(x * 2.0F, absolute<L>(x) + 1.0F) * 127.0F + 0.5F;
         return floor_to_integer<L>(y);
     }
     /// floor(r / a * 255 + 1/2).
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt second_code(typename L::Float root, typename L::Float a,
-                                                          typename L::UInt /*dither*/) {
-        return L::truncate(finite_or_zero<L>(L::divide(root, a) * 255.0F + 0.5F));
+                                                          typename L::UInt /*dither*/,
+                                                          float reciprocal = 0.0F) {
+        return L::truncate(finite_or_zero<L>(group_quotient<L>(root, a, reciprocal) * 255.0F + 0.5F));
+    }
+    /// 1/a for group_quotient, 0 where it must divide.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float group_reciprocal(typename L::Float a) {
+        const auto zero = L::broadcast(0.0F);
+        return L::select(L::less(a, L::broadcast(0x1p90F)), L::divide(L::broadcast(1.0F), a), zero);
     }
     template <class L = ScalarLanes>
     static FLASHOPTIM_INLINE typename L::Float scale_to_float(typename L::UInt bits) {
@@ -176,6 +186,16 @@ struct PaperMoments {
     }
 
 private:
+    /// x / a for |x| <= a. A quotient that is not exact because x is below 2^-90 is far below half a code (a is at least 1e-12).
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float group_quotient(typename L::Float x, typename L::Float a,
+                                                              float reciprocal) {
+        if constexpr (L::kHasFastFma) {
+            if (reciprocal != 0.0F) [[likely]]
+                return corrected_quotient<L>(x, a, L::broadcast(reciprocal));
+        }
+        return L::divide(x, a);
+    }
     /// NaN (from an infinite moment) has no code of its own; it takes zero's.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float finite_or_zero(typename L::Float x) {

@@ -12,6 +12,8 @@ namespace flashoptim {
 
 struct ScalarLanes {
     static constexpr int kWidth = 1;
+    static constexpr bool kHasFastFma =
+        false;  // whether corrections pay instead of a division (numeric/quotient.h)
     using Float = float;
     using UInt = std::uint32_t;
     using Mask = bool;
@@ -126,7 +128,7 @@ template <class L>
 FLASHOPTIM_INLINE typename L::Float absolute(typename L::Float x) {
     return L::from_bits(L::bits(x) & kMagnitudeBits);
 }
-/// `magnitude` (not negative) with the sign of `sign`.
+/// `magnitude` with the sign of `sign`.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float with_sign(typename L::Float magnitude, typename L::Float sign) {
     return L::from_bits(L::merge_bits(kSignBit, L::bits(sign), L::bits(magnitude)));

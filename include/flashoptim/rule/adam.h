@@ -99,8 +99,8 @@ struct PaperAdamRule {
         first = old_first.value() * k.beta1 + g * k.one_minus_beta1;
         second = old_second.value() * k.beta2 + (g * g) * k.one_minus_beta2;
         root = L::sqrt(second);
-        const auto numerator = L::divide(first, L::broadcast(k.bias_correction1)) * k.learning_rate;
-        const auto denominator = L::sqrt(L::divide(second, L::broadcast(k.bias_correction2))) + k.epsilon;
+        const auto numerator = quotient<L>(first, k.bias_correction1) * k.learning_rate;
+        const auto denominator = L::sqrt(quotient<L>(second, k.bias_correction2)) + k.epsilon;
         w = w * k.weight_factor - L::divide(numerator, denominator);
     }
 
@@ -114,8 +114,8 @@ struct PaperAdamRule {
         k.beta2 = static_cast<float>(h.beta2);
         k.one_minus_beta1 = 1.0F - k.beta1;
         k.one_minus_beta2 = 1.0F - k.beta2;
-        k.bias_correction1 = 1.0F - static_cast<float>(power(static_cast<double>(k.beta1), t));
-        k.bias_correction2 = 1.0F - static_cast<float>(power(static_cast<double>(k.beta2), t));
+        k.bias_correction1 = StepDivisor(1.0F - static_cast<float>(power(static_cast<double>(k.beta1), t)));
+        k.bias_correction2 = StepDivisor(1.0F - static_cast<float>(power(static_cast<double>(k.beta2), t)));
         k.first = Moments::first_scalars(1.0, 1.0, 1.0);
         k.second = Moments::second_scalars(1.0, 1.0, 1.0);
         return k;

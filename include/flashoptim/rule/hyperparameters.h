@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "flashoptim/format/moments.h"
+#include "flashoptim/numeric/quotient.h"
 
 namespace flashoptim {
 
@@ -38,8 +39,8 @@ struct StepScalars {
     float epsilon = 0.0F;              // Adam
     float update_limit = 0.0F;         // Adam: largest |update| in carried units
     float beta1 = 0.0F, beta2 = 0.0F;  // Lion and the rules of the paper; SGD's momentum is beta1
-    float one_minus_beta1 = 1.0F, one_minus_beta2 = 1.0F;    // the same
-    float bias_correction1 = 1.0F, bias_correction2 = 1.0F;  // the paper's Adam
+    float one_minus_beta1 = 1.0F, one_minus_beta2 = 1.0F;  // the same
+    StepDivisor bias_correction1, bias_correction2;        // the paper's Adam
     MomentScalars first, second;
     bool nesterov = false;
     bool has_momentum = false;  // SGD: whether a momentum buffer exists already

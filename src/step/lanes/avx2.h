@@ -8,6 +8,8 @@
 namespace flashoptim {
 
 struct Avx2Lanes : PortableLanes<8> {
+    static constexpr bool kHasFastFma = true;
+
     static FLASHOPTIM_INLINE Float broadcast(float value) { return _mm256_set1_ps(value); }
     static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static FLASHOPTIM_INLINE Float sqrt(Float a) { return _mm256_sqrt_ps(a); }
@@ -44,6 +46,21 @@ struct Avx2Lanes : PortableLanes<8> {
     }
     static FLASHOPTIM_INLINE UInt load_u8(const std::uint8_t* p) {
         return uint(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+
+    static FLASHOPTIM_INLINE void store_u16(std::uint16_t* p, UInt x) {
+        const __m256i low = raw(x & 0xffffU);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves_packed(low));
+    }
+    static FLASHOPTIM_INLINE void store_i16(std::int16_t* p, UInt x) {
+        store_u16(reinterpret_cast<std::uint16_t*>(p), x);
+    }
+    static FLASHOPTIM_INLINE void store_u8(std::uint8_t* p, UInt x) {
+        const __m128i words = halves_packed(raw(x & 0xffU));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+    }
+    static FLASHOPTIM_INLINE void store_i8(std::int8_t* p, UInt x) {
+        store_u8(reinterpret_cast<std::uint8_t*>(p), x);
     }
 
     /// Three rounds of halving: each joins two registers of partial maxima in one.
@@ -116,6 +133,10 @@ private:
     static FLASHOPTIM_INLINE __m256i shuffled(__m256i a, __m256i b) {
         return _mm256_castps_si256(
             _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), kControl));
+    }
+    /// 8 values below 2^16 as words.
+    static FLASHOPTIM_INLINE __m128i halves_packed(__m256i x) {
+        return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     }
     /// 16 values below 2^16 as words.
     static FLASHOPTIM_INLINE __m256i packed_u16(__m256i a, __m256i b) {

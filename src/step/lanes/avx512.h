@@ -9,6 +9,7 @@ namespace flashoptim {
 
 struct Avx512Lanes : PortableLanes<16> {
     using Mask = __mmask16;
+    static constexpr bool kHasFastFma = true;
 
     static FLASHOPTIM_INLINE Float broadcast(float value) { return _mm512_set1_ps(value); }
     static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }

@@ -8,6 +8,8 @@
 namespace flashoptim {
 
 struct NeonLanes : PortableLanes<4> {
+    static constexpr bool kHasFastFma = true;
+
     static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) {
         return reinterpret_cast<Float>(vfmaq_f32(raw(c), raw(a), raw(b)));
     }

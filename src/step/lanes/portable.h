@@ -47,6 +47,7 @@ struct VectorTypes<16> {
 template <int kLanes>
 struct PortableLanes {
     static constexpr int kWidth = kLanes;
+    static constexpr bool kHasFastFma = false;
     static constexpr int kUnit = 4;  // vectors in a unit: as many as bytes that fill a register
     using Float = typename VectorTypes<kLanes>::Float;
     using UInt = typename VectorTypes<kLanes>::UInt;
