@@ -27,11 +27,12 @@ test:  ## every test, the linters and the build without Torch; ends with the ten
 	@$(SETUP) --dev
 	@$(PYTHON_IN_VENV) scripts/check.py test
 
-bench:  ## the benchmarks, as built for release
-	@$(SETUP)
+bench:  ## the benchmarks: backends one by one, then the step beside its peers (QUICK=1: under 5 minutes)
+	@$(SETUP) --bench
 	@$(CONFIGURE)
-	@$(BUILD)
-	@set -e; for program in build/release/bench/*_bench; do [ ! -x "$$program" ] || "$$program"; done
+	@$(BUILD) --target step_bench flashoptim_bench_c
+	@[ -n "$(QUICK)" ] || build/release/bench/step_bench
+	@$(PYTHON_IN_VENV) bench/compare.py $(if $(QUICK),--quick)
 
 sanitize:  ## the tests of the core under the address, undefined-behaviour and thread sanitizers
 	@$(SETUP) --dev

@@ -2,6 +2,7 @@
 # Brings a machine to where this repository builds: compiler, libraries and a Python environment in .venv. Builds nothing itself.
 #   scripts/setup.sh          what building and running need
 #   scripts/setup.sh --dev    also what testing and linting need
+#   scripts/setup.sh --bench  also the optimizers that the benchmark compares with
 # What is there already is used and nothing is fetched twice: the second call returns at once and needs no network. As root on a
 # machine with apt-get, missing Debian packages are installed; elsewhere they are named. PYTHON chooses the interpreter of a new
 # .venv. FLASHOPTIM_TORCH_INDEX chooses where torch comes from: a wheel index, or `pypi` for PyPI alone; without it Linux takes
@@ -9,11 +10,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dev=false
+dev=false bench=false
 case "${1:-}" in
     "") ;;
     --dev) dev=true ;;
-    *) sed -n '2,5p' "$0" >&2; exit 2 ;;
+    --bench) bench=true ;;
+    *) sed -n '2,6p' "$0" >&2; exit 2 ;;
 esac
 
 # The environment's own programs must not be taken for the machine's.
@@ -135,3 +137,4 @@ fi
 install_python run requirements.txt
 if ! has_cmake || ! has ninja; then install_python build requirements-build.txt; fi
 if $dev; then install_python dev requirements-dev.txt; fi
+if $bench; then install_python bench requirements-bench.txt; fi

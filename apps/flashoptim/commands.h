@@ -14,5 +14,6 @@ inline constexpr int kBadInput = 2, kOtherError = 1;
 /// Adds the subcommand to `parent`; `chosen` becomes its function when the arguments name it.
 void add_train_command(CLI::App& parent, Command& chosen);
 void add_compare_command(CLI::App& parent, Command& chosen);
+void add_bench_command(CLI::App& parent, Command& chosen);
 
 }  // namespace flashoptim::app

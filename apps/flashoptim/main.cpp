@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
     flashoptim::app::Command command;
     flashoptim::app::add_train_command(app, command);
     flashoptim::app::add_compare_command(app, command);
+    flashoptim::app::add_bench_command(app, command);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success& help) {

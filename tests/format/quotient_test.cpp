@@ -20,9 +20,9 @@ float random_float(std::mt19937& random, int smallest_exponent, int largest_expo
         static_cast<std::uint32_t>(127 + smallest_exponent),
         static_cast<std::uint32_t>(127 + largest_exponent));
     // Fractions of few and of many ones are the awkward ones.
-    std::uint32_t fraction = random();
+    auto fraction = static_cast<std::uint32_t>(random());
     if (random() % 4 == 0) fraction = ~0U << (random() % 24);
-    if (random() % 8 == 0) fraction = ~0U - random() % 8;
+    if (random() % 8 == 0) fraction = ~0U - static_cast<std::uint32_t>(random() % 8);
     return ScalarLanes::from_bits((exponents(random) << 23U) | (fraction & 0x7fffffU));
 }
 

@@ -1,0 +1,175 @@
+// flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the memory's bandwidth.
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "console.h"
+#include "flashoptim/error.h"
+#include "flashoptim/version.h"
+#include "step_timing.h"
+#include "trainer/options.h"
+
+namespace flashoptim::app {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct BenchArguments {
+    std::vector<std::string> optimizers = {"adamw", "sgd", "lion"};
+    std::vector<std::string> formats = {"native", "paper", "fp32"};
+    std::vector<std::string> backends;
+    std::vector<int> threads = {1, 2};
+    std::vector<std::int64_t> megaparameters = {1, 64};
+    int rounds = 9;
+    bool quick = false;
+    std::string json;
+};
+
+/// One line of the table.
+struct Measurement {
+    std::string optimizer, format, backend;
+    int threads = 0;
+    std::int64_t parameters = 0, bytes_moved = 0;
+    std::vector<double> seconds, shares, ratios;
+
+    [[nodiscard]] Json to_json() const {
+        const double time = median(seconds);
+        const auto count = static_cast<double>(parameters);
+        Json json = {{"optimizer", optimizer},
+                     {"format", format},
+                     {"backend", backend},
+                     {"threads", threads},
+                     {"parameters", parameters},
+                     {"seconds", time},
+                     {"parameters_per_second", count / time},
+                     {"bytes_per_parameter_moved", static_cast<double>(bytes_moved) / count},
+                     {"bytes_per_second", static_cast<double>(bytes_moved) / time},
+                     {"share_of_bandwidth", median(shares)},
+                     {"speed_over_fp32", nullptr}};
+        if (!ratios.empty()) json["speed_over_fp32"] = median(ratios);
+        return json;
+    }
+};
+
+Backend backend_named(const std::string& name) {
+    if (name == "automatic") return Backend::kAutomatic;
+    std::string names = "automatic";
+    for (const auto backend : available_backends()) {
+        if (name_of(backend) == name) return backend;
+        names += ", " + std::string(name_of(backend));
+    }
+    throw InvalidArgument("--backend " + name + " is not one of this build on this processor: choose of " +
+                          names);
+}
+
+constexpr const char* kRow = "{:<6} {:<7} {:<12} {:>3} {:>7} {:>10} {:>9} {:>7} {:>9} {:>8}\n";
+
+void print_row(const Json& m) {
+    const auto parameters = m["parameters"].get<std::int64_t>();
+    print(fmt::runtime(kRow), m["optimizer"].get<std::string>(), m["format"].get<std::string>(),
+          m["backend"].get<std::string>(), m["threads"].get<int>(), fmt::format("{} M", parameters >> 20),
+          fmt::format("{:.3f} ms", m["seconds"].get<double>() * 1e3),
+          fmt::format("{:.3f}", m["parameters_per_second"].get<double>() * 1e-9),
+          fmt::format("{:.1f}", m["bytes_per_second"].get<double>() * 1e-9),
+          fmt::format("{:.0f} %", m["share_of_bandwidth"].get<double>() * 100.0),
+          m["speed_over_fp32"].is_null() ? "-" : fmt::format("{:.2f}", m["speed_over_fp32"].get<double>()));
+}
+
+/// Times all formats of one optimizer in turns, so that a machine that slows down slows all of them, with the bandwidth between.
+std::vector<Measurement> measure(const BenchArguments& arguments, const std::string& optimizer,
+                                 const std::string& backend, int threads, std::int64_t parameters) {
+    std::vector<Measurement> results;
+    std::vector<StepContestant> contestants;
+    for (const auto& format : arguments.formats) {
+        contestants.emplace_back(trainer::parse_rule(optimizer), trainer::parse_format(format),
+                                 backend_named(backend), threads, parameters);
+        results.push_back(
+            {optimizer, format, backend, threads, parameters, contestants.back().bytes_moved(), {}, {}, {}});
+    }
+    BandwidthProbe probe(std::int64_t{1} << 28, threads);
+    const auto fp32 = std::find(arguments.formats.begin(), arguments.formats.end(), "fp32");
+    for (int round = 0; round < arguments.rounds; ++round) {
+        const double bandwidth = probe.bytes_per_second();
+        for (std::size_t n = 0; n < contestants.size(); ++n) {
+            const double seconds = contestants[n].seconds();
+            results[n].seconds.push_back(seconds);
+            results[n].shares.push_back(static_cast<double>(results[n].bytes_moved) / seconds / bandwidth);
+        }
+        if (fp32 == arguments.formats.end()) continue;
+        const double reference =
+            results[static_cast<std::size_t>(fp32 - arguments.formats.begin())].seconds.back();
+        for (auto& result : results) result.ratios.push_back(reference / result.seconds.back());
+    }
+    return results;
+}
+
+int run(BenchArguments arguments) {
+    if (arguments.quick) {
+        arguments.optimizers = {"adamw"};
+        arguments.rounds = std::min(arguments.rounds, 5);
+    }
+    if (arguments.backends.empty()) arguments.backends = {"automatic"};
+    for (const auto& backend : arguments.backends) static_cast<void>(backend_named(backend));
+    Json all = {{"version", FLASHOPTIM_VERSION_STRING}, {"measurements", Json::array()}};
+    print(fmt::runtime(kRow), "rule", "format", "backend", "thr", "param", "step", "Gparam/s", "GB/s",
+          "of memory", "of fp32");
+    for (const auto parameters : arguments.megaparameters) {
+        for (const int threads : arguments.threads) {
+            for (const auto& backend : arguments.backends) {
+                for (const auto& optimizer : arguments.optimizers) {
+                    for (const auto& result :
+                         measure(arguments, optimizer, backend, threads, parameters << 20)) {
+                        all["measurements"].push_back(result.to_json());
+                        print_row(all["measurements"].back());
+                    }
+                }
+            }
+        }
+    }
+    print(
+        "thr: threads. of memory: bytes moved over the bandwidth of adding to 256 MiB in place, measured in "
+        "turns (more than\n"
+        "100 % where the tensors fit the cache). of fp32: speed over the same rule with fp32 weights, "
+        "gradients and moments.\n");
+    if (!arguments.json.empty()) {
+        std::ofstream file(arguments.json);
+        file << all.dump(2) << '\n';
+        file.close();
+        if (!file) throw IoError("cannot write " + arguments.json + "; check the path and the space left");
+    }
+    return 0;
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& parent, Command& chosen) {
+    auto arguments = std::make_shared<BenchArguments>();
+    auto& command = *parent.add_subcommand("bench", "Time the optimizer step on this machine");
+    command.option_defaults()->delimiter(',');
+    command.add_option("--optimizer", arguments->optimizers, "sgd, sgdw, adam, adamw, lion")
+        ->capture_default_str();
+    command.add_option("--format", arguments->formats, "native, paper, fp32")->capture_default_str();
+    command
+        .add_option("--backend", arguments->backends,
+                    "automatic, scalar, portable, avx2, avx512, avx512-vbmi, neon")
+        ->default_str("automatic");
+    command.add_option("--threads", arguments->threads, "Threads of a step")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    command
+        .add_option("--parameters", arguments->megaparameters,
+                    "Sizes of the tensor in units of 2^20 parameters")
+        ->check(CLI::Range(1, 1 << 14))
+        ->capture_default_str();
+    command.add_option("--rounds", arguments->rounds, "Measurements of each; the median counts")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+    command.add_flag("--quick", arguments->quick, "AdamW alone, in at most 5 rounds");
+    command.add_option("--json", arguments->json, "Write the figures to this file too");
+    command.callback([&chosen, arguments] { chosen = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace flashoptim::app

@@ -1,0 +1,115 @@
+#include "step_timing.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "flashoptim/quantize.h"
+
+namespace flashoptim::app {
+namespace {
+
+constexpr std::int64_t kColumns = 1024;
+
+/// Seconds of one call of `work`, as the mean of as many calls as take two milliseconds.
+template <class Work>
+double seconds_of(Work work) {
+    using Clock = std::chrono::steady_clock;
+    constexpr double kLeast = 2e-3;
+    const auto start = Clock::now();
+    for (int calls = 1;; ++calls) {
+        work();
+        const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+        if (seconds >= kLeast) return seconds / calls;
+    }
+}
+
+}  // namespace
+
+struct StepContestant::State {
+    /// An optimizer whose rule is known only now.
+    struct AnyOptimizer : Optimizer {
+        AnyOptimizer(Rule rule, const Hyperparameters& h, const OptimizerOptions& options)
+            : Optimizer(rule, h, options) {}
+    };
+    AnyOptimizer optimizer;
+    std::vector<std::byte> weights, gradients;
+};
+
+StepContestant::StepContestant(Rule rule, Format format, Backend backend, int threads,
+                               std::int64_t parameters) {
+    OptimizerOptions options;
+    options.storage.format = format;
+    options.backend = backend;
+    options.threads = threads;
+    Hyperparameters h;
+    h.learning_rate = rule == Rule::kLion ? 1e-4 : 1e-3;
+    h.weight_decay = 0.01;
+    h.momentum = 0.9;
+    if (rule == Rule::kLion) h.beta2 = 0.99;
+    state_ = std::make_unique<State>(State{{rule, h, options}, {}, {}});
+
+    const bool is_fp32 = format == Format::kFloat32;
+    const auto dtype = is_fp32 ? DType::kFloat32 : DType::kBFloat16;
+    const std::vector<std::int64_t> shape = {parameters / kColumns, kColumns};
+    const auto count = static_cast<std::size_t>(parameters / kColumns * kColumns);
+    state_->weights.resize(count * size_of(dtype));
+    state_->gradients.resize(count * size_of(dtype));
+    const auto id = state_->optimizer.add_parameter({state_->weights.data(), dtype, shape, {}});
+    // Ordinary values, made in pieces so that large tensors need no fp32 copy of themselves.
+    StoragePlan plain;
+    plain.weight_dtype = dtype;
+    std::vector<float> values(static_cast<std::size_t>(kColumns));
+    for (std::size_t at = 0; at < count; at += values.size()) {
+        for (std::size_t n = 0; n < values.size(); ++n) {
+            values[n] = std::sin(0.37F * static_cast<float>(at % 7919 + n)) * 1e-2F;
+        }
+        split_weights(plain, values, state_->weights.data() + at * size_of(dtype), nullptr);
+        split_weights(plain, values, state_->gradients.data() + at * size_of(dtype), nullptr);
+    }
+    state_->optimizer.set_gradient(id, {state_->gradients.data(), dtype, shape, {}});
+    for (int t = 0; t < 2; ++t) state_->optimizer.step();
+}
+StepContestant::~StepContestant() = default;
+StepContestant::StepContestant(StepContestant&&) noexcept = default;
+
+double StepContestant::seconds() {
+    return seconds_of([&] { state_->optimizer.step(); });
+}
+
+std::int64_t StepContestant::bytes_moved() const {
+    const auto& plan = state_->optimizer.storage(0);
+    const auto kept = state_->weights.size() + plan.correction.bytes() + plan.first.bytes() +
+                      plan.first_scales.bytes() + plan.second.bytes() + plan.second_scales.bytes();
+    return static_cast<std::int64_t>(2 * kept + state_->gradients.size());
+}
+
+BandwidthProbe::BandwidthProbe(std::int64_t bytes, int threads)
+    : buffer_(static_cast<std::size_t>(bytes) / sizeof(float), 1.0F), pool_(threads) {
+    bytes_per_second();
+}
+
+double BandwidthProbe::bytes_per_second() {
+    constexpr std::size_t kPiece = std::size_t{1} << 16U;
+    const auto pieces = static_cast<std::int64_t>((buffer_.size() + kPiece - 1) / kPiece);
+    const double seconds = seconds_of([&] {
+        pool_.run(
+            pieces,
+            [](void* context, std::int64_t n) {
+                auto& buffer = *static_cast<std::vector<float>*>(context);
+                const auto begin = static_cast<std::size_t>(n) * kPiece;
+                const auto end = std::min(begin + kPiece, buffer.size());
+                for (auto at = begin; at < end; ++at) buffer[at] += 1.0F;
+            },
+            &buffer_);
+    });
+    return 2.0 * static_cast<double>(buffer_.size() * sizeof(float)) / seconds;
+}
+
+double median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    const auto middle = values.size() / 2;
+    return values.size() % 2 == 1 ? values[middle] : 0.5 * (values[middle - 1] + values[middle]);
+}
+
+}  // namespace flashoptim::app
