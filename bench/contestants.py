@@ -1,0 +1,315 @@
+"""Who is timed by compare.py: this library through its C interface, and its peers; and the parameter lists of known models."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Shapes = Sequence[tuple[int, ...]]
+LIBRARY = Path(__file__).resolve().parent.parent / "build" / "release" / "bench" / "libflashoptim_bench_c.so"
+RULES = {"sgd": 0, "adamw": 3, "lion": 4}
+FORMATS = {"native": 0, "paper": 1, "fp32": 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Options(ctypes.Structure):
+    """flashoptim_options."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        *[
+            (name, ctypes.c_int32)
+            for name in (
+                "format",
+                "master_weight_bits",
+                "quantize",
+                "nonfinite",
+                "check_gradients",
+                "threads",
+                "backend",
+                "reserved",
+            )
+        ],
+        ("min_quantized_numel", ctypes.c_int64),
+        ("min_quantized_numel_1d", ctypes.c_int64),
+    ]
+
+
+class Hyperparameters(ctypes.Structure):
+    """flashoptim_hyperparameters."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        *[
+            (name, ctypes.c_double)
+            for name in (
+                "learning_rate",
+                "beta1",
+                "beta2",
+                "epsilon",
+                "weight_decay",
+                "momentum",
+                "dampening",
+                "initial_learning_rate",
+            )
+        ],
+        *[(name, ctypes.c_int32) for name in ("nesterov", "maximize", "fully_decoupled", "reserved")],
+    ]
+
+
+class TensorView(ctypes.Structure):
+    """flashoptim_tensor."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+    ]
+
+
+def made_up(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Ordinary small values."""
+    count = torch.Size(shape).numel()
+    piece = torch.randn(min(count, 1 << 20)) * 0.01
+    return piece.to(dtype).repeat(-(-count // piece.numel()))[:count].reshape(shape).clone()
+
+
+class Ours:
+    """An optimizer of this library over the given shapes."""
+
+    library: ctypes.CDLL | None = None
+
+    def __init__(
+        self,
+        rule: str,
+        number_format: str,
+        shapes: Shapes,
+        quantize: bool = True,
+    ) -> None:
+        if Ours.library is None:
+            Ours.library = ctypes.CDLL(str(LIBRARY))
+            Ours.library.flashoptim_last_error.restype = ctypes.c_char_p
+        self.call = Ours.library
+        options, hyperparameters = Options(), Hyperparameters()
+        self.check(
+            self.call.flashoptim_options_init(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options)))
+        )
+        self.check(
+            self.call.flashoptim_hyperparameters_init(
+                ctypes.byref(hyperparameters), ctypes.c_size_t(ctypes.sizeof(hyperparameters)), RULES[rule]
+            )
+        )
+        options.format, options.threads, options.quantize = (
+            FORMATS[number_format],
+            torch.get_num_threads(),
+            quantize,
+        )
+        hyperparameters.weight_decay = 0.01
+        if rule == "sgd":
+            hyperparameters.momentum = 0.9
+        self.handle = ctypes.c_void_p()
+        self.check(
+            self.call.flashoptim_create(
+                RULES[rule], ctypes.byref(hyperparameters), ctypes.byref(options), ctypes.byref(self.handle)
+            )
+        )
+        dtype = torch.float32 if number_format == "fp32" else torch.bfloat16
+        self.tensors = [(made_up(shape, dtype), made_up(shape, dtype)) for shape in shapes]
+        for number, (weight, gradient) in enumerate(self.tensors):
+            view, keep = self.view(weight)
+            self.check(
+                self.call.flashoptim_add_parameter(
+                    self.handle, ctypes.byref(view), None, ctypes.c_size_t(0), None, None
+                )
+            )
+            view, keep = self.view(gradient)
+            self.check(
+                self.call.flashoptim_set_gradient(self.handle, ctypes.c_size_t(number), ctypes.byref(view))
+            )
+            del keep
+
+    def check(self, status: int) -> None:
+        """Raises what the library had to say."""
+        if status != 0:
+            raise RuntimeError(self.call.flashoptim_last_error().decode())
+
+    @staticmethod
+    def view(tensor: torch.Tensor) -> tuple[TensorView, Any]:
+        """The tensor for C, and what must outlive the call."""
+        shape = (ctypes.c_int64 * tensor.dim())(*tensor.shape)
+        return TensorView(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim(), shape, None), shape
+
+    def step(self) -> None:
+        """One step of all tensors."""
+        self.check(self.call.flashoptim_step(self.handle, None, None))
+
+    def __del__(self) -> None:
+        self.call.flashoptim_destroy(self.handle)
+
+
+class Torch:
+    """A PyTorch-style optimizer over leaf tensors with gradients."""
+
+    def __init__(
+        self, make: Callable[[list[torch.nn.Parameter]], Any], shapes: Shapes, dtype: torch.dtype
+    ) -> None:
+        self.parameters = [torch.nn.Parameter(made_up(shape, dtype)) for shape in shapes]
+        for parameter in self.parameters:
+            parameter.grad = made_up(tuple(parameter.shape), dtype)
+        self.optimizer = make(self.parameters)
+
+    def step(self) -> None:
+        """One step of all tensors."""
+        self.optimizer.step()
+
+
+class Mixed:
+    """PyTorch's usual mixed precision: cast the bf16 gradient, step the fp32 master fused, cast it to the bf16 weight."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.weights = [made_up(shape, torch.bfloat16) for shape in shapes]
+        self.gradients = [made_up(shape, torch.bfloat16) for shape in shapes]
+        self.masters = [torch.nn.Parameter(weight.float()) for weight in self.weights]
+        for master in self.masters:
+            master.grad = torch.empty_like(master)
+        self.optimizer = torch.optim.AdamW(self.masters, fused=True)
+
+    def step(self) -> None:
+        """One step of all tensors."""
+        with torch.no_grad():
+            for master, gradient in zip(self.masters, self.gradients, strict=True):
+                assert master.grad is not None
+                master.grad.copy_(gradient)
+            self.optimizer.step()
+            for master, weight in zip(self.masters, self.weights, strict=True):
+                weight.copy_(master)
+
+
+class Bandwidth:
+    """Adds to a buffer in place."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.ones(1 << 26)
+
+    def step(self) -> None:
+        """Reads and writes 256 MiB."""
+        self.buffer.add_(1.0)
+
+
+@dataclass
+class Contestant:
+    """What is timed: its name, how it is made, and the bytes that one of its parameters moves in a step."""
+
+    name: str
+    make: Callable[[], Any]
+    bytes_moved: float
+    times: list[float] = field(default_factory=list)
+    peer: str = ""
+
+
+def peers(shapes: Shapes, slow: bool) -> list[Contestant]:
+    """Those that can be imported here; who is missing is said on stderr."""
+    single, half = torch.float32, torch.bfloat16
+    found = [
+        Contestant(
+            "torch AdamW fused fp32",
+            lambda: Torch(lambda p: torch.optim.AdamW(p, fused=True), shapes, single),
+            28,
+        ),
+        Contestant(
+            "torch AdamW foreach fp32",
+            lambda: Torch(lambda p: torch.optim.AdamW(p, foreach=True), shapes, single),
+            28,
+        ),
+        Contestant("torch AdamW mixed precision", lambda: Mixed(shapes), 40),
+        Contestant(
+            "torch SGD fused fp32",
+            lambda: Torch(lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, fused=True), shapes, single),
+            20,
+        ),
+    ]
+    try:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        found.append(
+            Contestant(
+                "DeepSpeedCPUAdam fp32", lambda: Torch(lambda p: DeepSpeedCPUAdam(p), shapes, single), 28
+            )
+        )
+    except Exception as error:  # it builds itself when it is imported, and any of that may fail
+        print(f"compare: no DeepSpeed: {error}", file=sys.stderr)
+    if slow:
+        try:
+            import bitsandbytes
+
+            found.append(
+                Contestant(
+                    "bitsandbytes AdamW8bit",
+                    lambda: Torch(lambda p: bitsandbytes.optim.AdamW8bit(p, min_8bit_size=0), shapes, half),
+                    10,
+                )
+            )
+        except Exception as error:
+            print(f"compare: no bitsandbytes: {error}", file=sys.stderr)
+        try:
+            from torchao.optim import AdamW8bit
+
+            found.append(
+                Contestant("torchao AdamW8bit", lambda: Torch(lambda p: AdamW8bit(p), shapes, half), 10)
+            )
+        except Exception as error:
+            print(f"compare: no torchao: {error}", file=sys.stderr)
+    return found
+
+
+def ours(shapes: Shapes, rules: list[str], quantize: bool = True) -> list[Contestant]:
+    """Every rule in every format."""
+    moved = {
+        "native": {"adamw": 12.25, "sgd": 10.1, "lion": 10.1},
+        "paper": {"adamw": 12.25, "sgd": 10.1, "lion": 10.1},
+    }
+    moved["fp32"] = {"adamw": 28.0, "sgd": 20.0, "lion": 20.0}
+    if not quantize:
+        moved["native"] = {"adamw": 24.0, "sgd": 16.0, "lion": 16.0}
+    return [
+        Contestant(
+            f"ours {rule} {number_format}",
+            partial(Ours, rule, number_format, shapes, quantize),
+            moved[number_format][rule],
+        )
+        for rule in rules
+        for number_format in (FORMATS if quantize else ["native"])
+    ]
+
+
+def gpt2() -> Shapes:
+    """The parameters of GPT-2 124 M, tied."""
+    shapes: list[tuple[int, ...]] = [(50257, 768), (1024, 768)]
+    for _ in range(12):
+        shapes += [(768,), (768,), (768, 2304), (2304,), (768, 768), (768,)]
+        shapes += [(768,), (768,), (768, 3072), (3072,), (3072, 768), (768,)]
+    return [*shapes, (768,), (768,)]
+
+
+def resnet50() -> Shapes:
+    """The parameters of ResNet-50."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    channels = 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width = 64 << stage
+        for block in range(blocks):
+            for shape in ((width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [shape, (shape[0],), (shape[0],)]
+            if block == 0:
+                shapes += [(4 * width, channels, 1, 1), (4 * width,), (4 * width,)]
+            channels = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
