@@ -40,7 +40,7 @@ public:
         for (std::int64_t at = 0; at < whole; at += kBlockSize) {
             const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
             if constexpr (kGrouped) {
-                if (!step_groups(s, block_at(s, at), size, place_at(s, at))) bad += refer(s, at, size);
+                if (!step_groups(s, block_at(s, at), size, place_at(s, at), true)) bad += refer(s, at, size);
             } else {
                 bad += step_units(s, at, size);
             }
@@ -94,15 +94,12 @@ private:
     };
 
     static FLASHOPTIM_INLINE void prefetch(const Block& b, const Segment& s, int e) {
-        constexpr std::uintptr_t kLine = 64;
+        constexpr int kLine = 64;
         const auto fetch = [&](const auto* p, int size) __attribute__((always_inline)) {
-            // An integer: the address may be beyond the buffer.
-            const auto from =
-                reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>((e + kPrefetch) * size);
+            const auto* from =
+                reinterpret_cast<const char*>(p) + static_cast<std::ptrdiff_t>(e + kPrefetch) * size;
             FLASHOPTIM_UNROLL
-            for (std::uintptr_t at = 0; at < static_cast<std::uintptr_t>(kUnitSize * size); at += kLine) {
-                __builtin_prefetch(reinterpret_cast<const void*>(from + at));
-            }
+            for (int at = 0; at < kUnitSize * size; at += kLine) __builtin_prefetch(from + at);
         };
         fetch(b.weight, sizeof(Stored));
         if constexpr (kHasCorrection) fetch(b.correction, sizeof(Correction));
@@ -174,7 +171,7 @@ private:
 
     static bool step_tail(const Segment& s, const Block& b, std::uint32_t place) {
         if constexpr (kGrouped) {
-            return step_groups(s, b, kTail, place);
+            return step_groups(s, b, kTail, place, false);
         } else {
             alignas(64) float gradient[kTail];
             read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, kTail, gradient);
@@ -187,7 +184,8 @@ private:
     }
 
     /// Steps whole groups if all that is in them is ordinary; writes nothing otherwise.
-    static bool step_groups(const Segment& s, const Block& b, int size, std::uint32_t place) {
+    static bool step_groups(const Segment& s, const Block& b, int size, std::uint32_t place,
+                            bool fetches_ahead) {
         const StepScalars& k = *s.scalars;
         const int groups = size / kGroup;
         Buffers buffers;
@@ -199,7 +197,7 @@ private:
         [[maybe_unused]] Float largest_first{};
         [[maybe_unused]] UInt largest_root{};
         for (int e = 0; e < size; e += kUnitSize) {
-            prefetch(b, s, e);
+            if (fetches_ahead) prefetch(b, s, e);
             FLASHOPTIM_UNROLL
             for (int j = 0; j < L::kUnit; ++j) {
                 const int at = e + j * L::kWidth, group = at / kGroup;

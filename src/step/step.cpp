@@ -157,11 +157,11 @@ void close_jobs(Workspace& work) {
 
 /// One call over a list of items: what they need, then their chunks by the threads.
 struct StepRun {
-    explicit StepRun(ThreadPool& pool) : lease(pool) {
-        work = lease.workspace();
-        if (work == nullptr) work = &own.emplace();
-        work->clear();
-        work->jobs.push_back(0);
+    explicit StepRun(ThreadPool& pool) : lease_(pool) {
+        work_ = lease_.workspace();
+        if (work_ == nullptr) work_ = &own_.emplace();
+        work_->clear();
+        work_->jobs.push_back(0);
     }
 
     std::uint64_t run(std::span<StepItem> items, Backend backend,
@@ -175,15 +175,15 @@ struct StepRun {
             if (item.layout->numel == 0) continue;
             if (former == nullptr || !same_kind(*former, item)) {
                 const bool has_first = item.plan.first.count != 0;
-                work->kinds.push_back({scalars_of(item), work->dither_of(item.step),
-                                       kernels.find(item.rule, has_first, item.plan).*kernel,
-                                       reference.find(item.rule, has_first, item.plan).*kernel});
+                work_->kinds.push_back({scalars_of(item), work_->dither_of(item.step),
+                                        kernels.find(item.rule, has_first, item.plan).*kernel,
+                                        reference.find(item.rule, has_first, item.plan).*kernel});
             }
             former = &item;
-            work->items.push_back({&item, rows_of(item), work->kinds.size() - 1});
-            cut(*work, work->items.size() - 1, work->items.back().rows, item.layout->numel, in_job);
+            work_->items.push_back({&item, rows_of(item), work_->kinds.size() - 1});
+            cut(*work_, work_->items.size() - 1, work_->items.back().rows, item.layout->numel, in_job);
         }
-        close_jobs(*work);
+        close_jobs(*work_);
         run_jobs([](void* context, std::int64_t n) {
             const auto& w = *static_cast<const Workspace*>(context);
             const auto job = static_cast<std::size_t>(n);
@@ -199,18 +199,18 @@ struct StepRun {
             Workspace& work;
             std::span<const StepItem> items;
             SumOfSquares sum_of_squares;
-        } context{*work, items, backend_kernels(Backend::kAutomatic).sum_of_squares};
+        } context{*work_, items, backend_kernels(Backend::kAutomatic).sum_of_squares};
         std::int64_t in_job = 0;
         for (std::size_t n = 0; n < items.size(); ++n) {
             const auto numel = items[n].layout->numel;
             for (std::int64_t at = 0; at < numel; at += kNormBlock) {
-                add_chunk(*work, n, at, std::min(numel, at + kNormBlock), in_job);
+                add_chunk(*work_, n, at, std::min(numel, at + kNormBlock), in_job);
             }
         }
-        close_jobs(*work);
-        work->sums.resize(work->chunks.size());
+        close_jobs(*work_);
+        work_->sums.resize(work_->chunks.size());
         ThreadPool::run_jobs(
-            lease, static_cast<std::int64_t>(work->jobs.size()) - 1,
+            lease_, static_cast<std::int64_t>(work_->jobs.size()) - 1,
             [](void* c, std::int64_t n) {
                 const auto& [w, all, sum_of_squares] = *static_cast<Context*>(c);
                 const auto job = static_cast<std::size_t>(n);
@@ -225,19 +225,19 @@ struct StepRun {
             },
             &context);
         double total = 0.0;
-        for (const double sum : work->sums) total += sum;
+        for (const double sum : work_->sums) total += sum;
         return double_sqrt(total);
     }
 
 private:
     void run_jobs(void (*job)(void*, std::int64_t)) {
-        ThreadPool::run_jobs(lease, static_cast<std::int64_t>(work->jobs.size()) - 1, job, work);
+        ThreadPool::run_jobs(lease_, static_cast<std::int64_t>(work_->jobs.size()) - 1, job, work_);
     }
 
-    const DefaultFloatEnvironment exact;
-    const ThreadPool::Lease lease;
-    std::optional<Workspace> own;  // while the pool serves another
-    Workspace* work = nullptr;
+    const DefaultFloatEnvironment exact_;
+    const ThreadPool::Lease lease_;
+    std::optional<Workspace> own_;  // while the pool serves another
+    Workspace* work_ = nullptr;
 };
 
 void step(std::span<StepItem> items, ThreadPool& pool, Backend backend) {

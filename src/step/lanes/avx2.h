@@ -68,38 +68,35 @@ struct Avx2Lanes : PortableLanes<8> {
         const auto row = [&](int n) __attribute__((always_inline)) {
             return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[n]));
         };
-        __m256i halves[4], quarters[2];
+        __m256i halves[4];
         FLASHOPTIM_UNROLL
         for (int n = 0; n < 4; ++n) {
             halves[n] = _mm256_max_epu32(_mm256_permute2x128_si256(row(n), row(4 + n), 0x20),
                                          _mm256_permute2x128_si256(row(n), row(4 + n), 0x31));
         }
-        FLASHOPTIM_UNROLL
-        for (int n = 0; n < 2; ++n) {
-            const __m256i a = halves[2 * n], b = halves[2 * n + 1];
-            quarters[n] = _mm256_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(a, b),
-                                           shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(a, b));
-        }
-        return uint(_mm256_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(quarters[0], quarters[1]),
-                                     shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(quarters[0], quarters[1])));
+        const auto quarters = [](__m256i a, __m256i b) __attribute__((always_inline)) {
+            return _mm256_max_epu32(shuffled<_MM_SHUFFLE(2, 0, 2, 0)>(a, b),
+                                    shuffled<_MM_SHUFFLE(3, 1, 3, 1)>(a, b));
+        };
+        return uint(quarters(quarters(halves[0], halves[1]), quarters(halves[2], halves[3])));
     }
 
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
-        return load_u16(p + j * 8) << 16U;
+        return load_u16(p + at(j)) << 16U;
     }
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return load_high_u16(high, j) + (load_i8(low + j * 8) << 8U);
+        return load_high_u16(high, j) + (load_i8(low + at(j)) << 8U);
     }
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
-        return load_high_u16(high, j) + load_i16(low + j * 8);
+        return load_high_u16(high, j) + load_i16(low + at(j));
     }
     static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return load_u8(p + j * 8) | base;
+        return load_u8(p + at(j)) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 2) {
-            store(p + j * 8, packed_u16(raw(from[j] >> 16U), raw(from[j + 1] >> 16U)));
+            store(p + at(j), packed_u16(raw(from[j] >> 16U), raw(from[j + 1] >> 16U)));
         }
     }
     static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
@@ -107,7 +104,7 @@ struct Avx2Lanes : PortableLanes<8> {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 2) {
             const __m256i low = packed_u16(raw(from[j] & 0xffffU), raw(from[j + 1] & 0xffffU));
-            store(p + j * 8, _mm256_xor_si256(low, _mm256_set1_epi16(static_cast<short>(flip))));
+            store(p + at(j), _mm256_xor_si256(low, _mm256_set1_epi16(static_cast<short>(flip))));
         }
     }
     template <int kShift>

@@ -106,28 +106,27 @@ struct Avx512Lanes : PortableLanes<16> {
     }
 
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
-        return uint(upper_halves(_mm512_loadu_si512(p + j / 2 * 32), j % 2));
+        return uint(upper_halves(_mm512_loadu_si512(p + at(j / 2 * 2)), j % 2));
     }
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return load_high_u16(high, j) + (load_i8(low + j * 16) << 8U);
+        return load_high_u16(high, j) + (load_i8(low + at(j)) << 8U);
     }
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
-        return load_high_u16(high, j) + load_i16(low + j * 16);
+        return load_high_u16(high, j) + load_i16(low + at(j));
     }
     static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return load_u8(p + j * 16) | base;
+        return load_u8(p + at(j)) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; j += 2)
-            _mm512_storeu_si512(p + j * 16, halves_of<1>(from[j], from[j + 1]));
+        for (int j = 0; j < kUnit; j += 2) _mm512_storeu_si512(p + at(j), halves_of<1>(from[j], from[j + 1]));
     }
     static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
                                                 std::uint32_t flip) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 2) {
             const __m512i low = halves_of<0>(from[j], from[j + 1]);
-            _mm512_storeu_si512(p + j * 16,
+            _mm512_storeu_si512(p + at(j),
                                 _mm512_xor_si512(low, _mm512_set1_epi16(static_cast<short>(flip))));
         }
     }

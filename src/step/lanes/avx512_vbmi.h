@@ -31,7 +31,7 @@ struct Avx512VbmiLanes : Avx512Lanes {
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
         // The correction with its sign bit inverted is the correction plus 128.
         const __m512i biased = _mm512_xor_si512(_mm512_loadu_si512(low), _mm512_set1_epi8(-128));
-        const __m512i words = _mm512_loadu_si512(high + j / 2 * 32);
+        const __m512i words = _mm512_loadu_si512(high + at(j / 2 * 2));
         const __m512i places = _mm512_load_si512(kVbmiPlaces.joined[j]);
         return uint(_mm512_maskz_permutex2var_epi8(0xEEEEEEEEEEEEEEEEU, words, places, biased)) - 0x8000U;
     }
@@ -46,11 +46,11 @@ struct Avx512VbmiLanes : Avx512Lanes {
                                         _mm512_permutex2var_epi8(raw(from[2]), places, raw(from[3])));
         } else {
             // Bytes 2j and 2j + 1 of each quadword from its two lanes of vector j.
+            constexpr long long kShifts = kShift | (32 + kShift) << 8;
             __m512i mixed{};
             FLASHOPTIM_UNROLL
             for (int j = 0; j < kUnit; ++j) {
-                const __m512i shifts = _mm512_set1_epi64(
-                    static_cast<long long>(std::uint64_t{kShift | (32 + kShift) << 8} << (16 * j)));
+                const __m512i shifts = _mm512_set1_epi64(kShifts << (16 * j));
                 mixed = _mm512_mask_multishift_epi64_epi8(mixed, 0x0303030303030303U << (2 * j), shifts,
                                                           raw(from[j]));
             }

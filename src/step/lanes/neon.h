@@ -32,7 +32,7 @@ struct NeonLanes : PortableLanes<4> {
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 2) {
-            vst1q_u16(p + j * 4, vuzp2q_u16(vreinterpretq_u16_u32(raw(from[j])),
+            vst1q_u16(p + at(j), vuzp2q_u16(vreinterpretq_u16_u32(raw(from[j])),
                                             vreinterpretq_u16_u32(raw(from[j + 1]))));
         }
     }

@@ -3,6 +3,7 @@
 // from these and replace what they do better.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -170,41 +171,44 @@ struct PortableLanes {
 
     /// 16-bit values in the upper halves, zeros below: bfloat16 as floats.
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
-        return load_u16(p + j * kLanes) << 16U;
+        return load_u16(p + at(j)) << 16U;
     }
     /// high * 2^16 + low * 2^8.
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return (load_u16(high + j * kLanes) << 16U) + (load_i8(low + j * kLanes) << 8U);
+        return (load_u16(high + at(j)) << 16U) + (load_i8(low + at(j)) << 8U);
     }
     /// high * 2^16 + low.
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
-        return (load_u16(high + j * kLanes) << 16U) + load_i16(low + j * kLanes);
+        return (load_u16(high + at(j)) << 16U) + load_i16(low + at(j));
     }
     /// Bytes in the lowest bits of `base`.
     static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return load_u8(p + j * kLanes) | base;
+        return load_u8(p + at(j)) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) store_u16(p + j * kLanes, from[j] >> 16U);
+        for (int j = 0; j < kUnit; ++j) store_u16(p + at(j), from[j] >> 16U);
     }
     /// The lower halves, with the bits of `flip` inverted.
     static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
                                                 std::uint32_t flip) {
         FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) store_i16(p + j * kLanes, from[j] ^ flip);
+        for (int j = 0; j < kUnit; ++j) store_i16(p + at(j), from[j] ^ flip);
     }
     /// The eight bits from kShift on, with the bits of `flip` inverted.
     template <int kShift>
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; ++j) {
-            store_u8(static_cast<std::uint8_t*>(p) + j * kLanes,
+            store_u8(static_cast<std::uint8_t*>(p) + at(j),
                      (from[j] >> static_cast<unsigned>(kShift)) ^ flip);
         }
     }
 
 protected:
+    /// Where vector j of a unit begins.
+    static constexpr std::ptrdiff_t at(int j) { return static_cast<std::ptrdiff_t>(j) * kLanes; }
+
     using UInt16 = typename VectorTypes<kLanes>::UInt16;
     using Int16 = typename VectorTypes<kLanes>::Int16;
     using UInt8 = typename VectorTypes<kLanes>::UInt8;
