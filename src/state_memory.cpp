@@ -33,7 +33,7 @@ StateMemory::StateMemory(const BufferPlan& plan, int stream) : plan_(plan) {
         return;
     }
     const std::size_t stagger = static_cast<std::size_t>(stream) * kStagger;
-    const std::size_t mapped = (size + stagger + kHugePage - 1) / kHugePage * kHugePage + kHugePage;
+    const std::size_t mapped = size + stagger + kHugePage;  // what is left out for alignment is never touched
     void* begin = ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (begin == MAP_FAILED) throw std::bad_alloc();
     owner_ = {static_cast<std::byte*>(begin), Free{mapped}};
@@ -41,7 +41,8 @@ StateMemory::StateMemory(const BufferPlan& plan, int stream) : plan_(plan) {
     const std::size_t to_huge_page = (kHugePage - address % kHugePage) % kHugePage;
     data_ = owner_.get() + to_huge_page + stagger;
 #if defined(MADV_HUGEPAGE)
-    ::madvise(owner_.get() + to_huge_page, mapped - kHugePage, MADV_HUGEPAGE);  // advice: it may be refused
+    // Whole huge pages only: the end of the last would be memory that nobody uses. The advice may be refused.
+    ::madvise(owner_.get() + to_huge_page, (size + stagger) / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
 }
 
