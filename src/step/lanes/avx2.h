@@ -7,7 +7,7 @@
 
 namespace flashoptim {
 
-struct Avx2Lanes : PortableLanes<8> {
+struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
     static constexpr bool kHasFastFma = true;
 
     static FLASHOPTIM_INLINE Float broadcast(float value) { return _mm256_set1_ps(value); }
@@ -81,18 +81,6 @@ struct Avx2Lanes : PortableLanes<8> {
         return uint(quarters(quarters(halves[0], halves[1]), quarters(halves[2], halves[3])));
     }
 
-    static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
-        return load_u16(p + at(j)) << 16U;
-    }
-    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return load_high_u16(high, j) + (load_i8(low + at(j)) << 8U);
-    }
-    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
-        return load_high_u16(high, j) + load_i16(low + at(j));
-    }
-    static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return load_u8(p + at(j)) | base;
-    }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 2) {

@@ -7,7 +7,7 @@
 
 namespace flashoptim {
 
-struct Avx512Lanes : PortableLanes<16> {
+struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
     using Mask = __mmask16;
     static constexpr bool kHasFastFma = true;
 
@@ -107,15 +107,6 @@ struct Avx512Lanes : PortableLanes<16> {
 
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
         return uint(upper_halves(_mm512_loadu_si512(p + at(j / 2 * 2)), j % 2));
-    }
-    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return load_high_u16(high, j) + (load_i8(low + at(j)) << 8U);
-    }
-    static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
-        return load_high_u16(high, j) + load_i16(low + at(j));
-    }
-    static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return load_u8(p + at(j)) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL

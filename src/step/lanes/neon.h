@@ -7,7 +7,7 @@
 
 namespace flashoptim {
 
-struct NeonLanes : PortableLanes<4> {
+struct NeonLanes : PortableLanes<4, NeonLanes> {
     static constexpr bool kHasFastFma = true;
 
     static FLASHOPTIM_INLINE Float fma(Float a, Float b, Float c) {
@@ -19,10 +19,6 @@ struct NeonLanes : PortableLanes<4> {
     static FLASHOPTIM_INLINE UInt max_bits(UInt a, UInt b) { return uint(vmaxq_u32(raw(a), raw(b))); }
     static FLASHOPTIM_INLINE UInt merge_bits(std::uint32_t mask, UInt yes, UInt no) {
         return uint(vbslq_u32(vdupq_n_u32(mask), raw(yes), raw(no)));
-    }
-    static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
-        const Float size = from_bits(bits(x) & 0x7fffffffU);
-        return from_bits(merge_bits(0x80000000U, bits(x), bits(size < limit ? size : limit)));
     }
     static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[4]) {
         const uint32x4_t a = vpmaxq_u32(vld1q_u32(rows[0]), vld1q_u32(rows[1])),

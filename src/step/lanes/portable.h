@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "flashoptim/numeric/device.h"
 
@@ -45,8 +46,10 @@ struct VectorTypes<16> {
     typedef std::int8_t Int8 __attribute__((vector_size(16)));
 };
 
-template <int kLanes>
+/// `Own` is the type that derives from these, so that what it replaces serves here too.
+template <int kLanes, class Own = void>
 struct PortableLanes {
+    using Self = std::conditional_t<std::is_void_v<Own>, PortableLanes, Own>;
     static constexpr int kWidth = kLanes;
     static constexpr bool kHasFastFma = false;
     static constexpr int kUnit = 4;  // vectors in a unit: as many as bytes that fill a register
@@ -111,7 +114,7 @@ struct PortableLanes {
     }
     static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
         const Float size = from_bits(bits(x) & 0x7fffffffU);
-        return from_bits(merge_bits(0x80000000U, bits(x), bits(size < limit ? size : limit)));
+        return from_bits(Self::merge_bits(0x80000000U, bits(x), bits(size < limit ? size : limit)));
     }
     static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return b > a ? b : a; }
     /// The larger one of `largest` and |x|; a NaN in x never counts.
@@ -171,37 +174,37 @@ struct PortableLanes {
 
     /// 16-bit values in the upper halves, zeros below: bfloat16 as floats.
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
-        return load_u16(p + at(j)) << 16U;
+        return Self::load_u16(p + at(j)) << 16U;
     }
     /// high * 2^16 + low * 2^8.
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return (load_u16(high + at(j)) << 16U) + (load_i8(low + at(j)) << 8U);
+        return Self::load_high_u16(high, j) + (Self::load_i8(low + at(j)) << 8U);
     }
     /// high * 2^16 + low.
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
-        return (load_u16(high + at(j)) << 16U) + load_i16(low + at(j));
+        return Self::load_high_u16(high, j) + Self::load_i16(low + at(j));
     }
     /// Bytes in the lowest bits of `base`.
     static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return load_u8(p + at(j)) | base;
+        return Self::load_u8(p + at(j)) | base;
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) store_u16(p + at(j), from[j] >> 16U);
+        for (int j = 0; j < kUnit; ++j) Self::store_u16(p + at(j), from[j] >> 16U);
     }
     /// The lower halves, with the bits of `flip` inverted.
     static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
                                                 std::uint32_t flip) {
         FLASHOPTIM_UNROLL
-        for (int j = 0; j < kUnit; ++j) store_i16(p + at(j), from[j] ^ flip);
+        for (int j = 0; j < kUnit; ++j) Self::store_i16(p + at(j), from[j] ^ flip);
     }
     /// The eight bits from kShift on, with the bits of `flip` inverted.
     template <int kShift>
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; ++j) {
-            store_u8(static_cast<std::uint8_t*>(p) + at(j),
-                     (from[j] >> static_cast<unsigned>(kShift)) ^ flip);
+            Self::store_u8(static_cast<std::uint8_t*>(p) + at(j),
+                           (from[j] >> static_cast<unsigned>(kShift)) ^ flip);
         }
     }
 
