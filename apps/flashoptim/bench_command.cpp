@@ -65,17 +65,18 @@ Backend backend_named(const std::string& name) {
                           names);
 }
 
-constexpr const char* kRow = "{:<6} {:<7} {:<12} {:>3} {:>7} {:>10} {:>9} {:>7} {:>9} {:>8}\n";
+constexpr char kRow[] = "{:<6} {:<7} {:<12} {:>3} {:>7} {:>10} {:>9} {:>7} {:>9} {:>8}\n";
 
 void print_row(const Json& m) {
     const auto parameters = m["parameters"].get<std::int64_t>();
-    print(fmt::runtime(kRow), m["optimizer"].get<std::string>(), m["format"].get<std::string>(),
-          m["backend"].get<std::string>(), m["threads"].get<int>(), fmt::format("{} M", parameters >> 20),
-          fmt::format("{:.3f} ms", m["seconds"].get<double>() * 1e3),
-          fmt::format("{:.3f}", m["parameters_per_second"].get<double>() * 1e-9),
-          fmt::format("{:.1f}", m["bytes_per_second"].get<double>() * 1e-9),
-          fmt::format("{:.0f} %", m["share_of_bandwidth"].get<double>() * 100.0),
-          m["speed_over_fp32"].is_null() ? "-" : fmt::format("{:.2f}", m["speed_over_fp32"].get<double>()));
+    print(std::string_view(fmt::format(
+        kRow, m["optimizer"].get<std::string>(), m["format"].get<std::string>(),
+        m["backend"].get<std::string>(), m["threads"].get<int>(), fmt::format("{} M", parameters >> 20),
+        fmt::format("{:.3f} ms", m["seconds"].get<double>() * 1e3),
+        fmt::format("{:.3f}", m["parameters_per_second"].get<double>() * 1e-9),
+        fmt::format("{:.1f}", m["bytes_per_second"].get<double>() * 1e-9),
+        fmt::format("{:.0f} %", m["share_of_bandwidth"].get<double>() * 100.0),
+        m["speed_over_fp32"].is_null() ? "-" : fmt::format("{:.2f}", m["speed_over_fp32"].get<double>()))));
 }
 
 /// Times all formats of one optimizer in turns, so that a machine that slows down slows all of them, with the bandwidth between.
@@ -114,8 +115,8 @@ int run(BenchArguments arguments) {
     if (arguments.backends.empty()) arguments.backends = {"automatic"};
     for (const auto& backend : arguments.backends) static_cast<void>(backend_named(backend));
     Json all = {{"version", FLASHOPTIM_VERSION_STRING}, {"measurements", Json::array()}};
-    print(fmt::runtime(kRow), "rule", "format", "backend", "thr", "param", "step", "Gparam/s", "GB/s",
-          "of memory", "of fp32");
+    print(std::string_view(fmt::format(kRow, "rule", "format", "backend", "thr", "param", "step", "Gparam/s",
+                                       "GB/s", "of memory", "of fp32")));
     for (const auto parameters : arguments.megaparameters) {
         for (const int threads : arguments.threads) {
             for (const auto& backend : arguments.backends) {
