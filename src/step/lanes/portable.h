@@ -50,6 +50,7 @@ struct VectorTypes<16> {
 template <int kLanes, class Own = void>
 struct PortableLanes {
     using Self = std::conditional_t<std::is_void_v<Own>, PortableLanes, Own>;
+    PortableLanes() = delete;  // a vocabulary, not an object
     static constexpr int kWidth = kLanes;
     static constexpr bool kHasFastFma = false;
     static constexpr int kUnit = 4;  // vectors in a unit: as many as bytes that fill a register
