@@ -13,6 +13,33 @@ namespace flashoptim {
 
 constexpr int kGroup = static_cast<int>(kGroupSize);
 
+/// The scales of a block's groups: as they were, and what a step makes of them.
+template <class L, class M>
+struct GroupScales {
+    alignas(64) float old_scale[kGroupsPerBlock];
+    alignas(64) float factor[kGroupsPerBlock];  // of old moments, with their decay
+    alignas(64) float new_scale[kGroupsPerBlock];
+    alignas(64) float encode[kGroupsPerBlock];
+
+    /// Beyond the last of `groups` they are zero.
+    FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
+        alignas(64) std::uint16_t bits[kGroupsPerBlock] = {};
+        std::memcpy(bits, from, static_cast<std::size_t>(groups) * sizeof bits[0]);
+        for (int n = 0; n < kGroupsPerBlock; n += L::kWidth) {
+            const auto scale = M::template scale_to_float<L>(L::load_u16(bits + n));
+            L::store_f32(old_scale + n, scale);
+            L::store_f32(factor + n, scale * scale_factor);
+        }
+    }
+    FLASHOPTIM_INLINE void write_scales(std::uint16_t* to, int groups) const {
+        alignas(64) std::uint16_t bits[kGroupsPerBlock];
+        for (int n = 0; n < groups; n += L::kWidth) {
+            L::store_u16(bits + n, M::template scale_bits<L>(L::load_f32(new_scale + n)));
+        }
+        std::memcpy(to, bits, static_cast<std::size_t>(groups) * sizeof bits[0]);
+    }
+};
+
 template <class R, class M, class W>
 struct BlockTypes {
     using Stored = typename W::Stored;

@@ -130,31 +130,13 @@ private:
     }
 
     /// What the first pass over a block hands to the second: new moments in carried units, and the groups' scales.
-    struct Pending {
+    struct Pending : GroupScales<L, M> {
+        using Scales = GroupScales<L, M>;
+        using Scales::old_scale, Scales::new_scale;
         alignas(64) float values[kBlockSize];
-        alignas(64) float old_scale[kGroupsPerBlock] = {};
-        alignas(64) float factor[kGroupsPerBlock] = {};
         alignas(64) float largest[kGroupsPerBlock] = {};
-        alignas(64) float new_scale[kGroupsPerBlock] = {};
-        alignas(64) float encode[kGroupsPerBlock] = {};
         alignas(64) float reciprocal[kGroupsPerBlock] = {};
 
-        void read_scales(const std::uint16_t* scales, int groups, float scale_factor) {
-            alignas(64) std::uint16_t bits[kGroupsPerBlock] = {};
-            std::memcpy(bits, scales, static_cast<std::size_t>(groups) * sizeof bits[0]);
-            for (int n = 0; n < groups; n += L::kWidth) {
-                const Float scale = M::template scale_to_float<L>(L::load_u16(bits + n));
-                L::store_f32(old_scale + n, scale);
-                L::store_f32(factor + n, scale * scale_factor);
-            }
-        }
-        void write_scales(std::uint16_t* scales, int groups) const {
-            alignas(64) std::uint16_t bits[kGroupsPerBlock];
-            for (int n = 0; n < groups; n += L::kWidth) {
-                L::store_u16(bits + n, M::template scale_bits<L>(L::load_f32(new_scale + n)));
-            }
-            std::memcpy(scales, bits, static_cast<std::size_t>(groups) * sizeof bits[0]);
-        }
         [[nodiscard]] bool keeps_codes(int group) const {
             return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;
         }
@@ -279,11 +261,7 @@ private:
                 encode_moment(
                     b.first, first_moments, dither.first, place, groups, bad_count != 0, bad_elements,
                     [](Float m, Float encode, UInt u, float reciprocal) __attribute__((always_inline)) {
-                        if constexpr (M::kDivides) {
-                            return M::template first_code<L>(m, encode, u, reciprocal);
-                        } else {
-                            return M::template first_code<L>(m, encode, u);
-                        }
+                        return M::template first_code<L>(m, encode, u, reciprocal);
                     });
                 first_moments.write_scales(b.first_scales, groups);
             }
@@ -292,11 +270,7 @@ private:
                 encode_moment(
                     b.second, second_moments, dither.second, place, groups, bad_count != 0, bad_elements,
                     [](Float r, Float encode, UInt u, float reciprocal) __attribute__((always_inline)) {
-                        if constexpr (M::kDivides) {
-                            return M::template second_code<L>(r, encode, u, reciprocal);
-                        } else {
-                            return M::template second_code<L>(r, encode, u);
-                        }
+                        return M::template second_code<L>(r, encode, u, reciprocal);
                     });
                 second_moments.write_scales(b.second_scales, groups);
             }

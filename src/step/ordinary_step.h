@@ -113,34 +113,14 @@ private:
     }
 
     /// The moments of a block between the passes, and its groups' scales.
-    struct Pending {
+    struct Pending : GroupScales<L, M> {
         alignas(64) float values[kBlockSize];
         float gap[48];  // see DitherTables
-        alignas(64) float old_scale[kGroupsPerBlock], factor[kGroupsPerBlock], encode[kGroupsPerBlock];
-        alignas(64) std::uint16_t scales[kGroupsPerBlock];
         alignas(64) std::uint32_t largest[kGroupsPerBlock][L::kWidth];
 
         FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
-            if (groups == kGroupsPerBlock) {
-                std::memcpy(scales, from, sizeof scales);
-            } else {
-                std::memset(scales, 0, sizeof scales);
-                std::memset(largest, 0, sizeof largest);
-                std::memcpy(scales, from, static_cast<std::size_t>(groups) * sizeof scales[0]);
-            }
-            FLASHOPTIM_UNROLL
-            for (int n = 0; n < kGroupsPerBlock; n += L::kWidth) {
-                const Float scale = M::template scale_to_float<L>(L::load_u16(scales + n));
-                L::store_f32(old_scale + n, scale);
-                L::store_f32(factor + n, scale * scale_factor);
-            }
-        }
-        FLASHOPTIM_INLINE void write_scales(std::uint16_t* to, int groups) const {
-            if (groups == kGroupsPerBlock) {
-                std::memcpy(to, scales, sizeof scales);
-            } else {
-                std::memcpy(to, scales, static_cast<std::size_t>(groups) * sizeof scales[0]);
-            }
+            GroupScales<L, M>::read_scales(from, groups, scale_factor);
+            if (groups < kGroupsPerBlock) std::memset(largest, 0, sizeof largest);
         }
     };
     struct Nothing {};
@@ -254,7 +234,7 @@ private:
                 }
                 M::template second_scale<L>(largest, old_scale, k, scale, encode);
             }
-            L::store_u16(moments.scales + n, M::template scale_bits<L>(scale));
+            L::store_f32(moments.new_scale + n, scale);
             L::store_f32(moments.encode + n, encode);
         }
         return true;

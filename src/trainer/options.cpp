@@ -4,48 +4,24 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <span>
-#include <utility>
 
 #include "flashoptim/error.h"
 
 namespace flashoptim::trainer {
 namespace {
 
-template <typename Value>
-using Name = std::pair<std::string_view, Value>;
-
-constexpr std::array<Name<Rule>, 5> kRules = {{
-    {"sgd", Rule::kSGD},
-    {"sgdw", Rule::kSGDW},
-    {"adam", Rule::kAdam},
-    {"adamw", Rule::kAdamW},
-    {"lion", Rule::kLion},
-}};
-
-constexpr std::array<Name<Format>, 3> kFormats = {{
-    {"native", Format::kNative},
-    {"paper", Format::kPaper},
-    {"fp32", Format::kFloat32},
-}};
-
-template <typename Value>
-Value parse(std::span<const Name<Value>> names, const char* what, std::string_view text) {
+/// The one of `values` that is called `text`.
+template <typename Value, std::size_t kCount, typename NameOf>
+Value parse(const std::array<Value, kCount>& values, NameOf name, const char* what, std::string_view text) {
     std::string known;
-    for (const auto& [name, value] : names) {
-        if (name == text) {
+    for (const Value value : values) {
+        if (name(value) == text) {
             return value;
         }
-        known += (known.empty() ? "" : ", ") + std::string(name);
+        known += (known.empty() ? "" : ", ") + std::string(name(value));
     }
     throw InvalidArgument(std::string(what) + " '" + std::string(text) + "' is not known; choose one of " +
                           known);
-}
-
-template <typename Value>
-std::string_view name_in(std::span<const Name<Value>> names, Value value) {
-    return std::find_if(names.begin(), names.end(), [&](const auto& entry) { return entry.second == value; })
-        ->first;
 }
 
 void at_least(std::int64_t value, std::int64_t least, const char* name) {
@@ -57,11 +33,22 @@ void at_least(std::int64_t value, std::int64_t least, const char* name) {
 
 }  // namespace
 
-Rule parse_rule(std::string_view name) { return parse<Rule>(kRules, "optimizer", name); }
-std::string_view rule_name(Rule rule) { return name_in<Rule>(kRules, rule); }
+Rule parse_rule(std::string_view name) {
+    constexpr std::array kRules = {Rule::kSGD, Rule::kSGDW, Rule::kAdam, Rule::kAdamW, Rule::kLion};
+    return parse(kRules, rule_name, "optimizer", name);
+}
+std::string rule_name(Rule rule) {
+    std::string name(name_of(rule));
+    std::transform(name.begin(), name.end(), name.begin(), [](char letter) {
+        return letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter - 'A' + 'a') : letter;
+    });
+    return name;
+}
 
-Format parse_format(std::string_view name) { return parse<Format>(kFormats, "format", name); }
-std::string_view format_name(Format format) { return name_in<Format>(kFormats, format); }
+Format parse_format(std::string_view name) {
+    constexpr std::array kFormats = {Format::kNative, Format::kPaper, Format::kFloat32};
+    return parse(kFormats, [](Format format) { return name_of(format); }, "format", name);
+}
 
 void validate(const TrainOptions& options) {
     validate(llama_config(options.model));

@@ -31,11 +31,10 @@ struct OptimizerChoice {
 
 /// "sgd", "sgdw", "adam", "adamw", "lion"; throws InvalidArgument naming the known ones.
 Rule parse_rule(std::string_view name);
-std::string_view rule_name(Rule rule);
+std::string rule_name(Rule rule);
 
 /// "native", "paper", "fp32"; throws InvalidArgument naming the known ones.
 Format parse_format(std::string_view name);
-std::string_view format_name(Format format);
 
 /// One training run.
 struct TrainOptions {

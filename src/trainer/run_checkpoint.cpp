@@ -121,8 +121,8 @@ RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, 
     RunFields fields;
     fields.model = model_fields(options.model);
     fields.optimizer = {
-        {"rule", std::string(rule_name(choice.rule))},
-        {"format", std::string(format_name(choice.format))},
+        {"rule", rule_name(choice.rule)},
+        {"format", std::string(name_of(choice.format))},
         {"master_bits", std::to_string(reference ? 32 : choice.master_weight_bits)},
     };
     fields.stream = {

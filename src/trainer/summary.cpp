@@ -27,7 +27,7 @@ Json run_object(const FinishedRun& run) {
     const OptimizerChoice& choice = options.optimizer;
     const TrainResult& result = run.result;
     return {{"optimizer", rule_name(choice.rule)},
-            {"format", format_name(choice.format)},
+            {"format", name_of(choice.format)},
             {"master_bits", choice.format == Format::kFloat32 ? 32 : choice.master_weight_bits},
             {"gradient_release", choice.gradient_release},
             {"seed", options.seed},

@@ -16,6 +16,14 @@
 namespace flashoptim::test {
 namespace {
 
+/// twice(c) = F(2 B(c) - 0x3F800000), the exact inverse of half; twice(0) = 0.
+template <class L>
+FLASHOPTIM_INLINE typename L::Float twice_law(typename L::Float c) {
+    const auto bits = L::bits(c);
+    return L::from_bits(
+        L::select_bits(L::equal_bits(bits, L::broadcast_bits(0U)), bits, (bits << 1U) - 0x3F800000U));
+}
+
 using L = ScalarLanes;
 using M = NativeMoments;
 

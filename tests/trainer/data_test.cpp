@@ -340,7 +340,7 @@ TEST(Options, ExclusionsAreRefusedByName) {
         EXPECT_EQ(rule_name(parse_rule(name)), name);
     }
     for (const char* name : {"native", "paper", "fp32"}) {
-        EXPECT_EQ(format_name(parse_format(name)), name);
+        EXPECT_EQ(name_of(parse_format(name)), name);
     }
     EXPECT_TRUE(contains(message_of<InvalidArgument>([] { parse_rule("adagrad"); }), "adamw"));
     EXPECT_TRUE(contains(message_of<InvalidArgument>([] { parse_format("int4"); }), "native"));

@@ -28,8 +28,8 @@ TEST_F(Loop, LearnsInEveryFormat) {
         EXPECT_EQ(result.last_step, 60);
         EXPECT_EQ(recorder.steps.size(), 60U);
         // ln 256 = 5.55 for a model that knows nothing; the letters' own frequencies give about 3.
-        EXPECT_NEAR(recorder.steps.front().loss, std::log(256.0), 0.1) << format_name(format);
-        EXPECT_LT(result.validation_loss.value(), 3.2) << format_name(format);
+        EXPECT_NEAR(recorder.steps.front().loss, std::log(256.0), 0.1) << name_of(format);
+        EXPECT_LT(result.validation_loss.value(), 3.2) << name_of(format);
         EXPECT_EQ(result.bad_elements, 0);
         EXPECT_EQ(recorder.start.parameters, parameter_count(options.model));
     }

@@ -29,14 +29,6 @@ template <class L>
 FLASHOPTIM_INLINE typename L::Float half_law(typename L::Float x) {
     return L::from_bits((L::bits(x) >> 1U) + 0x1FC00000U);
 }
-/// twice(c) = F(2 B(c) - 0x3F800000), the exact inverse of half; twice(0) = 0.
-template <class L>
-FLASHOPTIM_INLINE typename L::Float twice_law(typename L::Float c) {
-    const auto bits = L::bits(c);
-    return L::from_bits(
-        L::select_bits(L::equal_bits(bits, L::broadcast_bits(0U)), bits, (bits << 1U) - 0x3F800000U));
-}
-
 /// The square-law codes.
 struct NativeMoments {
     using FirstCode = std::int8_t;
@@ -77,7 +69,8 @@ struct NativeMoments {
     /// The code of a first moment: m * encode = m / s * 16384; dither = dither_above_384 of its place.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt first_code(typename L::Float m, typename L::Float encode,
-                                                         typename L::UInt dither) {
+                                                         typename L::UInt dither,
+                                                         float /*reciprocal*/ = 0.0F) {
         return ((first_sum<L>(m, encode, dither) >> kCodeShift) & 0xffU) ^ kFirstFlip;
     }
     /// The same as it stands in the bits kCodeShift and above, to be flipped by kFirstFlip.
@@ -92,7 +85,8 @@ struct NativeMoments {
     /// The code of a second moment: root * encode = 2 r / s; dither = dither_above_256 of its place.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt second_code(typename L::Float root, typename L::Float encode,
-                                                          typename L::UInt dither) {
+                                                          typename L::UInt dither,
+                                                          float /*reciprocal*/ = 0.0F) {
         return (second_sum<L>(root, encode, dither) >> kCodeShift) & 0xffU;
     }
     /// The same as it stands in the bits kCodeShift and above.
