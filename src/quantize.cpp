@@ -1,6 +1,7 @@
 // The formats outside a step: always the scalar lanes, always to nearest.
 #include "flashoptim/quantize.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -176,6 +177,42 @@ void split_all(bool is_bfloat16, std::span<const float> masters, void* weights, 
     }
 }
 
+/// Native: both magnitudes on the grid of the split, the master's negative where its sign is not the stored one.
+template <class Grid, int kBits, class Correction>
+std::int32_t correction_of(SplitWeight<Grid, kBits, Correction> /*format*/, float master, std::uint32_t hi) {
+    using W = SplitWeight<Grid, kBits, Correction>;
+    if (std::isnan(master) || W::template is_special<L>(hi)) return 0;
+    std::uint32_t high = 0, low = 0;
+    W::template encode<L>(master, kNearestDither, high, low);
+    const auto magnitude =
+        static_cast<std::int32_t>(((high & 0x7fffU) << static_cast<unsigned>(kBits)) + low);
+    const bool same_sign = std::signbit(master) == ((hi & 0x8000U) != 0);
+    const auto stored = static_cast<std::int32_t>((hi & 0x7fffU) << static_cast<unsigned>(kBits));
+    return std::clamp((same_sign ? magnitude : -magnitude) - stored, -static_cast<std::int32_t>(W::kHalf),
+                      static_cast<std::int32_t>(W::kHalf) - 1);
+}
+/// The paper's: the error in half units of the stored weight's last place.
+template <class Type, class Correction>
+std::int32_t correction_of(PaperWeight<Type, Correction> /*format*/, float master, std::uint32_t hi) {
+    const float error =
+        scale_by_power<L>(master - Type::template to_float<L>(hi), 0U - Type::template log2_half_ulp<L>(hi));
+    if (std::isnan(error)) return 0;
+    const float size = std::min(std::fabs(error), 1.0F);
+    const auto level = static_cast<std::int32_t>(size * PaperWeight<Type, Correction>::kLevels + 0.5F);
+    return error < 0.0F ? -level : level;
+}
+
+template <class W>
+void correct_all(std::span<const float> masters, const void* weights, void* corrections) {
+    using Correction = typename W::Correction;
+    if constexpr (!std::is_void_v<Correction>) {
+        for (std::size_t n = 0; n < masters.size(); ++n) {
+            static_cast<Correction*>(corrections)[n] = static_cast<Correction>(
+                correction_of(W{}, masters[n], static_cast<const std::uint16_t*>(weights)[n]));
+        }
+    }
+}
+
 template <class W>
 void join_all(const void* weights, const void* corrections, std::span<float> masters) {
     using Correction = typename W::Correction;
@@ -273,6 +310,12 @@ void split_weights(const StoragePlan& plan, std::span<const float> masters, void
     const DefaultFloatEnvironment exact;
     const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
     with_weight_format(plan, [&]<class W>() { split_all<W>(is_bfloat16, masters, weights, corrections); });
+}
+
+void correct_weights(const StoragePlan& plan, std::span<const float> masters, const void* weights,
+                     void* corrections) {
+    const DefaultFloatEnvironment exact;
+    with_weight_format(plan, [&]<class W>() { correct_all<W>(masters, weights, corrections); });
 }
 
 void join_weights(const StoragePlan& plan, const void* weights, const void* corrections,

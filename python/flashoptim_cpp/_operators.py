@@ -1,0 +1,280 @@
+"""The C++ operators as typed functions: loads their library, gives torch.compile their shapes. No logic lives here.
+
+Choices are integers, in the core's order: rule 0 SGD, 1 SGDW, 2 Adam, 3 AdamW, 4 Lion; format 0 native, 1 paper, 2 fp32;
+dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16; moment storage 0 native, 1 paper, 2 fp32; moment 0 first, 1 second.
+
+A layout is a tensor of 8 int64: numel, rows, row_length, whole_numel, whole_row_length, row_offset, column_offset, one_dimensional.
+A plan is one of 12: weight dtype, master_weight_bits, paper arithmetic, moment storage, correction dtype and count, dtype and count
+of the first moment, count of its scales, the same three of the second moment. The table of a step has a row of 24 for each weight:
+its layout, its plan, its row of hyperparameters, has_momentum, check_gradient, rule. A row of hyperparameters is 11 float64: lr,
+beta1, beta2, eps, weight_decay, momentum, dampening, initial_lr, nesterov, maximize, fully_decoupled.
+
+What the core refuses raises ValueError, a moment that no step writes RuntimeError; nothing has changed then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
+_ops = torch.ops.flashoptim_cpp
+_layout = _ops.layout.default
+_plan = _ops.plan.default
+_step = _ops.step_.default
+_count_bad = _ops.count_bad.default
+_grad_norm = _ops.grad_norm.default
+_encode_moment = _ops.encode_moment.default
+_decode_moment = _ops.decode_moment.default
+_check_moment = _ops.check_moment.default
+_split_weights = _ops.split_weights.default
+_join_weights = _ops.join_weights.default
+_correction_of = _ops.correction_of.default
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def layout(
+    shape: Sequence[int],
+    strides: Sequence[int],
+    whole_shape: Sequence[int],
+    whole_strides: Sequence[int],
+    offset: Sequence[int],
+) -> Tensor:
+    """The layout of a dense tensor, or of a shard that begins at `offset` of the whole tensor."""
+    return _layout(shape, strides, whole_shape, whole_strides, offset)
+
+
+def plan(
+    layout: Tensor,
+    rule: int,
+    momentum: float,
+    format: int,
+    master_weight_bits: int,
+    quantize: bool,
+    min_numel: int,
+    min_numel_1d: int,
+    weight_dtype: int,
+) -> Tensor:
+    """Which buffers a parameter has; `master_weight_bits` 0 for None."""
+    return _plan(
+        layout, rule, momentum, format, master_weight_bits, quantize, min_numel, min_numel_1d, weight_dtype
+    )
+
+
+def step_(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    corrections: Sequence[Tensor],
+    first: Sequence[Tensor],
+    first_scales: Sequence[Tensor],
+    second: Sequence[Tensor],
+    second_scales: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    bad_elements: Tensor,
+    table: Tensor,
+    hyperparameters: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    gradient_factor: float = 1.0,
+    nonfinite: int = 0,
+) -> None:
+    """One step of every weight, in place.
+
+    A buffer that a plan does not have is a tensor of no elements; a list of buffers is empty where no weight has one. `steps` are
+    0-dimensional int64: the counts before this step, each advanced by one. Gradients may be float32, bfloat16 or float16, of any
+    strides; they are multiplied by `gradient_factor`, divided by `grad_scale`. Where `found_inf` is not 0 nothing changes.
+    `nonfinite` 0 skips bad elements; 1 steps nothing where there is one. Either way they are added to `bad_elements`.
+
+    Version counters stay as they are: call torch.autograd.graph.increment_version where they matter.
+    """
+    _step(
+        weights,
+        gradients,
+        corrections,
+        first,
+        first_scales,
+        second,
+        second_scales,
+        steps,
+        bad_elements,
+        table,
+        hyperparameters,
+        grad_scale,
+        found_inf,
+        gradient_factor,
+        nonfinite,
+    )
+
+
+def count_bad(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    table: Tensor,
+    hyperparameters: Tensor,
+    grad_scale: Tensor | None = None,
+    gradient_factor: float = 1.0,
+    corrections: Sequence[Tensor] = (),
+) -> Tensor:
+    """Bad gradient elements of each weight, int64. `corrections` only sharpen the L2 term of Adam and SGD."""
+    return _count_bad(weights, gradients, corrections, table, hyperparameters, grad_scale, gradient_factor)
+
+
+def grad_norm(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    table: Tensor,
+    hyperparameters: Tensor,
+    gradient_factor: float = 1.0,
+) -> Tensor:
+    """Euclidean norm of all gradients times the factor, float64; bad elements are left out."""
+    return _grad_norm(weights, gradients, table, hyperparameters, gradient_factor)
+
+
+def encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
+    """Codes in the shape and memory order of the fp32 `values`, and their scales, to nearest."""
+    return _encode_moment(values, layout, moment, storage)
+
+
+def decode_moment(codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int) -> Tensor:
+    """The fp32 values that codes and scales stand for, in the codes' shape and memory order."""
+    return _decode_moment(codes, scales, layout, moment, storage)
+
+
+def check_moment(codes: Tensor, scales: Tensor, layout: Tensor, plan: Tensor, moment: int) -> None:
+    """Raises RuntimeError for codes or scales that no step of this plan writes."""
+    _check_moment(codes, scales, layout, plan, moment)
+
+
+def split_weights(
+    masters: Tensor, weight_dtype: int, master_weight_bits: int, paper: bool
+) -> tuple[Tensor, Tensor]:
+    """A weight and its correction (no elements where there is none) from a full-precision one, to nearest."""
+    return _split_weights(masters, weight_dtype, master_weight_bits, paper)
+
+
+def join_weights(weights: Tensor, corrections: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
+    """The full-precision weight, fp32."""
+    return _join_weights(weights, corrections, master_weight_bits, paper)
+
+
+def correction_of(masters: Tensor, weights: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
+    """The correction that brings a weight that somebody else rounded nearest to its full-precision value."""
+    return _correction_of(masters, weights, master_weight_bits, paper)
+
+
+def set_threads(threads: int) -> None:
+    """Threads of every later step; 0: as many as torch.get_num_threads()."""
+    _ops.set_threads.default(threads)
+
+
+def backend() -> int:
+    """The instruction set that set_backend chose; 0: the fastest, or FLASHOPTIM_BACKEND's."""
+    return _ops.backend.default()
+
+
+def set_backend(backend: int) -> None:
+    """1 scalar, 2 portable, 3 avx2, 4 avx512, 5 avx512-vbmi, 6 neon; results do not depend on it."""
+    _ops.set_backend.default(backend)
+
+
+@torch.library.register_fake("flashoptim_cpp::layout")
+def _fake_layout(
+    shape: Sequence[int],
+    strides: Sequence[int],
+    whole_shape: Sequence[int],
+    whole_strides: Sequence[int],
+    offset: Sequence[int],
+) -> Tensor:
+    return torch.empty(8, dtype=torch.int64)
+
+
+@torch.library.register_fake("flashoptim_cpp::plan")
+def _fake_plan(
+    layout: Tensor,
+    rule: int,
+    momentum: float,
+    format: int,
+    master_weight_bits: int,
+    quantize: bool,
+    min_numel: int,
+    min_numel_1d: int,
+    weight_dtype: int,
+) -> Tensor:
+    return torch.empty(12, dtype=torch.int64)
+
+
+@torch.library.register_fake("flashoptim_cpp::step_")
+def _fake_step(*_: object) -> None:
+    return None
+
+
+@torch.library.register_fake("flashoptim_cpp::count_bad")
+def _fake_count_bad(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    corrections: Sequence[Tensor],
+    table: Tensor,
+    hyperparameters: Tensor,
+    grad_scale: Tensor | None,
+    gradient_factor: float,
+) -> Tensor:
+    return torch.empty(len(weights), dtype=torch.int64)
+
+
+@torch.library.register_fake("flashoptim_cpp::grad_norm")
+def _fake_grad_norm(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    table: Tensor,
+    hyperparameters: Tensor,
+    gradient_factor: float,
+) -> Tensor:
+    return torch.empty((), dtype=torch.float64)
+
+
+@torch.library.register_fake("flashoptim_cpp::encode_moment")
+def _fake_encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
+    if storage == 2:
+        return torch.empty_like(values), values.new_empty(0, dtype=torch.bfloat16)
+    # How many groups there are stands in the layout, which is data.
+    groups = torch.library.get_ctx().new_dynamic_size()
+    codes = torch.empty_like(values, dtype=torch.uint8 if moment == 1 else torch.int8)
+    return codes, values.new_empty(groups, dtype=torch.bfloat16 if storage == 0 else torch.float16)
+
+
+@torch.library.register_fake("flashoptim_cpp::decode_moment")
+def _fake_decode_moment(codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int) -> Tensor:
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
+@torch.library.register_fake("flashoptim_cpp::check_moment")
+def _fake_check_moment(codes: Tensor, scales: Tensor, layout: Tensor, plan: Tensor, moment: int) -> None:
+    return None
+
+
+def _empty_correction(like: Tensor, dtype: torch.dtype, master_weight_bits: int) -> Tensor:
+    if dtype == torch.float32 or master_weight_bits not in (24, 32):
+        return like.new_empty(0, dtype=torch.int8)
+    return torch.empty_like(like, dtype=torch.int8 if master_weight_bits == 24 else torch.int16)
+
+
+@torch.library.register_fake("flashoptim_cpp::split_weights")
+def _fake_split_weights(
+    masters: Tensor, weight_dtype: int, master_weight_bits: int, paper: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = _FLOATS[weight_dtype]
+    return torch.empty_like(masters, dtype=dtype), _empty_correction(masters, dtype, master_weight_bits)
+
+
+@torch.library.register_fake("flashoptim_cpp::join_weights")
+def _fake_join_weights(weights: Tensor, corrections: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
+    return torch.empty_like(weights, dtype=torch.float32)
+
+
+@torch.library.register_fake("flashoptim_cpp::correction_of")
+def _fake_correction_of(masters: Tensor, weights: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
+    return _empty_correction(weights, weights.dtype, master_weight_bits)

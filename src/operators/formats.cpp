@@ -1,0 +1,190 @@
+// The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and back.
+#include "flashoptim/layout.h"
+#include "flashoptim/quantize.h"
+#include "kernels.h"
+#include "tables.h"
+
+namespace flashoptim::operators {
+
+namespace {
+
+Layout layout_of_row(const Tensor& row) { return layout_from(integers_of(row.get(), {"layout"})); }
+
+Moment moment_from(std::int64_t value) {
+    if (value != 0 && value != 1) refuse("moment is " + std::to_string(value) + ": it must be 0 or 1");
+    return static_cast<Moment>(value);
+}
+
+/// The plan of one moment of a tensor, whatever its rule.
+struct MomentPlan {
+    BufferPlan codes, scales;
+};
+MomentPlan moment_plan(MomentStorage storage, Moment moment, const Layout& layout) {
+    const auto numel = layout.numel;
+    if (storage == MomentStorage::kFloat32) return {{DType::kFloat32, numel}, {DType::kBFloat16, 0}};
+    const auto codes = moment == Moment::kFirst ? DType::kInt8 : DType::kUInt8;
+    if (storage == MomentStorage::kNative) {
+        return {{codes, numel}, {DType::kBFloat16, layout.rows * layout.groups_per_row()}};
+    }
+    return {{codes, numel}, {DType::kFloat16, (numel + kGroupSize - 1) / kGroupSize}};
+}
+
+template <class T>
+std::span<T> memory(const View& view, const BufferPlan& plan) {
+    return {static_cast<T*>(view.data),
+            static_cast<std::size_t>(view.numel) * size_of(plan.dtype) / sizeof(T)};
+}
+View view_of(const Tensor& tensor, const BufferPlan& plan, const char* name) {
+    const auto view = dense_view_of(tensor.get(), plan.dtype, {name});
+    if (view.numel != plan.count) {
+        refuse(std::string(name) + " has " + std::to_string(view.numel) + " elements and must have " +
+               std::to_string(plan.count));
+    }
+    return view;
+}
+
+StoragePlan weight_plan(const View& weights, std::int64_t weight_dtype, std::int64_t bits, bool paper) {
+    Layout layout;
+    layout.numel = layout.row_length = layout.whole_numel = layout.whole_row_length = weights.numel;
+    layout.rows = weights.numel > 0 ? 1 : 0;
+    StorageOptions options;
+    options.format = paper ? Format::kPaper : Format::kNative;
+    options.master_weight_bits = static_cast<int>(bits);
+    return plan_storage(Rule::kSGD, {}, options, weight_dtype_from(weight_dtype), layout, "weights");
+}
+/// A tensor for the corrections; one of no elements where the plan has none.
+Tensor empty_correction(const View& like, const StoragePlan& plan) {
+    if (plan.correction.count == 0) return empty_flat(0, DType::kInt8);
+    return empty_as(like, plan.correction.dtype);
+}
+std::span<float> floats_of(const View& view) {
+    return {static_cast<float*>(view.data), static_cast<std::size_t>(view.numel)};
+}
+View masters_of(const Tensor& masters) { return dense_view_of(masters.get(), DType::kFloat32, {"masters"}); }
+
+/// Corrections are read in the weights' memory order.
+void check_same_order(const View& a, const View& b, const char* names) {
+    const bool same_shape = shape_text(a.sizes) == shape_text(b.sizes);
+    if (same_shape && same_memory_order(a.sizes, a.strides, b.strides)) return;
+    refuse(std::string(names) + " must have one shape and one order of strides, not " + shape_text(a.sizes) +
+           " with strides " + shape_text(a.strides) + " and " + shape_text(b.sizes) + " with strides " +
+           shape_text(b.strides));
+}
+
+}  // namespace
+
+Tensor layout(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
+              std::vector<std::int64_t> whole_shape, std::vector<std::int64_t> whole_strides,
+              std::vector<std::int64_t> offset) {
+    TensorView tensor;
+    tensor.shape = std::move(shape);
+    tensor.strides = std::move(strides);
+    return make_integers(
+        row_of(layout_of(tensor, {std::move(whole_shape), std::move(whole_strides), std::move(offset)})));
+}
+
+Tensor plan(Tensor layout, std::int64_t rule, double momentum, std::int64_t format,
+            std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
+            std::int64_t weight_dtype) {
+    StorageOptions options;
+    options.format = format_from(format);
+    options.master_weight_bits = static_cast<int>(master_weight_bits);
+    options.quantize = quantize;
+    options.min_quantized_numel = min_numel;
+    options.min_quantized_numel_1d = min_numel_1d;
+    Hyperparameters hyperparameters;
+    hyperparameters.momentum = momentum;
+    return make_integers(row_of(plan_storage(rule_from(rule), hyperparameters, options,
+                                             weight_dtype_from(weight_dtype), layout_of_row(layout))));
+}
+
+std::tuple<Tensor, Tensor> encode_moment(Tensor values, Tensor layout_row, std::int64_t moment_number,
+                                         std::int64_t storage_number) {
+    const auto layout = layout_of_row(layout_row);
+    const auto moment = moment_from(moment_number);
+    const auto storage = storage_from(storage_number);
+    const auto plan = moment_plan(storage, moment, layout);
+    const auto from = view_of(values, {DType::kFloat32, layout.numel}, "values");
+    auto codes = empty_as(from, plan.codes.dtype);
+    auto scales = empty_flat(plan.scales.count, plan.scales.dtype);
+    quantize_moment(moment, storage, layout, floats_of(from),
+                    memory<std::byte>(view_of(codes, plan.codes, "codes"), plan.codes),
+                    memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales));
+    return {codes, scales};
+}
+
+Tensor decode_moment(Tensor codes, Tensor scales, Tensor layout_row, std::int64_t moment_number,
+                     std::int64_t storage_number) {
+    const auto layout = layout_of_row(layout_row);
+    const auto moment = moment_from(moment_number);
+    const auto storage = storage_from(storage_number);
+    const auto plan = moment_plan(storage, moment, layout);
+    const auto from = view_of(codes, plan.codes, "codes");
+    const auto scale_bits = plan.scales.count == 0
+                                ? std::span<std::uint16_t>()
+                                : memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales);
+    auto values = empty_as(from, DType::kFloat32);
+    dequantize_moment(moment, storage, layout, memory<std::byte>(from, plan.codes), scale_bits,
+                      {static_cast<float*>(values.data_ptr()), static_cast<std::size_t>(layout.numel)});
+    return values;
+}
+
+void check_moment(Tensor codes, Tensor scales, Tensor layout_row, Tensor plan_row,
+                  std::int64_t moment_number) {
+    const auto layout = layout_of_row(layout_row);
+    const auto moment = moment_from(moment_number);
+    const auto row = integers_of(plan_row.get(), {"plan"});
+    if (row.size() != kPlanRow) refuse("a plan has 12 integers: make it with plan()");
+    StoragePlan plan;
+    plan.paper_arithmetic = row[2] != 0;
+    plan.moments = storage_from(row[3]);
+    const auto buffers = moment_plan(plan.moments, moment, layout);
+    const auto scale_bits =
+        buffers.scales.count == 0
+            ? std::span<std::uint16_t>()
+            : memory<std::uint16_t>(view_of(scales, buffers.scales, "scales"), buffers.scales);
+    flashoptim::check_moment(moment, plan,
+                             memory<std::byte>(view_of(codes, buffers.codes, "codes"), buffers.codes),
+                             scale_bits, moment == Moment::kFirst ? "first moment" : "second moment");
+}
+
+std::tuple<Tensor, Tensor> split_weights(Tensor masters, std::int64_t weight_dtype,
+                                         std::int64_t master_weight_bits, bool paper) {
+    const auto from = masters_of(masters);
+    const auto plan = weight_plan(from, weight_dtype, master_weight_bits, paper);
+    auto weights = empty_as(from, plan.weight_dtype);
+    auto corrections = empty_correction(from, plan);
+    flashoptim::split_weights(plan, floats_of(from), weights.data_ptr(), corrections.data_ptr());
+    return {weights, corrections};
+}
+
+Tensor join_weights(Tensor weights, Tensor corrections, std::int64_t master_weight_bits, bool paper) {
+    const auto seen = view_of(weights.get(), {"weights"});
+    const auto dtype = floating_dtype_of(seen, {"weights"});
+    const auto from = dense_view_of(weights.get(), dtype, {"weights"});
+    const auto plan = weight_plan(from, static_cast<std::int64_t>(dtype), master_weight_bits, paper);
+    const void* correction = nullptr;
+    if (plan.correction.count != 0) {
+        const auto view = view_of(corrections, plan.correction, "corrections");
+        check_same_order(from, view, "weights and corrections");
+        correction = view.data;
+    }
+    auto masters = empty_as(from, DType::kFloat32);
+    flashoptim::join_weights(plan, from.data, correction,
+                             {static_cast<float*>(masters.data_ptr()), static_cast<std::size_t>(from.numel)});
+    return masters;
+}
+
+Tensor correction_of(Tensor masters, Tensor weights, std::int64_t master_weight_bits, bool paper) {
+    const auto wanted = masters_of(masters);
+    const auto seen = view_of(weights.get(), {"weights"});
+    const auto dtype = floating_dtype_of(seen, {"weights"});
+    const auto from = dense_view_of(weights.get(), dtype, {"weights"});
+    check_same_order(from, wanted, "masters and weights");
+    const auto plan = weight_plan(from, static_cast<std::int64_t>(dtype), master_weight_bits, paper);
+    auto corrections = empty_correction(from, plan);
+    flashoptim::correct_weights(plan, floats_of(wanted), from.data, corrections.data_ptr());
+    return corrections;
+}
+
+}  // namespace flashoptim::operators

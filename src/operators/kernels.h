@@ -1,0 +1,42 @@
+// The operators as C++ functions; library.cpp gives them their schemas.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "tensors.h"
+
+namespace flashoptim::operators {
+
+// step.cpp
+void step(ListArgument weights, ListArgument gradients, ListArgument corrections, ListArgument first,
+          ListArgument first_scales, ListArgument second, ListArgument second_scales, ListArgument steps,
+          Tensor bad_elements, Tensor table, Tensor hyperparameters, std::optional<Tensor> grad_scale,
+          std::optional<Tensor> found_inf, double gradient_factor, std::int64_t nonfinite);
+Tensor count_bad(ListArgument weights, ListArgument gradients, ListArgument corrections, Tensor table,
+                 Tensor hyperparameters, std::optional<Tensor> grad_scale, double gradient_factor);
+Tensor grad_norm(ListArgument weights, ListArgument gradients, Tensor table, Tensor hyperparameters,
+                 double gradient_factor);
+void set_threads(std::int64_t threads);
+std::int64_t backend();
+void set_backend(std::int64_t backend);
+
+// formats.cpp
+Tensor layout(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
+              std::vector<std::int64_t> whole_shape, std::vector<std::int64_t> whole_strides,
+              std::vector<std::int64_t> offset);
+Tensor plan(Tensor layout, std::int64_t rule, double momentum, std::int64_t format,
+            std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
+            std::int64_t weight_dtype);
+std::tuple<Tensor, Tensor> encode_moment(Tensor values, Tensor layout, std::int64_t moment,
+                                         std::int64_t storage);
+Tensor decode_moment(Tensor codes, Tensor scales, Tensor layout, std::int64_t moment, std::int64_t storage);
+void check_moment(Tensor codes, Tensor scales, Tensor layout, Tensor plan, std::int64_t moment);
+std::tuple<Tensor, Tensor> split_weights(Tensor masters, std::int64_t weight_dtype,
+                                         std::int64_t master_weight_bits, bool paper);
+Tensor join_weights(Tensor weights, Tensor corrections, std::int64_t master_weight_bits, bool paper);
+Tensor correction_of(Tensor masters, Tensor weights, std::int64_t master_weight_bits, bool paper);
+
+}  // namespace flashoptim::operators

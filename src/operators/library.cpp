@@ -1,0 +1,74 @@
+// The operators' schemas, as Python and torch.compile see them, and the kernels behind them.
+#include <stdexcept>
+
+#include "flashoptim/error.h"
+#include "kernels.h"
+
+namespace flashoptim::operators {
+
+namespace {
+
+/// A kernel for torch's dispatcher. What the core refuses is a ValueError in Python too.
+template <auto* kKernel>
+void boxed(StableIValue* stack, std::uint64_t arguments, std::uint64_t results) {
+    try {
+        TORCH_BOX(kKernel)(stack, arguments, results);
+    } catch (const InvalidArgument& error) {
+        refuse(error.what());
+    }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
+    library.def(
+        "layout(int[] shape, int[] strides, int[] whole_shape, int[] whole_strides, int[] offset) -> Tensor");
+    library.def(
+        "plan(Tensor layout, int rule, float momentum, int format, int master_weight_bits, bool quantize, "
+        "int min_numel, int min_numel_1d, int weight_dtype) -> Tensor");
+    library.def(
+        "step_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] corrections, Tensor(c!)[] first, "
+        "Tensor(d!)[] first_scales, Tensor(e!)[] second, Tensor(f!)[] second_scales, Tensor(g!)[] steps, "
+        "Tensor(h!) bad_elements, Tensor table, Tensor hyperparameters, Tensor? grad_scale, "
+        "Tensor? found_inf, float gradient_factor, int nonfinite) -> ()");
+    library.def(
+        "count_bad(Tensor[] weights, Tensor[] gradients, Tensor[] corrections, Tensor table, "
+        "Tensor hyperparameters, Tensor? grad_scale, float gradient_factor) -> Tensor");
+    library.def(
+        "grad_norm(Tensor[] weights, Tensor[] gradients, Tensor table, Tensor hyperparameters, "
+        "float gradient_factor) -> Tensor");
+    library.def("encode_moment(Tensor values, Tensor layout, int moment, int storage) -> (Tensor, Tensor)");
+    library.def(
+        "decode_moment(Tensor codes, Tensor scales, Tensor layout, int moment, int storage) -> Tensor");
+    library.def("check_moment(Tensor codes, Tensor scales, Tensor layout, Tensor plan, int moment) -> ()");
+    library.def(
+        "split_weights(Tensor masters, int weight_dtype, int master_weight_bits, bool paper) -> (Tensor, "
+        "Tensor)");
+    library.def(
+        "join_weights(Tensor weights, Tensor corrections, int master_weight_bits, bool paper) -> Tensor");
+    library.def(
+        "correction_of(Tensor masters, Tensor weights, int master_weight_bits, bool paper) -> Tensor");
+    library.def("set_threads(int threads) -> ()");
+    library.def("backend() -> int");
+    library.def("set_backend(int backend) -> ()");
+}
+
+// For every device, and for calls without any tensor: the kernels themselves refuse what is not on the CPU, by name.
+STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
+    library.impl("layout", &boxed<&layout>);
+    library.impl("plan", &boxed<&plan>);
+    library.impl("step_", &boxed<&step>);
+    library.impl("count_bad", &boxed<&count_bad>);
+    library.impl("grad_norm", &boxed<&grad_norm>);
+    library.impl("encode_moment", &boxed<&encode_moment>);
+    library.impl("decode_moment", &boxed<&decode_moment>);
+    library.impl("check_moment", &boxed<&check_moment>);
+    library.impl("split_weights", &boxed<&split_weights>);
+    library.impl("join_weights", &boxed<&join_weights>);
+    library.impl("correction_of", &boxed<&correction_of>);
+    library.impl("set_threads", &boxed<&set_threads>);
+    library.impl("backend", &boxed<&backend>);
+    library.impl("set_backend", &boxed<&set_backend>);
+}
+
+}  // namespace flashoptim::operators

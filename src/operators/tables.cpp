@@ -1,0 +1,159 @@
+// Rows of integers to the core's structs and back.
+#include "tables.h"
+
+#include <string>
+
+#include "flashoptim/error.h"
+#include "tensors.h"
+
+namespace flashoptim::operators {
+
+namespace {
+
+/// Columns of a plan.
+enum : std::size_t {
+    kWeightDType,
+    kMasterWeightBits,
+    kPaperArithmetic,
+    kMoments,
+    kCorrectionDType,
+    kCorrectionCount,
+    kFirstDType,
+    kFirstCount,
+    kFirstScalesCount,
+    kSecondDType,
+    kSecondCount,
+    kSecondScalesCount,
+};
+/// Columns of a step behind layout and plan.
+enum : std::size_t { kGroup = kLayoutRow + kPlanRow, kHasMomentum, kCheckGradient, kRule };
+static_assert(kSecondScalesCount + 1 == kPlanRow && kRule + 1 == kStepRow);
+
+template <class Enum>
+Enum enumerator(std::int64_t value, Enum last, const char* name) {
+    if (value < 0 || value > static_cast<std::int64_t>(last)) {
+        refuse(std::string(name) + " is " + std::to_string(value) + ": it must be 0 to " +
+               std::to_string(static_cast<int>(last)));
+    }
+    return static_cast<Enum>(value);
+}
+
+}  // namespace
+
+std::vector<std::int64_t> row_of(const Layout& layout) {
+    return {layout.numel,
+            layout.rows,
+            layout.row_length,
+            layout.whole_numel,
+            layout.whole_row_length,
+            layout.row_offset,
+            layout.column_offset,
+            layout.one_dimensional ? 1 : 0};
+}
+
+Layout layout_from(Row row) {
+    if (row.size() != kLayoutRow) refuse("a layout has 8 integers: make it with layout()");
+    Layout layout;
+    layout.numel = row[0];
+    layout.rows = row[1];
+    layout.row_length = row[2];
+    layout.whole_numel = row[3];
+    layout.whole_row_length = row[4];
+    layout.row_offset = row[5];
+    layout.column_offset = row[6];
+    layout.one_dimensional = row[7] != 0;
+    bool is_layout = true;
+    for (const auto value : row) is_layout = is_layout && value >= 0;
+    if (layout.numel > 0) {
+        is_layout = is_layout && layout.row_length > 0 && layout.numel % layout.row_length == 0 &&
+                    layout.rows == layout.numel / layout.row_length && layout.numel <= layout.whole_numel &&
+                    layout.row_length <= layout.whole_row_length;
+    }
+    if (!is_layout) refuse("a layout contradicts itself: make it with layout()");
+    return layout;
+}
+
+std::vector<std::int64_t> row_of(const StoragePlan& plan) {
+    std::vector<std::int64_t> row(kPlanRow);
+    row[kWeightDType] = static_cast<std::int64_t>(plan.weight_dtype);
+    row[kMasterWeightBits] = plan.master_weight_bits;
+    row[kPaperArithmetic] = plan.paper_arithmetic ? 1 : 0;
+    row[kMoments] = static_cast<std::int64_t>(plan.moments);
+    row[kCorrectionDType] = static_cast<std::int64_t>(plan.correction.dtype);
+    row[kCorrectionCount] = plan.correction.count;
+    row[kFirstDType] = static_cast<std::int64_t>(plan.first.dtype);
+    row[kFirstCount] = plan.first.count;
+    row[kFirstScalesCount] = plan.first_scales.count;
+    row[kSecondDType] = static_cast<std::int64_t>(plan.second.dtype);
+    row[kSecondCount] = plan.second.count;
+    row[kSecondScalesCount] = plan.second_scales.count;
+    return row;
+}
+
+StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout) {
+    if (row.size() != kPlanRow) refuse("a plan has 12 integers: make it with plan()");
+    // The plan follows from a few of its columns; the others must be what follows.
+    StorageOptions options;
+    const auto moments = storage_from(row[kMoments]);
+    const bool is_paper = row[kPaperArithmetic] != 0;
+    options.format = is_paper                            ? Format::kPaper
+                     : moments == MomentStorage::kNative ? Format::kNative
+                                                         : Format::kFloat32;
+    options.quantize = moments != MomentStorage::kFloat32;
+    options.master_weight_bits = static_cast<int>(row[kMasterWeightBits]);
+    options.min_quantized_numel = 0;
+    options.min_quantized_numel_1d = 0;
+    auto plan =
+        plan_storage(rule, hyperparameters, options, weight_dtype_from(row[kWeightDType]), layout, "plan");
+    bool is_same = plan.moments == moments;
+    const auto planned = row_of(plan);
+    for (std::size_t n = 0; n < kPlanRow; ++n) is_same = is_same && planned[n] == row[n];
+    if (!is_same) {
+        refuse(
+            "a plan does not fit its layout, rule or momentum: make it again with plan() where one of them "
+            "changed");
+    }
+    return plan;
+}
+
+Rule rule_from(std::int64_t value) { return enumerator(value, Rule::kLion, "rule"); }
+Format format_from(std::int64_t value) { return enumerator(value, Format::kFloat32, "format"); }
+DType weight_dtype_from(std::int64_t value) { return enumerator(value, DType::kFloat16, "weight_dtype"); }
+MomentStorage storage_from(std::int64_t value) {
+    return enumerator(value, MomentStorage::kFloat32, "moment storage");
+}
+
+Hyperparameters hyperparameters_from(std::span<const double> row) {
+    Hyperparameters h;
+    h.learning_rate = row[0];
+    h.beta1 = row[1];
+    h.beta2 = row[2];
+    h.epsilon = row[3];
+    h.weight_decay = row[4];
+    h.momentum = row[5];
+    h.dampening = row[6];
+    h.initial_learning_rate = row[7];
+    h.nesterov = row[8] != 0.0;
+    h.maximize = row[9] != 0.0;
+    h.fully_decoupled = row[10] != 0.0;
+    return h;
+}
+
+StepRow step_row_from(Row row, std::span<const Hyperparameters> groups) {
+    const auto group = row[kGroup];
+    if (group < 0 || group >= static_cast<std::int64_t>(groups.size())) {
+        refuse("table names group " + std::to_string(group) + ", and there are " +
+               std::to_string(groups.size()) + " rows of hyperparameters");
+    }
+    StepRow result;
+    result.group = static_cast<std::size_t>(group);
+    result.rule = rule_from(row[kRule]);
+    result.layout = layout_from(row.first(kLayoutRow));
+    result.plan =
+        plan_from(row.subspan(kLayoutRow, kPlanRow), result.rule, groups[result.group], result.layout);
+    result.has_momentum = row[kHasMomentum] != 0;
+    result.check_gradient = row[kCheckGradient] != 0;
+    return result;
+}
+
+}  // namespace flashoptim::operators

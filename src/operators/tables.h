@@ -1,0 +1,45 @@
+// The rows of integers and numbers in which Python hands layouts, plans and hyperparameters to a step. Tensors never stand here.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "flashoptim/step.h"
+
+namespace flashoptim::operators {
+
+using Row = std::span<const std::int64_t>;
+
+constexpr std::size_t kLayoutRow = 8;
+constexpr std::size_t kPlanRow = 12;
+constexpr std::size_t kStepRow = 24;            // layout, plan, group, has_momentum, check_gradient, rule
+constexpr std::size_t kHyperparameterRow = 11;  // as in struct Hyperparameters
+
+std::vector<std::int64_t> row_of(const Layout& layout);
+std::vector<std::int64_t> row_of(const StoragePlan& plan);
+
+/// @throws what `refuse` throws for a row that no layout, or no plan of this layout, has: a step trusts both with memory.
+Layout layout_from(Row row);
+StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout);
+
+/// Refuses what is not an enumerator.
+Rule rule_from(std::int64_t value);
+Format format_from(std::int64_t value);
+DType weight_dtype_from(std::int64_t value);
+MomentStorage storage_from(std::int64_t value);
+
+Hyperparameters hyperparameters_from(std::span<const double> row);
+
+/// The row of one tensor of a step.
+struct StepRow {
+    Layout layout;
+    StoragePlan plan;
+    Rule rule;
+    std::size_t group;
+    bool has_momentum, check_gradient;
+};
+/// `groups` are checked hyperparameters; the row's group is one of them.
+StepRow step_row_from(Row row, std::span<const Hyperparameters> groups);
+
+}  // namespace flashoptim::operators

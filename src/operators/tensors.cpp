@@ -1,0 +1,178 @@
+// Torch tensors as the core wants to see them.
+#include "tensors.h"
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+#include "flashoptim/layout.h"
+
+namespace flashoptim::operators {
+
+namespace {
+
+/// torch's numbers of the core's dtypes, in the core's order.
+const std::array<std::int32_t, 6>& torch_dtypes() {
+    static const std::array<std::int32_t, 6> kNumbers = {
+        aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
+        aoti_torch_dtype_int8(),    aoti_torch_dtype_uint8(),    aoti_torch_dtype_int16()};
+    return kNumbers;
+}
+std::int32_t torch_dtype(DType dtype) { return torch_dtypes()[static_cast<std::size_t>(dtype)]; }
+
+std::string dtype_text(std::int32_t number) {
+    const auto found = std::find(torch_dtypes().begin(), torch_dtypes().end(), number);
+    if (found != torch_dtypes().end()) {
+        return std::string(flashoptim::name_of(static_cast<DType>(found - torch_dtypes().begin())));
+    }
+    if (number == aoti_torch_dtype_float64()) return "float64";
+    if (number == aoti_torch_dtype_int64()) return "int64";
+    return "of another dtype";
+}
+
+template <class T>
+std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char* dtype_name, Name name) {
+    const auto view = view_of(tensor, name);
+    bool is_contiguous = false;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &is_contiguous));
+    if (view.torch_dtype != dtype || !is_contiguous) {
+        refuse(name.text() + " is " + (is_contiguous ? dtype_text(view.torch_dtype) : "not contiguous") +
+               ": it must be a contiguous tensor of " + dtype_name);
+    }
+    return {static_cast<T*>(view.data), static_cast<std::size_t>(view.numel)};
+}
+
+Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype) {
+    AtenTensorHandle made = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
+                                                           sizes.data(), strides.data(), dtype,
+                                                           aoti_torch_device_type_cpu(), 0, &made));
+    return Tensor(made);
+}
+Tensor empty_flat(std::int64_t count, std::int32_t dtype) {
+    const std::int64_t stride = 1;
+    return empty({&count, 1}, {&stride, 1}, dtype);
+}
+
+}  // namespace
+
+void refuse(const std::string& why) { throw std::invalid_argument(why); }
+
+std::string Name::text() const {
+    return index < 0 ? argument : std::string(argument) + '[' + std::to_string(index) + ']';
+}
+
+TensorList::TensorList(ListArgument list, const char* name) : name_(name) {
+    std::size_t size = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list.handle, &size));
+    handles_.reserve(size);
+    for (std::size_t n = 0; n < size; ++n) {
+        StableIValue value = 0;
+        STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list.handle, n, &value));
+        handles_.push_back(torch::stable::detail::to<AtenTensorHandle>(value));
+    }
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list.handle));
+}
+TensorList::~TensorList() {
+    for (auto* handle : handles_) aoti_torch_delete_tensor_object(handle);
+}
+
+bool View::fills_memory() const {
+    std::int64_t places = 1;
+    for (std::size_t d = 0; d < sizes.size(); ++d) places += (sizes[d] - 1) * strides[d];
+    return numel == 0 || places == numel;
+}
+
+View view_of(AtenTensorHandle tensor, Name name) {
+    static const auto kCpu = aoti_torch_device_type_cpu();
+    static const auto kStrided = aoti_torch_layout_strided();
+    std::int32_t device = 0, layout = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device));
+    if (device != kCpu) refuse(name.text() + " is not on the CPU, where this build steps: move it there");
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
+    if (layout != kStrided) {
+        refuse(name.text() + " is sparse: make it dense (for an embedding: sparse=False)");
+    }
+    View view;
+    std::int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &view.data));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &view.torch_dtype));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &view.numel));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+    view.sizes = {sizes, static_cast<std::size_t>(dims)};
+    view.strides = {strides, static_cast<std::size_t>(dims)};
+    return view;
+}
+
+View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name) {
+    const auto view = view_of(tensor, name);
+    if (view.torch_dtype != torch_dtype(dtype)) {
+        refuse(name.text() + " is " + dtype_text(view.torch_dtype) + ": it must be " +
+               std::string(flashoptim::name_of(dtype)));
+    }
+    if (!view.fills_memory()) {
+        refuse(name.text() + " of shape " + shape_text(view.sizes) + " and strides " +
+               shape_text(view.strides) + " is not dense in memory: give a contiguous copy");
+    }
+    return view;
+}
+
+DType floating_dtype_of(const View& view, Name name) {
+    for (const auto dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+        if (view.torch_dtype == torch_dtype(dtype)) return dtype;
+    }
+    refuse(name.text() + " is " + dtype_text(view.torch_dtype) + ": give float32, bfloat16 or float16");
+}
+
+std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name) {
+    return elements_of<std::int64_t>(tensor, aoti_torch_dtype_int64(), "int64", name);
+}
+std::span<const double> doubles_of(AtenTensorHandle tensor, Name name) {
+    return elements_of<const double>(tensor, aoti_torch_dtype_float64(), "float64", name);
+}
+
+double number_of(AtenTensorHandle tensor, Name name) {
+    const auto view = view_of(tensor, name);
+    if (view.numel == 1 && view.torch_dtype == aoti_torch_dtype_float64()) {
+        return *static_cast<const double*>(view.data);
+    }
+    if (view.numel != 1 || view.torch_dtype != torch_dtype(DType::kFloat32)) {
+        refuse(name.text() + " must be one number, float32 or float64");
+    }
+    return static_cast<double>(*static_cast<const float*>(view.data));
+}
+
+std::string shape_text(std::span<const std::int64_t> values) {
+    std::string text = "[";
+    for (std::size_t n = 0; n < values.size(); ++n) text += (n == 0 ? "" : ", ") + std::to_string(values[n]);
+    return text + "]";
+}
+
+Tensor empty_as(const View& other, DType dtype) {
+    return empty(other.sizes, other.strides, torch_dtype(dtype));
+}
+Tensor empty_flat(std::int64_t count, DType dtype) { return empty_flat(count, torch_dtype(dtype)); }
+
+Tensor make_integers(std::span<const std::int64_t> values) {
+    auto made = empty_flat(static_cast<std::int64_t>(values.size()), aoti_torch_dtype_int64());
+    std::copy(values.begin(), values.end(), static_cast<std::int64_t*>(made.data_ptr()));
+    return made;
+}
+Tensor make_zeros(std::int64_t count) {
+    auto made = empty_flat(count, aoti_torch_dtype_int64());
+    std::fill_n(static_cast<std::int64_t*>(made.data_ptr()), count, 0);
+    return made;
+}
+Tensor make_number(double value) {
+    auto made = empty({}, {}, aoti_torch_dtype_float64());
+    *static_cast<double*>(made.data_ptr()) = value;
+    return made;
+}
+
+void copy(AtenTensorHandle to, AtenTensorHandle from) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(to, from, 0));
+}
+
+}  // namespace flashoptim::operators
