@@ -1,0 +1,164 @@
+"""What several of these tests need: the table of rules, parameters, gradients, comparisons. No test lives here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import flashoptim_cpp as flash
+import torch
+
+Tensor = torch.Tensor
+
+# Two large tensors, whose moments are quantised, and two small ones, whose moments stay fp32 in `native`.
+SHAPES = ((64, 96), (130, 40), (7, 5), (40,))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer of ours and, where there is one, torch's with the same arithmetic."""
+
+    name: str
+    make: Callable[..., Any]
+    moments: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    torch_make: Callable[..., torch.optim.Optimizer] | None = None
+
+    def __call__(self, parameters: Any, **more: Any) -> Any:
+        return self.make(parameters, **{**self.options, **more})
+
+    def reference(self, parameters: Any, **more: Any) -> torch.optim.Optimizer:
+        assert self.torch_make is not None
+        return self.torch_make(parameters, **{**self.options, **more})
+
+
+SGD = Rule("sgd", flash.FlashSGD, ("momentum_buffer",), {"lr": 1e-2, "momentum": 0.9}, torch.optim.SGD)
+SGD_PLAIN = Rule("sgd-plain", flash.FlashSGD, (), {"lr": 1e-2}, torch.optim.SGD)
+SGDW = Rule("sgdw", flash.FlashSGDW, ("momentum_buffer",), {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1})
+ADAM = Rule(
+    "adam",
+    flash.FlashAdam,
+    ("exp_avg", "exp_avg_sq"),
+    {"lr": 1e-3, "weight_decay": 1e-2},
+    torch.optim.Adam,
+)
+ADAMW = Rule(
+    "adamw",
+    flash.FlashAdamW,
+    ("exp_avg", "exp_avg_sq"),
+    {"lr": 1e-3, "weight_decay": 0.1},
+    torch.optim.AdamW,
+)
+LION = Rule("lion", flash.FlashLion, ("exp_avg",), {"lr": 1e-3, "weight_decay": 0.1})
+RULES = (SGD, SGD_PLAIN, SGDW, ADAM, ADAMW, LION)
+WITH_MOMENTS = (SGD, SGDW, ADAM, ADAMW, LION)
+
+
+def ids(rules: Iterable[Rule]) -> list[str]:
+    return [rule.name for rule in rules]
+
+
+def parameters(
+    dtype: torch.dtype = torch.bfloat16, shapes: Sequence[tuple[int, ...]] = SHAPES, seed: int = 0
+) -> list[torch.nn.Parameter]:
+    """Parameters with the same values for the same seed."""
+    made = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=made).to(dtype)) for shape in shapes]
+
+
+def clones(given: Iterable[Tensor], dtype: torch.dtype | None = None) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(p.detach().clone().to(dtype or p.dtype)) for p in given]
+
+
+def gradients(given: Iterable[Tensor], step: int, scale: float = 1e-2) -> list[Tensor]:
+    """Gradients that depend on the step and the position in the list only, whatever the parameters' dtype."""
+    made = torch.Generator().manual_seed(1000 + step)
+    return [(torch.randn(p.shape, generator=made) * scale).to(p.dtype) for p in given]
+
+
+def run(
+    optimizer: Any, given: Sequence[Tensor], steps: int, first: int = 0, scale: float = 1e-2
+) -> list[Tensor]:
+    """Steps with `gradients`; returns the parameters for convenience."""
+    for step in range(first, first + steps):
+        for p, g in zip(given, gradients(given, step, scale), strict=True):
+            p.grad = g
+        optimizer.step()
+    return list(given)
+
+
+def local(value: Tensor) -> Tensor:
+    """The part of a DTensor that lies here; any other tensor itself."""
+    return value.to_local() if hasattr(value, "to_local") else value  # type: ignore[no-any-return]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype and every bit."""
+    a, b = local(a).detach(), local(b).detach()
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))
+
+
+def snapshot(optimizer: Any) -> dict[str, Any]:
+    """Copies of everything that a step may change: weights, and what the state dict holds."""
+    taken: dict[str, Any] = {}
+    for g, group in enumerate(optimizer.param_groups):
+        for i, p in enumerate(group["params"]):
+            taken[f"{g}.{i}"] = local(p).detach().clone()
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            kept = local(value).detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            taken[f"{index}.{key}"] = kept
+    return taken
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The names of what differs in any bit between two snapshots."""
+    found = sorted(a.keys() ^ b.keys())
+    for key in a.keys() & b.keys():
+        left, right = a[key], b[key]
+        if isinstance(left, Tensor) != isinstance(right, Tensor):
+            found.append(key)
+        elif isinstance(left, Tensor):
+            found += [] if same_bits(left, right) else [key]
+        elif left != right:
+            found.append(key)
+    return found
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Two optimizers (or snapshots of them) hold the same weights and states, bit for bit."""
+    a, b = (value if isinstance(value, dict) else snapshot(value) for value in (a, b))
+    assert not (found := differences(a, b)), found
+
+
+def masters(optimizer: Any, given: Iterable[Tensor]) -> list[Tensor]:
+    """The full-precision weights, as a state dict for inference would hold them."""
+    holder = torch.nn.Module()
+    for index, p in enumerate(given):
+        holder.register_parameter(f"p{index}", p if isinstance(p, torch.nn.Parameter) else None)
+    taken: dict[str, Tensor] = optimizer.get_fp32_model_state_dict(holder)
+    return [taken[f"p{index}"] for index in range(len(taken))]
+
+
+def model(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.nn.Sequential:
+    """A network of two linear layers: one weight large enough to be quantised in `native`."""
+    torch.manual_seed(seed)
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, 4))
+    return layers.to(dtype)
+
+
+def batch(step: int, dtype: torch.dtype = torch.bfloat16, size: int = 16) -> tuple[Tensor, Tensor]:
+    """Inputs and classes that the inputs determine."""
+    made = torch.Generator().manual_seed(step)
+    inputs = torch.randn(size, 64, generator=made)
+    return inputs.to(dtype), (inputs[:, :4] * 3).argmax(dim=1)
+
+
+def loss_of(network: torch.nn.Module, step: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    inputs, classes = batch(step, dtype)
+    return torch.nn.functional.cross_entropy(network(inputs).float(), classes)

@@ -1,0 +1,338 @@
+"""What PyTorch expects of every optimizer: groups, closures, learning rates, schedulers, loss scaling.
+
+What a user loses if these fail: a training loop written for torch.optim.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import flashoptim_cpp as flash
+import pytest
+import support
+import torch
+from support import ADAMW, RULES, SGD, Rule
+
+THEIR_DEFAULTS: dict[str, dict[str, Any]] = {
+    "FlashSGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+    "FlashSGDW": {
+        "lr": 1e-3,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "decouple_lr": False,
+    },
+    "FlashAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    "FlashAdamW": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 1e-2,
+        "decouple_lr": False,
+    },
+    "FlashLion": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0, "decouple_lr": False},
+}
+THEIR_STORAGE = {"quantize": True, "compress_state_dict": True, "check_numerics": False, "fused": True}
+
+
+@pytest.mark.parametrize("name", THEIR_DEFAULTS)
+def test_arguments_and_defaults_are_those_of_the_authors(name: str) -> None:
+    signature = inspect.signature(getattr(flash, name)).parameters
+    positional = [key for key, value in signature.items() if value.kind is value.POSITIONAL_OR_KEYWORD]
+    storage = ["quantize", "compress_state_dict", "master_weight_bits", "check_numerics", "fused"]
+    assert positional == ["params", *THEIR_DEFAULTS[name], *storage]
+    for key, value in {**THEIR_DEFAULTS[name], **THEIR_STORAGE}.items():
+        assert signature[key].default == value, key
+    [p] = support.parameters(shapes=((64, 96),))
+    optimizer = getattr(flash, name)([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["error_bits"].dtype == torch.int8, "24 bits by default"
+    keyword = {"format", "nonfinite", "maximize", "min_quantized_numel", "min_quantized_numel_1d"}
+    assert keyword <= signature.keys() - set(positional)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (flash.FlashSGD, {"lr": -1e-3}),
+        (flash.FlashSGD, {"weight_decay": -1.0}),
+        (flash.FlashSGD, {"nesterov": True}),
+        (flash.FlashSGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+        (flash.FlashAdam, {"eps": -1e-8}),
+        (flash.FlashAdam, {"betas": (1.1, 0.9)}),
+        (flash.FlashAdamW, {"betas": (0.9, -0.1)}),
+        (flash.FlashAdamW, {"weight_decay": -1.0}),
+        (flash.FlashAdamW, {"master_weight_bits": 20}),
+        (flash.FlashAdamW, {"format": "bf8"}),
+        (flash.FlashAdamW, {"nonfinite": "ignore"}),
+        (flash.FlashLion, {"betas": (0.9, 1.5)}),
+        (flash.FlashLion, {"weight_decay": -1.0}),
+        (flash.FlashAdamW, {"lr": float("nan")}),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused(make: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        make(support.parameters(), **wrong)
+
+
+def test_no_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        flash.FlashAdamW([])
+
+
+def test_master_bits_of_fp32_parameters_are_refused_only_where_asked_for() -> None:
+    given = support.parameters(torch.float32)
+    flash.FlashAdamW(given)
+    with pytest.raises(ValueError, match="master_weight_bits"):
+        flash.FlashAdamW(given, master_weight_bits=24)
+    mixed = [*given, *support.parameters()]
+    flash.FlashAdamW(mixed, master_weight_bits=24)
+
+
+def test_every_option_holds_per_group() -> None:
+    given = support.parameters()
+    options: list[dict[str, Any]] = [
+        {},
+        {"lr": 1e-4, "weight_decay": 0.0, "betas": (0.8, 0.9), "eps": 1e-6},
+        {"maximize": True},
+    ]
+    together = flash.FlashAdamW([{"params": [p], **o} for p, o in zip(given, options, strict=False)])
+    alone = support.clones(given[:3])
+    apart = [flash.FlashAdamW([p], **o) for p, o in zip(alone, options, strict=False)]
+    support.run(together, given[:3], 4)
+    for step in range(4):
+        for p, g in zip(alone, support.gradients(alone, step), strict=True):
+            p.grad = g
+        for optimizer in apart:
+            optimizer.step()
+    for p, q in zip(given, alone, strict=False):
+        assert support.same_bits(p, q)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=support.ids(RULES))
+def test_groups_added_later_are_stepped(rule: Rule) -> None:
+    given = support.parameters()
+    optimizer = rule(given[:2])
+    support.run(optimizer, given[:2], 2)
+    optimizer.add_param_group({"params": given[2:], "lr": 1e-4})
+    before = [p.detach().clone() for p in given]
+    support.run(optimizer, given, 30, first=2, scale=1.0)
+    assert all(not torch.equal(p, q) for p, q in zip(given, before, strict=True))
+    assert optimizer.param_groups[1]["lr"] == 1e-4
+    fresh = rule(support.clones(given[:2]))
+    fresh.add_param_group({"params": support.clones(given[2:]), "lr": 1e-4})
+    fresh.load_state_dict(optimizer.state_dict())
+    assert len(fresh.param_groups) == 2
+
+
+def test_named_parameters_are_taken() -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.named_parameters())
+    assert optimizer.param_groups[0]["param_names"] == [name for name, _ in network.named_parameters()]
+    support.loss_of(network, 0).backward()
+    optimizer.step()
+    assert set(optimizer.bad_elements()) <= {name for name, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=support.ids(RULES))
+def test_closures_are_called_with_gradients_enabled(rule: Rule) -> None:
+    network = support.model()
+    optimizer = rule(network.parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = support.loss_of(network, 0)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    last = first
+    for _ in range(30):
+        last = optimizer.step(closure)
+    assert float(last) < float(first)
+    assert optimizer.step() is None
+
+
+def test_maximize_is_the_step_of_the_negated_gradient() -> None:
+    up, down = support.parameters(), support.parameters()
+    first, second = flash.FlashAdamW(up, maximize=True), flash.FlashAdamW(down)
+    for step in range(3):
+        for p, q, g in zip(up, down, support.gradients(up, step), strict=True):
+            p.grad, q.grad = g, -g
+        first.step()
+        second.step()
+    for p, q in zip(up, down, strict=True):
+        assert support.same_bits(p, q)
+        assert torch.equal(p.grad, -q.grad), "gradients are the caller's"
+
+
+@pytest.mark.parametrize("rule", RULES, ids=support.ids(RULES))
+def test_lr_may_be_a_tensor(rule: Rule) -> None:
+    ours, theirs = support.parameters(), support.parameters()
+    lr = torch.tensor(1e-3, dtype=torch.float64)
+    first, second = rule(ours, lr=lr), rule(theirs, lr=1e-3)
+    support.run(first, ours, 2)
+    support.run(second, theirs, 2)
+    lr.fill_(2e-3)
+    second.param_groups[0]["lr"] = 2e-3
+    support.run(first, ours, 2, first=2)
+    support.run(second, theirs, 2, first=2)
+    for p, q in zip(ours, theirs, strict=True):
+        assert support.same_bits(p, q)
+    kept = first.state_dict()["param_groups"][0]["lr"]
+    assert float(kept) == 2e-3
+
+
+SCHEDULERS: dict[str, Any] = {
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=10),
+    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "one-cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1e-2, total_steps=10),
+    "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, base_lr=1e-4, max_lr=1e-2, step_size_up=4),
+    "warm-up": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [
+            torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=3),
+            torch.optim.lr_scheduler.ConstantLR(o, 1.0),
+        ],
+        milestones=[3],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("rule", [SGD, ADAMW], ids=support.ids([SGD, ADAMW]))
+def test_schedulers_drive_ours_as_torchs(name: str, rule: Rule) -> None:
+    ours, theirs = support.parameters(torch.float32), support.parameters(torch.float32)
+    optimizer, reference = rule(ours, format="fp32"), rule.reference(theirs)
+    schedules = [SCHEDULERS[name](optimizer), SCHEDULERS[name](reference)]
+    for step in range(10):
+        for given, stepper in ((ours, optimizer), (theirs, reference)):
+            support.run(stepper, given, 1, first=step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SequentialLR passes epochs
+            for schedule in schedules:
+                if step < 9:
+                    schedule.step()
+        for key in ("lr", "momentum", "betas"):
+            assert optimizer.param_groups[0].get(key) == reference.param_groups[0].get(key)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=2e-6)
+
+
+def test_initial_lr_survives_a_scheduler_and_a_checkpoint() -> None:
+    ours = support.parameters()
+    optimizer = flash.FlashAdamW(ours, lr=1e-3, decouple_lr=True)
+    assert optimizer.param_groups[0]["initial_lr"] == 1e-3
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    support.run(optimizer, ours, 1)
+    schedule.step()
+    other = flash.FlashAdamW(support.clones(ours), lr=7e-3, decouple_lr=True)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == 5e-4
+    assert other.param_groups[0]["initial_lr"] == 1e-3
+
+
+@pytest.mark.parametrize("unscale", [False, True], ids=["scaled", "unscaled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_grad_scaler(unscale: bool, dtype: torch.dtype) -> None:
+    ours, theirs = support.parameters(dtype), support.parameters(dtype)
+    optimizer, plain = flash.FlashAdamW(ours), flash.FlashAdamW(theirs)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+    for step in range(3):
+        for p, q, g in zip(ours, theirs, support.gradients(ours, step), strict=True):
+            p.grad, q.grad = g * 1024, g.clone()
+        scaler.scale(torch.ones(()))  # as the loss would be
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        plain.step()
+    support.assert_same(optimizer, plain)
+
+    before = support.snapshot(optimizer)
+    for p, g in zip(ours, support.gradients(ours, 3), strict=True):
+        p.grad = g
+    assert ours[0].grad is not None
+    ours[0].grad[0, 0] = float("inf")
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    support.assert_same(before, optimizer)
+    assert scaler.get_scale() == 512.0
+    assert sum(optimizer.bad_elements().values()) == 0, "found_inf is the scaler's business"
+
+
+def test_clipping_by_torch_and_by_ours() -> None:
+    ours, theirs = support.parameters(torch.float32), support.parameters(torch.float32)
+    optimizer, plain = flash.FlashAdamW(ours), flash.FlashAdamW(theirs)
+    for given in (ours, theirs):
+        for p, g in zip(given, support.gradients(given, 0), strict=True):
+            p.grad = g
+    expected = torch.nn.utils.clip_grad_norm_(theirs, 0.25)
+    before = [p.grad.clone() for p in ours if p.grad is not None]
+    norm = optimizer.grad_norm()
+    torch.testing.assert_close(norm.float().reshape(()), expected, rtol=1e-6, atol=0.0)
+    assert float(optimizer.clip_grad_norm_(0.25)) == float(norm)
+    optimizer.step()
+    plain.step()
+    for p, q, g in zip(ours, theirs, before, strict=True):
+        # The coefficient is rounded once in another place; what is stored moves by a code or an ulp at most.
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        assert torch.equal(p.grad, g), "gradients are the caller's"
+    support.run(optimizer, ours, 1, first=1)
+    support.run(plain, theirs, 1, first=1)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # clipping holds for one step
+
+
+def test_zero_grad() -> None:
+    given = support.parameters()
+    optimizer = flash.FlashAdamW(given)
+    support.run(optimizer, given, 1)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(p.grad is not None and not p.grad.any() for p in given)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in given)
+
+
+def test_gradients_that_require_grad_are_refused_or_differentiated_nowhere() -> None:
+    """`differentiable` asks for a step through which autograd goes; there is none here."""
+    with pytest.raises((ValueError, NotImplementedError, RuntimeError), match="differentiable"):
+        flash.FlashAdamW(support.parameters(), differentiable=True)
+
+
+def test_switches_of_torch_optim_are_answered() -> None:
+    for options in ({"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}):
+        given, other = support.parameters(), support.parameters()
+        optimizer = flash.FlashAdamW(given, **options)
+        support.run(optimizer, given, 2)
+        plain = flash.FlashAdamW(other)
+        support.run(plain, other, 2)
+        for p, q in zip(given, other, strict=True):
+            assert support.same_bits(p, q), options
+    flash.FlashAdamW(support.parameters(), amsgrad=False, capturable=False)
+    with pytest.raises((ValueError, NotImplementedError), match="amsgrad"):
+        flash.FlashAdamW(support.parameters(), amsgrad=True)
+
+
+def test_check_numerics() -> None:
+    [p] = support.parameters(shapes=((64, 96),))
+    optimizer = flash.FlashLion([p], lr=1e-9, check_numerics=True, master_weight_bits=24)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(flash.NumericsError, match="learning rate|Learning rate|lr"):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 1e-2
+    optimizer.step()
+    with torch.no_grad():
+        p.mul_(1e6)
+    optimizer.step()  # the measurement is cached
+    optimizer.recompute_param_stats()
+    with pytest.raises(flash.NumericsError):
+        optimizer.step()
+    assert issubclass(flash.NumericsError, RuntimeError)
