@@ -1,0 +1,214 @@
+"""Stepping inside backward, each gradient freed as soon as its parameter has moved.
+
+What a user loses if these fail: the 2 bytes per parameter that gradients cost, or the right result without them.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Any
+
+import flashoptim_cpp as flash
+import pytest
+import support
+import torch
+from support import RULES, Rule
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    """step() and zero_grad() say that they do nothing; the first test below listens."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no-op.*|.*released.*|.*gradient release.*")
+        yield
+
+
+def train(network: torch.nn.Module, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        support.loss_of(network, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=support.ids(RULES))
+def test_the_bits_are_those_of_step(rule: Rule) -> None:
+    plain, released = support.model(), support.model()
+    first, second = rule(plain.parameters()), rule(released.parameters())
+    handle = flash.enable_gradient_release(released, second)
+    assert isinstance(handle, flash.GradientReleaseHandle)
+    assert handle.active
+    train(plain, first, range(3))
+    train(released, second, range(3))
+    support.assert_same(first, second)
+    assert all(p.grad is None for p in released.parameters())
+    handle.remove()
+    assert not handle.active
+    train(plain, first, range(3, 5))
+    train(released, second, range(3, 5))
+    support.assert_same(first, second)
+
+
+def test_step_and_zero_grad_say_that_they_do_nothing() -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    with flash_release(network, optimizer):
+        support.loss_of(network, 0).backward()
+        before = support.snapshot(optimizer)
+        for call in (optimizer.step, optimizer.zero_grad):
+            with pytest.warns(UserWarning, match="no-op|does nothing|released"):
+                call()
+        support.assert_same(before, optimizer)
+
+
+class flash_release:
+    """enable_gradient_release as a context."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.handle = flash.enable_gradient_release(*arguments, **options)
+
+    def __enter__(self) -> Any:
+        return self.handle
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+def test_no_gradient_outlives_its_step() -> None:
+    """While a parameter steps, the gradients of the layers behind it are gone already."""
+    network = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(6)]).bfloat16()
+    optimizer = flash.FlashAdamW(network.parameters())
+    alive: list[int] = []
+
+    def count(_: torch.Tensor, __: dict[str, Any]) -> bool:
+        alive.append(sum(p.grad is not None for p in network.parameters()))
+        return True
+
+    with flash_release(network, optimizer, pre_step=count):
+        network(torch.randn(4, 64).bfloat16()).float().sum().backward()
+    assert len(alive) == 12
+    assert max(alive) <= 2, "a layer's weight and bias at most"
+
+
+def test_pre_step_may_refuse() -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    kept = network[0].weight.detach().clone()
+    with flash_release(network, optimizer, pre_step=lambda p, _: p is not network[0].weight):
+        train(network, optimizer, range(2))
+    assert torch.equal(network[0].weight, kept)
+    assert network[0].weight not in optimizer.state
+    assert len(optimizer.state) == 3
+    assert network[0].weight.grad is None
+
+
+def test_pre_step_gets_the_group() -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(
+        [{"params": network[0].parameters()}, {"params": network[2].parameters(), "lr": 1e-2}]
+    )
+    rates = []
+    with flash_release(network, optimizer, pre_step=lambda _, group: rates.append(group["lr"]) is None):
+        train(network, optimizer, range(1))
+    assert sorted(rates) == [1e-3, 1e-3, 1e-2, 1e-2]
+
+
+def test_a_scheduler_goes_on_while_gradients_are_released() -> None:
+    plain, released = support.model(), support.model()
+    optimizers = [flash.FlashAdamW(n.parameters(), lr=1e-2) for n in (plain, released)]
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in optimizers]
+    with flash_release(released, optimizers[1]):
+        for step in range(3):
+            for network, optimizer, schedule in zip((plain, released), optimizers, schedules, strict=True):
+                train(network, optimizer, range(step, step + 1))
+                schedule.step()
+    support.assert_same(*optimizers)
+
+
+def test_tied_weights_step_once() -> None:
+    table = torch.nn.Embedding(80, 64)
+    head = torch.nn.Linear(64, 80, bias=False)
+    head.weight = table.weight
+    network = torch.nn.Sequential(table, head).bfloat16()
+    optimizer = flash.FlashAdamW(network.parameters())
+    calls: list[int] = []
+    with flash_release(network, optimizer, pre_step=lambda *_: calls.append(1) is None):
+        for step in range(3):
+            network(torch.arange(8)).float().sum().backward()
+            assert len(calls) == step + 1
+    assert int(optimizer.state[table.weight]["step"]) == 3
+
+
+def test_frozen_and_foreign_parameters_are_left_alone() -> None:
+    network = support.model()
+    network[0].weight.requires_grad_(False)
+    optimizer = flash.FlashAdamW([network[0].weight, network[2].weight])
+    with flash_release(network, optimizer):
+        train(network, optimizer, range(1))
+    assert list(optimizer.state) == [network[2].weight]
+    assert network[2].bias.grad is not None, "not the optimizer's: its gradient stays the user's"
+
+
+def test_a_state_dict_of_a_released_optimizer_resumes() -> None:
+    straight, broken = support.model(), support.model()
+    first, second = flash.FlashAdamW(straight.parameters()), flash.FlashAdamW(broken.parameters())
+    with flash_release(straight, first), flash_release(broken, second):
+        train(straight, first, range(4))
+        train(broken, second, range(2))
+        resumed = support.model(seed=5)
+        resumed.load_state_dict(broken.state_dict())
+        third = flash.FlashAdamW(resumed.parameters())
+        with flash_release(resumed, third):
+            third.load_state_dict(second.state_dict())
+            train(resumed, third, range(2, 4))
+    support.assert_same(first, third)
+
+
+@pytest.mark.parametrize("policy", ["skip_element", "skip_step", "error"])
+def test_policies_hold_per_parameter(policy: str) -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.named_parameters(), nonfinite=policy)
+    network[2].weight.register_hook(lambda grad: grad.clone().fill_(float("nan")))
+    before = network[2].weight.detach().clone()
+    with flash_release(network, optimizer):
+        loss = support.loss_of(network, 0)
+        if policy == "error":
+            with pytest.raises(flash.NonFiniteError, match=r"2\.weight"):
+                loss.backward()
+        else:
+            loss.backward()
+            assert int(optimizer.state[network[0].weight]["step"]) == 1
+    assert torch.equal(network[2].weight, before)
+    assert optimizer.bad_elements()["2.weight"] == network[2].weight.numel()
+
+
+def test_the_optimizer_may_go_first() -> None:
+    """Hooks keep no dead optimizer alive."""
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    handle = flash.enable_gradient_release(network, optimizer)
+    before = [p.detach().clone() for p in network.parameters()]
+    handle.remove()
+    del optimizer, handle
+    gc.collect()
+    support.loss_of(network, 0).backward()
+    for p, q in zip(network.parameters(), before, strict=True):
+        assert torch.equal(p, q)
+        assert p.grad is not None
+
+
+def test_scalers_and_wrappers_are_refused_as_the_authors_do() -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    with pytest.raises(NotImplementedError, match="[Ss]caler"):
+        flash.enable_gradient_release(network, optimizer, grad_scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_accumulation_and_release_exclude_each_other() -> None:
+    """Two backwards are two steps: whoever accumulates must know."""
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    with flash_release(network, optimizer):
+        support.loss_of(network, 0).backward()
+        support.loss_of(network, 1).backward()
+    assert int(optimizer.state[network[0].weight]["step"]) == 2
