@@ -27,9 +27,10 @@ def changed(key: str, change: Callable[[Any], Any], index: int = 0) -> Callable[
     return apply
 
 
-def without(key: str, index: int = 0) -> Callable[[State], None]:
+def without(*keys: str) -> Callable[[State], None]:
     def apply(saved: State) -> None:
-        del saved["state"][index][key]
+        for key in keys:
+            del saved["state"][0][key]
 
     return apply
 
@@ -97,11 +98,11 @@ BAD: dict[str, tuple[Callable[[State], None], str]] = {
     "an infinite scale": (changed(SCALES, filled(float("inf"))), "scale"),
     "a negative scale": (changed(SCALES, filled(-1.0)), "scale"),
     "no second moment": (
-        lambda saved: [without(k)(saved) for k in (SECOND, "exp_avg_sq::scales")][0],
+        without(SECOND, "exp_avg_sq::scales"),
         "exp_avg_sq",
     ),
     "no moments": (
-        lambda saved: [saved["state"][0].pop(k) for k in list(saved["state"][0]) if "::" in k][0],
+        without(FIRST, SCALES, SECOND, "exp_avg_sq::scales"),
         "exp_avg",
     ),
     "codes and plain values": (added("exp_avg", torch.zeros(64, 96)), "exp_avg"),

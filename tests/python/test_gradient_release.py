@@ -200,7 +200,7 @@ def test_the_optimizer_may_go_first() -> None:
 def test_scalers_and_wrappers_are_refused_as_the_authors_do() -> None:
     network = support.model()
     optimizer = flash.FlashAdamW(network.parameters())
-    with pytest.raises(NotImplementedError, match="[Ss]caler"):
+    with pytest.raises(NotImplementedError, match=r"[Ss]caler"):
         flash.enable_gradient_release(network, optimizer, grad_scaler=torch.amp.GradScaler("cpu"))
 
 

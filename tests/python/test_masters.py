@@ -46,7 +46,9 @@ def test_split_and_joined(number_format: str, dtype: torch.dtype, bytewidth: int
 def test_32_bits_over_bfloat16_restore_every_weight_exactly() -> None:
     exact = torch.cat([values(), torch.tensor([1e38, -1e-30, 3.0e-39])])
     narrow = exact.bfloat16()
-    ties = (exact.view(torch.int32) & 0xFFFF) == 0x8000  # rounded to even by torch, away from zero by the split
+    ties = (
+        exact.view(torch.int32) & 0xFFFF
+    ) == 0x8000  # rounded to even by torch, away from zero by the split
     correction = flash.compute_ecc_bits(exact, narrow, 4)
     joined = flash.reconstruct_fp32_param(narrow, correction)
     assert torch.equal(joined[~ties], exact[~ties])
@@ -99,7 +101,9 @@ def test_fp32_state_dict_goes_round(number_format: str, bits: int, dtype: torch.
             p.fill_(0.123)
     optimizer.set_fp32_model_state_dict(network, taken)
     for name, value in optimizer.get_fp32_model_state_dict(network).items():
-        torch.testing.assert_close(value, before[name], rtol=2.0**-30 if number_format == "native" else 1e-6, atol=0)
+        torch.testing.assert_close(
+            value, before[name], rtol=2.0**-30 if number_format == "native" else 1e-6, atol=0
+        )
     twin = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, 4))
     twin.register_buffer("count", torch.tensor(0.0))
     twin.load_state_dict(taken)
@@ -116,9 +120,7 @@ def test_setting_takes_fp32_only_and_leaves_out_what_is_missing() -> None:
     support.assert_same(before, optimizer)
     optimizer.set_fp32_model_state_dict(network, {"2.bias": torch.ones(4)})
     assert torch.equal(network[2].bias.detach().float(), torch.ones(4))
-    assert torch.equal(
-        optimizer.get_fp32_model_state_dict(network)["0.weight"], taken["0.weight"]
-    )
+    assert torch.equal(optimizer.get_fp32_model_state_dict(network)["0.weight"], taken["0.weight"])
 
 
 def test_a_model_in_full_precision_starts_without_loss() -> None:

@@ -325,7 +325,7 @@ def test_check_numerics() -> None:
     [p] = support.parameters(shapes=((64, 96),))
     optimizer = flash.FlashLion([p], lr=1e-9, check_numerics=True, master_weight_bits=24)
     p.grad = torch.ones_like(p)
-    with pytest.raises(flash.NumericsError, match="learning rate|Learning rate|lr"):
+    with pytest.raises(flash.NumericsError, match=r"learning rate|Learning rate|lr"):
         optimizer.step()
     optimizer.param_groups[0]["lr"] = 1e-2
     optimizer.step()

@@ -1,0 +1,142 @@
+"""Checks of torch.distributed.checkpoint: saved by any number of ranks, loaded by any other, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import flashoptim_cpp as flash
+import support
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from distributed_models import RULES, Network, gather, sharded, step_with
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+STEPS, MORE = 3, 2
+STORAGE: dict[str, dict[str, Any]] = {
+    "native-24": {},
+    "native-32": {"master_weight_bits": 32},
+    "plain": {"compress_state_dict": False, "quantize": False},
+}
+
+
+def save(folder: Path, rank: int, size: int) -> None:
+    """Trains, saves, trains on; the end of the straight run is what every resumed run must reach."""
+    for rule in RULES:
+        for name, storage in STORAGE.items():
+            network = sharded(torch.bfloat16)
+            optimizer = rule(network.parameters(), **storage)
+            for step in range(STEPS):
+                step_with(network, optimizer, step)
+            before = gather(network, optimizer)
+            state = {
+                "model": get_model_state_dict(network),
+                "optimizer": get_optimizer_state_dict(network, optimizer),
+            }
+            assert all(
+                support.same_bits(before[key], value) for key, value in gather(network, optimizer).items()
+            )
+            dcp.save(state, checkpoint_id=folder / f"dcp-{rule.name}-{name}-{size}")
+            for step in range(STEPS, STEPS + MORE):
+                step_with(network, optimizer, step)
+            end = gather(network, optimizer)
+            if rank == 0:
+                torch.save(end, folder / f"end-{rule.name}-{name}-{size}.pt")
+
+
+def load(folder: Path, rank: int, size: int) -> None:
+    """Loads what 1, 2, 3 and 4 ranks saved, and trains on to the same bits."""
+    for rule in RULES:
+        for name, storage in STORAGE.items():
+            for saved in (1, 2, 3, 4):
+                network = sharded(torch.bfloat16)
+                with torch.no_grad():
+                    for p in network.parameters():
+                        support.local(p).zero_()
+                optimizer = rule(network.parameters(), **storage)
+                state = {
+                    "model": get_model_state_dict(network),
+                    "optimizer": get_optimizer_state_dict(network, optimizer),
+                }
+                dcp.load(state, checkpoint_id=folder / f"dcp-{rule.name}-{name}-{saved}")
+                set_model_state_dict(network, state["model"])
+                set_optimizer_state_dict(network, optimizer, state["optimizer"])
+                for step in range(STEPS, STEPS + MORE):
+                    step_with(network, optimizer, step)
+                found = gather(network, optimizer)
+                expected = torch.load(folder / f"end-{rule.name}-{name}-{saved}.pt")
+                wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
+                assert not wrong, f"{rule.name} {name}: saved by {saved}, loaded by {size}: {wrong}"
+
+
+def a_fresh_template_changes_nothing(folder: Path, rank: int, size: int) -> None:
+    """get_optimizer_state_dict makes a fresh optimizer step once with lr 0 and zero gradients."""
+    for rule in RULES:
+        network = sharded(torch.bfloat16)
+        optimizer = rule(network.parameters())
+        before = {name: support.local(p).detach().clone() for name, p in network.named_parameters()}
+        rate = optimizer.param_groups[0]["lr"]
+        state = get_optimizer_state_dict(network, optimizer)
+        for name, p in network.named_parameters():
+            assert support.same_bits(support.local(p), before[name]), name
+            assert p.grad is None
+        assert optimizer.param_groups[0]["lr"] == rate
+        for key, value in state["state"].items():
+            moments = [v for k, v in value.items() if "exp_avg" in k or "momentum" in k]
+            assert all(not support.local(v).any() for v in moments), key
+
+
+def full_state_dict(folder: Path, rank: int, size: int) -> None:
+    """A state gathered whole on every rank goes into an optimizer that knows no ranks, and back."""
+    options = StateDictOptions(full_state_dict=True)
+    network = sharded(torch.bfloat16)
+    optimizer = flash.FlashAdamW(network.parameters())
+    for step in range(STEPS):
+        step_with(network, optimizer, step)
+    weights = get_model_state_dict(network, options=options)
+    state = get_optimizer_state_dict(network, optimizer, options=options)
+    plain = Network().bfloat16()
+    alone = flash.FlashAdamW(plain.parameters())
+    set_model_state_dict(plain, weights)
+    set_optimizer_state_dict(plain, alone, copy.deepcopy(state))
+    again = sharded(torch.bfloat16)
+    other = flash.FlashAdamW(again.parameters())
+    set_model_state_dict(again, weights, options=options)
+    set_optimizer_state_dict(again, other, copy.deepcopy(state), options=options)
+    for step in range(STEPS, STEPS + MORE):
+        step_with(network, optimizer, step)
+        step_with(plain, alone, step)
+        step_with(again, other, step)
+    expected = gather(network, optimizer)
+    for found in (gather(plain, alone), gather(again, other)):
+        wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
+        assert not wrong, wrong
+
+
+def bad_shards_are_refused(folder: Path, rank: int, size: int) -> None:
+    """A state of another shape is refused on every rank, and nothing changes."""
+    network = sharded(torch.bfloat16)
+    optimizer = flash.FlashAdamW(network.parameters())
+    step_with(network, optimizer, 0)
+    before = gather(network, optimizer)
+    state = optimizer.state_dict()
+    index = next(iter(state["state"]))
+    state["state"][index] = dict(state["state"][index])
+    state["state"][index]["exp_avg::quantized"] = torch.zeros(2, 2, dtype=torch.int8)
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, TypeError):
+        pass
+    else:
+        raise AssertionError("a state of another shape was taken")
+    after = gather(network, optimizer)
+    assert all(support.same_bits(before[key], after[key]) for key in before)
+    dist.barrier()

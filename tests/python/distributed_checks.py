@@ -1,0 +1,265 @@
+"""What is checked in every rank; distributed_worker.py runs it, test_distributed.py reports it.
+
+A check takes the folder for files, its rank and the number of ranks. All ranks call it at the same time.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import distributed_checkpoint_checks as checkpoints
+import flashoptim_cpp as flash
+import support
+import torch
+import torch.distributed as dist
+from distributed_models import RULES, gather, sharded, step_with
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+Tensor = torch.Tensor
+
+
+def on_every_rank_the_same(tensors: list[Tensor]) -> None:
+    """Bit for bit; every rank learns of a difference."""
+    for tensor in tensors:
+        raw = tensor.detach().contiguous().view(torch.uint8)
+        everyone = [torch.empty_like(raw) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, raw)
+        assert all(torch.equal(raw, other) for other in everyone)
+
+
+def ddp(folder: Path, rank: int, size: int) -> None:
+    """Ranks see different data and keep the same weights and states."""
+    for rule in RULES:
+        network = DistributedDataParallel(support.model())
+        optimizer = rule(network.parameters())
+        for step in range(3):
+            support.loss_of(network, step * size + rank).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        on_every_rank_the_same([p for p in network.parameters()])
+        on_every_rank_the_same([o["error_bits"] for o in optimizer.state.values()])
+        taken = optimizer.get_fp32_model_state_dict(network)
+        assert set(taken) == set(network.module.state_dict()), "names are the module's, not the wrapper's"
+    try:
+        flash.enable_gradient_release(network, optimizer)
+    except TypeError as error:
+        assert "DistributedDataParallel" in str(error)
+    else:
+        raise AssertionError("gradient release under DDP must be refused")
+
+
+def same_bits_on_any_ranks(folder: Path, rank: int, size: int) -> None:
+    """The same gradients give the same weights, masters and moments, however the parameters are cut."""
+    for rule in RULES:
+        for number_format in ("native", "fp32"):
+            network = sharded(torch.bfloat16)
+            optimizer = rule(network.parameters(), format=number_format)
+            for step in range(4):
+                step_with(network, optimizer, step)
+            found = gather(network, optimizer)
+            if rank == 0:
+                file = folder / f"bits-{rule.name}-{number_format}-{size}.pt"
+                torch.save(found, file)
+                alone = folder / f"bits-{rule.name}-{number_format}-1.pt"
+                reference = torch.load(alone)
+                assert found.keys() == reference.keys()
+                wrong = [key for key in found if not support.same_bits(found[key], reference[key])]
+                assert not wrong, f"{rule.name} {number_format}: {wrong}"
+
+
+def unsharded_has_the_same_bits(folder: Path, rank: int, size: int) -> None:
+    """A plain model with the same gradients gives the bits of the sharded one."""
+    from distributed_models import Network
+
+    for rule in RULES:
+        network, plain = sharded(torch.bfloat16), Network().bfloat16()
+        first, second = rule(network.parameters()), rule(plain.parameters())
+        for step in range(3):
+            step_with(network, first, step)
+            step_with(plain, second, step)
+        found, expected = gather(network, first), gather(plain, second)
+        wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
+        assert not wrong, f"{rule.name}: {wrong}"
+
+
+def shards_that_cut_groups_are_refused(folder: Path, rank: int, size: int) -> None:
+    """A long one-dimensional parameter is cut at multiples of 32 or refused by name; an even cut is stepped."""
+    layer = torch.nn.Module()
+    layer.register_parameter("table", torch.nn.Parameter(torch.ones(81920, dtype=torch.bfloat16)))
+    fully_shard(layer)
+    optimizer = flash.FlashAdamW(layer.named_parameters())
+    even = (81920 // size) % 32 == 0 and 81920 % size == 0
+    try:
+        [p] = layer.parameters()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    except ValueError as error:
+        assert not even
+        assert "table" in str(error)
+    else:
+        assert even or not optimizer.state[p]["exp_avg"].is_quantized()
+
+
+def training(folder: Path, rank: int, size: int) -> None:
+    """Forward, backward and step under FSDP2, uneven and empty shards, frozen layers, gradient release."""
+    for release in (False, True):
+        network = sharded(torch.bfloat16)
+        network.get_parameter("frozen").requires_grad_(False)
+        kept = network.get_parameter("frozen").full_tensor().clone()  # type: ignore[operator]
+        optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2)
+        handle = flash.enable_gradient_release(network, optimizer) if release else None
+        for step in range(3):
+            inputs, classes = support.batch(step * size + rank)
+            torch.nn.functional.cross_entropy(network(inputs).float(), classes).backward()
+            if not release:
+                optimizer.step()
+                optimizer.zero_grad()
+        found = gather(network, optimizer)
+        if not release:
+            expected = found
+        assert all(bool(value.isfinite().all()) for value in found.values())
+        frozen = network.get_parameter("frozen")
+        assert torch.equal(frozen.full_tensor(), kept)  # type: ignore[operator]
+        assert frozen not in optimizer.state
+        if handle is not None:
+            handle.remove()
+            assert all(p.grad is None for p in network.parameters() if p.requires_grad)
+    wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
+    assert not wrong, f"released gradients give other bits: {wrong}"
+
+
+def verdict_over_ranks(folder: Path, rank: int, size: int) -> None:
+    """A NaN in one rank's shard stops the step on all of them, or its element only."""
+    for policy in ("skip_element", "skip_step", "error"):
+        network = sharded(torch.bfloat16)
+        optimizer = flash.FlashAdamW(network.named_parameters(), nonfinite=policy)
+        step_with(network, optimizer, 0)
+        before = gather(network, optimizer)
+        raised = False
+        try:
+            step_with(network, optimizer, 1, spoil="first.weight")
+        except flash.NonFiniteError as error:
+            raised = True
+            assert "first.weight" in str(error)
+        after = gather(network, optimizer)
+        assert raised == (policy == "error")
+        if policy == "skip_element":
+            assert (
+                sum(bool(torch.equal(before[key], after[key])) for key in before if key.endswith("master"))
+                == 0
+            )
+            assert bool(after["first.weight.master"].isfinite().all())
+        else:
+            assert all(support.same_bits(before[key], after[key]) for key in before)
+        steps = {int(state["step"]) for state in optimizer.state.values()}
+        assert steps == ({2} if policy == "skip_element" else {1})
+        counted = torch.tensor(sum(optimizer.bad_elements().values()))
+        everyone = [torch.zeros_like(counted) for _ in range(size)]
+        dist.all_gather(everyone, counted)
+        assert sum(int(c) for c in everyone) in (1, size), "counted where it lies, or by all"
+
+
+def gradient_norm(folder: Path, rank: int, size: int) -> None:
+    """Over the ranks to 1e-12 of the norm of the whole gradients; clipping takes that norm."""
+    network = sharded(torch.bfloat16)
+    optimizer = flash.FlashAdamW(network.parameters())
+    step_with(network, optimizer, 0, take=False)
+    exact = sum(p.grad.full_tensor().double().square().sum() for p in network.parameters())  # type: ignore[union-attr]
+    assert isinstance(exact, Tensor)
+    norm = float(optimizer.grad_norm())
+    assert abs(norm / float(exact.sqrt()) - 1) < 1e-12
+    assert abs(float(optimizer.clip_grad_norm_(norm / 2)) / norm - 1) < 1e-12
+    optimizer.step()
+    on_every_rank_the_same([torch.tensor(float(optimizer.grad_norm()))])
+
+
+def masters_of_shards(folder: Path, rank: int, size: int) -> None:
+    """get/set_fp32_model_state_dict and full_precision work on shards."""
+    network = sharded(torch.bfloat16)
+    optimizer = flash.FlashAdamW(network.parameters())
+    for step in range(2):
+        step_with(network, optimizer, step)
+    before = gather(network, optimizer)
+    taken = optimizer.get_fp32_model_state_dict(network)
+    assert all(value.dtype == torch.float32 for value in taken.values())
+    with flash.full_precision(network, optimizer):
+        for name, p in network.named_parameters():
+            assert p.dtype == torch.float32
+            assert support.same_bits(p, taken[name])
+    after = gather(network, optimizer)
+    assert all(support.same_bits(before[key], after[key]) for key in before)
+    kept = copy.deepcopy(taken)
+    with torch.no_grad():
+        for p in network.parameters():
+            support.local(p).fill_(0.25)
+    optimizer.set_fp32_model_state_dict(network, kept)
+    restored = optimizer.get_fp32_model_state_dict(network)
+    assert all(support.same_bits(restored[name], kept[name]) for name in kept)
+
+
+def zero_redundancy(folder: Path, rank: int, size: int) -> None:
+    """Each rank keeps a part of the states; weights and consolidated states are those of a plain optimizer."""
+    network, twin = support.model(), support.model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer: Any = ZeroRedundancyOptimizer(
+            network.parameters(), optimizer_class=flash.FlashAdamW, lr=1e-2
+        )
+    plain = flash.FlashAdamW(twin.parameters(), lr=1e-2)
+    for step in range(3):
+        for module, stepper in ((network, optimizer), (twin, plain)):
+            for p, g in zip(
+                module.parameters(), support.gradients(list(module.parameters()), step), strict=True
+            ):
+                p.grad = g
+            stepper.step()
+    for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+        assert support.same_bits(p, q)
+    optimizer.consolidate_state_dict(to=0)
+    if rank == 0:
+        whole = optimizer.state_dict()
+        expected = plain.state_dict()["state"]
+        assert sorted(whole["state"]) == sorted(expected)
+        for index, state in expected.items():
+            for key, value in state.items():
+                assert support.same_bits(whole["state"][index][key], value), key
+
+
+def accumulated_in_fp32(folder: Path, rank: int, size: int) -> None:
+    """accumulate_fp32 under FSDP2: two backwards, one step."""
+    network = sharded(torch.bfloat16)
+    optimizer = flash.FlashAdamW(network.parameters(), accumulate_fp32=True, lr=1e-2)
+    for step in range(2):
+        inputs, classes = support.batch(step * size + rank)
+        torch.nn.functional.cross_entropy(network(inputs).float(), classes).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {1}
+
+
+PHASES = {
+    "train": {
+        check.__name__: check
+        for check in (
+            ddp,
+            same_bits_on_any_ranks,
+            unsharded_has_the_same_bits,
+            shards_that_cut_groups_are_refused,
+            training,
+            verdict_over_ranks,
+            gradient_norm,
+            masters_of_shards,
+            zero_redundancy,
+            accumulated_in_fp32,
+            checkpoints.save,
+            checkpoints.a_fresh_template_changes_nothing,
+            checkpoints.full_state_dict,
+        )
+    },
+    "load": {check.__name__: check for check in (checkpoints.load, checkpoints.bad_shards_are_refused)},
+}
