@@ -36,10 +36,7 @@ std::span<T> memory(const View& view, const BufferPlan& plan) {
 }
 View view_of(const Tensor& tensor, const BufferPlan& plan, const char* name) {
     const auto view = dense_view_of(tensor.get(), plan.dtype, {name});
-    if (view.numel != plan.count) {
-        refuse(std::string(name) + " has " + std::to_string(view.numel) + " elements and must have " +
-               std::to_string(plan.count));
-    }
+    check_numel(view, plan.count, {name});
     return view;
 }
 
@@ -64,11 +61,7 @@ View masters_of(const Tensor& masters) { return dense_view_of(masters.get(), DTy
 
 /// Corrections are read in the weights' memory order.
 void check_same_order(const View& a, const View& b, const char* names) {
-    const bool same_shape = shape_text(a.sizes) == shape_text(b.sizes);
-    if (same_shape && same_memory_order(a.sizes, a.strides, b.strides)) return;
-    refuse(std::string(names) + " must have one shape and one order of strides, not " + shape_text(a.sizes) +
-           " with strides " + shape_text(a.strides) + " and " + shape_text(b.sizes) + " with strides " +
-           shape_text(b.strides));
+    if (!a.lies_as(b)) refuse(std::string(names) + " do not lie alike: " + a.text() + ", and " + b.text());
 }
 
 }  // namespace

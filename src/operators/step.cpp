@@ -85,10 +85,10 @@ public:
         auto& item = items.emplace_back();
         item.layout = &layouts_.back();
         item.plan = row.plan;
-        const auto weight = dense_view_of(weights_[n], row.plan.weight_dtype, weights_.name(n));
-        if (weight.numel != row.layout.numel) refuse_size(weights_.name(n), weight.numel, row.layout.numel);
-        item.weight = weight.data;
-        set_gradient(item, weight, n);
+        weight_ = dense_view_of(weights_[n], row.plan.weight_dtype, weights_.name(n));
+        check_numel(weight_, row.layout.numel, weights_.name(n));
+        item.weight = weight_.data;
+        set_gradient(item, n);
         item.gradient_factor = factor_;
         item.rule = row.rule;
         item.hyperparameters = group;
@@ -97,68 +97,81 @@ public:
         return item;
     }
 
-    [[noreturn]] static void refuse_size(Name name, std::int64_t numel, std::int64_t wanted) {
-        refuse(name.text() + " has " + std::to_string(numel) + " elements and must have " +
-               std::to_string(wanted));
-    }
+    /// The memory of the last item's state buffer: elements in the weight's order, or scales. A list may be empty where no
+    /// tensor of the call has such a buffer.
+    void* elements(const TensorList& list, const BufferPlan& plan) const { return buffer(list, plan, true); }
+    void* scales(const TensorList& list, const BufferPlan& plan) const { return buffer(list, plan, false); }
 
     std::vector<StepItem> items;
 
 private:
-    void set_gradient(StepItem& item, const View& weight, std::size_t n) {
+    void set_gradient(StepItem& item, std::size_t n) {
         const auto gradient = view_of(gradients_[n], gradients_.name(n));
         item.gradient_dtype = floating_dtype_of(gradient, gradients_.name(n));
-        if (!std::ranges::equal(gradient.sizes, weight.sizes)) {
-            refuse(gradients_.name(n).text() + " has the shape " + shape_text(gradient.sizes) +
-                   " and its weight " + shape_text(weight.sizes));
-        }
         item.gradient = gradient.data;
-        if (same_memory_order(gradient.sizes, gradient.strides, weight.strides)) return;
-        ordered_.push_back(empty_as(weight, item.gradient_dtype));
+        if (gradient.lies_as(weight_)) return;
+        if (!std::ranges::equal(gradient.sizes, weight_.sizes)) {
+            refuse(gradients_.name(n).text() + " is " + gradient.text() + " and its weight " +
+                   weight_.text() + ": both must have one shape");
+        }
+        ordered_.push_back(empty_as(weight_, item.gradient_dtype));
         copy(ordered_.back().get(), gradients_[n]);
         item.gradient = ordered_.back().data_ptr();
+    }
+
+    [[nodiscard]] void* buffer(const TensorList& list, const BufferPlan& plan,
+                               bool in_order_of_weight) const {
+        const auto n = items.size() - 1;
+        const auto name = list.name(n);
+        if (list.size() == 0) {
+            if (plan.count == 0) return nullptr;
+            refuse(std::string(list.name()) + " is empty: " + weights_.name(n).text() + " needs " +
+                   std::to_string(plan.count) + " elements of it");
+        }
+        const auto memory = memory_of(list[n], name);
+        check_numel(memory, plan.count, name);
+        if (plan.count == 0) return nullptr;
+        check_dtype(memory, plan.dtype, name);
+        if (memory.is_contiguous && (weight_.is_contiguous || !in_order_of_weight)) return memory.data;
+        const auto view = view_of(list[n], name);
+        const bool is_flat = memory.is_contiguous && view.sizes.size() == 1;
+        if (!is_flat && !(in_order_of_weight && view.lies_as(weight_))) {
+            refuse(name.text() + ' ' + view.text() + " does not lie as its weight " + weight_.text() +
+                   ": decode and encode it again where the weight's strides have changed");
+        }
+        return memory.data;
     }
 
     const TensorList& weights_;
     const TensorList& gradients_;
     const float factor_;
     Row rows_;
+    View weight_;  // of the last item
     std::vector<Hyperparameters> groups_;
     std::vector<int> checked_;  // by group: the rule that its hyperparameters were checked for
     std::vector<Layout> layouts_;
     std::vector<Tensor> ordered_;  // copies of gradients that lay in another order
 };
 
-/// The memory of one state buffer. A list may be empty where no tensor of the call has such a buffer.
-void* buffer(const TensorList& list, std::size_t n, const BufferPlan& plan) {
-    if (n >= list.size()) {
-        if (plan.count == 0) return nullptr;
-        refuse(list.name(n).text() + " is missing: it has " + std::to_string(plan.count) + " elements");
-    }
-    if (plan.count == 0) {
-        std::int64_t numel = 0;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(list[n], &numel));
-        if (numel != 0) Batch::refuse_size(list.name(n), numel, 0);
-        return nullptr;
-    }
-    const auto view = dense_view_of(list[n], plan.dtype, list.name(n));
-    if (view.numel != plan.count) Batch::refuse_size(list.name(n), view.numel, plan.count);
-    return view.data;
-}
-
-void check_count(const TensorList& list, std::size_t wanted, const char* name) {
+void check_count(const TensorList& list, std::size_t wanted) {
     if (list.size() != 0 && list.size() != wanted) {
-        refuse(std::string(name) + " has " + std::to_string(list.size()) + " tensors for " +
+        refuse(std::string(list.name()) + " has " + std::to_string(list.size()) + " tensors for " +
                std::to_string(wanted) + " weights: give one for each, empty where there is none");
     }
 }
 
-std::int64_t& step_count(const TensorList& steps, std::size_t n) {
-    const auto values = integers_of(steps[n], steps.name(n));
-    if (values.size() != 1 || values[0] < 0) {
-        refuse(steps.name(n).text() + " must be one integer that is not negative");
+/// The step counts before this step.
+std::vector<std::int64_t*> step_counts(const TensorList& steps) {
+    std::vector<std::int64_t*> counts;
+    counts.reserve(steps.size());
+    for (std::size_t n = 0; n < steps.size(); ++n) {
+        const auto values = integers_of(steps[n], steps.name(n));
+        if (values.size() != 1 || values[0] < 0) {
+            refuse(steps.name(n).text() + " must be one integer that is not negative");
+        }
+        counts.push_back(values.data());
     }
-    return values[0];
+    return counts;
 }
 
 /// What counting and norms need: no moments, the same effective gradient.
@@ -176,33 +189,35 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
           ListArgument second_scale_list, ListArgument step_list, Tensor bad_elements, Tensor table,
           Tensor hyperparameters, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
           double gradient_factor, std::int64_t nonfinite) {
-    const TensorList weights(weight_list, "weights"), gradients(gradient_list, "gradients"),
-        corrections(correction_list, "corrections"), first(first_list, "first"),
-        first_scales(first_scale_list, "first_scales"), second(second_list, "second"),
-        second_scales(second_scale_list, "second_scales"), steps(step_list, "steps");
+    const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
+                            TensorList(step_list, "steps"), TensorList(correction_list, "corrections"),
+                            TensorList(first_list, "first"), TensorList(first_scale_list, "first_scales"),
+                            TensorList(second_list, "second"),
+                            TensorList(second_scale_list, "second_scales"));
+    const auto& [weights, gradients, steps, corrections, first, first_scales, second, second_scales] =
+        lists.all;
     if (found_inf && number_of(found_inf->get(), {"found_inf"}) != 0.0) return;
     const auto count = weights.size();
     if (nonfinite != 0 && nonfinite != 1) {
         refuse("nonfinite is " + std::to_string(nonfinite) + ": it must be 0 or 1");
     }
-    for (const auto& [list, name] : {std::pair(&corrections, "corrections"),
-                                     {&first, "first"},
-                                     {&first_scales, "first_scales"},
-                                     {&second, "second"},
-                                     {&second_scales, "second_scales"}}) {
-        check_count(*list, count, name);
+    for (const auto* list : {&corrections, &first, &first_scales, &second, &second_scales}) {
+        check_count(*list, count);
     }
     if (steps.size() != count) refuse("steps needs one integer for each weight");
     const auto bad = integers_of(bad_elements.get(), {"bad_elements"});
     if (bad.size() != count) refuse("bad_elements needs one integer for each weight");
 
+    const auto counts = step_counts(steps);
+
     Batch batch(weights, gradients, table, hyperparameters, factor_of(gradient_factor, grad_scale));
     for (std::size_t n = 0; n < count; ++n) {
         auto& item = batch.add();
-        item.state = {buffer(corrections, n, item.plan.correction), buffer(first, n, item.plan.first),
-                      buffer(first_scales, n, item.plan.first_scales), buffer(second, n, item.plan.second),
-                      buffer(second_scales, n, item.plan.second_scales)};
-        item.step = step_count(steps, n) + 1;
+        const auto& plan = item.plan;
+        item.state = {batch.elements(corrections, plan.correction), batch.elements(first, plan.first),
+                      batch.scales(first_scales, plan.first_scales), batch.elements(second, plan.second),
+                      batch.scales(second_scales, plan.second_scales)};
+        item.step = *counts[n] + 1;
     }
     const auto pool = shared_pool().get();
     const auto add_bad = [&] {
@@ -213,21 +228,22 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
     if (nonfinite == 1 && count_bad_gradients(batch.items, *pool) != 0) return add_bad();
     flashoptim::step(batch.items, *pool, chosen_backend());
     add_bad();
-    for (std::size_t n = 0; n < count; ++n) step_count(steps, n) = batch.items[n].step;
+    for (std::size_t n = 0; n < count; ++n) *counts[n] = batch.items[n].step;
 }
 
 Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
                  Tensor table, Tensor hyperparameters, std::optional<Tensor> grad_scale,
                  double gradient_factor) {
-    const TensorList weights(weight_list, "weights"), gradients(gradient_list, "gradients"),
-        corrections(correction_list, "corrections");
-    check_count(corrections, weights.size(), "corrections");
+    const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
+                            TensorList(correction_list, "corrections"));
+    const auto& [weights, gradients, corrections] = lists.all;
+    check_count(corrections, weights.size());
     Batch batch(weights, gradients, table, hyperparameters, factor_of(gradient_factor, grad_scale));
     for (std::size_t n = 0; n < weights.size(); ++n) {
         auto& item = batch.add();
         forget_moments(item);
         if (corrections.size() != 0) {
-            item.state.correction = buffer(corrections, n, item.plan.correction);
+            item.state.correction = batch.elements(corrections, item.plan.correction);
         } else {
             item.plan.master_weight_bits = 0;
             item.plan.correction = {};
@@ -242,7 +258,8 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
 
 Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, Tensor table, Tensor hyperparameters,
                  double gradient_factor) {
-    const TensorList weights(weight_list, "weights"), gradients(gradient_list, "gradients");
+    const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"));
+    const auto& [weights, gradients] = lists.all;
     Batch batch(weights, gradients, table, hyperparameters, factor_of(gradient_factor, std::nullopt));
     for (std::size_t n = 0; n < weights.size(); ++n) batch.add();
     return make_number(flashoptim::grad_norm(batch.items, *shared_pool().get()));

@@ -1,6 +1,7 @@
 // Rows of integers to the core's structs and back.
 #include "tables.h"
 
+#include <algorithm>
 #include <string>
 
 #include "flashoptim/error.h"
@@ -40,7 +41,7 @@ Enum enumerator(std::int64_t value, Enum last, const char* name) {
 
 }  // namespace
 
-std::vector<std::int64_t> row_of(const Layout& layout) {
+std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout) {
     return {layout.numel,
             layout.rows,
             layout.row_length,
@@ -73,8 +74,8 @@ Layout layout_from(Row row) {
     return layout;
 }
 
-std::vector<std::int64_t> row_of(const StoragePlan& plan) {
-    std::vector<std::int64_t> row(kPlanRow);
+std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan) {
+    std::array<std::int64_t, kPlanRow> row{};
     row[kWeightDType] = static_cast<std::int64_t>(plan.weight_dtype);
     row[kMasterWeightBits] = plan.master_weight_bits;
     row[kPaperArithmetic] = plan.paper_arithmetic ? 1 : 0;
@@ -105,10 +106,7 @@ StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters
     options.min_quantized_numel_1d = 0;
     auto plan =
         plan_storage(rule, hyperparameters, options, weight_dtype_from(row[kWeightDType]), layout, "plan");
-    bool is_same = plan.moments == moments;
-    const auto planned = row_of(plan);
-    for (std::size_t n = 0; n < kPlanRow; ++n) is_same = is_same && planned[n] == row[n];
-    if (!is_same) {
+    if (!std::ranges::equal(row_of(plan), row)) {
         refuse(
             "a plan does not fit its layout, rule or momentum: make it again with plan() where one of them "
             "changed");

@@ -1,9 +1,9 @@
 // The rows of integers and numbers in which Python hands layouts, plans and hyperparameters to a step. Tensors never stand here.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "flashoptim/step.h"
 
@@ -16,8 +16,8 @@ constexpr std::size_t kPlanRow = 12;
 constexpr std::size_t kStepRow = 24;            // layout, plan, group, has_momentum, check_gradient, rule
 constexpr std::size_t kHyperparameterRow = 11;  // as in struct Hyperparameters
 
-std::vector<std::int64_t> row_of(const Layout& layout);
-std::vector<std::int64_t> row_of(const StoragePlan& plan);
+std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout);
+std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan);
 
 /// @throws what `refuse` throws for a row that no layout, or no plan of this layout, has: a step trusts both with memory.
 Layout layout_from(Row row);

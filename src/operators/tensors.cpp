@@ -1,6 +1,8 @@
 // Torch tensors as the core wants to see them.
 #include "tensors.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <array>
 #include <stdexcept>
@@ -30,16 +32,21 @@ std::string dtype_text(std::int32_t number) {
     return "of another dtype";
 }
 
+std::string list_text(std::span<const std::int64_t> values) {
+    std::string text = "[";
+    for (std::size_t n = 0; n < values.size(); ++n) text += (n == 0 ? "" : ", ") + std::to_string(values[n]);
+    return text + "]";
+}
+
 template <class T>
 std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char* dtype_name, Name name) {
-    const auto view = view_of(tensor, name);
-    bool is_contiguous = false;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &is_contiguous));
-    if (view.torch_dtype != dtype || !is_contiguous) {
-        refuse(name.text() + " is " + (is_contiguous ? dtype_text(view.torch_dtype) : "not contiguous") +
+    const auto memory = memory_of(tensor, name);
+    if (memory.torch_dtype != dtype || !memory.is_contiguous) {
+        refuse(name.text() + " is " +
+               (memory.is_contiguous ? dtype_text(memory.torch_dtype) : "not contiguous") +
                ": it must be a contiguous tensor of " + dtype_name);
     }
-    return {static_cast<T*>(view.data), static_cast<std::size_t>(view.numel)};
+    return {static_cast<T*>(memory.data), static_cast<std::size_t>(memory.numel)};
 }
 
 Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype) {
@@ -73,17 +80,33 @@ TensorList::TensorList(ListArgument list, const char* name) : name_(name) {
     }
     STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list.handle));
 }
-TensorList::~TensorList() {
-    for (auto* handle : handles_) aoti_torch_delete_tensor_object(handle);
+
+// Looked up by name, so that the library needs no Python of a certain version; both functions are in its stable ABI.
+PythonLock::PythonLock() {
+    using Ensure = int (*)();
+    static const auto kEnsure = reinterpret_cast<Ensure>(::dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
+    if (kEnsure != nullptr) state_ = kEnsure();
+}
+PythonLock::~PythonLock() {
+    using Release = void (*)(int);
+    static const auto kRelease = reinterpret_cast<Release>(::dlsym(RTLD_DEFAULT, "PyGILState_Release"));
+    if (kRelease != nullptr) kRelease(state_);
 }
 
 bool View::fills_memory() const {
+    if (is_contiguous) return true;
     std::int64_t places = 1;
     for (std::size_t d = 0; d < sizes.size(); ++d) places += (sizes[d] - 1) * strides[d];
     return numel == 0 || places == numel;
 }
+bool View::lies_as(const View& other) const {
+    return std::ranges::equal(sizes, other.sizes) && same_memory_order(sizes, strides, other.strides);
+}
+std::string View::text() const {
+    return "of shape " + list_text(sizes) + " and strides " + list_text(strides);
+}
 
-View view_of(AtenTensorHandle tensor, Name name) {
+Memory memory_of(AtenTensorHandle tensor, Name name) {
     static const auto kCpu = aoti_torch_device_type_cpu();
     static const auto kStrided = aoti_torch_layout_strided();
     std::int32_t device = 0, layout = 0;
@@ -93,11 +116,16 @@ View view_of(AtenTensorHandle tensor, Name name) {
     if (layout != kStrided) {
         refuse(name.text() + " is sparse: make it dense (for an embedding: sparse=False)");
     }
-    View view;
+    Memory memory;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &memory.data));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &memory.torch_dtype));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &memory.numel));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &memory.is_contiguous));
+    return memory;
+}
+View view_of(AtenTensorHandle tensor, Name name) {
+    View view{memory_of(tensor, name), {}, {}};
     std::int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &view.data));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &view.torch_dtype));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &view.numel));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
@@ -105,18 +133,24 @@ View view_of(AtenTensorHandle tensor, Name name) {
     view.strides = {strides, static_cast<std::size_t>(dims)};
     return view;
 }
-
 View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name) {
     const auto view = view_of(tensor, name);
-    if (view.torch_dtype != torch_dtype(dtype)) {
-        refuse(name.text() + " is " + dtype_text(view.torch_dtype) + ": it must be " +
-               std::string(flashoptim::name_of(dtype)));
-    }
+    check_dtype(view, dtype, name);
     if (!view.fills_memory()) {
-        refuse(name.text() + " of shape " + shape_text(view.sizes) + " and strides " +
-               shape_text(view.strides) + " is not dense in memory: give a contiguous copy");
+        refuse(name.text() + ' ' + view.text() + " is not dense in memory: give a contiguous copy");
     }
     return view;
+}
+
+void check_dtype(const Memory& memory, DType dtype, Name name) {
+    if (memory.torch_dtype == torch_dtype(dtype)) return;
+    refuse(name.text() + " is " + dtype_text(memory.torch_dtype) + ": it must be " +
+           std::string(flashoptim::name_of(dtype)));
+}
+void check_numel(const Memory& memory, std::int64_t numel, Name name) {
+    if (memory.numel == numel) return;
+    refuse(name.text() + " has " + std::to_string(memory.numel) + " elements: it must have " +
+           std::to_string(numel));
 }
 
 DType floating_dtype_of(const View& view, Name name) {
@@ -134,20 +168,11 @@ std::span<const double> doubles_of(AtenTensorHandle tensor, Name name) {
 }
 
 double number_of(AtenTensorHandle tensor, Name name) {
-    const auto view = view_of(tensor, name);
-    if (view.numel == 1 && view.torch_dtype == aoti_torch_dtype_float64()) {
-        return *static_cast<const double*>(view.data);
-    }
-    if (view.numel != 1 || view.torch_dtype != torch_dtype(DType::kFloat32)) {
-        refuse(name.text() + " must be one number, float32 or float64");
-    }
-    return static_cast<double>(*static_cast<const float*>(view.data));
-}
-
-std::string shape_text(std::span<const std::int64_t> values) {
-    std::string text = "[";
-    for (std::size_t n = 0; n < values.size(); ++n) text += (n == 0 ? "" : ", ") + std::to_string(values[n]);
-    return text + "]";
+    const auto number = memory_of(tensor, name);
+    check_numel(number, 1, name);
+    if (number.torch_dtype == aoti_torch_dtype_float64()) return *static_cast<const double*>(number.data);
+    check_dtype(number, DType::kFloat32, name);
+    return static_cast<double>(*static_cast<const float*>(number.data));
 }
 
 Tensor empty_as(const View& other, DType dtype) {

@@ -5,10 +5,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "flashoptim/dtype.h"
@@ -32,47 +34,90 @@ struct ListArgument {
     StableListHandle handle;
 };
 
-/// The tensors of a list; lets go of them at its end.
+/// The tensors of a list. They are let go of by the TensorLists that it belongs to.
 class TensorList {
 public:
     TensorList(ListArgument list, const char* name);
-    ~TensorList();
-    TensorList(const TensorList&) = delete;
-    TensorList& operator=(const TensorList&) = delete;
     [[nodiscard]] std::size_t size() const { return handles_.size(); }
     [[nodiscard]] AtenTensorHandle operator[](std::size_t n) const { return handles_[n]; }
+    [[nodiscard]] const char* name() const { return name_; }
     [[nodiscard]] Name name(std::size_t n) const { return {name_, static_cast<std::int64_t>(n)}; }
 
 private:
+    template <std::size_t>
+    friend class TensorLists;
     const char* name_;
     std::vector<AtenTensorHandle> handles_;
 };
 
-/// A strided CPU tensor. Shape and strides are borrowed from it.
-struct View {
+/// Python's lock, where there is a Python. Letting go of a tensor takes it each time; inside this it is had already, which halves
+/// what a call with many tensors costs.
+class PythonLock {
+public:
+    PythonLock();
+    ~PythonLock();
+    PythonLock(const PythonLock&) = delete;
+    PythonLock& operator=(const PythonLock&) = delete;
+
+private:
+    int state_ = 0;
+};
+
+/// All lists of a call.
+template <std::size_t kCount>
+class TensorLists {
+public:
+    template <class... List>
+    explicit TensorLists(List&&... lists) : all{std::forward<List>(lists)...} {}
+    ~TensorLists() {
+        const PythonLock lock;
+        for (const auto& list : all) {
+            for (auto* handle : list.handles_) aoti_torch_delete_tensor_object(handle);
+        }
+    }
+    TensorLists(const TensorLists&) = delete;
+    TensorLists& operator=(const TensorLists&) = delete;
+
+    const std::array<TensorList, kCount> all;
+};
+template <class... List>
+TensorLists(List&&...) -> TensorLists<sizeof...(List)>;
+
+/// The memory of a CPU tensor.
+struct Memory {
     void* data = nullptr;
     std::int32_t torch_dtype = 0;
     std::int64_t numel = 0;
+    bool is_contiguous = false;  // row-major
+};
+/// The same with its shape and strides, which are borrowed.
+struct View : Memory {
     std::span<const std::int64_t> sizes, strides;
 
     /// Whether its elements are the numel places from `data` on, in whatever order.
     [[nodiscard]] bool fills_memory() const;
+    /// Whether both have one shape, and their elements in the same places.
+    [[nodiscard]] bool lies_as(const View& other) const;
+    /// "of shape [2, 3] and strides [3, 1]".
+    [[nodiscard]] std::string text() const;
 };
 
-/// Refuses tensors of another device or of a sparse layout.
+/// Both refuse tensors of other devices and sparse ones.
+Memory memory_of(AtenTensorHandle tensor, Name name);
 View view_of(AtenTensorHandle tensor, Name name);
 /// Also refuses holes and repeated elements, and any dtype but this.
 View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name);
-/// The same for weights and gradients: float32, bfloat16 or float16. Gradients may have holes.
+/// What a weight or a gradient may be: float32, bfloat16 or float16.
 DType floating_dtype_of(const View& view, Name name);
+/// Refuses any dtype but this, or any number of elements but this.
+void check_dtype(const Memory& memory, DType dtype, Name name);
+void check_numel(const Memory& memory, std::int64_t numel, Name name);
 
 /// Elements of a contiguous CPU tensor of int64 or float64.
 std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name);
 std::span<const double> doubles_of(AtenTensorHandle tensor, Name name);
 /// The element of a tensor of one, as float32 or float64.
 double number_of(AtenTensorHandle tensor, Name name);
-
-std::string shape_text(std::span<const std::int64_t> values);
 
 /// New CPU tensors, not initialised: in another's shape and memory order, or of one dimension.
 Tensor empty_as(const View& other, DType dtype);
