@@ -21,9 +21,9 @@ struct Parameter {
     Layout layout;
     StoragePlan plan;
     StateMemory correction, first, first_scales, second, second_scales;
-    TensorView gradient;             // data null where none is set
-    bool gradient_in_order = false;  // whether it lies as the weight does
-    StateMemory ordered_gradient;    // otherwise a copy that does
+    TensorView gradient;                      // data null where none is set
+    bool gradient_in_order = false;           // whether it lies as the weight does
+    std::vector<std::byte> ordered_gradient;  // otherwise a copy that does
     std::int64_t steps = 0;
     bool has_momentum = false;
     std::uint64_t bad_elements = 0;
@@ -63,11 +63,12 @@ struct Optimizer::Impl {
 
     /// Allocates what the plan has and the parameter lacks (momentum may be switched on later).
     void allocate(Parameter& p) {
+        items_are_current = false;
         const auto plan =
             plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
         int stream = 0;
         const auto fit = [&](StateMemory& memory, const BufferPlan& wanted) {
-            if (!(memory.plan() == wanted)) memory = StateMemory(wanted, stream);
+            if (!(memory.plan() == wanted)) memory = StateMemory(arena, wanted, stream);
             ++stream;
         };
         if (plan.first.count != p.plan.first.count) p.has_momentum = false;  // momentum came or went
@@ -80,35 +81,47 @@ struct Optimizer::Impl {
     }
 
     /// Brings a gradient of another memory order into the weight's.
-    const void* ordered_gradient(Parameter& p) const {
+    static const void* ordered_gradient(Parameter& p) {
         if (p.gradient_in_order) return p.gradient.data;
-        const BufferPlan wanted{p.gradient.dtype, p.layout.numel};
-        if (!(p.ordered_gradient.plan() == wanted)) p.ordered_gradient = StateMemory(wanted);
+        p.ordered_gradient.resize(BufferPlan{p.gradient.dtype, p.layout.numel}.bytes());
         copy_in_order(p.gradient, p.layout.strides, p.ordered_gradient.data());
         return p.ordered_gradient.data();
     }
 
-    StepItem item_of(Parameter& p) const {
-        StepItem item;
-        item.layout = &p.layout;
-        item.plan = p.plan;
-        item.weight = p.weight.data;
-        item.state = {p.correction.data(), p.first.data(), p.first_scales.data(), p.second.data(),
-                      p.second_scales.data()};
-        item.gradient = ordered_gradient(p);
-        item.gradient_dtype = p.gradient.dtype;
-        item.gradient_factor = gradient_factor;
-        item.rule = rule;
-        item.hyperparameters = groups[p.group];
-        item.step = p.steps + 1;
-        item.has_momentum = p.has_momentum;
-        item.check_gradient = options.check_gradients;
-        return item;
+    /// Makes the items of these parameters; what is in them from the last call and still right stays.
+    void fill_items(std::span<Parameter* const> chosen) {
+        items.resize(chosen.size());
+        for (std::size_t n = 0; n < chosen.size(); ++n) {
+            auto& p = *chosen[n];
+            auto& item = items[n];
+            if (!items_are_current || item.layout != &p.layout) {
+                item.layout = &p.layout;
+                item.plan = p.plan;
+                item.weight = p.weight.data;
+                item.state = {p.correction.data(), p.first.data(), p.first_scales.data(), p.second.data(),
+                              p.second_scales.data()};
+                item.rule = rule;
+                item.hyperparameters = groups[p.group];
+                item.check_gradient = options.check_gradients;
+            }
+            item.gradient = ordered_gradient(p);
+            item.gradient_dtype = p.gradient.dtype;
+            item.gradient_factor = gradient_factor;
+            item.step = p.steps + 1;
+            item.has_momentum = p.has_momentum;
+        }
+        items_are_current = true;
+    }
+    std::span<Parameter* const> all_with_gradient() {
+        with_gradient.clear();
+        for (auto& p : parameters) {
+            if (p.gradient.data != nullptr) with_gradient.push_back(&p);
+        }
+        return with_gradient;
     }
 
     StepReport step(std::span<Parameter* const> chosen) {
-        items.clear();
-        for (auto* p : chosen) items.push_back(item_of(*p));
+        fill_items(chosen);
         StepReport report;
         if (options.nonfinite != NonFinite::kSkipElement) {
             report.bad_elements = count_bad_gradients(items, pool);
@@ -150,11 +163,13 @@ struct Optimizer::Impl {
     OptimizerOptions options;
     ThreadPool pool;
     std::vector<Hyperparameters> groups;
+    StateArena arena;
     std::vector<Parameter> parameters;
     float gradient_factor = 1.0F;
     // Of one call; kept so that a step allocates nothing.
     std::vector<Parameter*> with_gradient;
     std::vector<StepItem> items;
+    bool items_are_current = false;  // no plan and no hyperparameter has changed since
 };
 
 Optimizer::Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options)
@@ -178,6 +193,7 @@ const Hyperparameters& Optimizer::hyperparameters(GroupId group) const { return 
 void Optimizer::set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters) {
     auto& changed = impl_->group_at(group);
     changed = impl_->checked(hyperparameters, changed.initial_learning_rate);
+    impl_->items_are_current = false;
     for (auto& p : impl_->parameters) {
         if (p.group == group) impl_->allocate(p);
     }
@@ -190,6 +206,7 @@ void Optimizer::set_learning_rate(GroupId group, double learning_rate) {
     changed.learning_rate = learning_rate;
     check_hyperparameters(impl_->rule, changed);
     impl_->group_at(group) = changed;
+    impl_->items_are_current = false;
 }
 
 Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::string name, GroupId group,
@@ -256,21 +273,11 @@ void Optimizer::set_gradient_factor(double factor) {
 }
 
 double Optimizer::grad_norm() {
-    impl_->items.clear();
-    for (auto& p : impl_->parameters) {
-        if (p.gradient.data != nullptr) impl_->items.push_back(impl_->item_of(p));
-    }
+    impl_->fill_items(impl_->all_with_gradient());
     return flashoptim::grad_norm(impl_->items, impl_->pool);
 }
 
-StepReport Optimizer::step() {
-    auto& chosen = impl_->with_gradient;
-    chosen.clear();
-    for (auto& p : impl_->parameters) {
-        if (p.gradient.data != nullptr) chosen.push_back(&p);
-    }
-    return impl_->step(chosen);
-}
+StepReport Optimizer::step() { return impl_->step(impl_->all_with_gradient()); }
 StepReport Optimizer::step_parameter(ParameterId parameter) {
     auto* p = &impl_->at(parameter);
     if (p->gradient.data == nullptr) {
@@ -371,7 +378,7 @@ MemoryReport Optimizer::memory_report() const {
         report.moments += p.first.bytes() + p.second.bytes();
         report.scales += p.first_scales.bytes() + p.second_scales.bytes();
         if (p.gradient.data != nullptr)
-            report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.bytes();
+            report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.size();
     }
     return report;
 }

@@ -2,7 +2,7 @@
 
 #include <sys/mman.h>
 
-#include <cstring>
+#include <algorithm>
 #include <new>
 
 namespace flashoptim {
@@ -10,40 +10,61 @@ namespace flashoptim {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21U;
+constexpr std::size_t kSmallestBlock = std::size_t{1} << 18U, kLargestBlock = std::size_t{1} << 24U;
+constexpr std::size_t kCacheLine = 64, kPage = 4096;
 constexpr std::size_t kStagger = 832;  // a multiple of a cache line
-constexpr std::align_val_t kAlignment{64};
 
-}  // namespace
+constexpr std::size_t round_up(std::size_t size, std::size_t unit) { return (size + unit - 1) / unit * unit; }
 
-void StateMemory::Free::operator()(std::byte* begin) const {
-    if (mapped_bytes == 0) {
-        ::operator delete(begin, kAlignment);
-    } else {
-        ::munmap(begin, mapped_bytes);
-    }
-}
-
-StateMemory::StateMemory(const BufferPlan& plan, int stream) : plan_(plan) {
-    const std::size_t size = plan.bytes();
-    if (size == 0) return;
-    if (size < kHugePage) {
-        owner_ = {static_cast<std::byte*>(::operator new(size, kAlignment)), Free{0}};
-        data_ = owner_.get();
-        std::memset(data_, 0, size);
-        return;
-    }
-    const std::size_t stagger = static_cast<std::size_t>(stream) * kStagger;
+/// Pages that nobody has touched, from `stagger` bytes behind the beginning of a huge page on.
+std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
     const std::size_t mapped = size + stagger + kHugePage;  // what is left out for alignment is never touched
     void* begin = ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (begin == MAP_FAILED) throw std::bad_alloc();
-    owner_ = {static_cast<std::byte*>(begin), Free{mapped}};
+    const std::shared_ptr<std::byte> owner(static_cast<std::byte*>(begin),
+                                           [mapped](std::byte* pages) { ::munmap(pages, mapped); });
     const auto address = reinterpret_cast<std::uintptr_t>(begin);
-    const std::size_t to_huge_page = (kHugePage - address % kHugePage) % kHugePage;
-    data_ = owner_.get() + to_huge_page + stagger;
+    auto* const first = owner.get() + (kHugePage - address % kHugePage) % kHugePage;
 #if defined(MADV_HUGEPAGE)
     // Whole huge pages only: the end of the last would be memory that nobody uses. The advice may be refused.
-    ::madvise(owner_.get() + to_huge_page, (size + stagger) / kHugePage * kHugePage, MADV_HUGEPAGE);
+    if (size + stagger >= kHugePage) {
+        ::madvise(first, (size + stagger) / kHugePage * kHugePage, MADV_HUGEPAGE);
+    }
 #endif
+    return {owner, first + stagger};
+}
+
+}  // namespace
+
+std::shared_ptr<std::byte> StateArena::take(std::size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    // Apart, so that it sees what is written beyond the end of each.
+    const auto apart = std::make_shared<std::byte[]>(bytes);
+    return {apart, apart.get()};
+#endif
+    if (bytes > size_ - used_) {
+        // As large again as all before: few blocks, and little at the end of the last that is not used.
+        size_ = std::max(round_up(bytes, kCacheLine), std::clamp(total_, kSmallestBlock, kLargestBlock));
+        block_ = map_pages(size_, 0);
+        total_ += size_;
+        used_ = 0;
+    }
+    std::shared_ptr<std::byte> taken(block_, block_.get() + used_);
+    used_ = std::min(size_, used_ + round_up(bytes, kCacheLine));
+    return taken;
+}
+
+StateMemory::StateMemory(StateArena& arena, const BufferPlan& plan, int stream) : plan_(plan) {
+    const std::size_t size = plan.bytes();
+    if (size == 0) return;
+    const std::size_t stagger = static_cast<std::size_t>(stream) * kStagger;
+    if (size >= kHugePage) {
+        data_ = map_pages(size, stagger);
+    } else {
+        // Side by side they differ by their sizes, unless that is a page or nearly so.
+        const bool must_stagger = size % kPage < kStagger / 2 && size >= kPage;
+        data_ = arena.take(size + (must_stagger ? kStagger / 2 : 0));
+    }
 }
 
 }  // namespace flashoptim

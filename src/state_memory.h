@@ -10,32 +10,40 @@
 
 namespace flashoptim {
 
-/// A zeroed buffer, aligned to a cache line. Large ones are pages that nobody has touched yet, huge ones where the system has
-/// them: each comes to lie near the thread that steps it first.
+/// Zeroed pages that nobody has touched yet, huge ones where the system has them and they pay: each comes to lie near the thread
+/// that steps it first. Small buffers share blocks, so that thousands of them are no more scattered than one large one; a
+/// block goes with the last of its buffers.
+class StateArena {
+public:
+    /// `bytes` on a cache line. @throws std::bad_alloc
+    std::shared_ptr<std::byte> take(std::size_t bytes);
+
+private:
+    std::shared_ptr<std::byte> block_;
+    std::size_t used_ = 0, size_ = 0;  // of the block
+    std::size_t total_ = 0;            // of all blocks
+};
+
+/// A zeroed buffer of an arena.
 class StateMemory {
 public:
     StateMemory() = default;
     /// Buffers of one parameter differ in `stream` (0 to 7), which keeps the same element of each from lying a multiple of
     /// 4 KiB apart: the processor takes such loads and stores for one another.
     /// @throws std::bad_alloc
-    explicit StateMemory(const BufferPlan& plan, int stream = 0);
+    StateMemory(StateArena& arena, const BufferPlan& plan, int stream = 0);
 
-    [[nodiscard]] std::byte* data() const { return data_; }
+    [[nodiscard]] std::byte* data() const { return data_.get(); }
     [[nodiscard]] std::size_t bytes() const { return plan_.bytes(); }
-    [[nodiscard]] std::span<std::byte> span() const { return {data_, bytes()}; }
+    [[nodiscard]] std::span<std::byte> span() const { return {data(), bytes()}; }
     [[nodiscard]] std::span<std::uint16_t> scales() const {
-        return {reinterpret_cast<std::uint16_t*>(data_), bytes() / sizeof(std::uint16_t)};
+        return {reinterpret_cast<std::uint16_t*>(data()), bytes() / sizeof(std::uint16_t)};
     }
     [[nodiscard]] const BufferPlan& plan() const { return plan_; }
 
 private:
-    struct Free {
-        std::size_t mapped_bytes;  // 0: from operator new
-        void operator()(std::byte* begin) const;
-    };
     BufferPlan plan_;
-    std::unique_ptr<std::byte, Free> owner_;
-    std::byte* data_ = nullptr;
+    std::shared_ptr<std::byte> data_;
 };
 
 }  // namespace flashoptim

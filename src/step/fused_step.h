@@ -135,7 +135,6 @@ private:
         using Scales::old_scale, Scales::new_scale;
         alignas(64) float values[kBlockSize];
         alignas(64) float largest[kGroupsPerBlock] = {};
-        alignas(64) float reciprocal[kGroupsPerBlock] = {};
 
         [[nodiscard]] bool keeps_codes(int group) const {
             return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;
@@ -163,17 +162,6 @@ private:
         if constexpr (kGrouped && kSecond)
             second_moments.read_scales(b.second_scales, groups, k.second.factor);
 
-        // Passes of their own, so that one vector need not wait for the other's long way.
-        if constexpr (kGrouped && kFirst && M::kDivides) {
-            for (int e = 0; e < size; e += L::kWidth) {
-                L::store_f32(first_moments.values + e, first_unit(b.first + e));
-            }
-        }
-        if constexpr (kGrouped && kSecond && M::kDivides) {
-            for (int e = 0; e < size; e += L::kWidth) {
-                L::store_f32(second_moments.values + e, second_unit(b.second + e));
-            }
-        }
         for (int group = 0; group < groups; ++group) {
             [[maybe_unused]] Float largest_first = L::broadcast(0.0F), largest_second = L::broadcast(0.0F);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
@@ -182,11 +170,8 @@ private:
                 const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, k);
                 typename M::template OldFirst<L> old_first{};
                 typename M::template OldSecond<L> old_second{};
-                if constexpr (kFirst)
-                    old_first.unit = decoded(first_moments, e, [&] { return first_unit(b.first + e); });
-                if constexpr (kSecond) {
-                    old_second.unit = decoded(second_moments, e, [&] { return second_unit(b.second + e); });
-                }
+                if constexpr (kFirst) old_first.unit = first_unit(b.first + e);
+                if constexpr (kSecond) old_second.unit = second_unit(b.second + e);
                 if constexpr (kGrouped) {
                     if constexpr (kFirst) old_first.factor = L::broadcast(first_moments.factor[group]);
                     if constexpr (kSecond) old_second.factor = L::broadcast(second_moments.factor[group]);
@@ -258,34 +243,22 @@ private:
         if constexpr (kGrouped) {
             if constexpr (kFirst) {
                 for (int n = 0; n < groups; n += L::kWidth) new_scales<true>(first_moments, n, k.first);
-                encode_moment(
-                    b.first, first_moments, dither.first, place, groups, bad_count != 0, bad_elements,
-                    [](Float m, Float encode, UInt u, float reciprocal) __attribute__((always_inline)) {
-                        return M::template first_code<L>(m, encode, u, reciprocal);
-                    });
+                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0,
+                              bad_elements, [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
+                                  return M::template first_code<L>(m, encode, u);
+                              });
                 first_moments.write_scales(b.first_scales, groups);
             }
             if constexpr (kSecond) {
                 for (int n = 0; n < groups; n += L::kWidth) new_scales<false>(second_moments, n, k.second);
-                encode_moment(
-                    b.second, second_moments, dither.second, place, groups, bad_count != 0, bad_elements,
-                    [](Float r, Float encode, UInt u, float reciprocal) __attribute__((always_inline)) {
-                        return M::template second_code<L>(r, encode, u, reciprocal);
-                    });
+                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0,
+                              bad_elements, [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
+                                  return M::template second_code<L>(r, encode, u);
+                              });
                 second_moments.write_scales(b.second_scales, groups);
             }
         }
         return valid == size || bad_count == 0 ? bad_count : count_marked(bad_elements, valid);
-    }
-
-    /// The unit of an old moment: decoded already where that is long, now otherwise.
-    template <class State, class Decode>
-    static FLASHOPTIM_INLINE Float decoded(const State& state, int e, Decode decode) {
-        if constexpr (kGrouped && M::kDivides) {
-            return L::load_f32(state.values + e);
-        } else {
-            return decode();
-        }
     }
 
     static std::uint64_t count_marked(const std::uint32_t* marks, int size) {
@@ -319,9 +292,6 @@ private:
         }
         L::store_f32(moments.new_scale + group, scale);
         L::store_f32(moments.encode + group, encode);
-        if constexpr (M::kDivides && L::kHasFastFma) {
-            L::store_f32(moments.reciprocal + group, M::template group_reciprocal<L>(encode));
-        }
     }
 
     template <class Code, class Encode>
@@ -333,7 +303,7 @@ private:
             const auto factor = L::broadcast(moments.encode[group]);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
                 const auto u = L::load_u32(dither + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod);
-                auto code = encode(L::load_f32(moments.values + e), factor, u, moments.reciprocal[group]);
+                auto code = encode(L::load_f32(moments.values + e), factor, u);
                 auto* const bytes = reinterpret_cast<std::uint8_t*>(codes) + e;
                 if (has_bad && moments.keeps_codes(group)) [[unlikely]] {
                     const auto bad = L::from_mask_bits(L::load_u32(bad_elements + e));

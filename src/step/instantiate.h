@@ -16,7 +16,7 @@ namespace flashoptim {
 
 template <class L, class R, class M, class W>
 Kernels kernels_of() {
-    if constexpr (W::kProtected && !std::is_same_v<L, ScalarLanes>) {
+    if constexpr (!std::is_same_v<L, ScalarLanes>) {
         return {&OrdinaryStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};
     } else {
         return {&FusedStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};

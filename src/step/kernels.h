@@ -27,6 +27,7 @@ struct Segment {
     bool check_gradient = true;
     std::uint32_t place = 0;  // index of the first element in the whole tensor mod 512
     std::int64_t count = 0;
+    const Segment* following = nullptr;  // of the same kind, stepped next: for what is fetched ahead
     const StepScalars* scalars = nullptr;
     const DitherTables* dither = nullptr;
     std::uint64_t (*reference)(const Segment&) =

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "flashoptim/numeric/dither.h"
+#include "flashoptim/numeric/quotient.h"
 #include "step/block.h"
 #include "step/read_gradient.h"
 
@@ -40,7 +41,9 @@ public:
         for (std::int64_t at = 0; at < whole; at += kBlockSize) {
             const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
             if constexpr (kGrouped) {
-                if (!step_groups(s, block_at(s, at), size, place_at(s, at), true)) bad += refer(s, at, size);
+                if (!step_groups(s, block_at(s, at), size, place_at(s, at), Ahead(s, at))) {
+                    bad += refer(s, at, size);
+                }
             } else {
                 bad += step_units(s, at, size);
             }
@@ -48,7 +51,7 @@ public:
         if (whole < s.count) {
             const auto size = static_cast<int>(s.count - whole);
             Tail tail(s, block_at(s, whole), size);
-            if (step_tail(s, tail.block(), place_at(s, whole))) {
+            if (step_tail(s, tail.block(), place_at(s, whole), Ahead(s, whole))) {
                 tail.write_back();
             } else {
                 bad += refer(s, whole, size);
@@ -77,6 +80,7 @@ private:
     /// Sums that overflow or become NaN where anything that was added is out of the ordinary.
     struct Watch {
         Float weights = L::broadcast(1.0F), gradients = L::broadcast(1.0F);
+        UInt smallest = L::broadcast_bits(0xffffffffU), largest{};  // of what R divides
 
         FLASHOPTIM_INLINE void weight(Float w) {
             weights = L::fma(w, L::broadcast(0x1p126F / W::kOrdinary * 4.0F), weights);
@@ -86,37 +90,68 @@ private:
             const auto scaled = g * L::broadcast(0x1p16F);
             gradients = L::fma(scaled, scaled, gradients);
         }
+        FLASHOPTIM_INLINE void dividend(Float x) {
+            smallest = L::min_bits(smallest, dividend_order<L>(x));
+            largest = L::max_bits(largest, L::bits(x) & kMagnitudeBits);
+        }
         [[nodiscard]] FLASHOPTIM_INLINE bool is_quiet() const {
             const auto infinity = L::from_bits(L::broadcast_bits(kInfinityBits));
-            return !L::any(
-                L::negate(L::both(L::less(absolute<L>(weights), infinity), L::less(gradients, infinity))));
+            auto quiet = L::both(L::less(absolute<L>(weights), infinity), L::less(gradients, infinity));
+            if constexpr (R::kDividesMoments) {
+                const auto too_small =
+                    L::less_bits(smallest, dividend_order<L>(L::broadcast(kSmallestDividend)));
+                const auto too_large = L::less_bits(L::bits(L::broadcast(kLargestDividend)), largest);
+                quiet = L::both(quiet, L::negate(L::either(too_small, too_large)));
+            }
+            return !L::any(L::negate(quiet));
         }
     };
 
-    static FLASHOPTIM_INLINE void prefetch(const Block& b, const Segment& s, int e) {
-        constexpr int kLine = 64;
-        const auto fetch = [&](const auto* p, int size) __attribute__((always_inline)) {
-            const auto* from =
-                reinterpret_cast<const char*>(p) + static_cast<std::ptrdiff_t>(e + kPrefetch) * size;
+    /// What comes kPrefetch elements after a block: in its segment, or in the one that follows.
+    class Ahead {
+    public:
+        FLASHOPTIM_INLINE Ahead(const Segment& s, std::int64_t at) : gradient_dtype_(s.gradient_dtype) {
+            const Segment* from = &s;
+            auto place = at + kPrefetch;
+            if (place >= s.count) {
+                from = s.following;
+                place = (place - s.count) / kGroup * kGroup;
+            }
+            is_there_ = from != nullptr && place < from->count;
+            if (is_there_) block_ = block_at(*from, place);
+        }
+        /// Fetches as much as a unit, e elements on.
+        FLASHOPTIM_INLINE void fetch(int e) const {
+            if (!is_there_) return;
+            fetch(block_.weight, e, sizeof(Stored));
+            if constexpr (kHasCorrection) fetch(block_.correction, e, sizeof(Correction));
+            if constexpr (kFirst) fetch(block_.first, e, sizeof(typename Types::FirstCode));
+            if constexpr (kSecond) fetch(block_.second, e, sizeof(typename Types::SecondCode));
+            if (gradient_dtype_ == DType::kFloat32) {
+                fetch(block_.gradient, e, 4);
+            } else {
+                fetch(block_.gradient, e, 2);
+            }
+        }
+
+    private:
+        static FLASHOPTIM_INLINE void fetch(const void* block, int e, int size) {
+            constexpr int kLine = 64;
+            const auto* from = static_cast<const char*>(block) + static_cast<std::ptrdiff_t>(e) * size;
             FLASHOPTIM_UNROLL
             for (int at = 0; at < kUnitSize * size; at += kLine) __builtin_prefetch(from + at);
-        };
-        fetch(b.weight, sizeof(Stored));
-        if constexpr (kHasCorrection) fetch(b.correction, sizeof(Correction));
-        if constexpr (kFirst) fetch(b.first, sizeof(typename Types::FirstCode));
-        if constexpr (kSecond) fetch(b.second, sizeof(typename Types::SecondCode));
-        if (s.gradient_dtype == DType::kFloat32) {
-            fetch(b.gradient, 4);
-        } else {
-            fetch(b.gradient, 2);
         }
-    }
+        Block block_{};
+        DType gradient_dtype_ = DType::kFloat32;
+        bool is_there_ = false;
+    };
 
     /// The moments of a block between the passes, and its groups' scales.
     struct Pending : GroupScales<L, M> {
         alignas(64) float values[kBlockSize];
         float gap[48];  // see DitherTables
         alignas(64) std::uint32_t largest[kGroupsPerBlock][L::kWidth];
+        alignas(64) float reciprocal[kGroupsPerBlock];  // of `encode`, where the format divides
 
         FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
             GroupScales<L, M>::read_scales(from, groups, scale_factor);
@@ -144,19 +179,26 @@ private:
         watch.weight(w);
         const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e + j * L::kWidth), w, k);
         if constexpr (!kRootShowsGradient) watch.gradient(g);
-        R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+        if constexpr (R::kDividesMoments) {
+            R::template update<L, M, true>(g, w, old_first, old_second, first, second, root, k);
+            watch.dividend(first);
+            watch.dividend(second);
+        } else {
+            R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+        }
         watch.weight(w);
         return w;
     }
 
-    static bool step_tail(const Segment& s, const Block& b, std::uint32_t place) {
+    static bool step_tail(const Segment& s, const Block& b, std::uint32_t place, const Ahead& ahead) {
         if constexpr (kGrouped) {
-            return step_groups(s, b, kTail, place, false);
+            return step_groups(s, b, kTail, place, ahead);
         } else {
             alignas(64) float gradient[kTail];
             read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, kTail, gradient);
             bool is_ordinary = true;
             for (int e = 0; e < kTail; e += kUnitSize) {
+                ahead.fetch(e);
                 is_ordinary = step_unit(s, b, gradient, e, place) && is_ordinary;
             }
             return is_ordinary;
@@ -165,7 +207,7 @@ private:
 
     /// Steps whole groups if all that is in them is ordinary; writes nothing otherwise.
     static bool step_groups(const Segment& s, const Block& b, int size, std::uint32_t place,
-                            bool fetches_ahead) {
+                            const Ahead& ahead) {
         const StepScalars& k = *s.scalars;
         const int groups = size / kGroup;
         Buffers buffers;
@@ -177,7 +219,7 @@ private:
         [[maybe_unused]] Float largest_first{};
         [[maybe_unused]] UInt largest_root{};
         for (int e = 0; e < size; e += kUnitSize) {
-            if (fetches_ahead) prefetch(b, s, e);
+            ahead.fetch(e);
             FLASHOPTIM_UNROLL
             for (int j = 0; j < L::kUnit; ++j) {
                 const int at = e + j * L::kWidth, group = at / kGroup;
@@ -236,6 +278,9 @@ private:
             }
             L::store_f32(moments.new_scale + n, scale);
             L::store_f32(moments.encode + n, encode);
+            if constexpr (M::kDivides) {
+                L::store_f32(moments.reciprocal + n, L::divide(L::broadcast(1.0F), encode));
+            }
         }
         return true;
     }
@@ -256,6 +301,7 @@ private:
                     const int at = e + j * L::kWidth;
                     sum[j] = M::template first_sum<L>(L::load_f32(buffers.first.values + at),
                                                       L::broadcast(buffers.first.encode[at / kGroup]),
+                                                      L::broadcast(buffers.first.reciprocal[at / kGroup]),
                                                       L::load_u32(dither.first + from + j * L::kWidth));
                 }
                 L::template store_byte<M::kCodeShift>(b.first + e, sum, M::kFirstFlip);
@@ -267,6 +313,7 @@ private:
                     const int at = e + j * L::kWidth;
                     sum[j] = M::template second_sum<L>(L::load_f32(buffers.second.values + at),
                                                        L::broadcast(buffers.second.encode[at / kGroup]),
+                                                       L::broadcast(buffers.second.reciprocal[at / kGroup]),
                                                        L::load_u32(dither.second + from + j * L::kWidth));
                 }
                 L::template store_byte<M::kCodeShift>(b.second + e, sum, 0U);
@@ -280,11 +327,12 @@ private:
     static std::uint64_t step_units(const Segment& s, std::int64_t at, int size) {
         const Block b = block_at(s, at);
         const auto place = place_at(s, at);
+        const Ahead ahead(s, at);
         alignas(64) float gradient[kBlockSize];
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
         std::uint64_t bad = 0;
         for (int e = 0; e < size; e += kUnitSize) {
-            prefetch(b, s, e);
+            ahead.fetch(e);
             if (!step_unit(s, b, gradient, e, place)) [[unlikely]] {
                 bad += refer(s, at + e, kUnitSize);
             }

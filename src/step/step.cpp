@@ -84,13 +84,15 @@ Segment segment_of(const Workspace& work, const PreparedItem& prepared, std::int
     const auto& kind = work.kinds[prepared.kind];
     const auto& item = *prepared.item;
     const auto& layout = *item.layout;
-    const auto row = begin / prepared.rows.length, column = begin % prepared.rows.length;
-    const auto group = row * prepared.rows.groups + column / kGroupSize;
+    std::int64_t group = 0, index = layout.row_offset * layout.whole_row_length + layout.column_offset;
+    if (begin != 0) {  // most tensors are small and one segment
+        const auto row = begin / prepared.rows.length, column = begin % prepared.rows.length;
+        group = row * prepared.rows.groups + column / kGroupSize;
+        index += begin / layout.row_length * layout.whole_row_length + begin % layout.row_length;
+    }
     const auto scale_at = [&](void* scales) {
         return scales == nullptr ? nullptr : static_cast<std::uint16_t*>(scales) + group;
     };
-    const auto index = (layout.row_offset + begin / layout.row_length) * layout.whole_row_length +
-                       layout.column_offset + begin % layout.row_length;
     Segment s;
     s.weight = advance(item.weight, begin, item.plan.weight_dtype);
     s.correction = advance(item.state.correction, begin, item.plan.correction.dtype);
@@ -111,16 +113,47 @@ Segment segment_of(const Workspace& work, const PreparedItem& prepared, std::int
     return s;
 }
 
-void step_chunk(const Workspace& work, const Chunk& chunk) {
-    const auto& prepared = work.items[chunk.item];
-    std::uint64_t bad = 0;
-    for (auto at = chunk.begin; at < chunk.end;) {
-        const auto left_in_row = prepared.rows.length - at % prepared.rows.length;
-        const auto count = std::min(chunk.end - at, left_in_row);
-        bad += work.kinds[prepared.kind].kernel(segment_of(work, prepared, at, count));
-        at += count;
+/// The segments of a job, one after the other.
+class Segments {
+public:
+    Segments(const Workspace& work, std::size_t first_chunk, std::size_t end)
+        : work_(work), chunk_(first_chunk), end_(end) {}
+
+    /// The item of the next segment; null at the end.
+    const PreparedItem* take(Segment& segment) {
+        if (chunk_ == end_) return nullptr;
+        const auto& chunk = work_.chunks[chunk_];
+        const auto& prepared = work_.items[chunk.item];
+        const auto begin = chunk.begin + done_;
+        const auto column = begin == 0 ? 0 : begin % prepared.rows.length;
+        const auto count = std::min(chunk.end - begin, prepared.rows.length - column);
+        segment = segment_of(work_, prepared, begin, count);
+        done_ += count;
+        if (chunk.begin + done_ == chunk.end) {
+            ++chunk_;
+            done_ = 0;
+        }
+        return &prepared;
     }
-    if (bad != 0) std::atomic_ref(prepared.item->bad_elements).fetch_add(bad, std::memory_order_relaxed);
+
+private:
+    const Workspace& work_;
+    std::size_t chunk_, end_;
+    std::int64_t done_ = 0;  // of the chunk
+};
+
+void step_job(const Workspace& work, std::size_t job) {
+    Segments segments(work, work.jobs[job], work.jobs[job + 1]);
+    Segment segment, following;
+    const auto* item = segments.take(segment);
+    while (item != nullptr) {
+        const auto* const next_item = segments.take(following);
+        if (next_item != nullptr && next_item->kind == item->kind) segment.following = &following;
+        const auto bad = work.kinds[item->kind].kernel(segment);
+        if (bad != 0) std::atomic_ref(item->item->bad_elements).fetch_add(bad, std::memory_order_relaxed);
+        segment = following;
+        item = next_item;
+    }
 }
 
 /// Adds a chunk and closes the job that it makes large enough.
@@ -185,9 +218,7 @@ struct StepRun {
         }
         close_jobs(*work_);
         run_jobs([](void* context, std::int64_t n) {
-            const auto& w = *static_cast<const Workspace*>(context);
-            const auto job = static_cast<std::size_t>(n);
-            for (auto chunk = w.jobs[job]; chunk < w.jobs[job + 1]; ++chunk) step_chunk(w, w.chunks[chunk]);
+            step_job(*static_cast<const Workspace*>(context), static_cast<std::size_t>(n));
         });
         std::uint64_t total = 0;
         for (const auto& item : items) total += item.bad_elements;

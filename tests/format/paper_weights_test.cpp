@@ -4,9 +4,11 @@
 
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <mutex>
 
 #include "flashoptim/format/paper.h"
+#include "step/lanes/portable.h"
 #include "support.h"
 
 namespace flashoptim::test {
@@ -103,6 +105,66 @@ TEST(PaperSplit, Float16Of32Bits) {
         sample<PaperWeight<PaperFloat16, std::int16_t>, float16>(kSmallestFloat16, kLargestFloat16);
     EXPECT_EQ(found.not_nearest, 0U);
     EXPECT_LE(found.largest_error, written_bound(11, 32767));
+}
+
+/// Units of vectors, which take ordinary weights only, write and read what the definition does: else a tensor would train
+/// differently on every second processor. Both correction widths, over a sample of the patterns and both sides of every boundary.
+template <class Type, class Correction>
+void expect_units_follow_the_definition() {
+    using W = PaperWeight<Type, Correction>;
+    using Lanes = PortableLanes<4>;
+    constexpr int kUnit = Lanes::kUnit * Lanes::kWidth;
+    constexpr std::uint64_t kStride = kExhaustive ? 241 : 4099;
+    constexpr std::int64_t kJobs = 64;
+    parallel_for(kJobs, [&](std::int64_t job) {
+        const auto dither = std::make_unique<DitherTables>();  // not read
+        const auto patterns = (std::uint64_t{1} << 32U) / kStride / kUnit;
+        for (auto n = patterns * static_cast<std::uint64_t>(job) / kJobs;
+             n < patterns * static_cast<std::uint64_t>(job + 1) / kJobs; ++n) {
+            alignas(64) float w[kUnit];
+            for (std::uint64_t e = 0; e < kUnit; ++e) {
+                auto pattern = static_cast<std::uint32_t>((n * kUnit + e) * kStride);
+                // Every fourth lies beside a value of 16 bits or half way between two.
+                if (e % 4 == 0) pattern = (pattern & 0xffff8000U) + static_cast<std::uint32_t>(n % 3) - 1U;
+                w[e] = float_of(pattern);
+                if (!(std::fabs(w[e]) < W::kOrdinary)) w[e] = float_of(pattern & 0x8fffffffU);
+            }
+            Lanes::Float vectors[Lanes::kUnit];
+            for (int j = 0; j < Lanes::kUnit; ++j) vectors[j] = Lanes::load_f32(w + j * Lanes::kWidth);
+            std::uint16_t high[kUnit];
+            Correction low[kUnit];
+            W::template encode_unit<Lanes>(vectors, *dither, 0, high, low);
+            for (int e = 0; e < kUnit; ++e) {
+                std::uint32_t hi = 0, lo = 0;
+                W::template encode<L>(w[e], 0, hi, lo);
+                const auto stored = static_cast<Correction>(lo);
+                ASSERT_EQ(high[e], hi) << w[e];
+                ASSERT_EQ(low[e], stored) << w[e];
+                const auto j = e / Lanes::kWidth;
+                const auto decoded = W::template decode_in_unit<Lanes>(high, low, j)[e % Lanes::kWidth];
+                const auto defined =
+                    W::template decode<L>(hi, static_cast<std::uint32_t>(static_cast<std::int32_t>(stored)));
+                ASSERT_EQ(bits_of(decoded), bits_of(defined)) << w[e];
+            }
+        }
+    });
+}
+
+TEST(PaperUnit, OfBfloat16With8Bits) { expect_units_follow_the_definition<PaperBfloat16, std::int8_t>(); }
+TEST(PaperUnit, OfBfloat16With16Bits) { expect_units_follow_the_definition<PaperBfloat16, std::int16_t>(); }
+TEST(PaperUnit, OfFloat16With8Bits) { expect_units_follow_the_definition<PaperFloat16, std::int8_t>(); }
+TEST(PaperUnit, OfFloat16With16Bits) { expect_units_follow_the_definition<PaperFloat16, std::int16_t>(); }
+
+TEST(PaperUnit, ShowsStoredWeightsThatAreNotFinite) {
+    using W = PaperWeight<PaperBfloat16, std::int8_t>;
+    using Lanes = PortableLanes<4>;
+    for (const std::uint16_t pattern : std::initializer_list<std::uint16_t>{0x7f80, 0xff80, 0x7fc0}) {
+        const std::vector<std::uint16_t> high(16, pattern);
+        for (const int correction : {-127, 0, 127}) {
+            const std::vector<std::int8_t> low(16, static_cast<std::int8_t>(correction));
+            EXPECT_FALSE(std::isfinite(W::decode_in_unit<Lanes>(high.data(), low.data(), 1)[2]));
+        }
+    }
 }
 
 }  // namespace

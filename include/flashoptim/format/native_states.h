@@ -12,8 +12,10 @@
 //     first_unit<L>, second_unit<L>     what a code stands for, but for the group's factor
 //     first_scale<L>, second_scale<L>   the new scale of a group and the factor its codes are made with
 //     first_code<L>, second_code<L>     codes of new moments
-//     kDivides                          whether codes are made with a quotient by that factor, from group_reciprocal<L>
-// and for units of vectors (step/lanes/) first_in_unit, second_in_unit, first_sum, second_sum.
+// and for units of vectors (step/lanes/)
+//     first_in_unit, second_in_unit     units of vector j
+//     first_sum, second_sum             codes of new moments in the bits kCodeShift and above, to be flipped by kFirstFlip
+//     kDivides                          whether these take the reciprocal of the factor beside it
 #pragma once
 
 #include <cstdint>
@@ -69,13 +71,12 @@ struct NativeMoments {
     /// The code of a first moment: m * encode = m / s * 16384; dither = dither_above_384 of its place.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt first_code(typename L::Float m, typename L::Float encode,
-                                                         typename L::UInt dither,
-                                                         float /*reciprocal*/ = 0.0F) {
-        return ((first_sum<L>(m, encode, dither) >> kCodeShift) & 0xffU) ^ kFirstFlip;
+                                                         typename L::UInt dither) {
+        return ((first_sum<L>(m, encode, {}, dither) >> kCodeShift) & 0xffU) ^ kFirstFlip;
     }
-    /// The same as it stands in the bits kCodeShift and above, to be flipped by kFirstFlip.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt first_sum(typename L::Float m, typename L::Float encode,
+                                                        typename L::Float /*reciprocal*/,
                                                         typename L::UInt dither) {
         const auto z = m * encode;
         const auto y = L::smaller_magnitude(z, half_law<L>(absolute<L>(z)));
@@ -85,13 +86,12 @@ struct NativeMoments {
     /// The code of a second moment: root * encode = 2 r / s; dither = dither_above_256 of its place.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt second_code(typename L::Float root, typename L::Float encode,
-                                                          typename L::UInt dither,
-                                                          float /*reciprocal*/ = 0.0F) {
-        return (second_sum<L>(root, encode, dither) >> kCodeShift) & 0xffU;
+                                                          typename L::UInt dither) {
+        return (second_sum<L>(root, encode, {}, dither) >> kCodeShift) & 0xffU;
     }
-    /// The same as it stands in the bits kCodeShift and above.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt second_sum(typename L::Float root, typename L::Float encode,
+                                                         typename L::Float /*reciprocal*/,
                                                          typename L::UInt dither) {
         const auto y = L::from_bits(L::bits(root * encode) >> 1U);
         return L::bits(L::fma(y, L::broadcast(0x1p71F), L::from_bits(dither)));
@@ -168,7 +168,6 @@ struct Float32Moments {
     using SecondCode = float;
     static constexpr bool kGrouped = false;
     static constexpr bool kCarriesScaled = false;
-    static constexpr bool kDivides = false;
     static constexpr float kFirstUnit = 1.0F, kSecondUnit = 1.0F;
 
     template <class L>

@@ -6,6 +6,7 @@
 
 #include "flashoptim/format/moments.h"
 #include "flashoptim/numeric/bfloat16.h"
+#include "flashoptim/numeric/dither.h"
 #include "flashoptim/numeric/float16.h"
 #include "flashoptim/numeric/quotient.h"
 
@@ -29,6 +30,45 @@ struct PaperBfloat16 {
                               exponent) -
                135U;
     }
+
+    static constexpr float kOrdinary = 0x1p126F;
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float load_in_unit(const std::uint16_t* hi, int j) {
+        return L::from_bits(L::load_high_u16(hi, j));
+    }
+    /// Rounds a weight below kOrdinary; the value that it is rounded to.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float round_ordinary(typename L::Float w) {
+        const auto bits = L::bits(w);
+        return L::from_bits((bits + 0x7fffU + ((bits >> 16U) & 1U)) & 0xffff0000U);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void store_unit(const typename L::Float (&rounded)[L::kUnit],
+                                             std::uint16_t* hi) {
+        typename L::UInt bits[L::kUnit];
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) bits[j] = L::bits(rounded[j]);
+        L::store_high_u16(hi, bits);
+    }
+    /// x * ulp/2 of a value of this type; not finite where the value is not.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float times_half_ulp(typename L::Float x, typename L::Float value) {
+        return x * (binade<L>(value) * L::broadcast(0x1p-8F));
+    }
+    /// difference / (ulp/2) of an ordinary value of this type, exactly.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float in_half_ulps(typename L::Float difference,
+                                                            typename L::Float value) {
+        constexpr std::uint32_t kTwiceBias = 254U << 23U;
+        return (difference * L::broadcast(0x1p8F)) * L::from_bits(kTwiceBias - L::bits(binade<L>(value)));
+    }
+
+private:
+    /// The power of two that a value begins with; the smallest normal one for what is below.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float binade(typename L::Float value) {
+        return L::from_bits(L::max_bits(L::bits(value) & kInfinityBits, L::broadcast_bits(1U << 23U)));
+    }
 };
 struct PaperFloat16 {
     template <class L>
@@ -45,6 +85,40 @@ struct PaperFloat16 {
         return L::select_bits(L::equal_bits(exponent, L::broadcast_bits(0U)), L::broadcast_bits(1U),
                               exponent) -
                26U;
+    }
+
+    static constexpr float kOrdinary = 0x1p15F;
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float load_in_unit(const std::uint16_t* hi, int j) {
+        return float16_to_float<L>(L::load_u16(hi + j * L::kWidth));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float round_ordinary(typename L::Float w) {
+        return float16_to_float<L>(float_to_float16<L>(w));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void store_unit(const typename L::Float (&rounded)[L::kUnit],
+                                             std::uint16_t* hi) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            L::store_u16(hi + j * L::kWidth, float_to_float16<L>(rounded[j]));
+        }
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float times_half_ulp(typename L::Float x, typename L::Float value) {
+        return x * (binade<L>(value) * L::broadcast(0x1p-11F));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float in_half_ulps(typename L::Float difference,
+                                                            typename L::Float value) {
+        constexpr std::uint32_t kReciprocal = (254U + 11U) << 23U;
+        return difference * L::from_bits(kReciprocal - L::bits(binade<L>(value)));
+    }
+
+private:
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float binade(typename L::Float value) {
+        return L::from_bits(L::max_bits(L::bits(value) & kInfinityBits, L::bits(L::broadcast(0x1p-14F))));
     }
 };
 
@@ -85,6 +159,47 @@ struct PaperWeight {
         const auto signs = L::select_bits(negative, L::broadcast_bits(0xffffffffU), L::broadcast_bits(0U));
         lo = (level ^ signs) - signs;
     }
+
+    static constexpr float kOrdinary = Type::kOrdinary;
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const Correction* lo, int j) {
+        const auto value = Type::template load_in_unit<L>(hi, j);
+        const auto fraction =
+            integer_quotient<L>(L::to_float(load_correction<L>(lo + j * L::kWidth)), kLevels);
+        return value + Type::template times_half_ulp<L>(fraction, value);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
+                                              const DitherTables& /*dither*/, std::uint32_t /*place*/,
+                                              Stored* hi, Correction* lo) {
+        typename L::Float rounded[L::kUnit];
+        typename L::UInt levels[L::kUnit];
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            rounded[j] = Type::template round_ordinary<L>(w[j]);
+            // At most 1 already: w was rounded to the nearest.
+            const auto error = Type::template in_half_ulps<L>(w[j] - rounded[j], rounded[j]);
+            const auto half =
+                L::from_bits(L::merge_bits(kSignBit, L::bits(error), L::bits(L::broadcast(0.5F))));
+            levels[j] = L::truncate(error * kLevels + half);
+        }
+        Type::template store_unit<L>(rounded, hi);
+        if constexpr (sizeof(Correction) == 1) {
+            L::template store_byte<0>(lo, levels, 0U);
+        } else {
+            L::store_low_u16(lo, levels, 0U);
+        }
+    }
+
+private:
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt load_correction(const Correction* lo) {
+        if constexpr (sizeof(Correction) == 1) {
+            return L::load_i8(lo);
+        } else {
+            return L::load_i16(lo);
+        }
+    }
 };
 
 /// A 16-bit weight without a correction (master_weight_bits=None).
@@ -102,6 +217,22 @@ struct PaperPlainWeight {
     static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/,
                                          typename L::UInt& hi, typename L::UInt& /*lo*/) {
         hi = Type::template round<L>(w);
+    }
+
+    static constexpr float kOrdinary = Type::kOrdinary;
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const std::int8_t* /*lo*/,
+                                                              int j) {
+        return Type::template load_in_unit<L>(hi, j);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
+                                              const DitherTables& /*dither*/, std::uint32_t /*place*/,
+                                              Stored* hi, std::int8_t* /*lo*/) {
+        typename L::Float rounded[L::kUnit];
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) rounded[j] = Type::template round_ordinary<L>(w[j]);
+        Type::template store_unit<L>(rounded, hi);
     }
 };
 
@@ -154,27 +285,40 @@ struct PaperMoments {
     static FLASHOPTIM_INLINE typename L::Float second_unit(typename L::UInt code) {
         return integer_quotient<L>(L::to_float(code), 255.0F);
     }
-    /// floor(2x / (1 + |x|) * 127 + 1/2), x = m / a. `reciprocal`: group_reciprocal of a.
+    /// floor(2x / (1 + |x|) * 127 + 1/2), x = m / a.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt first_code(typename L::Float m, typename L::Float a,
-                                                         typename L::UInt /*dither*/,
-                                                         float reciprocal = 0.0F) {
-        const auto x = group_quotient<L>(m, a, reciprocal);
-        const auto y = L::divide(x * 2.0F, absolute<L>(x) + 1.0F) * 127.0F + 0.5F;
-        return floor_to_integer<L>(y);
+                                                         typename L::UInt /*dither*/) {
+        return L::floor_to_integer(finite_or_zero<L>(first_level<L>(L::divide(m, a))));
     }
     /// floor(r / a * 255 + 1/2).
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt second_code(typename L::Float root, typename L::Float a,
-                                                          typename L::UInt /*dither*/,
-                                                          float reciprocal = 0.0F) {
-        return L::truncate(finite_or_zero<L>(group_quotient<L>(root, a, reciprocal) * 255.0F + 0.5F));
+                                                          typename L::UInt /*dither*/) {
+        return L::truncate(finite_or_zero<L>(second_level<L>(L::divide(root, a))));
     }
-    /// 1/a for group_quotient, 0 where it must divide.
+
+    static constexpr int kCodeShift = 0;
+    static constexpr std::uint32_t kFirstFlip = 0U;
     template <class L>
-    static FLASHOPTIM_INLINE typename L::Float group_reciprocal(typename L::Float a) {
-        const auto zero = L::broadcast(0.0F);
-        return L::select(L::less(a, L::broadcast(0x1p90F)), L::divide(L::broadcast(1.0F), a), zero);
+    static FLASHOPTIM_INLINE typename L::Float first_in_unit(const FirstCode* codes, int j) {
+        return first_unit<L>(L::load_i8(codes + j * L::kWidth));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float second_in_unit(const SecondCode* codes, int j) {
+        return second_unit<L>(L::load_u8(codes + j * L::kWidth));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt first_sum(typename L::Float m, typename L::Float a,
+                                                        typename L::Float reciprocal,
+                                                        typename L::UInt /*dither*/) {
+        return L::floor_to_integer(first_level<L>(group_quotient<L>(m, a, reciprocal)));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt second_sum(typename L::Float root, typename L::Float a,
+                                                         typename L::Float reciprocal,
+                                                         typename L::UInt /*dither*/) {
+        return L::truncate(second_level<L>(group_quotient<L>(root, a, reciprocal)));
     }
     template <class L = ScalarLanes>
     static FLASHOPTIM_INLINE typename L::Float scale_to_float(typename L::UInt bits) {
@@ -186,28 +330,28 @@ struct PaperMoments {
     }
 
 private:
-    /// x / a for |x| <= a. A quotient that is not exact because x is below 2^-90 is far below half a code (a is at least 1e-12).
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float first_level(typename L::Float x) {
+        return L::divide(x * 2.0F, absolute<L>(x) + 1.0F) * 127.0F + 0.5F;
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float second_level(typename L::Float x) {
+        return x * 255.0F + 0.5F;
+    }
+    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a code (a is at least 1e-12).
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float group_quotient(typename L::Float x, typename L::Float a,
-                                                              float reciprocal) {
+                                                              typename L::Float reciprocal) {
         if constexpr (L::kHasFastFma) {
-            if (reciprocal != 0.0F) [[likely]]
-                return corrected_quotient<L>(x, a, L::broadcast(reciprocal));
+            return corrected_quotient<L>(x, a, reciprocal);
+        } else {
+            return L::divide(x, a);
         }
-        return L::divide(x, a);
     }
     /// NaN (from an infinite moment) has no code of its own; it takes zero's.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float finite_or_zero(typename L::Float x) {
         return L::select(is_nan<L>(x), L::broadcast(0.0F), x);
-    }
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::UInt floor_to_integer(typename L::Float x) {
-        const auto y = finite_or_zero<L>(x);
-        const auto towards_zero = L::truncate(y);
-        // One less where truncation went up, that is for negative fractions.
-        const auto went_up = L::less(y, L::to_float(towards_zero));
-        return towards_zero - L::select_bits(went_up, L::broadcast_bits(1U), L::broadcast_bits(0U));
     }
 };
 

@@ -7,9 +7,12 @@
 
 namespace flashoptim {
 
-/// x / d from 1/d rounded to nearest, for d in [2^-40, 2^90]. Right for an |x| in [2^-90, 2^90] whose quotient is at least 2^-120,
-/// and for zero but for its sign; otherwise the quotient is tiny too. One step leaves an error of at most one unit in the last place, from which the
-/// second is exact.
+/// From here on remainders are not subnormal, and up to there no product overflows.
+constexpr float kSmallestDividend = 0x1p-100F, kLargestDividend = 0x1p90F;
+
+/// x / d from 1/d rounded to nearest, for d in [2^-40, 2^90]. Right for an |x| in [kSmallestDividend, kLargestDividend] whose
+/// quotient is at least 2^-120, and for zero but for its sign; otherwise the quotient is tiny too. One step leaves an error of at
+/// most one unit in the last place, from which the second is exact.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float corrected_quotient(typename L::Float x, typename L::Float d,
                                                        typename L::Float reciprocal) {
@@ -40,18 +43,30 @@ struct StepDivisor {
         : value(d), reciprocal(d >= 0x1p-30F && d <= 0x1p30F ? ScalarLanes::divide(1.0F, d) : 0.0F) {}
 };
 
+/// Of the magnitude's bits, so ordered that zero, which is neither tiny nor huge, comes last.
 template <class L>
+FLASHOPTIM_INLINE typename L::UInt dividend_order(typename L::Float x) {
+    return (L::bits(x) & kMagnitudeBits) - 1U;
+}
+
+/// `kFits`: x is known to be zero or in [kSmallestDividend, kLargestDividend].
+template <class L, bool kFits = false>
 FLASHOPTIM_INLINE typename L::Float quotient(typename L::Float x, const StepDivisor& d) {
     if constexpr (L::kHasFastFma) {
-        // Zero is neither tiny nor huge.
-        const auto below = (L::bits(x) & kMagnitudeBits) - 1U;
-        const auto tiny = L::less_bits(below, L::broadcast_bits(0x12800000U - 1U));  // 2^-90
-        const auto huge = L::less_bits(L::broadcast_bits(0x6c800000U - 1U), below);  // 2^90
-        const auto zero = L::equal_bits(below, L::broadcast_bits(0xffffffffU));
-        const auto unfit = L::either(tiny, L::both(huge, L::negate(zero)));
-        if (d.reciprocal != 0.0F && !L::any(unfit)) [[likely]] {
+        const auto corrected = [&]() __attribute__((always_inline)) {
             return with_sign<L>(corrected_quotient<L>(x, L::broadcast(d.value), L::broadcast(d.reciprocal)),
                                 x);
+        };
+        if (d.reciprocal != 0.0F) [[likely]] {
+            if constexpr (kFits) return corrected();
+            const auto order = dividend_order<L>(x);
+            const auto in_order = [](float bound) __attribute__((always_inline)) {
+                return dividend_order<L>(L::broadcast(bound));
+            };
+            const auto tiny = L::less_bits(order, in_order(kSmallestDividend));
+            const auto huge = L::less_bits(in_order(kLargestDividend), order);
+            const auto zero = L::equal_bits(order, L::broadcast_bits(0xffffffffU));
+            if (!L::any(L::either(tiny, L::both(huge, L::negate(zero))))) return corrected();
         }
     }
     return L::divide(x, L::broadcast(d.value));

@@ -40,6 +40,11 @@ struct ScalarLanes {
     static FLASHOPTIM_INLINE UInt truncate(Float x) {
         return static_cast<UInt>(static_cast<std::int32_t>(x));
     }
+    /// The largest integer that is not above x; |x| < 2^31.
+    static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
+        const UInt towards_zero = truncate(x);
+        return x < to_float(towards_zero) ? towards_zero - 1U : towards_zero;
+    }
     /// Shifts a two's complement value, copying the sign.
     static FLASHOPTIM_INLINE UInt shift_right_signed(UInt x, int count) {
         return static_cast<UInt>(static_cast<std::int32_t>(x) >> count);

@@ -8,7 +8,7 @@ namespace flashoptim {
 
 /// A format may carry moments as m/(1-b1) and v/(1-b2) (Moments::kCarriesScaled).
 struct AdamRule {
-    static constexpr bool kHasFirst = true, kHasSecond = true;
+    static constexpr bool kHasFirst = true, kHasSecond = true, kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -82,7 +82,7 @@ struct AdamRule {
 
 /// The same in the order of operations of the paper's authors: one rounding each, no fma, no clamp.
 struct PaperAdamRule {
-    static constexpr bool kHasFirst = true, kHasSecond = true;
+    static constexpr bool kHasFirst = true, kHasSecond = true, kDividesMoments = true;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -90,7 +90,8 @@ struct PaperAdamRule {
         return add_paper_l2<L>(g, w, k);
     }
 
-    template <class L, class Moments>
+    /// `kFits`: new moments are known to fit `quotient`.
+    template <class L, class Moments, bool kFits = false>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
                                          const typename Moments::template OldFirst<L>& old_first,
                                          const typename Moments::template OldSecond<L>& old_second,
@@ -99,8 +100,8 @@ struct PaperAdamRule {
         first = old_first.value() * k.beta1 + g * k.one_minus_beta1;
         second = old_second.value() * k.beta2 + (g * g) * k.one_minus_beta2;
         root = L::sqrt(second);
-        const auto numerator = quotient<L>(first, k.bias_correction1) * k.learning_rate;
-        const auto denominator = L::sqrt(quotient<L>(second, k.bias_correction2)) + k.epsilon;
+        const auto numerator = quotient<L, kFits>(first, k.bias_correction1) * k.learning_rate;
+        const auto denominator = L::sqrt(quotient<L, kFits>(second, k.bias_correction2)) + k.epsilon;
         w = w * k.weight_factor - L::divide(numerator, denominator);
     }
 

@@ -15,7 +15,7 @@ FLASHOPTIM_INLINE typename L::Float sign_of(typename L::Float x) {
 }
 
 struct LionRule {
-    static constexpr bool kHasFirst = true, kHasSecond = false;
+    static constexpr bool kHasFirst = true, kHasSecond = false, kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
@@ -53,7 +53,7 @@ struct LionRule {
 
 /// The same in the order of operations of the paper's authors.
 struct PaperLionRule {
-    static constexpr bool kHasFirst = true, kHasSecond = false;
+    static constexpr bool kHasFirst = true, kHasSecond = false, kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,

@@ -8,7 +8,7 @@ namespace flashoptim {
 
 template <bool kMomentum>
 struct SgdRule {
-    static constexpr bool kHasFirst = kMomentum, kHasSecond = false;
+    static constexpr bool kHasFirst = kMomentum, kHasSecond = false, kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -46,7 +46,7 @@ struct SgdRule {
 /// The same in the order of operations of the paper's authors, who dampen from the first step on.
 template <bool kMomentum>
 struct PaperSgdRule {
-    static constexpr bool kHasFirst = kMomentum, kHasSecond = false;
+    static constexpr bool kHasFirst = kMomentum, kHasSecond = false, kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,

@@ -35,6 +35,7 @@ struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
     // The compiler converts vectors of bytes and words element by element.
     static FLASHOPTIM_INLINE Float to_float(UInt x) { return _mm256_cvtepi32_ps(raw(x)); }
     static FLASHOPTIM_INLINE UInt truncate(Float x) { return uint(_mm256_cvttps_epi32(x)); }
+    static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) { return truncate(_mm256_floor_ps(x)); }
     static FLASHOPTIM_INLINE UInt load_u16(const std::uint16_t* p) {
         return uint(_mm256_cvtepu16_epi32(load<__m128i>(p)));
     }

@@ -55,6 +55,9 @@ struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
     // The compiler converts vectors of bytes and words element by element.
     static FLASHOPTIM_INLINE Float to_float(UInt x) { return _mm512_cvtepi32_ps(raw(x)); }
     static FLASHOPTIM_INLINE UInt truncate(Float x) { return uint(_mm512_cvttps_epi32(x)); }
+    static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
+        return uint(_mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+    }
     static FLASHOPTIM_INLINE UInt load_u16(const std::uint16_t* p) {
         return uint(_mm512_cvtepu16_epi32(load<__m256i>(p)));
     }

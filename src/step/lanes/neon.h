@@ -14,6 +14,9 @@ struct NeonLanes : PortableLanes<4, NeonLanes> {
         return reinterpret_cast<Float>(vfmaq_f32(raw(c), raw(a), raw(b)));
     }
     static FLASHOPTIM_INLINE Float sqrt(Float a) { return reinterpret_cast<Float>(vsqrtq_f32(raw(a))); }
+    static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
+        return uint(vreinterpretq_u32_s32(vcvtmq_s32_f32(raw(x))));
+    }
     static FLASHOPTIM_INLINE bool any(Mask a) { return vmaxvq_u32(reinterpret_cast<uint32x4_t>(a)) != 0; }
     static FLASHOPTIM_INLINE UInt min_bits(UInt a, UInt b) { return uint(vminq_u32(raw(a), raw(b))); }
     static FLASHOPTIM_INLINE UInt max_bits(UInt a, UInt b) { return uint(vmaxq_u32(raw(a), raw(b))); }

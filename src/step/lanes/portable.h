@@ -70,6 +70,12 @@ struct PortableLanes {
     static FLASHOPTIM_INLINE UInt truncate(Float x) {
         return reinterpret_cast<UInt>(__builtin_convertvector(x, Int));
     }
+    /// The largest integer that is not above x, which must be within their range.
+    static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
+        const UInt towards_zero = Self::truncate(x);
+        // One less where truncation went up, that is for negative fractions.
+        return towards_zero - (mask_bits(x < Self::to_float(towards_zero)) & 1U);
+    }
     static FLASHOPTIM_INLINE UInt shift_right_signed(UInt x, int count) {
         return reinterpret_cast<UInt>(reinterpret_cast<Int>(x) >> count);
     }
