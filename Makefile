@@ -7,10 +7,10 @@ CONFIGURE := cmake --preset release --log-level=WARNING
 BUILD := cmake --build --preset release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench sanitize format lint clean
+.PHONY: help build demo test test-integrations bench sanitize format lint clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 build:  ## libraries, tests, benchmarks and the flashoptim command, into build/release
 	@$(SETUP)
@@ -26,6 +26,12 @@ demo:  ## train a transformer with FlashOptim beside standard optimizers; ends w
 test:  ## every test, the linters and the build without Torch; ends with the ten slowest steps and a summary
 	@$(SETUP) --dev
 	@$(PYTHON_IN_VENV) scripts/check.py test
+
+test-integrations:  ## the Python package with transformers, accelerate and Lightning, which it installs from PyPI
+	@$(SETUP) --dev
+	@$(CONFIGURE)
+	@$(BUILD)
+	@scripts/test_integrations.sh
 
 bench:  ## the benchmarks: backends one by one, then the step beside its peers (QUICK=1: under 5 minutes)
 	@$(SETUP) --bench

@@ -6,9 +6,11 @@ What a user loses if these fail: the first ten minutes.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "release" / "src"
 CORE = BUILD / "libflashoptim.a"
 TORCH = BUILD / "torch" / "libflashoptim_torch.a"
-EXAMPLES = re.findall(r"```cpp\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PYTHON = ROOT / "build" / "release" / "python"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```cpp\n(.*?)```", README, re.DOTALL)
 
 
 def example_that_includes(header: str) -> str:
@@ -61,3 +65,17 @@ def test_libtorch_example(tmp_path: Path) -> None:
         "-lpthread",
     ]
     compile_and_run(example_that_includes("flashoptim/libtorch.h"), tmp_path, *flags)
+
+
+@pytest.mark.skipif(not (PYTHON / "flashoptim_cpp").exists(), reason=f"{PYTHON} is not built")
+def test_python_quickstart(tmp_path: Path) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(PYTHON)}
+    command = [sys.executable, "example.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5.1")
+    assert (tmp_path / "checkpoint.pt").stat().st_size > 0

@@ -1,0 +1,81 @@
+"""Times the step of the Python package over many small tensors, where Python costs more than arithmetic, beside torch.optim.AdamW.
+
+    PYTHONPATH=build/release/python python bench/python_step.py
+
+Every figure is a median over rounds in which all contestants were measured one after another; the ratios are medians of the
+ratios within a round. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import flashoptim_cpp as flash
+
+
+def stepper(
+    make: Callable[[list[torch.nn.Parameter]], Any], tensors: int, numel: int, dtype: torch.dtype
+) -> Any:
+    """An optimizer whose state exists, with gradients."""
+    parameters = [torch.nn.Parameter(torch.randn(numel).to(dtype)) for _ in range(tensors)]
+    for p in parameters:
+        p.grad = torch.randn(numel).to(dtype)
+    optimizer = make(parameters)
+    for _ in range(5):
+        optimizer.step()
+    return optimizer
+
+
+def seconds(optimizer: Any, calls: int) -> float:
+    """Seconds of one step, as the mean of some."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        optimizer.step()
+    return (time.perf_counter() - start) / calls
+
+
+CONTESTANTS: dict[str, tuple[Callable[[list[torch.nn.Parameter]], Any], torch.dtype]] = {
+    "ours, bfloat16": (flash.FlashAdamW, torch.bfloat16),
+    "ours, fp32": (flash.FlashAdamW, torch.float32),
+    "torch fused, fp32": (lambda p: torch.optim.AdamW(p, fused=True), torch.float32),
+    "torch fused, bfloat16": (lambda p: torch.optim.AdamW(p, fused=True), torch.bfloat16),
+    "torch foreach, fp32": (lambda p: torch.optim.AdamW(p, foreach=True), torch.float32),
+}
+OURS, THEIRS = "ours, bfloat16", ("torch fused, fp32", "torch fused, bfloat16", "torch foreach, fp32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tensors", type=int, default=300)
+    parser.add_argument("--numel", type=int, default=64, help="elements of each tensor")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=20, help="steps of each contestant in a round")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    running = {
+        name: stepper(make, arguments.tensors, arguments.numel, dtype)
+        for name, (make, dtype) in CONTESTANTS.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(arguments.rounds):
+        for name, optimizer in running.items():
+            times[name].append(seconds(optimizer, arguments.calls))
+    print(f"{arguments.tensors} tensors of {arguments.numel} elements, {arguments.threads} thread(s)")
+    for name, taken in times.items():
+        print(f"{name:24}{statistics.median(taken) * 1e6:10.1f} us a step")
+    for name in THEIRS:
+        ratio = statistics.median(a / b for a, b in zip(times[OURS], times[name], strict=True))
+        print(f"{OURS} / {name}: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Hugging Face's Trainer, accelerate and PyTorch Lightning with a tiny model; each is skipped where it is not installed.
+
+What a user loses if these fail: the framework that runs their training loop. `make test-integrations` installs all three.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flashoptim_cpp as flash
+import pytest
+import support
+import torch
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Lines(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Sequences that repeat themselves: easy to learn."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.arange(16) * (index % 3 + 1) % 50
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def tiny_llama() -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=80, **size, **heads))
+    flash.cast_model(network)
+    return network
+
+
+def trainer(folder: Path, steps: int, **more: Any) -> tuple[Any, Any]:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    network = tiny_llama()
+    optimizer = flash.FlashAdamW(network.named_parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    options = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        save_steps=4,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **more,
+    )
+    made = transformers.Trainer(
+        model=network, args=options, train_dataset=Lines(), optimizers=(optimizer, schedule)
+    )
+    return made, optimizer
+
+
+def masters(optimizer: Any, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    taken: dict[str, torch.Tensor] = optimizer.get_fp32_model_state_dict(network)
+    return taken
+
+
+def test_transformers_trainer(tmp_path: Path) -> None:
+    """optimizers=(opt, sched): trains, saves, and resumes to the bits of the run that was not interrupted."""
+    straight, first = trainer(tmp_path / "straight", 8)
+    straight.train()
+    losses = [entry["loss"] for entry in straight.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    resumed, second = trainer(tmp_path / "resumed", 8)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-4"))
+    expected = masters(first, straight.model)
+    for name, value in masters(second, resumed.model).items():
+        assert support.same_bits(value, expected[name]), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_transformers_trainer_clips_and_accumulates(tmp_path: Path, accumulate: int) -> None:
+    made, optimizer = trainer(tmp_path, 4, max_grad_norm=0.5, gradient_accumulation_steps=accumulate)
+    made.train()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4}
+
+
+def test_accelerate(tmp_path: Path) -> None:
+    """prepare, backward, clip, save_state and load_state."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+
+    def made() -> tuple[Any, Any]:
+        network = support.model()
+        optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2)
+        return accelerator.prepare(network, optimizer)  # type: ignore[no-any-return]
+
+    def train(network: Any, optimizer: Any, steps: range) -> None:
+        for step in steps:
+            accelerator.backward(support.loss_of(network, step))
+            accelerator.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    network, optimizer = made()
+    train(network, optimizer, range(3))
+    accelerator.save_state(str(tmp_path / "state"))
+    train(network, optimizer, range(3, 5))
+    end = support.snapshot(optimizer.optimizer)
+    accelerator.load_state(str(tmp_path / "state"))
+    train(network, optimizer, range(3, 5))
+    support.assert_same(end, optimizer.optimizer)
+
+
+def test_lightning(tmp_path: Path) -> None:
+    """configure_optimizers with a schedule; a checkpoint of the fit resumes with the same bits."""
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = support.model()
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            inputs, classes = batch
+            return torch.nn.functional.cross_entropy(self.network(inputs).float(), classes)
+
+        def configure_optimizers(self) -> dict[str, Any]:
+            optimizer = flash.FlashAdamW(self.parameters(), lr=1e-2)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    batches = [support.batch(step) for step in range(8)]
+
+    def fit(steps: int, resume: Path | None = None) -> tuple[Any, Any]:
+        module = Module()
+        made = lightning.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        made.fit(module, loader, ckpt_path=resume)
+        return made, module
+
+    straight, _ = fit(6)
+    broken, _ = fit(3)
+    broken.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(6, tmp_path / "half.ckpt")
+    # Whether the loader is wound forward is Lightning's matter: what is compared is the state at the interruption.
+    assert int(next(iter(resumed.optimizers[0].state.values()))["step"]) == 6
+    assert int(next(iter(straight.optimizers[0].state.values()))["step"]) == 6
+    saved = torch.load(tmp_path / "half.ckpt", weights_only=False)
+    loaded = flash.FlashAdamW(support.clones(broken.optimizers[0].param_groups[0]["params"]))
+    loaded.load_state_dict(saved["optimizer_states"][0])
+    support.assert_same(broken.optimizers[0], loaded)
