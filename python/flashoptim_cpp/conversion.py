@@ -1,0 +1,325 @@
+"""Brings the state of a parameter into the storage that its group asks for, and reads the states of files."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _operators as ops
+from .moment import Moment
+from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, check_format
+from .parameter import Parameter, Plan, State, plan_of, strides_of
+from .sharding import is_sharded, local_like, slice_of
+
+QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
+
+
+class Saved(NamedTuple):
+    """How the states of a saved parameter group are stored."""
+
+    format: str | None  # None: plain tensors, as torch.optim writes them
+    bits: int  # 0: no correction
+    group: Group
+
+    def __str__(self) -> str:
+        return f'format "{self.format}", master_weight_bits={self.bits or None}'
+
+
+def saved_storage(group: Group) -> Saved:
+    """Reads how a group of a state dict was stored: ours, the authors', or torch's own.
+
+    Raises:
+        ValueError: for a format that is not known.
+    """
+    if "format" in group:
+        check_format(group["format"])
+        return Saved(group["format"], int(group.get("master_weight_bits") or 0), group)
+    if "master_bytewidth" in group:
+        return Saved("paper", 8 * int(group["master_bytewidth"] or 0), group)
+    return Saved(None, 0, group)
+
+
+def wants_moments(rule: Rule, group: Group) -> bool:
+    """Whether a state of this group has moments."""
+    return not rule.is_sgd or group["momentum"] != 0
+
+
+def is_raw(state: State, rule: Rule) -> bool:
+    """Whether somebody put a state there in the form of a state dict."""
+    return any(name + QUANTIZED in state or isinstance(state.get(name), torch.Tensor) for name in rule.moments)
+
+
+def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
+    """Makes what is missing in a live state, and converts what is stored in another way than its group says.
+
+    Raises:
+        ValueError: for what does not fit; the state is as it was.
+    """
+    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
+    if is_raw(state, rule):
+        restored = restore(parameter, state, saved_storage(group), rule, group)
+        state.clear()
+        state.update(restored)
+        parameter.plan = plan
+        return
+    fitted: State = {}
+    if wants_moments(rule, group):
+        for kind, name in enumerate(rule.moments):
+            moment = state.get(name)
+            fitted[name] = (
+                parameter.moment_like(kind, plan) if moment is None else _fitting(moment, parameter, plan)
+            )
+    correction = _live_correction(parameter, state.get("error_bits"), plan)
+    if correction is not None:
+        fitted["error_bits"] = correction
+    if not isinstance(state.get("step"), torch.Tensor):
+        fitted["step"] = torch.tensor(step_count(state.get("step", 0), parameter.name), dtype=torch.int64)
+    if correction is None:
+        state.pop("error_bits", None)
+    state.update(fitted)
+    parameter.plan = plan
+
+
+def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
+    local = parameter.local
+    if moment.device != local.device:
+        moment = moment.to(local.device)
+    if moment.shape != tuple(local.shape):
+        raise ValueError(f"{parameter.name}: a moment of shape {moment.shape} in its state; {tuple(local.shape)} fits")
+    if moment.storage == plan.storage and strides_of(moment.codes) == strides_of(local):
+        return moment
+    return moment.stored_as(local, parameter.layout, plan.storage)
+
+
+def _live_correction(parameter: Parameter, correction: torch.Tensor | None, plan: Plan) -> torch.Tensor | None:
+    former = parameter.plan
+    if correction is not None and former is not None and former.weight_dtype != plan.weight_dtype:
+        _join_into_cast_weight(parameter, correction, former)
+        correction = None  # it belonged to the weight as it was rounded before
+    if correction is None:
+        return parameter.correction_like(plan) if plan.bits in (24, 32) else None
+    if former is not None and former.weight_storage != plan.weight_storage:
+        return _converted(parameter, correction, former.bits, former.paper, plan)
+    return _checked_correction(parameter, correction, plan)
+
+
+def _join_into_cast_weight(parameter: Parameter, correction: torch.Tensor, former: Plan) -> None:
+    """A 16-bit weight that was cast to fp32 and not touched otherwise becomes its full-precision value."""
+    local = parameter.local
+    narrow = local.detach().to(WEIGHT_DTYPES[former.weight_dtype])
+    if local.dtype == torch.float32 and former.correction_count and torch.equal(narrow.float(), local):
+        with torch.no_grad():
+            local.copy_(ops.join_weights(narrow, _ordered(correction, narrow), former.bits, bool(former.paper)))
+
+
+def _ordered(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The same values where `like` has its elements."""
+    if strides_of(values) == strides_of(like) and values.device == like.device:
+        return values
+    return torch.empty_like(like, dtype=values.dtype, requires_grad=False).copy_(values)
+
+
+def _checked_correction(parameter: Parameter, correction: torch.Tensor, plan: Plan) -> torch.Tensor | None:
+    if plan.bits not in (24, 32):
+        return None
+    wanted = torch.int8 if plan.bits == 24 else torch.int16
+    if correction.dtype != wanted or correction.shape != parameter.local.shape:
+        raise ValueError(
+            f"{parameter.name}: error_bits is {correction.dtype} of shape {tuple(correction.shape)}; "
+            f"master_weight_bits={plan.bits} needs {wanted} of shape {tuple(parameter.local.shape)}"
+        )
+    return _ordered(correction, parameter.local)
+
+
+def _converted(
+    parameter: Parameter, correction: torch.Tensor, bits: int, paper: int, plan: Plan
+) -> torch.Tensor | None:
+    if plan.bits not in (24, 32):
+        return None
+    local = parameter.local.detach()
+    correction = _ordered(correction, local)
+    if (bits, paper) == (plan.bits, plan.paper):
+        return correction
+    masters = ops.join_weights(local, correction, bits, bool(paper))
+    return ops.correction_of(masters, local, plan.bits, bool(plan.paper))
+
+
+def step_count(value: Any, name: str) -> int:  # noqa: ANN401
+    """A step count as it stands in a state.
+
+    Raises:
+        ValueError: if it is not an integer of at least 0.
+    """
+    number = float(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else -1.0
+    if not number >= 0.0 or number != int(number):
+        raise ValueError(f"{name}: step is {value}; it must be one integer of at least 0")
+    return int(number)
+
+
+def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: Group) -> State:
+    """The state of a parameter from what a state dict holds of it, in tensors of its own.
+
+    Raises:
+        ValueError: that names the key and what is wrong with it; nothing has changed.
+    """
+    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
+    reader = _Reader(parameter, raw, saved, rule)
+    state: State = {}
+    steps = step_count(raw.get("step", 0), parameter.name)
+    state["step"] = torch.tensor(steps, dtype=torch.int64)
+    for kind, name in enumerate(rule.moments):
+        moment = reader.moment(kind, name)
+        if moment is not None:
+            # A buffer that only a step without gradients has made is as good as none.
+            moment.is_started = "step" not in raw or steps > 0 or bool(moment.codes.any())
+            state[name] = _fitting(moment, parameter, plan)
+        elif not rule.is_sgd or (wants_moments(rule, group) and steps > 0 and saved.format is not None):
+            raise ValueError(f"{parameter.name}: {name} is missing in its state")
+        elif wants_moments(rule, group):
+            state[name] = parameter.moment_like(kind, plan)
+    correction = reader.correction(plan)
+    if correction is not None:
+        state["error_bits"] = correction
+    return state
+
+
+class _Reader:
+    """Reads and checks the entries of one parameter of a state dict."""
+
+    def __init__(self, parameter: Parameter, raw: State, saved: Saved, rule: Rule) -> None:
+        self.parameter, self.raw, self.saved, self.rule = parameter, raw, saved, rule
+        if "max_exp_avg_sq" in raw:
+            raise ValueError(
+                f"{parameter.name}: its state has max_exp_avg_sq, that of amsgrad, which is not supported; "
+                "delete these entries to go on without it"
+            )
+        known = {"step", "error_bits", STRIDES}
+        known |= {name + suffix for name in rule.moments for suffix in ("", QUANTIZED, SCALES)}
+        unknown = sorted(map(str, set(raw) - known))
+        if unknown:
+            raise ValueError(f"{parameter.name}: its state has unknown keys: {', '.join(unknown)}")
+        self.order, self.layout = self._saved_order()
+
+    def _saved_order(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A tensor that lies as the parameter lay when it was saved, and its layout."""
+        local = self.parameter.local
+        if STRIDES in self.raw:
+            strides = [int(n) for n in self.raw[STRIDES]]
+        elif is_sharded(self.parameter.tensor):
+            return local, self.parameter.layout
+        else:
+            strides = list(torch.empty(local.shape, device="meta").stride())
+        if strides == list(local.stride()) or local.numel() == 0:
+            return local, self.parameter.layout
+        shape = tuple(local.shape)
+        if len(strides) != len(shape):
+            raise ValueError(f"{self.parameter.name}: {STRIDES} is {strides} for a parameter of shape {shape}")
+        layout = ops.layout(shape, strides, shape, strides, (0,) * len(shape))
+        return torch.empty_strided(shape, strides, dtype=torch.int8), layout
+
+    def _tensor(self, key: str, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+        value = self.raw.get(key)
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{self.parameter.name}: {key} is missing in its state")
+        if value.dtype not in dtypes:
+            raise ValueError(f"{self.parameter.name}: {key} is {value.dtype}; it must be {' or '.join(map(str, dtypes))}")
+        return value.detach()
+
+    def _elements(self, key: str, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+        """A tensor of the parameter's shape: this rank's part, a copy that lies as it did when it was saved."""
+        tensor = self.parameter.tensor
+        value = local_like(self._tensor(key, dtypes), tensor)
+        shape = self.parameter.local.shape
+        if value.shape != shape and is_sharded(tensor) and value.shape == tensor.shape:
+            value = slice_of(value, tensor)
+        if value.shape != shape:
+            raise ValueError(
+                f"{self.parameter.name}: {key} has the shape {tuple(value.shape)}; it must be {tuple(shape)}"
+            )
+        return torch.empty_like(self.order, dtype=value.dtype, device=self.parameter.local.device).copy_(value)
+
+    def moment(self, kind: int, name: str) -> Moment | None:
+        """The moment as it was saved, or None."""
+        if name + QUANTIZED in self.raw or name + SCALES in self.raw:
+            if self.raw.get(name) is not None:
+                raise ValueError(f"{self.parameter.name}: its state has {name} both quantized and not")
+            return self._quantized(kind, name)
+        if self.raw.get(name) is None:
+            return None
+        values = self._elements(name, (torch.float32, torch.bfloat16, torch.float16, torch.float64)).float()
+        moment = Moment.encode(values, self.layout, kind, Storage.FP32)
+        self._check(moment, name)
+        return moment
+
+    def _quantized(self, kind: int, name: str) -> Moment:
+        if self.saved.format not in ("native", "paper"):
+            raise ValueError(f"{self.parameter.name}: {name} is quantized, and its group does not name a format")
+        storage = FORMATS[self.saved.format]
+        codes = self._elements(name + QUANTIZED, (torch.uint8 if kind else torch.int8,))
+        moment = Moment(codes, self._scales(name + SCALES, storage), self.layout, kind, storage)
+        self._check(moment, name)
+        return moment
+
+    def _scales(self, key: str, storage: Storage) -> torch.Tensor:
+        weight = self.parameter.local.dtype
+        if storage == Storage.NATIVE:
+            scales = self._tensor(key, (torch.bfloat16,))
+        else:
+            # The authors' package stores the bytes of fp16 scales as bf16 beside bf16 weights.
+            cast = (torch.bfloat16,) if weight == torch.bfloat16 else ()
+            scales = self._tensor(key, (torch.float16, *cast))
+        groups = self._groups(storage)
+        if is_sharded(scales):
+            scales = local_like(scales, self.parameter.tensor)
+        elif scales.numel() != groups and is_sharded(self.parameter.tensor):
+            scales = self._part_of_scales(scales)
+        if scales.numel() != groups:
+            raise ValueError(f"{self.parameter.name}: {key} has {scales.numel()} scales; it must have {groups}")
+        scales = scales.to(self.parameter.local.device).reshape(-1).clone()
+        return scales.view(torch.float16) if storage == Storage.PAPER else scales
+
+    def _groups(self, storage: Storage) -> int:
+        numel, rows, row_length, *_ = self.layout.tolist()
+        if storage == Storage.PAPER:
+            return -(-numel // 32)
+        return rows * -(-row_length // 32)
+
+    def _part_of_scales(self, scales: torch.Tensor) -> torch.Tensor:
+        """This rank's rows and columns of the scales of a whole tensor."""
+        _, rows, row_length, _, whole_row_length, row, column, _ = self.layout.tolist()
+        per_row = -(-whole_row_length // 32)
+        if scales.numel() % per_row != 0:
+            return scales
+        first = column // 32
+        return scales.reshape(-1, per_row)[row : row + rows, first : first + -(-row_length // 32)]
+
+    def _check(self, moment: Moment, name: str) -> None:
+        """Whether a step could have written this."""
+        base = dict(min_quantized_numel=0, min_quantized_numel_1d=0, master_weight_bits=None, momentum=1.0)
+        base["format"] = self.saved.format or "native"
+        base["quantize"] = moment.is_quantized()
+        if moment.storage == Storage.FP32 and base["format"] == "native":
+            base["format"] = "fp32"
+        plan = torch.tensor(plan_of(self.rule, base, self.layout, torch.float32), dtype=torch.int64)
+        try:
+            ops.check_moment(moment.codes, moment.scales, moment.layout, plan, moment.kind)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.parameter.name}: {name}: {error}") from None
+
+    def correction(self, plan: Plan) -> torch.Tensor | None:
+        """The correction, in the storage of `plan`."""
+        bits = self.saved.bits if plan.weight_dtype != 0 else 0
+        if self.raw.get("error_bits") is None:
+            if bits in (24, 32):
+                raise ValueError(f"{self.parameter.name}: error_bits is missing in its state")
+            return self.parameter.correction_like(plan) if plan.bits in (24, 32) else None
+        if bits not in (24, 32):
+            raise ValueError(
+                f"{self.parameter.name}: its state has error_bits, and its group master_weight_bits={bits or None} "
+                f"for a parameter of {self.parameter.local.dtype}"
+            )
+        wanted = torch.int8 if bits == 24 else torch.int16
+        weight = self.parameter.local.dtype
+        correction = self._elements("error_bits", (wanted, weight))
+        if correction.dtype == weight:  # the authors' package casts 8 bits and views 16
+            correction = correction.to(wanted) if bits == 24 else correction.view(wanted)
+        return _converted(self.parameter, correction, bits, int(self.saved.format == "paper"), plan)

@@ -1,0 +1,107 @@
+"""Gradient release: each parameter is stepped inside backward(), as soon as its gradient is there, which is then freed."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from .optimizer import FlashOptimizer
+
+PreStep = Callable[[torch.Tensor, dict[str, Any]], bool]
+
+
+@dataclass
+class GradientReleaseHandle:
+    """Ends gradient release. Lives on without being kept: dropping it does not end the release."""
+
+    _hooks: list[RemovableHandle] = field(repr=False)
+    _optimizer: FlashOptimizer = field(repr=False)
+
+    def remove(self) -> None:
+        """Takes the hooks away: step() and zero_grad() do their work again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._optimizer._gradient_release = False
+
+    @property
+    def active(self) -> bool:
+        """Whether gradients are released."""
+        return len(self._hooks) > 0
+
+
+def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torch.Tensor], None]:
+    to_optimizer = weakref.ref(optimizer)
+
+    def step_and_free(parameter: torch.Tensor) -> None:
+        alive = to_optimizer()
+        if alive is None or parameter.grad is None:
+            return
+        try:
+            group = alive._find_group(parameter)
+            if pre_step is None or pre_step(parameter, group):
+                alive.step_param(parameter, group)
+        finally:
+            parameter.grad = None
+
+    return step_and_free
+
+
+def _refuse_wrappers(model: torch.nn.Module) -> None:
+    from torch.distributed import is_available
+
+    if not is_available():
+        return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(model, FullyShardedDataParallel):
+        raise TypeError(
+            "enable_gradient_release does not support FullyShardedDataParallel (FSDP1); use FSDP2 (fully_shard)"
+        )
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError(
+            "enable_gradient_release does not support DistributedDataParallel (DDP), which brings gradients back after "
+            "they are freed; use FSDP2 (fully_shard), or step() and zero_grad()"
+        )
+
+
+def enable_gradient_release(
+    model: torch.nn.Module,
+    optimizer: FlashOptimizer,
+    *,
+    grad_scaler: torch.amp.GradScaler | None = None,
+    pre_step: PreStep | None = None,
+) -> GradientReleaseHandle:
+    """From now on backward() steps each parameter and frees its gradient; step() and zero_grad() do nothing.
+
+    Policies for non-finite gradients hold for each parameter alone. The model may be under FSDP2.
+
+    Args:
+        model: the model.
+        optimizer: the optimizer of its parameters. Those of its parameters that the optimizer does not have are left
+            alone.
+        grad_scaler: must be None.
+        pre_step: called with a parameter and its group before each step; False skips the step.
+
+    Raises:
+        TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1).
+        NotImplementedError: for a grad_scaler.
+    """
+    if grad_scaler is not None:
+        raise NotImplementedError(
+            "gradients are released one by one, and GradScaler judges all of them; train in bfloat16 without it"
+        )
+    _refuse_wrappers(model)
+    managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
+    hook = _hook(optimizer, pre_step)
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(hook)
+        for parameter in model.parameters()
+        if parameter.requires_grad and parameter in managed
+    ]
+    optimizer._gradient_release = True
+    return GradientReleaseHandle(hooks, optimizer)

@@ -1,0 +1,189 @@
+"""Weights in full precision: their corrections, state dicts of them, and a context that puts them into the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from . import _operators as ops
+from .options import WEIGHT_DTYPES
+from .parameter import Parameter, masters_of
+from .sharding import is_sharded, local_like, local_of, slice_of, wrap
+
+if TYPE_CHECKING:
+    from .optimizer import FlashOptimizer
+
+WeightFormat = Literal["native", "paper"]
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def _is_paper(format: str) -> bool:
+    if format not in ("native", "paper"):
+        raise ValueError(f'format={format!r} is unknown; use "native" or "paper"')
+    return format == "paper"
+
+
+def compute_ecc_bits(
+    fp32_param: torch.Tensor,
+    narrow_param: torch.Tensor,
+    master_bytewidth: int = 4,
+    *,
+    format: WeightFormat = "native",
+) -> torch.Tensor:
+    """The correction that brings a rounded weight to its full-precision value.
+
+    Args:
+        fp32_param: weights in fp32.
+        narrow_param: the same weights, rounded to bfloat16 or float16.
+        master_bytewidth: bytes of both together: 3 for an int8 correction, 4 for int16.
+        format: of the correction.
+
+    Returns:
+        int8 or int16 of the same shape.
+
+    Raises:
+        ValueError: for other dtypes, shapes or widths.
+    """
+    if fp32_param.dtype != torch.float32:
+        raise ValueError(f"fp32_param must be float32, got {fp32_param.dtype}.")
+    if narrow_param.dtype not in _NARROW:
+        raise ValueError(f"narrow_param must be bf16 or fp16, got {narrow_param.dtype}.")
+    if master_bytewidth not in (3, 4):
+        raise ValueError(f"master_bytewidth={master_bytewidth} over {narrow_param.dtype} is unsupported; use 3 or 4")
+    if fp32_param.shape != narrow_param.shape:
+        raise ValueError(f"fp32_param has the shape {tuple(fp32_param.shape)}, narrow_param {tuple(narrow_param.shape)}")
+    masters = fp32_param.detach().to(narrow_param.device).contiguous()
+    return ops.correction_of(masters, narrow_param.detach().contiguous(), 8 * master_bytewidth, _is_paper(format))
+
+
+def reconstruct_fp32_param(
+    param: torch.Tensor, error_bits: torch.Tensor, *, format: WeightFormat = "native"
+) -> torch.Tensor:
+    """Full-precision weights from rounded ones and their correction, the inverse of :func:`compute_ecc_bits`.
+
+    Raises:
+        ValueError: for other dtypes or shapes.
+    """
+    if param.dtype not in _NARROW:
+        raise ValueError(f"param must be bf16 or fp16, which have corrections, got {param.dtype}.")
+    if error_bits.dtype not in (torch.int8, torch.int16):
+        raise ValueError(f"error_bits must be int8 or int16, got {error_bits.dtype}.")
+    if param.shape != error_bits.shape:
+        raise ValueError(f"param has the shape {tuple(param.shape)}, error_bits {tuple(error_bits.shape)}")
+    bits = 24 if error_bits.dtype == torch.int8 else 32
+    return ops.join_weights(param.detach().contiguous(), error_bits.contiguous(), bits, _is_paper(format))
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, torch.nn.Module) else model
+
+
+def _master(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a parameter in full precision."""
+    state = optimizer.state.get(tensor)
+    if not state or "error_bits" not in state:
+        return local_of(tensor).detach().float().clone()
+    parameter = _prepared(optimizer, tensor)
+    assert parameter.plan is not None
+    return masters_of(parameter.local, state.get("error_bits"), parameter.plan)
+
+
+def _prepared(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> Parameter:
+    parameter = optimizer._prepare(tensor, optimizer._find_group(tensor))
+    if parameter.version != parameter.current_version():
+        optimizer._reset_correction(parameter)
+    return parameter
+
+
+def get_fp32_model_state_dict(optimizer: "FlashOptimizer", model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """See FlashOptimizer."""
+    model = _unwrapped(model)
+    result = {
+        name: value.detach().float() if value.is_floating_point() else value.detach()
+        for name, value in model.state_dict().items()
+    }
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if name in result and "error_bits" in optimizer.state.get(tensor, {}):
+            master = _master(optimizer, tensor)
+            result[name] = wrap(master, tensor) if is_sharded(tensor) else master
+    return result
+
+
+def set_fp32_model_state_dict(
+    optimizer: "FlashOptimizer", model: torch.nn.Module, fp32_state_dict: dict[str, torch.Tensor]
+) -> None:
+    """See FlashOptimizer."""
+    values = {}
+    for name, tensor in _unwrapped(model).named_parameters():
+        if name not in fp32_state_dict:
+            continue
+        value = fp32_state_dict[name]
+        if value.dtype != torch.float32:
+            raise ValueError(f"Expected fp32 value for '{name}', got {value.dtype}.")
+        part = local_like(value, tensor)
+        if is_sharded(tensor) and part.shape == tensor.shape:
+            part = slice_of(part, tensor)
+        if part.shape != local_of(tensor).shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, its fp32 value {tuple(value.shape)}")
+        values[tensor] = part
+    managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
+    for tensor, value in values.items():
+        if tensor in managed and tensor.dtype in WEIGHT_DTYPES:
+            _prepared(optimizer, tensor).write_masters(value, optimizer.state[tensor])
+        else:
+            local_of(tensor).copy_(value)
+
+
+@contextmanager
+def full_precision(model: torch.nn.Module, optimizer: "FlashOptimizer") -> Iterator[torch.nn.Module]:
+    """Inside, the model's parameters are its full-precision weights: for evaluation, averages of weights and export.
+
+    On leaving, weights and corrections are as before, bit for bit; what was written inside is rounded and split anew.
+    Parameters that are not the optimizer's are fp32 inside too.
+
+    Raises:
+        TypeError: for a model under FSDP, which holds the dtype of its parameters; use get_fp32_model_state_dict.
+    """
+    tensors = list(dict.fromkeys(_unwrapped(model).parameters()))
+    if any(is_sharded(tensor) for tensor in tensors):
+        raise TypeError("full_precision does not support sharded parameters; use optimizer.get_fp32_model_state_dict")
+    narrow = {tensor: tensor.data for tensor in tensors if tensor.dtype in _NARROW}
+    for module in model.modules():
+        module.__dict__["_flashoptim_recasts"] = False
+    for tensor in narrow:
+        tensor.data = _master(optimizer, tensor)
+    try:
+        yield model
+    finally:
+        for module in model.modules():
+            module.__dict__.pop("_flashoptim_recasts", None)
+        with torch.no_grad():
+            for tensor, weight in narrow.items():
+                _leave(optimizer, tensor, weight)
+
+
+def _leave(optimizer: "FlashOptimizer", tensor: torch.Tensor, weight: torch.Tensor) -> None:
+    """Puts the stored weight back, with what was written into its full-precision value."""
+    inside, tensor.data = tensor.data, weight
+    parameter = optimizer._parameters.get(tensor)
+    is_same = torch.equal(_master_bits(optimizer, tensor, parameter), inside.view(torch.int32))
+    if parameter is None or parameter.plan is None:
+        if not is_same:
+            tensor.copy_(inside)
+        return
+    if is_same:
+        parameter.keep_correction()
+    else:
+        parameter.write_masters(inside, optimizer.state[tensor])
+
+
+def _master_bits(
+    optimizer: "FlashOptimizer", tensor: torch.Tensor, parameter: Parameter | None
+) -> torch.Tensor:
+    if parameter is None or parameter.plan is None:
+        return tensor.detach().float().view(torch.int32)
+    correction = optimizer.state[tensor].get("error_bits")
+    return masters_of(tensor.detach(), correction, parameter.plan).view(torch.int32)

@@ -1,0 +1,477 @@
+"""FlashOptimizer: torch's protocol of an optimizer over the fused step. Number formats and arithmetic are in C++."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from . import masters
+from . import state_dict as saving
+from .conversion import fit
+from .gradients import accumulate_in_fp32, grad_norm
+from .nonfinite import BadElements
+from .numerics import check_learning_rate, measure
+from .options import DEFAULT_BITS, DefaultBits, Group, Rule, check_group, number
+from .parameter import Parameter, Plan, State, plan_of
+from .report import config_text, memory_report
+from .sharding import all_reduce_max, is_sharded, local_like
+from .table import Table
+
+Bits = Literal[16, 24, 32] | None
+NonFinite = Literal["skip_element", "skip_step", "error"]
+
+# Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
+_ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
+
+# Tables are kept for each parameter alone (gradients released) and for as many sets of them, and a few more.
+_SPARE_TABLES = 16
+
+
+class FlashOptimizer(torch.optim.Optimizer):
+    """Optimizers that keep the weight's correction, the moments and the gradient in 7 bytes per parameter or less.
+
+    This class is the common part of :class:`FlashSGD`, :class:`FlashSGDW`, :class:`FlashAdam`, :class:`FlashAdamW` and
+    :class:`FlashLion`. Every argument but `params`, `compress_state_dict` and `check_numerics` may also stand in a
+    parameter group.
+
+    Args:
+        params: parameters, (name, parameter) pairs or parameter groups.
+        lr: learning rate, a number or a tensor of one element.
+        quantize: keep the moments as 8-bit codes; otherwise in fp32.
+        compress_state_dict: `state_dict()` holds codes and scales, so that a run resumes bit for bit; otherwise fp32
+            moments, which torch's own optimizers load.
+        master_weight_bits: precision of the weights that are updated. 24 and 32 keep a correction of 1 or 2 bytes beside
+            each 16-bit weight, 16 rounds with dither, None to nearest.
+        check_numerics: raise :class:`NumericsError` where the learning rate is too small to move the largest weights.
+        fused: has no effect; the step is always fused.
+        defaults: hyperparameters of the subclass.
+        format: "native", "paper" (that of arXiv 2602.23349 and its authors' package) or "fp32" (uncompressed moments).
+        nonfinite: what to do with gradients that are NaN, infinite or at least 2^48: "skip_element" leaves those
+            elements as they are, "skip_step" changes nothing in that step, "error" the same and raises
+            :class:`NonFiniteError`. They are counted, see :meth:`bad_elements`.
+        check_gradients: False takes every gradient as it is; for the format "paper" alone.
+        maximize: maximize the objective.
+        min_quantized_numel: smaller tensors keep fp32 moments in the native format.
+        min_quantized_numel_1d: the same for tensors of one dimension.
+        accumulate_fp32: gradients of 16-bit parameters are accumulated in fp32 (`.grad` is fp32).
+        foreach, capturable: have no effect.
+        differentiable: True is refused.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    rule: ClassVar[Rule]
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        quantize: bool = True,
+        compress_state_dict: bool = True,
+        master_weight_bits: Bits = cast(Bits, DEFAULT_BITS),
+        check_numerics: bool = False,
+        fused: bool | None = True,
+        defaults: dict[str, Any] | None = None,
+        *,
+        format: Literal["native", "paper", "fp32"] = "native",
+        nonfinite: NonFinite = "skip_element",
+        check_gradients: bool = True,
+        maximize: bool = False,
+        min_quantized_numel: int = 4096,
+        min_quantized_numel_1d: int = 65537,
+        accumulate_fp32: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        was_asked = not isinstance(master_weight_bits, DefaultBits)
+        bits = int(master_weight_bits) if isinstance(master_weight_bits, DefaultBits) else master_weight_bits
+        options = {"decouple_lr": False} | (defaults or {}) | {
+            "lr": lr,
+            "format": format,
+            "master_weight_bits": bits,
+            "quantize": quantize,
+            "nonfinite": nonfinite,
+            "check_gradients": check_gradients,
+            "maximize": maximize,
+            "min_quantized_numel": min_quantized_numel,
+            "min_quantized_numel_1d": min_quantized_numel_1d,
+            "accumulate_fp32": accumulate_fp32,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
+        }
+        check_group(self.rule, {"initial_lr": lr} | options)
+        self._compress_state_dict = compress_state_dict
+        self._check_numerics = check_numerics
+        self._begin()
+        super().__init__(params, options)
+        self._check_weights(bits, was_asked)
+
+    def _begin(self) -> None:
+        """What is made anew by each process and copy."""
+        self._parameters: dict[torch.Tensor, Parameter] = {}
+        self._tables: dict[tuple[int, ...], list[Table]] = {}
+        self._bad = BadElements()
+        self._gradient_factor = 1.0
+        self._gradient_release = False
+        self._warned: set[str] = set()
+
+    def _check_weights(self, bits: int | None, was_asked: bool) -> None:
+        dtypes = {tensor.dtype for tensor, _ in self._tensors_and_groups()}
+        if dtypes == {torch.float32} and bits is not None and was_asked and _ALLOW_INEFFECTIVE_BITS not in os.environ:
+            raise ValueError(
+                f"master_weight_bits={bits} has no effect when all parameters are fp32; leave it out or cast the model"
+            )
+        if bits is None and dtypes - {torch.float32}:
+            warnings.warn(
+                "master_weight_bits=None with non-fp32 parameters is pure low-precision training: updates smaller than "
+                "half a unit in the last place are lost; consider master_weight_bits=24",
+                stacklevel=3,
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters, with options of their own where the group has them.
+
+        Raises:
+            ValueError: for options out of range.
+        """
+        group = dict(param_group)
+        group.setdefault("initial_lr", group.get("lr", self.defaults["lr"]))
+        if isinstance(group["initial_lr"], torch.Tensor):
+            group["initial_lr"] = number(group["initial_lr"])
+        check_group(self.rule, self.defaults | group)
+        super().add_param_group(group)
+        for tensor in group["params"]:
+            if group["accumulate_fp32"]:
+                accumulate_in_fp32(tensor)
+
+    def _tensors_and_groups(self) -> Iterator[tuple[torch.Tensor, Group]]:
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                yield tensor, group
+
+    def _keys(self) -> dict[torch.Tensor, str | int]:
+        """Names of the parameters, or their numbers."""
+        keys: dict[torch.Tensor, str | int] = {}
+        for group in self.param_groups:
+            for n, tensor in enumerate(group["params"]):
+                keys.setdefault(tensor, group["param_names"][n] if "param_names" in group else len(keys))
+        return keys
+
+    def _find_group(self, tensor: torch.Tensor) -> Group:
+        for candidate, group in self._tensors_and_groups():
+            if candidate is tensor:
+                return group
+        raise ValueError(f"a parameter of shape {tuple(tensor.shape)} is not managed by this optimizer")
+
+    # Parameters and their states
+
+    def _look_at(self, tensor: torch.Tensor) -> Parameter:
+        parameter = self._parameters.get(tensor)
+        if parameter is not None:
+            parameter.look()
+            return parameter
+        key = self._keys().get(tensor, "a parameter")
+        return Parameter(tensor, f"parameter {key}" if isinstance(key, int) else key)
+
+    def _plan_of(self, parameter: Parameter) -> Plan:
+        group = self._find_group(parameter.tensor)
+        return plan_of(self.rule, group, parameter.layout, parameter.local.dtype)
+
+    def _prepare(self, tensor: torch.Tensor, group: Group) -> Parameter:
+        """The parameter with a state that fits its memory and its group."""
+        parameter = self._look_at(tensor)
+        self._parameters[tensor] = parameter
+        former = parameter.plan
+        fit(parameter, self.state[tensor], self.rule, group)
+        was_cast = former is not None and parameter.plan is not None and former.weight_dtype != parameter.plan.weight_dtype
+        if parameter.version is None or was_cast:
+            parameter.keep_correction()
+        elif parameter.local.device != parameter.device:
+            parameter.keep_correction()
+        elif parameter.local.data_ptr() != parameter.pointer:
+            self._reset_correction(parameter)
+        return parameter
+
+    def _prepare_all(self, tensors: Iterable[torch.Tensor]) -> None:
+        groups = dict(self._tensors_and_groups())
+        for tensor in tensors:
+            self._prepare(tensor, groups[tensor])
+
+    def _reset_correction(self, parameter: Parameter) -> None:
+        """The weight was written by somebody else: what was beyond its precision is no more."""
+        correction = self.state[parameter.tensor].get("error_bits")
+        if correction is not None:
+            correction.zero_()
+            if parameter.was_loaded:
+                self._warn_once(
+                    "order",
+                    "weights were written after the optimizer's state was loaded, and their corrections reset; load the "
+                    "model before its optimizer",
+                )
+        parameter.keep_correction()
+
+    def _forget(self) -> None:
+        """After the states were exchanged."""
+        self._tables.clear()
+        for parameter in self._parameters.values():
+            parameter.plan = None
+            parameter.version = None
+            parameter.max_abs = None
+
+    def _tables_for(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
+        key = tuple(map(id, tensors))
+        tables = self._tables.get(key)
+        if tables is None or not self._are_current(tables, groups):
+            if len(self._tables) > 2 * len(self._parameters) + _SPARE_TABLES:
+                self._tables.clear()
+            tables = self._tables[key] = self._make_tables(tensors, groups)
+        for table in tables:
+            versions = table.versions()
+            if versions != [parameter.version for parameter in table.parameters]:
+                for parameter, version in zip(table.parameters, versions, strict=True):
+                    if parameter.version != version:
+                        self._reset_correction(parameter)
+        return tables
+
+    def _are_current(self, tables: list[Table], groups: list[Group]) -> bool:
+        if len(tables) == 1 and not tables[0].has_groups(groups):
+            return False
+        return all(table.is_current(self.state) for table in tables)
+
+    def _make_tables(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
+        by_device: dict[torch.device, tuple[list[Parameter], list[State], list[Group]]] = {}
+        for tensor, group in zip(tensors, groups, strict=True):
+            parameter = self._prepare(tensor, group)
+            lists = by_device.setdefault(parameter.local.device, ([], [], []))
+            for values, value in zip(lists, (parameter, self.state[tensor], group), strict=True):
+                values.append(value)  # type: ignore[attr-defined]
+        return [Table(self.rule, *lists) for lists in by_device.values()]
+
+    # Steps
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+        """Steps every parameter that has a gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            NonFiniteError: for a bad gradient where `nonfinite` is "error".
+            NumericsError: where `check_numerics` is set and the learning rate too small.
+            ValueError: for a gradient, a state or options that do not fit. Nothing is changed in all of these cases.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        tensors, groups, gradients = [], [], []
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                gradient = tensor.grad
+                if gradient is not None and tensor.requires_grad:
+                    tensors.append(tensor)
+                    groups.append(group)
+                    gradients.append(gradient)
+        if self._gradient_release:
+            if not self._is_probe(tensors, gradients):
+                self._warn_once("step", "optimizer.step() does nothing while gradients are released: backward() steps")
+            return loss
+        factor, self._gradient_factor = self._gradient_factor, 1.0
+        self._step(tensors, groups, gradients, factor)
+        return loss
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step_param(self, p: torch.Tensor, group: dict[str, Any] | None = None) -> None:
+        """Steps one parameter if it has a gradient.
+
+        Args:
+            p: the parameter.
+            group: its group; looked up if not given.
+
+        Raises:
+            ValueError: for a tensor that is not a parameter of this optimizer. See also :meth:`step`.
+        """
+        if group is None:
+            group = self._find_group(p)
+        if p.grad is not None and p.requires_grad:
+            self._step([p], [group], [p.grad], 1.0)
+
+    def _step(
+        self, tensors: list[torch.Tensor], groups: list[Group], gradients: list[torch.Tensor], factor: float
+    ) -> None:
+        if self._is_probe(tensors, gradients):
+            return
+        tables = self._tables_for(tensors, groups) if tensors else []
+        if self._check_numerics:
+            for table in tables:
+                for parameter, n in zip(table.parameters, table.group_of, strict=True):
+                    check_learning_rate(self.rule, parameter, table.groups[n])
+        parts = self._gradients_of(tables, tensors, gradients)
+        participants = tensors if self._gradient_release else [tensor for tensor, _ in self._tensors_and_groups()]
+        if self._bad.refuse_step(self, tables, parts, factor, participants):
+            return
+        grad_scale, found_inf = self._amp()
+        for table, own in zip(tables, parts, strict=True):
+            table.step(own, factor, grad_scale, found_inf)
+            self._bad.take(table)
+
+    def _gradients_of(
+        self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
+    ) -> list[list[torch.Tensor]]:
+        if len(tables) == 1 and not tables[0].is_sharded:
+            return [gradients]
+        given = dict(zip(tensors, gradients, strict=True))
+        return [[local_like(given[tensor], tensor) for tensor in table.tensors] for table in tables]
+
+    def _amp(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What GradScaler has put here: the loss scale, and whether it found an infinite gradient."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _is_probe(self, tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:
+        """Whether this is the step with learning rate 0 and gradients of 0 by which torch.distributed.checkpoint makes
+        an optimizer create its states. It creates them, and is no step.
+        """
+        if any(number(group["lr"]) != 0.0 for group in self.param_groups) or any(self.state.values()):
+            return False
+        moves = torch.tensor(any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True)))
+        shared = [tensor for tensor, _ in self._tensors_and_groups() if is_sharded(tensor)]
+        if shared:
+            moves = all_reduce_max(moves.to(shared[0].device, torch.int64), shared)
+        if moves:
+            return False
+        self._prepare_all(tensors)
+        return True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients; does nothing while they are released."""
+        if self._gradient_release:
+            self._warn_once("zero_grad", "optimizer.zero_grad() does nothing while gradients are released")
+            return
+        super().zero_grad(set_to_none=set_to_none)
+
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(text, stacklevel=4)
+
+    # Gradients and numerics
+
+    @torch.no_grad()
+    def grad_norm(self) -> torch.Tensor:
+        """The Euclidean norm of all gradients (float64, 0-dimensional); bad elements are left out.
+
+        A collective where parameters are sharded.
+        """
+        return grad_norm(self)
+
+    def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
+        """Scales the gradients of the next step so that their norm is at most `max_norm`; returns the norm before.
+
+        The gradients stay as they are: they are scaled as the step reads them.
+
+        Raises:
+            RuntimeError: while gradients are released: there is no norm of all then.
+        """
+        if self._gradient_release:
+            raise RuntimeError("gradients cannot be clipped by their norm while they are released one by one")
+        norm = self.grad_norm()
+        self._gradient_factor = min(1.0, float(max_norm) / (float(norm) + 1e-6))
+        return norm
+
+    def bad_elements(self) -> dict[str | int, int]:
+        """How many gradient elements were NaN, infinite or at least 2^48, by the parameter's name or number."""
+        counts = {}
+        for tensor, key in self._keys().items():
+            parameter = self._parameters.get(tensor)
+            counts[key] = 0 if parameter is None else parameter.bad_elements
+        return counts
+
+    @torch.no_grad()
+    def recompute_param_stats(self) -> None:
+        """Measures the weights anew for `check_numerics`; otherwise the first step does, and the first after loading."""
+        for tensor, _ in self._tensors_and_groups():
+            parameter = self._parameters[tensor] = self._look_at(tensor)
+            parameter.max_abs = measure(parameter)
+
+    def memory_report(self) -> dict[str, float]:
+        """Bytes on this rank: weights, corrections, moments, scales, gradients, total; parameters, bytes_per_parameter."""
+        return memory_report(self)
+
+    # State and weights
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """The state as a dict. Its tensors are the optimizer's own; see docs/python.md for the keys."""
+        return saving.state_dict(self, self._compress_state_dict)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def state_dict_fp32(self) -> dict[str, Any]:
+        """The state in plain fp32 tensors, as the optimizer of torch.optim with the same rule loads it."""
+        return saving.state_dict(self, compress=False, plain=True)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this package, of torch.optim or of the authors' package.
+
+        Hyperparameters come from the state dict; how states are stored is this optimizer's own affair, and states in
+        another format are converted. Load the model before: a weight that is written later loses its correction.
+
+        Raises:
+            ValueError: for what does not fit; the optimizer is exactly as it was.
+        """
+        saving.load_state_dict(self, state_dict)
+
+    @torch.no_grad()
+    def get_fp32_model_state_dict(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """The model's state dict with every parameter in full precision.
+
+        Args:
+            model: the model, or its DistributedDataParallel.
+        """
+        return masters.get_fp32_model_state_dict(self, model)
+
+    @torch.no_grad()
+    def set_fp32_model_state_dict(
+        self, model: torch.nn.Module, fp32_state_dict: dict[str, torch.Tensor]
+    ) -> None:
+        """Sets weights and corrections from full-precision weights, the inverse of :meth:`get_fp32_model_state_dict`.
+
+        Parameters that the state dict does not name stay as they are.
+
+        Raises:
+            ValueError: for a weight that is not fp32 or has another shape; nothing has changed.
+        """
+        masters.set_fp32_model_state_dict(self, model, fp32_state_dict)
+
+    # Copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_compress_state_dict", "_check_numerics")
+        return super().__getstate__() | {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._begin()
+        super().__setstate__(state)
+        for tensor, group in self._tensors_and_groups():
+            if group.get("accumulate_fp32"):
+                accumulate_in_fp32(tensor)
+
+    def __repr__(self) -> str:
+        return config_text(self)

@@ -1,0 +1,188 @@
+"""A parameter as the optimizer sees it: where its memory lies, how it is stored, what its state holds."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _operators as ops
+from .moment import Moment
+from .options import DTYPES, FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
+from .sharding import is_sharded, local_of, place_of
+
+State = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """Which buffers a parameter has: a plan of the operators by name."""
+
+    weight_dtype: int
+    bits: int  # effective: 0 also for fp32 weights
+    paper: int
+    moments: int
+    correction_dtype: int
+    correction_count: int
+    first_dtype: int
+    first_count: int
+    first_groups: int
+    second_dtype: int
+    second_count: int
+    second_groups: int
+
+    @property
+    def storage(self) -> Storage:
+        """How the moments lie."""
+        return Storage(self.moments)
+
+    @property
+    def weight_storage(self) -> tuple[int, int, int]:
+        """What says how weight and correction are to be read together."""
+        return self.weight_dtype, self.bits, self.paper
+
+    def groups(self, kind: int) -> int:
+        """Scales of a moment."""
+        return self.second_groups if kind else self.first_groups
+
+
+def strides_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Strides as the operators take them."""
+    return tuple(tensor.stride())
+
+
+def layout_of(parameter: torch.Tensor) -> torch.Tensor:
+    """The layout of a parameter, or of this rank's part of it.
+
+    Raises:
+        ValueError: for memory that is not dense, or a cut inside a group of 32 of a moment that could be quantized.
+    """
+    local = local_of(parameter)
+    shape, strides = tuple(local.shape), strides_of(local)
+    if not is_sharded(parameter):
+        return ops.layout(shape, strides, shape, strides, (0,) * len(shape))
+    _, offset = place_of(parameter)
+    try:
+        return ops.layout(shape, strides, tuple(parameter.shape), strides_of(parameter), offset)
+    except ValueError:
+        row = _vector_layout(parameter, local, offset)
+        if row is None:
+            raise
+        return row
+
+
+def _vector_layout(
+    parameter: torch.Tensor, local: torch.Tensor, offset: tuple[int, ...]
+) -> torch.Tensor | None:
+    """The layout of a part of a vector that is cut inside a group: vectors that stay in fp32 have no groups."""
+    long = [n for n, size in enumerate(parameter.shape) if size != 1]
+    if len(long) != 1 or not local.is_contiguous():
+        return None
+    numel, whole = local.numel(), parameter.numel()
+    return torch.tensor([numel, 1, numel, whole, whole, 0, offset[long[0]], 1])
+
+
+def is_cut_in_groups(layout: torch.Tensor) -> bool:
+    """Whether a part of a row begins or ends inside a group of 32 of the whole tensor."""
+    numel, _, row_length, _, whole_row_length, _, column, _ = layout.tolist()
+    end = column + row_length
+    return numel > 0 and (column % 32 != 0 or (end % 32 != 0 and end != whole_row_length))
+
+
+def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype) -> Plan:
+    """The buffers of a parameter of this layout under the options of its group.
+
+    Raises:
+        ValueError: for a weight's dtype that cannot be stepped.
+    """
+    if dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"a parameter is {dtype}; cast it to float32, bfloat16 or float16")
+    row = ops.plan(
+        layout,
+        int(rule),
+        number(group.get("momentum", 0.0)),
+        int(FORMATS[group["format"]]),
+        group["master_weight_bits"] or 0,
+        bool(group["quantize"]),
+        group["min_quantized_numel"],
+        group["min_quantized_numel_1d"],
+        WEIGHT_DTYPES.index(dtype),
+    )
+    plan = Plan(*row.tolist())
+    if plan.storage == Storage.NATIVE and is_cut_in_groups(layout):
+        raise ValueError(
+            f"a vector of {layout.tolist()[3]} elements is cut at column {layout.tolist()[6]}, inside a group of 32; "
+            "raise min_quantized_numel_1d above its length, or cut it at multiples of 32"
+        )
+    return plan
+
+
+def masters_of(weight: torch.Tensor, correction: torch.Tensor | None, plan: Plan) -> torch.Tensor:
+    """Full-precision weights, fp32, in the memory order of `weight`."""
+    if plan.correction_count == 0 or correction is None:
+        return weight.detach().to(torch.float32, copy=True)
+    return ops.join_weights(weight.detach(), correction, plan.bits, bool(plan.paper))
+
+
+class Parameter:
+    """One parameter of an optimizer, with what is not part of its saved state."""
+
+    def __init__(self, tensor: torch.Tensor, name: str) -> None:
+        self.tensor = tensor
+        self.name = name
+        self.is_sharded = is_sharded(tensor)
+        self.local = local_of(tensor)
+        self.layout = layout_of(tensor)
+        self.plan: Plan | None = None  # that its state was made by
+        self.pointer, self.device = self.local.data_ptr(), self.local.device
+        self.version: int | None = None  # after the last write that is ours; None: whatever it is now
+        self.was_loaded = False  # its state was loaded and no step was taken since
+        self.bad_elements = 0
+        self.max_abs: float | None = None  # for check_numerics
+        self._shape, self._strides = tuple(self.local.shape), strides_of(self.local)
+
+    def look(self) -> None:
+        """Finds the memory anew.
+
+        Raises:
+            ValueError: if the parameter has another shape than before, or is not dense any more.
+        """
+        self.local = local_of(self.tensor)
+        if tuple(self.local.shape) != self._shape:
+            raise ValueError(
+                f"{self.name} had the shape {self._shape} and has now {tuple(self.local.shape)}; "
+                "make a new optimizer after a model was changed"
+            )
+        if strides_of(self.local) != self._strides:
+            self.layout = layout_of(self.tensor)
+            self._strides = strides_of(self.local)
+
+    def current_version(self) -> int:
+        """A number that changes when somebody writes the weight, `.data` apart."""
+        return self.tensor._version + (self.local._version if self.is_sharded else 0)
+
+    def write_masters(self, masters: torch.Tensor, state: State) -> None:
+        """Splits full-precision weights into the stored weight and the correction in its state."""
+        assert self.plan is not None
+        values = torch.empty_like(self.local, dtype=torch.float32, requires_grad=False).copy_(masters)
+        weight, correction = ops.split_weights(
+            values, self.plan.weight_dtype, self.plan.bits, bool(self.plan.paper)
+        )
+        with torch.no_grad():
+            self.local.copy_(weight)
+        if "error_bits" in state:
+            state["error_bits"].copy_(correction)
+        if self.is_sharded:
+            torch.autograd.graph.increment_version([self.tensor])
+        self.keep_correction()
+
+    def keep_correction(self) -> None:
+        """Takes the weight as it is now for the one that the correction belongs to."""
+        self.local = local_of(self.tensor)
+        self.pointer, self.device = self.local.data_ptr(), self.local.device
+        self.version = self.current_version()
+
+    def correction_like(self, plan: Plan) -> torch.Tensor:
+        """A correction of zeros."""
+        return torch.zeros_like(self.local, dtype=DTYPES[plan.correction_dtype], requires_grad=False)
+
+    def moment_like(self, kind: int, plan: Plan) -> Moment:
+        """A moment of zeros."""
+        return Moment.zeros(self.local, self.layout, kind, plan.storage, plan.groups(kind))

@@ -1,0 +1,217 @@
+"""State dicts: what is written, and how one is taken in whole or not at all."""
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
+from .moment import Moment
+from .options import STORAGE_OPTIONS, Group, Storage, check_group
+from .parameter import Parameter, State, strides_of
+from .sharding import place_of, wrap
+
+if TYPE_CHECKING:
+    from .optimizer import FlashOptimizer
+
+StateDict = dict[str, Any]
+
+# Options of this optimizer that a state dict does not change.
+_KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32")
+# Options that torch's own optimizers do not know.
+_OURS = (*_KEPT, "nonfinite", "decouple_lr")
+
+
+def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
+    """Scales in as many dimensions as the parameter has, so that cutting its rows cuts them too."""
+    extents = [1] * max(1, len(shape))
+    long = [n for n, size in enumerate(shape) if size != 1] or [0]
+    if len(long) > 1:
+        extents[long[0]] = rows
+    extents[long[min(1, len(long) - 1)]] = groups_per_row
+    return tuple(extents)
+
+
+def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
+    """The scales as they are written, or None where they cannot be cut as the parameter is."""
+    tensor, scales = parameter.tensor, moment.scales
+    numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
+    in_rows = moment.storage == Storage.NATIVE or (whole_row_length % 32 == 0 and not is_vector)
+    is_row_major = strides_of(parameter.local) == strides_of(torch.empty(parameter.local.shape, device="meta"))
+    if moment.storage == Storage.PAPER and parameter.local.dtype == torch.bfloat16:
+        scales = scales.view(torch.bfloat16)  # so that the authors' package reads the same bytes
+    if not parameter.is_sharded:
+        if not in_rows or not is_row_major or numel == 0:
+            return scales
+        return scales.view(_scales_shape(tensor.shape, rows, -(-row_length // 32)))
+    if not in_rows:
+        return None
+    whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
+    whole = _scales_shape(tensor.shape, whole_rows, -(-whole_row_length // 32))
+    part = _scales_shape(tensor.shape, rows, -(-row_length // 32))
+    if numel == 0:
+        part = tuple(0 if n == 0 else size for n, size in zip(parameter.local.shape, part, strict=True))
+    wrapped = wrap(scales.view(part), tensor, whole)
+    if place_of(wrapped)[0] != part and numel > 0:
+        raise ValueError(
+            f"{parameter.name}: its scales cannot be cut as {tensor.placements} cuts it; "  # type: ignore[attr-defined]
+            "construct the optimizer with compress_state_dict=False"
+        )
+    return wrapped
+
+
+def _like_parameter(parameter: Parameter, value: torch.Tensor) -> torch.Tensor:
+    return wrap(value, parameter.tensor) if parameter.is_sharded else value
+
+
+def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: bool) -> State:
+    scales = _saved_scales(parameter, moment) if compress and moment.is_quantized() else None
+    if scales is None:
+        return {name: _like_parameter(parameter, moment.materialize())}
+    return {name + QUANTIZED: _like_parameter(parameter, moment.codes), name + SCALES: scales}
+
+
+def saved_state(parameter: Parameter, state: State, compress: bool, corrections: bool = True) -> State:
+    """What a state dict holds of a parameter. Tensors are the optimizer's own, not copies."""
+    step = state["step"]
+    saved: State = {"step": step if compress else step.to(torch.float32)}
+    for name, value in state.items():
+        if isinstance(value, Moment):
+            saved.update(_saved_moment(parameter, name, value, compress))
+    if "error_bits" in state and corrections:
+        bits = state["error_bits"]
+        assert parameter.plan is not None
+        if parameter.plan.paper and bits.dtype == torch.int16:
+            bits = bits.view(parameter.local.dtype)  # as the authors' package writes it
+        saved["error_bits"] = _like_parameter(parameter, bits)
+    local = parameter.local
+    row_major = torch.empty(local.shape, device="meta").stride()
+    if compress and not parameter.is_sharded and local.numel() and local.stride() != row_major:
+        saved[STRIDES] = torch.tensor(local.stride(), dtype=torch.int64)
+    return saved
+
+
+def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False) -> StateDict:
+    """The state dict, hooks included. `plain` leaves out what torch's own optimizers do not know."""
+    for before in optimizer._optimizer_state_dict_pre_hooks.values():
+        before(optimizer)
+    numbers: dict[torch.Tensor, int] = {}
+    groups = []
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            numbers.setdefault(tensor, len(numbers))
+        packed = {key: value for key, value in group.items() if key != "params"}
+        if plain:
+            packed = {key: value for key, value in packed.items() if key not in _OURS} | {"fused": None}
+        else:
+            packed["master_bytewidth"] = (group["master_weight_bits"] or 0) // 8
+        groups.append(packed | {"params": [numbers[tensor] for tensor in group["params"]]})
+    states = {}
+    for tensor, group in optimizer._tensors_and_groups():
+        if optimizer.state.get(tensor):
+            parameter = optimizer._prepare(tensor, group)
+            states[numbers[tensor]] = saved_state(parameter, optimizer.state[tensor], compress, not plain)
+    result: StateDict = {"state": states, "param_groups": groups}
+    for after in optimizer._optimizer_state_dict_post_hooks.values():
+        changed = after(optimizer, result)
+        result = result if changed is None else changed
+    return result
+
+
+def _merged(group: Group, saved: Group) -> Group:
+    """The group after loading: hyperparameters of the file, storage of this optimizer."""
+    merged = copy.deepcopy({key: value for key, value in saved.items() if key != "params"})
+    for foreign in ("master_bytewidth", "decoupled_weight_decay"):
+        merged.pop(foreign, None)
+    for key in _KEPT:
+        merged[key] = group[key]
+    merged.setdefault("initial_lr", merged.get("lr", group["lr"]))
+    for key, value in group.items():
+        merged.setdefault(key, value)
+    merged["params"] = group["params"]
+    if "betas" in merged:
+        merged["betas"] = tuple(merged["betas"])
+    return merged
+
+
+def _check_shape_of(groups: list[Group], saved: list[Group]) -> None:
+    if len(groups) != len(saved):
+        raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
+    for n, (group, other) in enumerate(zip(groups, saved, strict=True)):
+        if len(group["params"]) != len(other["params"]):
+            raise ValueError(
+                f"parameter group {n} of the state dict has {len(other['params'])} parameters, "
+                f"that of this optimizer {len(group['params'])}"
+            )
+
+
+def _differs(saved: Saved, group: Group) -> bool:
+    if saved.format is None:
+        return False
+    narrow = any(tensor.dtype != torch.float32 for tensor in group["params"])
+    other_bits = narrow and saved.bits != (group["master_weight_bits"] or 0)
+    return saved.format != group["format"] or other_bits
+
+
+def _pairs(groups: list[Group], saved: list[Group]) -> Iterator[tuple[Group, Group]]:
+    return zip(groups, saved, strict=True)
+
+
+def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
+    """Takes in a state dict. Everything is read and checked before anything changes.
+
+    Raises:
+        ValueError: for what does not fit.
+    """
+    given = given.copy()
+    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = before(optimizer, given)
+        given = given if changed is None else changed
+    saved_groups: list[Group] = given["param_groups"]
+    _check_shape_of(optimizer.param_groups, saved_groups)
+    merged = [_merged(*pair) for pair in _pairs(optimizer.param_groups, saved_groups)]
+    states: dict[torch.Tensor, State] = {}
+    parameters: list[Parameter] = []
+    taken = set()
+    conversions: dict[str, None] = {}
+    for group, saved_group in _pairs(merged, saved_groups):
+        check_group(optimizer.rule, group)
+        storage = saved_storage(saved_group)
+        for tensor, number in zip(group["params"], saved_group["params"], strict=True):
+            taken.add(number)
+            raw = given["state"].get(number)
+            if not raw:
+                continue
+            parameter = optimizer._look_at(tensor)
+            states[tensor] = restore(parameter, raw, storage, optimizer.rule, group)
+            parameters.append(parameter)
+            if _differs(storage, group):
+                now = Saved(group["format"], group["master_weight_bits"] or 0, group)
+                conversions[f"from {storage} to {now}"] = None
+    unknown = [str(number) for number in given["state"] if number not in taken]
+    if unknown:
+        raise ValueError(f"the state dict has state of parameters that no group has: {', '.join(unknown)}")
+    _apply(optimizer, merged, states, parameters)
+    if conversions:
+        warnings.warn(f"the loaded optimizer state was converted {', and '.join(conversions)}", stacklevel=4)
+    for after in optimizer._optimizer_load_state_dict_post_hooks.values():
+        after(optimizer)
+
+
+def _apply(
+    optimizer: "FlashOptimizer", merged: list[Group], states: dict[torch.Tensor, State], parameters: list[Parameter]
+) -> None:
+    # In place: hooks and schedulers keep their groups.
+    for group, changed in _pairs(optimizer.param_groups, merged):
+        group.clear()
+        group.update(changed)
+    optimizer.state = defaultdict(dict, states)
+    optimizer._forget()
+    for parameter in parameters:
+        optimizer._parameters[parameter.tensor] = parameter
+        parameter.plan = optimizer._plan_of(parameter)
+        parameter.keep_correction()
+        parameter.was_loaded = True
