@@ -12,16 +12,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
-
-import torch
 
 import flashoptim_cpp as flash
+import torch
 
 
 def stepper(
-    make: Callable[[list[torch.nn.Parameter]], Any], tensors: int, numel: int, dtype: torch.dtype
-) -> Any:
+    make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+    tensors: int,
+    numel: int,
+    dtype: torch.dtype,
+) -> torch.optim.Optimizer:
     """An optimizer whose state exists, with gradients."""
     parameters = [torch.nn.Parameter(torch.randn(numel).to(dtype)) for _ in range(tensors)]
     for p in parameters:
@@ -32,7 +33,7 @@ def stepper(
     return optimizer
 
 
-def seconds(optimizer: Any, calls: int) -> float:
+def seconds(optimizer: torch.optim.Optimizer, calls: int) -> float:
     """Seconds of one step, as the mean of some."""
     start = time.perf_counter()
     for _ in range(calls):
@@ -40,7 +41,7 @@ def seconds(optimizer: Any, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-CONTESTANTS: dict[str, tuple[Callable[[list[torch.nn.Parameter]], Any], torch.dtype]] = {
+CONTESTANTS: dict[str, tuple[Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], torch.dtype]] = {
     "ours, bfloat16": (flash.FlashAdamW, torch.bfloat16),
     "ours, fp32": (flash.FlashAdamW, torch.float32),
     "torch fused, fp32": (lambda p: torch.optim.AdamW(p, fused=True), torch.float32),

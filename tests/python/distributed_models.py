@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import support
 import torch
 from support import ADAMW, LION, SGD
 from torch.distributed.fsdp import fully_shard
