@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -22,7 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import LIBRARY, RULES, Bandwidth, Contestant, Ours, gpt2, ours, peers, resnet50
+from contestants import (
+    LIBRARY,
+    RULES,
+    Bandwidth,
+    Contestant,
+    Ours,
+    OursNorm,
+    every_backend,
+    gpt2,
+    one_of_ours,
+    ours,
+    peers,
+    resnet50,
+)
+from report import cores_to_bound, plot, processor, summary, tables
 
 
 def seconds(step: Callable[[], None], least: float = 2e-3) -> float:
@@ -96,53 +109,44 @@ def measure(
     }
 
 
-def ratio(result: dict[str, Any], of: str, over: str) -> float | None:
-    """Median over the rounds of how many times as fast `of` was."""
-    times = {row["name"]: row["times"] for row in result["rows"]}
-    if of not in times or over not in times:
-        return None
-    return statistics.median(b / a for a, b in zip(times[of], times[over], strict=False))
-
-
-def markdown(results: list[dict[str, Any]]) -> str:
-    """One table for each case."""
-    lines = []
-    for result in results:
-        lines += [
-            f"### {result['title']}, {result['threads']} thread{'s' if result['threads'] > 1 else ''}",
-            "",
-            f"In-place bandwidth {result['bandwidth'] * 1e-9:.1f} GB/s.",
-            "",
-            "| | ms | Gparam/s | GB/s | of bandwidth | speed over it of ours AdamW native |",
-            "|---|---|---|---|---|---|",
+def cases(quick: bool, rounds: int) -> list[dict[str, Any]]:
+    """What is compared, with torch's present number of threads."""
+    mega = 1 << 20
+    one, large, huge = [(1024, 1024)], [(65536, 1024)], [(524288, 1024)]
+    norm = Contestant("ours grad_norm", partial(OursNorm, "adamw", "native", large), 2)
+    results = [
+        measure("1 M parameters", ours(one, list(RULES)) + peers(one, True), mega, rounds, True),
+        measure(
+            "64 M parameters",
+            [*ours(large, ["adamw"] if quick else list(RULES)), norm, *peers(large, True)],
+            64 * mega,
+            3 if quick else rounds,
+            True,
+        ),
+    ]
+    many, same = [(1000,)] * 10_000, [(10_000, 1000)]
+    small = [
+        Contestant("ours adamw native", partial(Ours, "adamw", "native", many), 24),
+        Contestant("ours adamw, one tensor", partial(Ours, "adamw", "native", same, quantize=False), 24),
+        *peers(many, False)[:2],
+    ]
+    results.append(measure("10,000 tensors of 1,000 elements", small, 10_000_000, rounds, True))
+    for title, shapes in (("GPT-2 124 M", gpt2()), ("ResNet-50", resnet50())):
+        count = sum(torch.Size(shape).numel() for shape in shapes)
+        rows = -(-count // 1024)
+        listed = [
+            one_of_ours("adamw", "native", shapes),
+            Contestant("ours adamw, one tensor", partial(Ours, "adamw", "native", [(rows, 1024)]), 12.25),
+            *peers(shapes, False)[:1],
         ]
-        for row in result["rows"]:
-            over = ratio(result, "ours adamw native", row["name"])
-            lines.append(
-                f"| {row['name']} | {row['seconds'] * 1e3:.3f} | {row['parameters_per_second'] * 1e-9:.3f} "
-                f"| {row['bytes_per_second'] * 1e-9:.1f} | {row['share_of_bandwidth'] * 100:.0f} % "
-                f"| {'-' if over is None else f'{over:.2f}'} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars of parameters per second, one picture for all cases."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(len(results), 1, figsize=(9, 3.2 * len(results)), squeeze=False)
-    for axis, result in zip(axes[:, 0], results, strict=True):
-        names = [row["name"] for row in result["rows"]]
-        axis.barh(names, [row["parameters_per_second"] * 1e-9 for row in result["rows"]])
-        axis.invert_yaxis()
-        axis.set_xlabel("billion parameters per second")
-        axis.set_title(f"{result['title']}, threads: {result['threads']}")
-    figure.tight_layout()
-    figure.savefig(path)
+        results.append(measure(title, listed, count, 5, True))
+    if not quick:
+        results += [
+            measure("Instruction sets, 1 M parameters", every_backend(one), mega, rounds, True),
+            measure("Instruction sets, 64 M parameters", every_backend(large), 64 * mega, 3, False),
+            measure("512 M parameters", ours(huge, ["adamw"]) + peers(huge, False), 512 * mega, 3, False),
+        ]
+    return results
 
 
 def main() -> None:
@@ -155,46 +159,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not LIBRARY.exists():
         sys.exit(f"compare: {LIBRARY} is missing; run `make bench`")
-    rounds = min(arguments.rounds, 5) if arguments.quick else arguments.rounds
-    mega = 1 << 20
     results = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        one = [(1024, 1024)]
-        results.append(
-            measure("1 M parameters", ours(one, list(RULES)) + peers(one, True), mega, rounds, True)
-        )
-        large = [(65536, 1024)]
-        results.append(
-            measure(
-                "64 M parameters",
-                ours(large, ["adamw"]) + peers(large, True),
-                64 * mega,
-                rounds if not arguments.quick else 3,
-                True,
-            )
-        )
-        many, same = [(1000,)] * 10_000, [(10_000, 1000)]
-        small = [
-            Contestant("ours adamw native", partial(Ours, "adamw", "native", many), 24),
-            Contestant("ours adamw, one tensor", partial(Ours, "adamw", "native", same, quantize=False), 24),
-            *peers(many, False)[:2],
-        ]
-        results.append(measure("10,000 tensors of 1,000 elements", small, 10_000_000, rounds, True))
-        for title, shapes in (("GPT-2 124 M", gpt2()), ("ResNet-50", resnet50())):
-            count = sum(torch.Size(shape).numel() for shape in shapes)
-            rows = -(-count // 1024)
-            listed = [
-                Contestant("ours adamw native", partial(Ours, "adamw", "native", shapes), 12.25),
-                Contestant("ours adamw, one tensor", partial(Ours, "adamw", "native", [(rows, 1024)]), 12.25),
-                *peers(shapes, False)[:1],
-            ]
-            results.append(measure(title, listed, count, 5, True))
-        if not arguments.quick:
-            huge = [(524288, 1024)]
-            results.append(
-                measure("512 M parameters", ours(huge, ["adamw"]) + peers(huge, False), 512 * mega, 3, False)
-            )
+        results += cases(arguments.quick, min(arguments.rounds, 5) if arguments.quick else arguments.rounds)
     arguments.out.mkdir(parents=True, exist_ok=True)
     document = {
         "date": time.strftime("%Y-%m-%d"),
@@ -206,20 +174,11 @@ def main() -> None:
     (arguments.out / "compare.json").write_text(json.dumps(document, indent=1) + "\n")
     table = (
         f"{document['processor']}, {document['cores']} cores, torch {torch.__version__}, {document['date']}.\n\n"
-        + markdown(results)
+        + "\n".join([*summary(results), *cores_to_bound(results), *tables(results)])
     )
     (arguments.out / "compare.md").write_text(table)
     plot(results, arguments.out / "compare.png")
     print(table)
-
-
-def processor() -> str:
-    """What the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

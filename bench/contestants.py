@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ Shapes = Sequence[tuple[int, ...]]
 LIBRARY = Path(__file__).resolve().parent.parent / "build" / "release" / "bench" / "libflashoptim_bench_c.so"
 RULES = {"sgd": 0, "adamw": 3, "lion": 4}
 FORMATS = {"native": 0, "paper": 1, "fp32": 2}
+BACKENDS = {"automatic": 0, "scalar": 1, "portable": 2, "avx2": 3, "avx512": 4, "avx512-vbmi": 5, "neon": 6}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -94,6 +96,7 @@ class Ours:
         number_format: str,
         shapes: Shapes,
         quantize: bool = True,
+        backend: str = "automatic",
     ) -> None:
         if Ours.library is None:
             Ours.library = ctypes.CDLL(str(LIBRARY))
@@ -108,11 +111,8 @@ class Ours:
                 ctypes.byref(hyperparameters), ctypes.c_size_t(ctypes.sizeof(hyperparameters)), RULES[rule]
             )
         )
-        options.format, options.threads, options.quantize = (
-            FORMATS[number_format],
-            torch.get_num_threads(),
-            quantize,
-        )
+        options.format, options.threads = FORMATS[number_format], torch.get_num_threads()
+        options.quantize, options.backend = quantize, BACKENDS[backend]
         hyperparameters.weight_decay = 0.01
         if rule == "sgd":
             hyperparameters.momentum = 0.9
@@ -154,6 +154,15 @@ class Ours:
 
     def __del__(self) -> None:
         self.call.flashoptim_destroy(self.handle)
+
+
+class OursNorm(Ours):
+    """The norm of all gradients of an optimizer of this library."""
+
+    def step(self) -> None:
+        """One norm."""
+        norm = ctypes.c_double()
+        self.check(self.call.flashoptim_grad_norm(self.handle, ctypes.byref(norm)))
 
 
 class Torch:
@@ -236,6 +245,11 @@ def peers(shapes: Shapes, slow: bool) -> list[Contestant]:
             lambda: Torch(lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, fused=True), shapes, single),
             20,
         ),
+        Contestant(
+            "torch SGD foreach fp32",
+            lambda: Torch(lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, foreach=True), shapes, single),
+            20,
+        ),
     ]
     try:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -271,23 +285,43 @@ def peers(shapes: Shapes, slow: bool) -> list[Contestant]:
     return found
 
 
-def ours(shapes: Shapes, rules: list[str], quantize: bool = True) -> list[Contestant]:
-    """Every rule in every format."""
-    moved = {
-        "native": {"adamw": 12.25, "sgd": 10.1, "lion": 10.1},
-        "paper": {"adamw": 12.25, "sgd": 10.1, "lion": 10.1},
-    }
-    moved["fp32"] = {"adamw": 28.0, "sgd": 20.0, "lion": 20.0}
-    if not quantize:
-        moved["native"] = {"adamw": 24.0, "sgd": 16.0, "lion": 16.0}
+# Bytes that a parameter's step moves: weights, corrections and state both ways, the gradient once.
+MOVED = {
+    ("adamw", "native"): 12.25,
+    ("sgd", "native"): 10.125,
+    ("lion", "native"): 10.125,
+    ("adamw", "fp32"): 28.0,
+    ("sgd", "fp32"): 20.0,
+    ("lion", "fp32"): 20.0,
+}
+
+
+def one_of_ours(rule: str, number_format: str, shapes: Shapes, backend: str = "automatic") -> Contestant:
+    """A rule in a format."""
+    name = f"ours {rule} {number_format}" + ("" if backend == "automatic" else f" {backend}")
+    moved = MOVED[rule, "fp32" if number_format == "fp32" else "native"]
+    return Contestant(name, partial(Ours, rule, number_format, shapes, backend=backend), moved)
+
+
+def ours(shapes: Shapes, rules: list[str]) -> list[Contestant]:
+    """Rules in every format."""
+    return [one_of_ours(rule, number_format, shapes) for rule in rules for number_format in FORMATS]
+
+
+def every_backend(shapes: Shapes) -> list[Contestant]:
+    """Every rule in every format with the instructions of every backend of this machine."""
+    machine = platform.machine()
+    arm, x86 = machine in ("aarch64", "arm64"), machine in ("x86_64", "AMD64")
+    here = [
+        name
+        for name in BACKENDS
+        if name in ("scalar", "portable") or (name == "neon" and arm) or (name.startswith("avx") and x86)
+    ]
     return [
-        Contestant(
-            f"ours {rule} {number_format}",
-            partial(Ours, rule, number_format, shapes, quantize),
-            moved[number_format][rule],
-        )
-        for rule in rules
-        for number_format in (FORMATS if quantize else ["native"])
+        one_of_ours(rule, number_format, shapes, backend)
+        for rule in RULES
+        for number_format in FORMATS
+        for backend in here
     ]
 
 
