@@ -11,7 +11,7 @@ elseif(NOT torch_wanted STREQUAL "AUTO" AND NOT torch_wanted AND NOT FLASHOPTIM_
 else()
     # Found already, or a wheel is built, which needs torch's headers and not LibTorch.
     find_path(FLASHOPTIM_TORCH_CONFIG TorchConfig.cmake
-        HINTS ${Torch_DIR} ENV SKBUILD_PLATLIB_DIR
+        HINTS ${Torch_DIR}
         PATH_SUFFIXES Torch share/cmake/Torch torch/share/cmake/Torch)
     if(NOT FLASHOPTIM_TORCH_CONFIG)
         set(obstacle "Torch was not found: pass -DCMAKE_PREFIX_PATH=<torch.utils.cmake_prefix_path>")

@@ -137,6 +137,8 @@ def main() -> int:
     parser.add_argument("what", choices=("test", "sanitize"))
     what = parser.parse_args().what
     os.environ["PATH"] = f"{lint.BIN}{os.pathsep}{os.environ['PATH']}"
+    # The package as the preset `release` builds it; whatever PYTHONPATH was must not stand before it.
+    os.environ["PYTHONPATH"] = str(ROOT / "build" / "release" / "python")
     check = Check()
     (test if what == "test" else sanitize)(check)
     return check.finish()
