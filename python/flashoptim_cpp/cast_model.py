@@ -74,7 +74,8 @@ def cast_model(
     """
     wide, recast = full_precision_layers or [], full_precision_recast_layers or []
     kept = _kept(model, [*wide, *recast])
-    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by address; the first keeps it from being given away
+    # By address, which the first tensor keeps from being given away.
+    done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for module in model.modules():
         if selective and isinstance(module, _WITH_STATISTICS):
             continue
@@ -93,4 +94,4 @@ def cast_model(
         module.register_forward_pre_hook(_widen_inputs)
         if is_recast:
             module.register_forward_hook(_recast_outputs(dtype))
-        module._has_fp32_input_hook = True  # type: ignore[assignment]
+        module._has_fp32_input_hook = True

@@ -45,7 +45,9 @@ def wants_moments(rule: Rule, group: Group) -> bool:
 
 def is_raw(state: State, rule: Rule) -> bool:
     """Whether somebody put a state there in the form of a state dict."""
-    return any(name + QUANTIZED in state or isinstance(state.get(name), torch.Tensor) for name in rule.moments)
+    return any(
+        name + QUANTIZED in state or isinstance(state.get(name), torch.Tensor) for name in rule.moments
+    )
 
 
 def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
@@ -84,13 +86,17 @@ def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
     if moment.device != local.device:
         moment = moment.to(local.device)
     if moment.shape != tuple(local.shape):
-        raise ValueError(f"{parameter.name}: a moment of shape {moment.shape} in its state; {tuple(local.shape)} fits")
+        raise ValueError(
+            f"{parameter.name}: a moment of shape {moment.shape} in its state; {tuple(local.shape)} fits"
+        )
     if moment.storage == plan.storage and strides_of(moment.codes) == strides_of(local):
         return moment
     return moment.stored_as(local, parameter.layout, plan.storage)
 
 
-def _live_correction(parameter: Parameter, correction: torch.Tensor | None, plan: Plan) -> torch.Tensor | None:
+def _live_correction(
+    parameter: Parameter, correction: torch.Tensor | None, plan: Plan
+) -> torch.Tensor | None:
     former = parameter.plan
     if correction is not None and former is not None and former.weight_dtype != plan.weight_dtype:
         _join_into_cast_weight(parameter, correction, former)
@@ -108,7 +114,9 @@ def _join_into_cast_weight(parameter: Parameter, correction: torch.Tensor, forme
     narrow = local.detach().to(WEIGHT_DTYPES[former.weight_dtype])
     if local.dtype == torch.float32 and former.correction_count and torch.equal(narrow.float(), local):
         with torch.no_grad():
-            local.copy_(ops.join_weights(narrow, _ordered(correction, narrow), former.bits, bool(former.paper)))
+            local.copy_(
+                ops.join_weights(narrow, _ordered(correction, narrow), former.bits, bool(former.paper))
+            )
 
 
 def _ordered(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -212,7 +220,9 @@ class _Reader:
             return local, self.parameter.layout
         shape = tuple(local.shape)
         if len(strides) != len(shape):
-            raise ValueError(f"{self.parameter.name}: {STRIDES} is {strides} for a parameter of shape {shape}")
+            raise ValueError(
+                f"{self.parameter.name}: {STRIDES} is {strides} for a parameter of shape {shape}"
+            )
         layout = ops.layout(shape, strides, shape, strides, (0,) * len(shape))
         return torch.empty_strided(shape, strides, dtype=torch.int8), layout
 
@@ -221,7 +231,9 @@ class _Reader:
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{self.parameter.name}: {key} is missing in its state")
         if value.dtype not in dtypes:
-            raise ValueError(f"{self.parameter.name}: {key} is {value.dtype}; it must be {' or '.join(map(str, dtypes))}")
+            raise ValueError(
+                f"{self.parameter.name}: {key} is {value.dtype}; it must be {' or '.join(map(str, dtypes))}"
+            )
         return value.detach()
 
     def _elements(self, key: str, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
@@ -235,7 +247,9 @@ class _Reader:
             raise ValueError(
                 f"{self.parameter.name}: {key} has the shape {tuple(value.shape)}; it must be {tuple(shape)}"
             )
-        return torch.empty_like(self.order, dtype=value.dtype, device=self.parameter.local.device).copy_(value)
+        return torch.empty_like(self.order, dtype=value.dtype, device=self.parameter.local.device).copy_(
+            value
+        )
 
     def moment(self, kind: int, name: str) -> Moment | None:
         """The moment as it was saved, or None."""
@@ -252,7 +266,9 @@ class _Reader:
 
     def _quantized(self, kind: int, name: str) -> Moment:
         if self.saved.format not in ("native", "paper"):
-            raise ValueError(f"{self.parameter.name}: {name} is quantized, and its group does not name a format")
+            raise ValueError(
+                f"{self.parameter.name}: {name} is quantized, and its group does not name a format"
+            )
         storage = FORMATS[self.saved.format]
         codes = self._elements(name + QUANTIZED, (torch.uint8 if kind else torch.int8,))
         moment = Moment(codes, self._scales(name + SCALES, storage), self.layout, kind, storage)
@@ -273,7 +289,9 @@ class _Reader:
         elif scales.numel() != groups and is_sharded(self.parameter.tensor):
             scales = self._part_of_scales(scales)
         if scales.numel() != groups:
-            raise ValueError(f"{self.parameter.name}: {key} has {scales.numel()} scales; it must have {groups}")
+            raise ValueError(
+                f"{self.parameter.name}: {key} has {scales.numel()} scales; it must have {groups}"
+            )
         scales = scales.to(self.parameter.local.device).reshape(-1).clone()
         return scales.view(torch.float16) if storage == Storage.PAPER else scales
 
@@ -294,7 +312,9 @@ class _Reader:
 
     def _check(self, moment: Moment, name: str) -> None:
         """Whether a step could have written this."""
-        base = dict(min_quantized_numel=0, min_quantized_numel_1d=0, master_weight_bits=None, momentum=1.0)
+        base: Group = dict(
+            min_quantized_numel=0, min_quantized_numel_1d=0, master_weight_bits=None, momentum=1.0
+        )
         base["format"] = self.saved.format or "native"
         base["quantize"] = moment.is_quantized()
         if moment.storage == Storage.FP32 and base["format"] == "native":

@@ -51,11 +51,17 @@ def compute_ecc_bits(
     if narrow_param.dtype not in _NARROW:
         raise ValueError(f"narrow_param must be bf16 or fp16, got {narrow_param.dtype}.")
     if master_bytewidth not in (3, 4):
-        raise ValueError(f"master_bytewidth={master_bytewidth} over {narrow_param.dtype} is unsupported; use 3 or 4")
+        raise ValueError(
+            f"master_bytewidth={master_bytewidth} over {narrow_param.dtype} is unsupported; use 3 or 4"
+        )
     if fp32_param.shape != narrow_param.shape:
-        raise ValueError(f"fp32_param has the shape {tuple(fp32_param.shape)}, narrow_param {tuple(narrow_param.shape)}")
+        raise ValueError(
+            f"fp32_param has the shape {tuple(fp32_param.shape)}, narrow_param {tuple(narrow_param.shape)}"
+        )
     masters = fp32_param.detach().to(narrow_param.device).contiguous()
-    return ops.correction_of(masters, narrow_param.detach().contiguous(), 8 * master_bytewidth, _is_paper(format))
+    return ops.correction_of(
+        masters, narrow_param.detach().contiguous(), 8 * master_bytewidth, _is_paper(format)
+    )
 
 
 def reconstruct_fp32_param(
@@ -127,7 +133,9 @@ def set_fp32_model_state_dict(
         if is_sharded(tensor) and part.shape == tensor.shape:
             part = slice_of(part, tensor)
         if part.shape != local_of(tensor).shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, its fp32 value {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}, its fp32 value {tuple(value.shape)}"
+            )
         values[tensor] = part
     managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
     for tensor, value in values.items():
@@ -149,7 +157,9 @@ def full_precision(model: torch.nn.Module, optimizer: "FlashOptimizer") -> Itera
     """
     tensors = list(dict.fromkeys(_unwrapped(model).parameters()))
     if any(is_sharded(tensor) for tensor in tensors):
-        raise TypeError("full_precision does not support sharded parameters; use optimizer.get_fp32_model_state_dict")
+        raise TypeError(
+            "full_precision does not support sharded parameters; use optimizer.get_fp32_model_state_dict"
+        )
     narrow = {tensor: tensor.data for tensor in tensors if tensor.dtype in _NARROW}
     for module in model.modules():
         module.__dict__["_flashoptim_recasts"] = False

@@ -57,9 +57,8 @@ class BadElements:
         tables: list[Table],
         gradients: list[list[torch.Tensor]],
         factor: float,
-        participants: list[torch.Tensor],
     ) -> bool:
-        """Whether the policies forbid the step, here or on another rank that holds parts of the participants.
+        """Whether the policies forbid the step, here or on another rank that holds parts of the parameters.
 
         Raises:
             NonFiniteError: where the policy is "error".
@@ -76,7 +75,9 @@ class BadElements:
                 bad.append(f"{table.parameters[n].name} ({int(counts[n])} elements)")
         if found_inf is not None and float(found_inf) != 0.0:
             verdict = 0  # GradScaler has found it, and skips the step itself
-        shared = [tensor for tensor in participants if is_sharded(tensor)]
+        # While gradients are released each parameter has a step, and a verdict, of its own.
+        judged = tables[0].tensors if optimizer._gradient_release else optimizer._keys()
+        shared = [tensor for tensor in judged if is_sharded(tensor)]
         if shared:
             device = shared[0].device
             verdict = int(all_reduce_max(torch.tensor(verdict, device=device), shared))

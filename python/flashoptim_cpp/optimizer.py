@@ -21,6 +21,8 @@ from .sharding import all_reduce_max, is_sharded, local_like
 from .table import Table
 
 Bits = Literal[16, 24, 32] | None
+# 24, and known not to be the caller's wish.
+DEFAULT_MASTER_WEIGHT_BITS = cast(Bits, DEFAULT_BITS)
 NonFinite = Literal["skip_element", "skip_step", "error"]
 
 # Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
@@ -73,7 +75,7 @@ class FlashOptimizer(torch.optim.Optimizer):
         lr: float | torch.Tensor = 1e-3,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = cast(Bits, DEFAULT_BITS),
+        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
         defaults: dict[str, Any] | None = None,
@@ -91,7 +93,8 @@ class FlashOptimizer(torch.optim.Optimizer):
     ) -> None:
         was_asked = not isinstance(master_weight_bits, DefaultBits)
         bits = int(master_weight_bits) if isinstance(master_weight_bits, DefaultBits) else master_weight_bits
-        options = {"decouple_lr": False} | (defaults or {}) | {
+        options = {
+            "decouple_lr": False,
             "lr": lr,
             "format": format,
             "master_weight_bits": bits,
@@ -106,6 +109,7 @@ class FlashOptimizer(torch.optim.Optimizer):
             "fused": fused,
             "capturable": capturable,
             "differentiable": differentiable,
+            **(defaults or {}),
         }
         check_group(self.rule, {"initial_lr": lr} | options)
         self._compress_state_dict = compress_state_dict
@@ -125,7 +129,8 @@ class FlashOptimizer(torch.optim.Optimizer):
 
     def _check_weights(self, bits: int | None, was_asked: bool) -> None:
         dtypes = {tensor.dtype for tensor, _ in self._tensors_and_groups()}
-        if dtypes == {torch.float32} and bits is not None and was_asked and _ALLOW_INEFFECTIVE_BITS not in os.environ:
+        is_in_vain = dtypes == {torch.float32} and bits is not None
+        if is_in_vain and was_asked and _ALLOW_INEFFECTIVE_BITS not in os.environ:
             raise ValueError(
                 f"master_weight_bits={bits} has no effect when all parameters are fp32; leave it out or cast the model"
             )
@@ -191,10 +196,9 @@ class FlashOptimizer(torch.optim.Optimizer):
         self._parameters[tensor] = parameter
         former = parameter.plan
         fit(parameter, self.state[tensor], self.rule, group)
-        was_cast = former is not None and parameter.plan is not None and former.weight_dtype != parameter.plan.weight_dtype
-        if parameter.version is None or was_cast:
-            parameter.keep_correction()
-        elif parameter.local.device != parameter.device:
+        assert parameter.plan is not None
+        was_cast = former is not None and former.weight_dtype != parameter.plan.weight_dtype
+        if parameter.version is None or was_cast or parameter.local.device != parameter.device:
             parameter.keep_correction()
         elif parameter.local.data_ptr() != parameter.pointer:
             self._reset_correction(parameter)
@@ -234,10 +238,9 @@ class FlashOptimizer(torch.optim.Optimizer):
                 self._tables.clear()
             tables = self._tables[key] = self._make_tables(tensors, groups)
         for table in tables:
-            versions = table.versions()
-            if versions != [parameter.version for parameter in table.parameters]:
-                for parameter, version in zip(table.parameters, versions, strict=True):
-                    if parameter.version != version:
+            if table.versions() != [parameter.version for parameter in table.parameters]:
+                for parameter in table.parameters:
+                    if parameter.version != parameter.current_version():
                         self._reset_correction(parameter)
         return tables
 
@@ -259,7 +262,7 @@ class FlashOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Steps every parameter that has a gradient.
 
         Args:
@@ -287,7 +290,9 @@ class FlashOptimizer(torch.optim.Optimizer):
                     gradients.append(gradient)
         if self._gradient_release:
             if not self._is_probe(tensors, gradients):
-                self._warn_once("step", "optimizer.step() does nothing while gradients are released: backward() steps")
+                self._warn_once(
+                    "step", "optimizer.step() does nothing while gradients are released: backward() steps"
+                )
             return loss
         factor, self._gradient_factor = self._gradient_factor, 1.0
         self._step(tensors, groups, gradients, factor)
@@ -321,8 +326,7 @@ class FlashOptimizer(torch.optim.Optimizer):
                 for parameter, n in zip(table.parameters, table.group_of, strict=True):
                     check_learning_rate(self.rule, parameter, table.groups[n])
         parts = self._gradients_of(tables, tensors, gradients)
-        participants = tensors if self._gradient_release else [tensor for tensor, _ in self._tensors_and_groups()]
-        if self._bad.refuse_step(self, tables, parts, factor, participants):
+        if self._bad.refuse_step(self, tables, parts, factor):
             return
         grad_scale, found_inf = self._amp()
         for table, own in zip(tables, parts, strict=True):
@@ -347,7 +351,9 @@ class FlashOptimizer(torch.optim.Optimizer):
         """
         if any(number(group["lr"]) != 0.0 for group in self.param_groups) or any(self.state.values()):
             return False
-        moves = torch.tensor(any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True)))
+        moves = torch.tensor(
+            any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
+        )
         shared = [tensor for tensor, _ in self._tensors_and_groups() if is_sharded(tensor)]
         if shared:
             moves = all_reduce_max(moves.to(shared[0].device, torch.int64), shared)

@@ -1,14 +1,12 @@
 """The optimizers: their arguments, in the authors' order, and their defaults."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from .optimizer import Bits, FlashOptimizer
-from .options import DEFAULT_BITS, Rule
-
-_DEFAULT_BITS = cast(Bits, DEFAULT_BITS)
+from .optimizer import DEFAULT_MASTER_WEIGHT_BITS, Bits, FlashOptimizer
+from .options import Rule
 
 
 def _refuse_amsgrad(amsgrad: bool) -> None:
@@ -41,7 +39,7 @@ class FlashSGD(FlashOptimizer):
         nesterov: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = _DEFAULT_BITS,
+        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
         **options: Any,  # noqa: ANN401
@@ -53,7 +51,15 @@ class FlashSGD(FlashOptimizer):
             "nesterov": nesterov,
         }
         super().__init__(
-            params, lr, quantize, compress_state_dict, master_weight_bits, check_numerics, fused, defaults, **options
+            params,
+            lr,
+            quantize,
+            compress_state_dict,
+            master_weight_bits,
+            check_numerics,
+            fused,
+            defaults,
+            **options,
         )
 
 
@@ -84,7 +90,7 @@ class FlashSGDW(FlashSGD):
         decouple_lr: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = _DEFAULT_BITS,
+        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
         **options: Any,  # noqa: ANN401
@@ -134,7 +140,7 @@ class FlashAdam(FlashOptimizer):
         weight_decay: float = 0.0,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = _DEFAULT_BITS,
+        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
         *,
@@ -144,7 +150,15 @@ class FlashAdam(FlashOptimizer):
         _refuse_amsgrad(amsgrad)
         defaults = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": False}
         super().__init__(
-            params, lr, quantize, compress_state_dict, master_weight_bits, check_numerics, fused, defaults, **options
+            params,
+            lr,
+            quantize,
+            compress_state_dict,
+            master_weight_bits,
+            check_numerics,
+            fused,
+            defaults,
+            **options,
         )
 
 
@@ -174,7 +188,7 @@ class FlashAdamW(FlashAdam):
         decouple_lr: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = _DEFAULT_BITS,
+        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
         *,
@@ -226,12 +240,20 @@ class FlashLion(FlashOptimizer):
         decouple_lr: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = _DEFAULT_BITS,
+        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
         **options: Any,  # noqa: ANN401
     ) -> None:
         defaults = {"betas": betas, "weight_decay": weight_decay, "decouple_lr": decouple_lr}
         super().__init__(
-            params, lr, quantize, compress_state_dict, master_weight_bits, check_numerics, fused, defaults, **options
+            params,
+            lr,
+            quantize,
+            compress_state_dict,
+            master_weight_bits,
+            check_numerics,
+            fused,
+            defaults,
+            **options,
         )

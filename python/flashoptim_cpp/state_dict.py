@@ -40,7 +40,9 @@ def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
     tensor, scales = parameter.tensor, moment.scales
     numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
     in_rows = moment.storage == Storage.NATIVE or (whole_row_length % 32 == 0 and not is_vector)
-    is_row_major = strides_of(parameter.local) == strides_of(torch.empty(parameter.local.shape, device="meta"))
+    is_row_major = strides_of(parameter.local) == strides_of(
+        torch.empty(parameter.local.shape, device="meta")
+    )
     if moment.storage == Storage.PAPER and parameter.local.dtype == torch.bfloat16:
         scales = scales.view(torch.bfloat16)  # so that the authors' package reads the same bytes
     if not parameter.is_sharded:
@@ -202,7 +204,10 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
 
 
 def _apply(
-    optimizer: "FlashOptimizer", merged: list[Group], states: dict[torch.Tensor, State], parameters: list[Parameter]
+    optimizer: "FlashOptimizer",
+    merged: list[Group],
+    states: dict[torch.Tensor, State],
+    parameters: list[Parameter],
 ) -> None:
     # In place: hooks and schedulers keep their groups.
     for group, changed in _pairs(optimizer.param_groups, merged):

@@ -1,7 +1,8 @@
 """What one call of the step operator needs, made once for a set of parameters and kept while nothing about them changes."""
 
+from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,14 +14,17 @@ from .parameter import Parameter, State, local_of
 _NOTHING = torch.empty(0, dtype=torch.int8)
 
 
-def _contents(states: list[State]) -> list[tuple[int, ...]]:
-    return [tuple(map(id, state.values())) for state in states]
+def _contents(states: list[State]) -> list[int]:
+    """What the states hold, by identity."""
+    return list(map(id, chain.from_iterable(map(dict.values, states))))
 
 
 class Table:
     """The buffers and rows of parameters that have a gradient, all on one device."""
 
-    def __init__(self, rule: Rule, parameters: list[Parameter], states: list[State], groups: list[Group]) -> None:
+    def __init__(
+        self, rule: Rule, parameters: list[Parameter], states: list[State], groups: list[Group]
+    ) -> None:
         self.rule = rule
         self.parameters = parameters
         self.tensors = [parameter.tensor for parameter in parameters]
@@ -39,7 +43,8 @@ class Table:
         self._keys = [storage_key(group) for group in self.groups]
         self._pointers = [weight.data_ptr() for weight in self.weights]
         self._contents = _contents(states)
-        self._held = [tuple(state.values()) for state in states]  # so that no identity is given to another object
+        # So that no identity is given to another object.
+        self._held = [tuple(state.values()) for state in states]
         self._gather_buffers()
         self.rows = torch.tensor(self._rows(), dtype=torch.int64).reshape(len(parameters), -1)
         self._numbers: list[tuple[float, ...]] = []
@@ -101,14 +106,15 @@ class Table:
         if [weight.data_ptr() for weight in weights] != self._pointers:
             return False
         states = [state[tensor] for tensor in self.tensors]
-        return _contents(states) == self._contents and self._keys == [storage_key(g) for g in self.groups]
+        if not all(map(is_, states, self.states)) or _contents(states) != self._contents:
+            return False
+        return self._keys == [storage_key(group) for group in self.groups]
 
     def versions(self) -> list[int]:
         """Version counters of the weights."""
-        versions = [tensor._version for tensor in self.tensors]
         if self.is_sharded:
             return [parameter.current_version() for parameter in self.parameters]
-        return versions
+        return [tensor._version for tensor in self.tensors]
 
     def hyperparameters(self) -> torch.Tensor:
         """One row for each group."""
@@ -138,7 +144,6 @@ class Table:
         found_inf: torch.Tensor | None,
     ) -> None:
         """One step; bad elements are added to `bad`."""
-        versions = self.versions()
         ops.step_(
             self.weights,
             gradients,
@@ -156,8 +161,9 @@ class Table:
             factor,
         )
         torch.autograd.graph.increment_version(self.tensors)
-        for parameter, version in zip(self.parameters, versions, strict=True):
-            parameter.version = version + 1
+        for parameter in self.parameters:
+            parameter.version = cast(int, parameter.version) + 1
+            parameter.was_loaded = False
         if self._waiting and (found_inf is None or float(found_inf) == 0.0):
             self._start_momentum()
 
