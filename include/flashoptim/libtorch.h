@@ -280,8 +280,9 @@ public:
     /// Norm of all gradients times the factor; bad elements are left out. The same bits with any number of threads.
     [[nodiscard]] double grad_norm();
 
-    /// Threads of a step; at first at::get_num_threads() as it was when the optimizer was made. Results do not depend on it.
+    /// Threads of a step; until they are set, those that at::get_num_threads() says at each step. Results do not depend on them.
     void set_threads(int threads);
+    [[nodiscard]] int threads() const;
 
     /// Bytes that weights, states and gradients take at this moment.
     [[nodiscard]] MemoryReport memory_report() const;

@@ -77,8 +77,9 @@ double FlashOptimizer::grad_norm() {
 
 void FlashOptimizer::set_threads(int threads) {
     if (threads < 1) throw InvalidArgument("threads is " + std::to_string(threads) + "; give at least 1");
-    impl_->threads = threads;
+    impl_->chosen_threads = threads;
 }
+int FlashOptimizer::threads() const { return impl_->threads(); }
 
 MemoryReport FlashOptimizer::memory_report() const {
     MemoryReport report;

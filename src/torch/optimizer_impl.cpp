@@ -21,7 +21,7 @@ StoragePlan with_first_moment_of(StoragePlan plan, const StoragePlan& other) {
 }  // namespace
 
 OptimizerImpl::OptimizerImpl(FlashOptimizer& optimizer, Rule rule_of_it)
-    : owner(&optimizer), rule(rule_of_it), threads(at::get_num_threads()) {}
+    : owner(&optimizer), rule(rule_of_it) {}
 
 OptimizerImpl::~OptimizerImpl() {
     if (const auto control = release.lock()) {

@@ -79,11 +79,12 @@ struct OptimizerImpl {
     /// Whether gradient release does the steps; says so the first time.
     bool is_released();
 
+    [[nodiscard]] int threads() const;
     ThreadPool& pool();
 
     FlashOptimizer* owner;
     Rule rule;
-    int threads;
+    std::optional<int> chosen_threads;
     double gradient_factor = 1.0;
     StepReport last_step;
     std::weak_ptr<ReleaseControl> release;

@@ -149,8 +149,10 @@ double OptimizerImpl::grad_norm() {
     return batch.items.empty() ? 0.0 : flashoptim::grad_norm(batch.items, pool());
 }
 
+int OptimizerImpl::threads() const { return chosen_threads.value_or(at::get_num_threads()); }
+
 ThreadPool& OptimizerImpl::pool() {
-    if (!pool_ || pool_->threads() != threads) pool_.emplace(threads);
+    if (!pool_ || pool_->threads() != threads()) pool_.emplace(threads());
     return *pool_;
 }
 

@@ -138,6 +138,22 @@ TEST(EachKind, GivesTheSameBitsWithAnyNumberOfThreads) {
     });
 }
 
+/// Else a program that gives its cores to something else is taken more than it allows.
+TEST(Optimizers, FollowTorchsThreadsUntilTheirsAreSet) {
+    const int before = at::get_num_threads();
+    auto weight = torch::randn({8, 8}).set_requires_grad(true);
+    AdamW optimizer({weight}, AdamWOptions(1e-3));
+    for (const int threads : {3, 1}) {
+        at::set_num_threads(threads);
+        EXPECT_EQ(optimizer.threads(), threads);
+        weight.mutable_grad() = torch::ones({8, 8});
+        optimizer.step();
+    }
+    optimizer.set_threads(2);
+    at::set_num_threads(before);
+    EXPECT_EQ(optimizer.threads(), 2);
+}
+
 /// A tensor in another stride order is stepped where it lies, as the row-major tensor over the same memory would be.
 TEST(EachKind, StepsEveryStrideOrderInMemoryOrder) {
     for_each_kind([](Rule rule, Format format) {
