@@ -89,9 +89,10 @@ def test_moments_are_those_of_torch(rule: Rule) -> None:
     for p, q in zip(ours, theirs, strict=True):
         assert int(optimizer.state[p]["step"]) == 20
         for name in rule.moments:
-            torch.testing.assert_close(
-                optimizer.state[p][name].materialize(), reference.state[q][name], rtol=1e-5, atol=1e-9
-            )
+            ours_now, theirs_now = optimizer.state[p][name].materialize(), reference.state[q][name]
+            # 20 terms of at most the largest moment's size, a few roundings each, in either of the two.
+            allowed = 200 * EPS * float(theirs_now.abs().max())
+            torch.testing.assert_close(ours_now, theirs_now, rtol=0, atol=allowed)
 
 
 def exact_step(
@@ -162,12 +163,13 @@ def test_adamw_with_decoupled_lr() -> None:
 def test_training_lowers_the_loss(rule: Rule, number_format: str) -> None:
     dtype = torch.float32 if number_format == "fp32" else torch.bfloat16
     network = support.model(dtype)
-    optimizer = rule(network.parameters(), format=number_format)
+    more = {"lr": 0.1} if rule is support.SGD_PLAIN else {}
+    optimizer = rule(network.parameters(), format=number_format, **more)
     losses = []
     for step in range(60):
         optimizer.zero_grad()
         loss = support.loss_of(network, step, dtype)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])

@@ -118,7 +118,19 @@ def test_a_subclass_may_add_its_own_argument() -> None:
     given = support.parameters()
     optimizer = Mine(given, "mine", lr=1e-3)
     support.run(optimizer, given, 1)
-    assert copy.deepcopy(optimizer).tag == "mine"
+    assert optimizer.tag == "mine"
+
+
+def test_a_copy_keeps_the_options_of_the_whole_optimizer() -> None:
+    given = support.parameters()
+    optimizer = flash.FlashLion(given, lr=1e-9, compress_state_dict=False, check_numerics=True)
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        parameters = other.param_groups[0]["params"]
+        with pytest.raises(flash.NumericsError):
+            support.run(other, parameters, 1)
+        other.param_groups[0]["lr"] = 1e-2
+        support.run(other, parameters, 1)
+        assert "exp_avg" in other.state_dict()["state"][0], "not compressed"
 
 
 def test_moments_print_and_measure_like_tensors() -> None:

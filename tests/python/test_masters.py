@@ -40,7 +40,8 @@ def test_split_and_joined(number_format: str, dtype: torch.dtype, bytewidth: int
     # Half a unit of the narrow type is 2^-9 (2^-12) of a weight; a correction divides it by 127 (32767) at least, and a
     # weight that was rounded to even rather than away can exceed its range by one step.
     unit = (2.0**-8 if dtype == torch.bfloat16 else 2.0**-11) / (127 if bytewidth == 3 else 32767)
-    assert float(((joined - exact).abs() / exact.abs().clamp_min(1e-30)).max()) <= unit * 1.1
+    smallest = torch.finfo(dtype).tiny  # below it the narrow type's spacing stays the same
+    assert float(((joined - exact).abs() / exact.abs().clamp_min(smallest)).max()) <= unit * 1.1
 
 
 def test_32_bits_over_bfloat16_restore_every_weight_exactly() -> None:
@@ -101,9 +102,9 @@ def test_fp32_state_dict_goes_round(number_format: str, bits: int, dtype: torch.
             p.fill_(0.123)
     optimizer.set_fp32_model_state_dict(network, taken)
     for name, value in optimizer.get_fp32_model_state_dict(network).items():
-        torch.testing.assert_close(
-            value, before[name], rtol=2.0**-30 if number_format == "native" else 1e-6, atol=0
-        )
+        # Encoding again changes nothing in native; in `paper` up to 1.5e-5 of a 24-bit weight (docs/formats.md).
+        lost = 0.0 if number_format == "native" else 1.6e-5 if bits == 24 else 1e-6
+        torch.testing.assert_close(value, before[name], rtol=lost, atol=0)
     twin = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, 4))
     twin.register_buffer("count", torch.tensor(0.0))
     twin.load_state_dict(taken)

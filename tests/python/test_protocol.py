@@ -51,8 +51,8 @@ def test_arguments_and_defaults_are_those_of_the_authors(name: str) -> None:
     p.grad = torch.ones_like(p)
     optimizer.step()
     assert optimizer.state[p]["error_bits"].dtype == torch.int8, "24 bits by default"
-    keyword = {"format", "nonfinite", "maximize", "min_quantized_numel", "min_quantized_numel_1d"}
-    assert keyword <= signature.keys() - set(positional)
+    with pytest.raises(TypeError):  # what is ours on top has no position
+        getattr(flash, name)([p], *[signature[key].default for key in positional[1:]], "native")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_closures_are_called_with_gradients_enabled(rule: Rule) -> None:
     last = first
     for _ in range(30):
         last = optimizer.step(closure)
-    assert float(last) < float(first)
+    assert last.item() < first.item()
     assert optimizer.step() is None
 
 
@@ -209,6 +209,10 @@ SCHEDULERS: dict[str, Any] = {
 def test_schedulers_drive_ours_as_torchs(name: str, rule: Rule) -> None:
     ours, theirs = support.parameters(torch.float32), support.parameters(torch.float32)
     optimizer, reference = rule(ours, format="fp32"), rule.reference(theirs)
+    if rule is ADAMW:
+        # Where betas change within the first steps, the bound of Adam's update (docs/formats.md) may differ from torch.
+        for given, stepper in ((ours, optimizer), (theirs, reference)):
+            support.run(stepper, given, 200, first=100)
     schedules = [SCHEDULERS[name](optimizer), SCHEDULERS[name](reference)]
     for step in range(10):
         for given, stepper in ((ours, optimizer), (theirs, reference)):
