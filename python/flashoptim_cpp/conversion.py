@@ -157,7 +157,8 @@ def step_count(value: Any, name: str) -> int:  # noqa: ANN401
     Raises:
         ValueError: if it is not an integer of at least 0.
     """
-    number = float(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else -1.0
+    is_number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, int | float)
+    number = float(value) if is_number else -1.0
     if not number >= 0.0 or number != int(number):
         raise ValueError(f"{name}: step is {value}; it must be one integer of at least 0")
     return int(number)
@@ -169,6 +170,8 @@ def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: G
     Raises:
         ValueError: that names the key and what is wrong with it; nothing has changed.
     """
+    if not isinstance(raw, dict):
+        raise ValueError(f"{parameter.name}: its state is {type(raw).__name__}; it must be a dict")
     plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
     reader = _Reader(parameter, raw, saved, rule)
     state: State = {}
@@ -327,15 +330,16 @@ class _Reader:
 
     def correction(self, plan: Plan) -> torch.Tensor | None:
         """The correction, in the storage of `plan`."""
-        bits = self.saved.bits if plan.weight_dtype != 0 else 0
+        bits = self.saved.bits
+        if plan.weight_dtype == 0:
+            return None  # fp32 weights are whole
         if self.raw.get("error_bits") is None:
             if bits in (24, 32):
                 raise ValueError(f"{self.parameter.name}: error_bits is missing in its state")
             return self.parameter.correction_like(plan) if plan.bits in (24, 32) else None
         if bits not in (24, 32):
             raise ValueError(
-                f"{self.parameter.name}: its state has error_bits, and its group master_weight_bits={bits or None} "
-                f"for a parameter of {self.parameter.local.dtype}"
+                f"{self.parameter.name}: its state has error_bits, and its group master_weight_bits={bits or None}"
             )
         wanted = torch.int8 if bits == 24 else torch.int16
         weight = self.parameter.local.dtype

@@ -30,6 +30,18 @@ _ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
 
 # Tables are kept for each parameter alone (gradients released) and for as many sets of them, and a few more.
 _SPARE_TABLES = 16
+# Attributes that a copy does not take over: those of _begin, of GradScaler, and what schedulers wrap.
+_OF_ONE_PROCESS = {
+    "_parameters",
+    "_tables",
+    "_bad",
+    "_gradient_factor",
+    "_gradient_release",
+    "_warned",
+    "grad_scale",
+    "found_inf",
+    "step",
+}
 
 
 class FlashOptimizer(torch.optim.Optimizer):
@@ -111,7 +123,7 @@ class FlashOptimizer(torch.optim.Optimizer):
             "differentiable": differentiable,
             **(defaults or {}),
         }
-        check_group(self.rule, {"initial_lr": lr} | options)
+        check_group(self.rule, options)
         self._compress_state_dict = compress_state_dict
         self._check_numerics = check_numerics
         self._begin()
@@ -148,10 +160,10 @@ class FlashOptimizer(torch.optim.Optimizer):
             ValueError: for options out of range.
         """
         group = dict(param_group)
-        group.setdefault("initial_lr", group.get("lr", self.defaults["lr"]))
-        if isinstance(group["initial_lr"], torch.Tensor):
-            group["initial_lr"] = number(group["initial_lr"])
-        check_group(self.rule, self.defaults | group)
+        whole = self.defaults | group
+        check_group(self.rule, whole)
+        if whole["decouple_lr"]:
+            group.setdefault("initial_lr", number(whole["lr"]))
         super().add_param_group(group)
         for tensor in group["params"]:
             if group["accumulate_fp32"]:
@@ -469,8 +481,9 @@ class FlashOptimizer(torch.optim.Optimizer):
     # Copies
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_compress_state_dict", "_check_numerics")
-        return super().__getstate__() | {name: getattr(self, name) for name in kept}
+        # What subclasses and users have put here goes along; hooks, and what _begin makes anew, do not.
+        kept = {key: value for key, value in self.__dict__.items() if key not in _OF_ONE_PROCESS}
+        return {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin()

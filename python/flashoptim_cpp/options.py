@@ -73,6 +73,14 @@ def number(value: Any) -> float:  # noqa: ANN401
     return float(value)
 
 
+def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """What decoupled weight decay is measured by.
+
+    It stands in groups with `decouple_lr` alone, or where a scheduler put it: a scheduler takes it for its own base.
+    """
+    return group.get("initial_lr", group["lr"])
+
+
 def check_bits(bits: Any, format: str) -> None:  # noqa: ANN401
     """Refuses numbers of master weight bits that a format does not have."""
     allowed = (None, 24, 32) if format == "paper" else (None, 16, 24, 32)
@@ -113,7 +121,8 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
     if isinstance(group["lr"], torch.Tensor) and group["lr"].numel() != 1:
         raise ValueError(f"lr is a tensor of {group['lr'].numel()} elements; it must have one")
     check("lr", "learning rate")
-    check("initial_lr", "initial_lr")
+    if "initial_lr" in group:
+        check("initial_lr", "initial_lr")
     check("weight_decay", "weight_decay value")
     if rule.is_sgd:
         for name in ("momentum", "dampening"):
@@ -125,7 +134,7 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
         _check_betas(rule, group["betas"])
     if rule.is_adam:
         check("eps", "epsilon value")
-    if group["decouple_lr"] and group["weight_decay"] != 0 and number(group["initial_lr"]) == 0.0:
+    if group["decouple_lr"] and group["weight_decay"] != 0 and number(initial_lr(group)) == 0.0:
         raise ValueError(
             "decouple_lr measures weight decay by initial_lr, which is 0; set it to the schedule's peak"
         )
@@ -154,7 +163,7 @@ def hyperparameters(group: Mapping[str, Any]) -> tuple[float, ...]:
         number(group["weight_decay"]),
         number(group.get("momentum", 0.0)),
         number(group.get("dampening", 0.0)),
-        number(group["initial_lr"]),
+        number(initial_lr(group)),
         float(group.get("nesterov", False)),
         float(group["maximize"]),
         float(group["decouple_lr"]),

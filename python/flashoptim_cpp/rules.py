@@ -1,12 +1,43 @@
 """The optimizers: their arguments, in the authors' order, and their defaults."""
 
-from typing import Any
+import inspect
+from typing import Literal, TypedDict, TypeVar
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
-from .optimizer import DEFAULT_MASTER_WEIGHT_BITS, Bits, FlashOptimizer
+from .optimizer import DEFAULT_MASTER_WEIGHT_BITS, Bits, FlashOptimizer, NonFinite
 from .options import Rule
+
+OptimizerClass = TypeVar("OptimizerClass", bound=type[FlashOptimizer])
+
+
+class Options(TypedDict, total=False):
+    """The keyword-only arguments of every optimizer; :class:`FlashOptimizer` says what they do."""
+
+    format: Literal["native", "paper", "fp32"]
+    nonfinite: NonFinite
+    check_gradients: bool
+    maximize: bool
+    min_quantized_numel: int
+    min_quantized_numel_1d: int
+    accumulate_fp32: bool
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+
+
+def _spell_out_options(cls: OptimizerClass) -> OptimizerClass:
+    """Shows the keyword-only arguments and their defaults in the signature, for help() and editors."""
+    own = inspect.signature(cls.__init__)
+    common = inspect.signature(FlashOptimizer.__init__).parameters.values()
+    named = [
+        parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    named += [parameter for parameter in common if parameter.kind is parameter.KEYWORD_ONLY]
+    cls.__init__.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    return cls
 
 
 def _refuse_amsgrad(amsgrad: bool) -> None:
@@ -14,6 +45,7 @@ def _refuse_amsgrad(amsgrad: bool) -> None:
         raise ValueError("amsgrad=True is not supported; leave it out")
 
 
+@_spell_out_options
 class FlashSGD(FlashOptimizer):
     """SGD with momentum and L2 weight decay, like `torch.optim.SGD`.
 
@@ -42,7 +74,7 @@ class FlashSGD(FlashOptimizer):
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
-        **options: Any,  # noqa: ANN401
+        **options: Unpack[Options],
     ) -> None:
         defaults = {
             "momentum": momentum,
@@ -63,6 +95,7 @@ class FlashSGD(FlashOptimizer):
         )
 
 
+@_spell_out_options
 class FlashSGDW(FlashSGD):
     """SGD with momentum and decoupled weight decay.
 
@@ -93,7 +126,7 @@ class FlashSGDW(FlashSGD):
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
-        **options: Any,  # noqa: ANN401
+        **options: Unpack[Options],
     ) -> None:
         defaults = {
             "momentum": momentum,
@@ -116,6 +149,7 @@ class FlashSGDW(FlashSGD):
         )
 
 
+@_spell_out_options
 class FlashAdam(FlashOptimizer):
     """Adam with L2 weight decay, like `torch.optim.Adam`.
 
@@ -145,7 +179,7 @@ class FlashAdam(FlashOptimizer):
         fused: bool | None = True,
         *,
         amsgrad: bool = False,
-        **options: Any,  # noqa: ANN401
+        **options: Unpack[Options],
     ) -> None:
         _refuse_amsgrad(amsgrad)
         defaults = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": False}
@@ -162,6 +196,7 @@ class FlashAdam(FlashOptimizer):
         )
 
 
+@_spell_out_options
 class FlashAdamW(FlashAdam):
     """Adam with decoupled weight decay, like `torch.optim.AdamW`.
 
@@ -193,7 +228,7 @@ class FlashAdamW(FlashAdam):
         fused: bool | None = True,
         *,
         amsgrad: bool = False,
-        **options: Any,  # noqa: ANN401
+        **options: Unpack[Options],
     ) -> None:
         _refuse_amsgrad(amsgrad)
         defaults = {
@@ -217,6 +252,7 @@ class FlashAdamW(FlashAdam):
         )
 
 
+@_spell_out_options
 class FlashLion(FlashOptimizer):
     """Lion (arXiv 2302.06675) with decoupled weight decay.
 
@@ -243,7 +279,7 @@ class FlashLion(FlashOptimizer):
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
         fused: bool | None = True,
-        **options: Any,  # noqa: ANN401
+        **options: Unpack[Options],
     ) -> None:
         defaults = {"betas": betas, "weight_decay": weight_decay, "decouple_lr": decouple_lr}
         super().__init__(

@@ -130,7 +130,6 @@ def _merged(group: Group, saved: Group) -> Group:
         merged.pop(foreign, None)
     for key in _KEPT:
         merged[key] = group[key]
-    merged.setdefault("initial_lr", merged.get("lr", group["lr"]))
     for key, value in group.items():
         merged.setdefault(key, value)
     merged["params"] = group["params"]
@@ -185,7 +184,7 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
         for tensor, number in zip(group["params"], saved_group["params"], strict=True):
             taken.add(number)
             raw = given["state"].get(number)
-            if not raw:
+            if raw is None or (isinstance(raw, dict) and not raw):
                 continue
             parameter = optimizer._look_at(tensor)
             states[tensor] = restore(parameter, raw, storage, optimizer.rule, group)
