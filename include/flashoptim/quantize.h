@@ -39,7 +39,7 @@ void join_weights(const StoragePlan& plan, const void* weights, const void* corr
                   std::span<float> masters);
 
 /// The corrections that bring stored weights nearest to `masters`, for weights that somebody else rounded; clamped to what a
-/// correction holds. 0 where either is NaN or, in the native split, the stored weight is infinite.
+/// correction holds. In the native split 0 where either is NaN or the stored weight is infinite.
 void correct_weights(const StoragePlan& plan, std::span<const float> masters, const void* weights,
                      void* corrections);
 
