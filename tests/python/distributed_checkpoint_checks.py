@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_models import RULES, Network, gather, sharded, step_with
+from support import ADAMW, LION, SGD, Rule
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -21,60 +22,59 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 STEPS, MORE = 3, 2
-STORAGE: dict[str, dict[str, Any]] = {
-    "native-24": {},
-    "native-32": {"master_weight_bits": 32},
-    "plain": {"compress_state_dict": False, "quantize": False},
+CASES: dict[str, tuple[Rule, dict[str, Any]]] = {
+    "adamw": (ADAMW, {}),
+    "adamw-32": (ADAMW, {"master_weight_bits": 32}),
+    "adamw-plain": (ADAMW, {"compress_state_dict": False, "quantize": False}),
+    "lion": (LION, {}),
+    "sgd": (SGD, {}),
 }
 
 
 def save(folder: Path, rank: int, size: int) -> None:
     """Trains, saves, trains on; the end of the straight run is what every resumed run must reach."""
-    for rule in RULES:
-        for name, storage in STORAGE.items():
-            network = sharded(torch.bfloat16)
-            optimizer = rule(network.parameters(), **storage)
-            for step in range(STEPS):
-                step_with(network, optimizer, step)
-            before = gather(network, optimizer)
-            state = {
-                "model": get_model_state_dict(network),
-                "optimizer": get_optimizer_state_dict(network, optimizer),
-            }
-            assert all(
-                support.same_bits(before[key], value) for key, value in gather(network, optimizer).items()
-            )
-            dcp.save(state, checkpoint_id=folder / f"dcp-{rule.name}-{name}-{size}")
-            for step in range(STEPS, STEPS + MORE):
-                step_with(network, optimizer, step)
-            end = gather(network, optimizer)
-            if rank == 0:
-                torch.save(end, folder / f"end-{rule.name}-{name}-{size}.pt")
+    for name, (rule, storage) in CASES.items():
+        network = sharded(torch.bfloat16)
+        optimizer = rule(network.parameters(), **storage)
+        for step in range(STEPS):
+            step_with(network, optimizer, step)
+        before = gather(network, optimizer)
+        state = {
+            "model": get_model_state_dict(network),
+            "optimizer": get_optimizer_state_dict(network, optimizer),
+        }
+        after = gather(network, optimizer)
+        assert all(support.same_bits(before[key], after[key]) for key in before), "saving changes nothing"
+        dcp.save(state, checkpoint_id=folder / f"dcp-{name}-{size}")
+        for step in range(STEPS, STEPS + MORE):
+            step_with(network, optimizer, step)
+        end = gather(network, optimizer)
+        if rank == 0:
+            torch.save(end, folder / f"end-{name}-{size}.pt")
 
 
 def load(folder: Path, rank: int, size: int) -> None:
     """Loads what 1, 2, 3 and 4 ranks saved, and trains on to the same bits."""
-    for rule in RULES:
-        for name, storage in STORAGE.items():
-            for saved in (1, 2, 3, 4):
-                network = sharded(torch.bfloat16)
-                with torch.no_grad():
-                    for p in network.parameters():
-                        support.local(p).zero_()
-                optimizer = rule(network.parameters(), **storage)
-                state = {
-                    "model": get_model_state_dict(network),
-                    "optimizer": get_optimizer_state_dict(network, optimizer),
-                }
-                dcp.load(state, checkpoint_id=folder / f"dcp-{rule.name}-{name}-{saved}")
-                set_model_state_dict(network, state["model"])
-                set_optimizer_state_dict(network, optimizer, state["optimizer"])
-                for step in range(STEPS, STEPS + MORE):
-                    step_with(network, optimizer, step)
-                found = gather(network, optimizer)
-                expected = torch.load(folder / f"end-{rule.name}-{name}-{saved}.pt")
-                wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
-                assert not wrong, f"{rule.name} {name}: saved by {saved}, loaded by {size}: {wrong}"
+    for name, (rule, storage) in CASES.items():
+        for saved in (1, 2, 3, 4):
+            network = sharded(torch.bfloat16)
+            with torch.no_grad():
+                for p in network.parameters():
+                    support.local(p).zero_()
+            optimizer = rule(network.parameters(), **storage)
+            state = {
+                "model": get_model_state_dict(network),
+                "optimizer": get_optimizer_state_dict(network, optimizer),
+            }
+            dcp.load(state, checkpoint_id=folder / f"dcp-{name}-{saved}")
+            set_model_state_dict(network, state["model"])
+            set_optimizer_state_dict(network, optimizer, state["optimizer"])
+            for step in range(STEPS, STEPS + MORE):
+                step_with(network, optimizer, step)
+            found = gather(network, optimizer)
+            expected = torch.load(folder / f"end-{name}-{saved}.pt")
+            wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
+            assert not wrong, f"{name}: saved by {saved}, loaded by {size}: {wrong}"
 
 
 def a_fresh_template_changes_nothing(folder: Path, rank: int, size: int) -> None:

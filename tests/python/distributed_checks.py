@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 def on_every_rank_the_same(tensors: list[Tensor]) -> None:
     """Bit for bit; every rank learns of a difference."""
     for tensor in tensors:
-        raw = tensor.detach().contiguous().view(torch.uint8)
+        raw = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
         everyone = [torch.empty_like(raw) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, raw)
         assert all(torch.equal(raw, other) for other in everyone)
@@ -145,7 +145,7 @@ def verdict_over_ranks(folder: Path, rank: int, size: int) -> None:
             step_with(network, optimizer, 1, spoil="first.weight")
         except flash.NonFiniteError as error:
             raised = True
-            assert "first.weight" in str(error)
+            assert rank < size - 1 or "first.weight" in str(error), "named where it lies"
         after = gather(network, optimizer)
         assert raised == (policy == "error")
         if policy == "skip_element":
@@ -179,7 +179,7 @@ def gradient_norm(folder: Path, rank: int, size: int) -> None:
 
 
 def masters_of_shards(folder: Path, rank: int, size: int) -> None:
-    """get/set_fp32_model_state_dict and full_precision work on shards."""
+    """get/set_fp32_model_state_dict work on shards; full_precision says that it does not."""
     network = sharded(torch.bfloat16)
     optimizer = flash.FlashAdamW(network.parameters())
     for step in range(2):
@@ -187,10 +187,11 @@ def masters_of_shards(folder: Path, rank: int, size: int) -> None:
     before = gather(network, optimizer)
     taken = optimizer.get_fp32_model_state_dict(network)
     assert all(value.dtype == torch.float32 for value in taken.values())
-    with flash.full_precision(network, optimizer):
-        for name, p in network.named_parameters():
-            assert p.dtype == torch.float32
-            assert support.same_bits(p, taken[name])
+    try:
+        with flash.full_precision(network, optimizer):
+            pass
+    except TypeError as error:
+        assert "get_fp32_model_state_dict" in str(error)
     after = gather(network, optimizer)
     assert all(support.same_bits(before[key], after[key]) for key in before)
     kept = copy.deepcopy(taken)
