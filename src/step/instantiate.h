@@ -3,13 +3,8 @@
 
 #include <type_traits>
 
-#include "flashoptim/format/native_states.h"
-#include "flashoptim/format/paper.h"
-#include "flashoptim/format/weights.h"
-#include "flashoptim/rule/adam.h"
-#include "flashoptim/rule/lion.h"
-#include "flashoptim/rule/sgd.h"
 #include "step/fused_step.h"
+#include "step/kernel_types.h"
 #include "step/ordinary_step.h"
 
 namespace flashoptim {
@@ -23,75 +18,10 @@ Kernels kernels_of() {
     }
 }
 
-template <class L, class R, class M>
-Kernels with_native_weight(const StoragePlan& plan) {
-    const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
-    if (plan.weight_dtype == DType::kFloat32) return kernels_of<L, R, M, NativeFloat32Weight>();
-    switch (plan.master_weight_bits) {
-        case 32:
-            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16Weight32>()
-                               : kernels_of<L, R, M, Float16Weight32>();
-        case 24:
-            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16Weight24>()
-                               : kernels_of<L, R, M, Float16Weight24>();
-        case 16:
-            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16WeightDithered>()
-                               : kernels_of<L, R, M, Float16WeightDithered>();
-        default:
-            return is_bfloat16 ? kernels_of<L, R, M, Bfloat16WeightNearest>()
-                               : kernels_of<L, R, M, Float16WeightNearest>();
-    }
-}
-
-template <class L, class R, class M>
-Kernels with_paper_weight(const StoragePlan& plan) {
-    const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
-    if (plan.weight_dtype == DType::kFloat32) return kernels_of<L, R, M, PaperFloat32Weight>();
-    switch (plan.master_weight_bits) {
-        case 32:
-            return is_bfloat16 ? kernels_of<L, R, M, PaperWeight<PaperBfloat16, std::int16_t>>()
-                               : kernels_of<L, R, M, PaperWeight<PaperFloat16, std::int16_t>>();
-        case 24:
-            return is_bfloat16 ? kernels_of<L, R, M, PaperWeight<PaperBfloat16, std::int8_t>>()
-                               : kernels_of<L, R, M, PaperWeight<PaperFloat16, std::int8_t>>();
-        default:
-            return is_bfloat16 ? kernels_of<L, R, M, PaperPlainWeight<PaperBfloat16>>()
-                               : kernels_of<L, R, M, PaperPlainWeight<PaperFloat16>>();
-    }
-}
-
-/// A rule in our order of operations and in the paper's.
-template <class L, class R, class PaperR>
-Kernels with_storage(const StoragePlan& plan) {
-    constexpr bool kHasMoments = R::kHasFirst;
-    if (plan.paper_arithmetic) {
-        if constexpr (kHasMoments) {
-            if (plan.moments == MomentStorage::kPaper)
-                return with_paper_weight<L, PaperR, PaperMoments>(plan);
-        }
-        return with_paper_weight<L, PaperR, Float32Moments>(plan);
-    }
-    if constexpr (kHasMoments) {
-        if (plan.moments == MomentStorage::kNative) return with_native_weight<L, R, NativeMoments>(plan);
-    }
-    return with_native_weight<L, R, Float32Moments>(plan);
-}
-
-// Coupled and decoupled decay differ in scalars only: one kernel serves both.
 template <class L>
 Kernels find_kernels(Rule rule, bool momentum, const StoragePlan& plan) {
-    switch (rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW:
-            return momentum ? with_storage<L, SgdRule<true>, PaperSgdRule<true>>(plan)
-                            : with_storage<L, SgdRule<false>, PaperSgdRule<false>>(plan);
-        case Rule::kAdam:
-        case Rule::kAdamW:
-            return with_storage<L, AdamRule, PaperAdamRule>(plan);
-        case Rule::kLion:
-            return with_storage<L, LionRule, PaperLionRule>(plan);
-    }
-    return {};
+    return visit_kernel_types(rule, momentum, plan,
+                              []<class R, class M, class W>() { return kernels_of<L, R, M, W>(); });
 }
 
 /// Sixteen interleaved sums in double, added up in order: fixed by element index, whatever the width of the lanes.

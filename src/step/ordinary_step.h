@@ -9,9 +9,9 @@
 #include <type_traits>
 
 #include "flashoptim/numeric/dither.h"
-#include "flashoptim/numeric/quotient.h"
 #include "step/block.h"
 #include "step/read_gradient.h"
+#include "step/watch.h"
 
 namespace flashoptim {
 
@@ -24,6 +24,7 @@ class OrdinaryStep : BlockTypes<R, M, W> {
     using Float = typename L::Float;
     using UInt = typename L::UInt;
     using Unit = Float[L::kUnit];
+    using Watch = flashoptim::Watch<L, R, W>;
     static constexpr int kUnitSize = L::kUnit * L::kWidth;
     static constexpr int kTail = kUnitSize < kGroup ? kGroup : kUnitSize;
     static constexpr int kVectorsInGroup = kGroup / L::kWidth;
@@ -76,36 +77,6 @@ private:
         part.count = size;
         return s.reference(part);
     }
-
-    /// Sums that overflow or become NaN where anything that was added is out of the ordinary.
-    struct Watch {
-        Float weights = L::broadcast(1.0F), gradients = L::broadcast(1.0F);
-        UInt smallest = L::broadcast_bits(0xffffffffU), largest{};  // of what R divides
-
-        FLASHOPTIM_INLINE void weight(Float w) {
-            weights = L::fma(w, L::broadcast(0x1p126F / W::kOrdinary * 4.0F), weights);
-        }
-        /// Overflows from |g| = 2^48 on.
-        FLASHOPTIM_INLINE void gradient(Float g) {
-            const auto scaled = g * L::broadcast(0x1p16F);
-            gradients = L::fma(scaled, scaled, gradients);
-        }
-        FLASHOPTIM_INLINE void dividend(Float x) {
-            smallest = L::min_bits(smallest, dividend_order<L>(x));
-            largest = L::max_bits(largest, L::bits(x) & kMagnitudeBits);
-        }
-        [[nodiscard]] FLASHOPTIM_INLINE bool is_quiet() const {
-            const auto infinity = L::from_bits(L::broadcast_bits(kInfinityBits));
-            auto quiet = L::both(L::less(absolute<L>(weights), infinity), L::less(gradients, infinity));
-            if constexpr (R::kDividesMoments) {
-                const auto too_small =
-                    L::less_bits(smallest, dividend_order<L>(L::broadcast(kSmallestDividend)));
-                const auto too_large = L::less_bits(L::bits(L::broadcast(kLargestDividend)), largest);
-                quiet = L::both(quiet, L::negate(L::either(too_small, too_large)));
-            }
-            return !L::any(L::negate(quiet));
-        }
-    };
 
     /// What comes kPrefetch elements after a block: in its segment, or in the one that follows.
     class Ahead {

@@ -6,13 +6,9 @@
 #include <atomic>
 #include <optional>
 
-#include "flashoptim/format/native_states.h"
-#include "flashoptim/format/paper.h"
-#include "flashoptim/rule/adam.h"
-#include "flashoptim/rule/lion.h"
-#include "flashoptim/rule/sgd.h"
 #include "step/dispatch.h"
 #include "step/float_environment.h"
+#include "step/scalars.h"
 #include "step/workspace.h"
 
 namespace flashoptim {
@@ -23,56 +19,6 @@ namespace {
 constexpr std::int64_t kChunkSize = 1 << 15;
 /// Elements in each block of the gradient norm.
 constexpr std::int64_t kNormBlock = 1 << 14;
-
-template <class R, class PaperR>
-StepScalars scalars_of(const StepItem& item, Decay decay) {
-    const auto& h = item.hyperparameters;
-    if (item.plan.paper_arithmetic) return PaperR::template scalars<Float32Moments>(h, item.step, decay);
-    if (item.plan.moments == MomentStorage::kNative) {
-        return R::template scalars<NativeMoments>(h, item.step, decay);
-    }
-    return R::template scalars<Float32Moments>(h, item.step, decay);
-}
-
-StepScalars scalars_of(const StepItem& item) {
-    switch (item.rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW: {
-            const auto decay = item.rule == Rule::kSGD ? Decay::kCoupled : Decay::kDecoupled;
-            auto scalars = item.hyperparameters.momentum != 0.0
-                               ? scalars_of<SgdRule<true>, PaperSgdRule<true>>(item, decay)
-                               : scalars_of<SgdRule<false>, PaperSgdRule<false>>(item, decay);
-            scalars.has_momentum = item.has_momentum;
-            return scalars;
-        }
-        case Rule::kAdam:
-            return scalars_of<AdamRule, PaperAdamRule>(item, Decay::kCoupled);
-        case Rule::kAdamW:
-            return scalars_of<AdamRule, PaperAdamRule>(item, Decay::kDecoupled);
-        case Rule::kLion:
-            return scalars_of<LionRule, PaperLionRule>(item, Decay::kDecoupled);
-    }
-    return {};
-}
-
-Rows rows_of(const StepItem& item) {
-    const auto& layout = *item.layout;
-    const bool indices_go_on =
-        layout.row_length == layout.whole_row_length || item.plan.moments == MomentStorage::kPaper;
-    const bool groups_go_on =
-        item.plan.moments != MomentStorage::kNative || layout.row_length % kGroupSize == 0;
-    const auto length = indices_go_on && groups_go_on ? layout.numel : layout.row_length;
-    return {length, (length + kGroupSize - 1) / kGroupSize};
-}
-
-/// Whether everything but tensors and gradients is the same in both.
-bool same_kind(const StepItem& a, const StepItem& b) {
-    return a.rule == b.rule && a.step == b.step && a.has_momentum == b.has_momentum &&
-           a.plan.weight_dtype == b.plan.weight_dtype &&
-           a.plan.master_weight_bits == b.plan.master_weight_bits &&
-           a.plan.paper_arithmetic == b.plan.paper_arithmetic && a.plan.moments == b.plan.moments &&
-           (a.plan.first.count != 0) == (b.plan.first.count != 0) && a.hyperparameters == b.hyperparameters;
-}
 
 std::byte* advance(void* buffer, std::int64_t count, DType dtype) {
     if (buffer == nullptr) return nullptr;
@@ -208,7 +154,7 @@ struct StepRun {
             if (item.layout->numel == 0) continue;
             if (former == nullptr || !same_kind(*former, item)) {
                 const bool has_first = item.plan.first.count != 0;
-                work_->kinds.push_back({scalars_of(item), work_->dither_of(item.step),
+                work_->kinds.push_back({scalars_of(ScalarSource(item)), work_->dither_of(item.step),
                                         kernels.find(item.rule, has_first, item.plan).*kernel,
                                         reference.find(item.rule, has_first, item.plan).*kernel});
             }

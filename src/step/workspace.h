@@ -6,14 +6,9 @@
 #include <vector>
 
 #include "step/kernels.h"
+#include "step/rows.h"
 
 namespace flashoptim {
-
-/// Rows as the kernels see them: several rows are one run where groups and indices go on without a break.
-struct Rows {
-    std::int64_t length = 0;
-    std::int64_t groups = 0;  // in one row
-};
 
 /// What items of the same kind have in common.
 struct ItemKind {

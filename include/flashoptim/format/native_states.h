@@ -100,7 +100,15 @@ struct NativeMoments {
     /// first_unit and second_unit of vector j of a unit.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float first_in_unit(const FirstCode* codes, int j) {
-        return first_unit<L>(L::load_i8(codes + j * L::kWidth));
+        if constexpr (requires { L::load_i8_over(0U, codes, j); }) {
+            // A code above -128 in the lowest bits of 2^-41 counts units of 2^-64, exactly.
+            constexpr std::uint32_t kBase = 86U << 23U;
+            const auto c = L::from_bits(L::load_i8_over(kBase, codes, j)) -
+                           L::from_bits(L::broadcast_bits(kBase + 0x80U));
+            return L::from_bits(L::merge_bits(kSignBit, L::bits(c), L::bits(c) << 1U));
+        } else {
+            return first_unit<L>(L::load_i8(codes + j * L::kWidth));
+        }
     }
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float second_in_unit(const SecondCode* codes, int j) {

@@ -168,10 +168,10 @@ struct PaperWeight {
             integer_quotient<L>(L::to_float(load_correction<L>(lo + j * L::kWidth)), kLevels);
         return value + Type::template times_half_ulp<L>(fraction, value);
     }
-    template <class L>
+    template <class L, class Dither>
     static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
-                                              const DitherTables& /*dither*/, std::uint32_t /*place*/,
-                                              Stored* hi, Correction* lo) {
+                                              const Dither& /*dither*/, std::uint32_t /*place*/, Stored* hi,
+                                              Correction* lo) {
         typename L::Float rounded[L::kUnit];
         typename L::UInt levels[L::kUnit];
         FLASHOPTIM_UNROLL
@@ -225,10 +225,10 @@ struct PaperPlainWeight {
                                                               int j) {
         return Type::template load_in_unit<L>(hi, j);
     }
-    template <class L>
+    template <class L, class Dither>
     static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
-                                              const DitherTables& /*dither*/, std::uint32_t /*place*/,
-                                              Stored* hi, std::int8_t* /*lo*/) {
+                                              const Dither& /*dither*/, std::uint32_t /*place*/, Stored* hi,
+                                              std::int8_t* /*lo*/) {
         typename L::Float rounded[L::kUnit];
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) rounded[j] = Type::template round_ordinary<L>(w[j]);

@@ -10,7 +10,7 @@
 // and a protected one, for whole units of vectors (step/lanes/) of ordinary weights, whose magnitude is neither below zero nor
 // kOrdinary or more
 //     decode_in_unit<L>(hi, lo, j)  vector j of the unit; Inf, NaN or at least kOrdinary for a weight that is not ordinary
-//     encode_unit<L>(w, dither, place, hi, lo)
+//     encode_unit<L>(w, dither, place, hi, lo)  from DitherTables, or what has the like members, at `place`
 #pragma once
 
 #include <cstdint>
@@ -144,10 +144,9 @@ struct SplitWeight {
     static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const Correction* lo, int j) {
         return Grid::template value<L>(L::load_joined(hi, lo, j));
     }
-    template <class L>
-    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
-                                              const DitherTables& dither, std::uint32_t place, Stored* hi,
-                                              Correction* lo) {
+    template <class L, class Dither>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit], const Dither& dither,
+                                              std::uint32_t place, Stored* hi, Correction* lo) {
         typename L::UInt sum[L::kUnit];
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
@@ -198,10 +197,9 @@ struct PlainWeight {
                                                               int j) {
         return Grid::template value<L>(L::load_high_u16(hi, j));
     }
-    template <class L>
-    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
-                                              const DitherTables& dither, std::uint32_t place, Stored* hi,
-                                              std::int8_t* /*lo*/) {
+    template <class L, class Dither>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit], const Dither& dither,
+                                              std::uint32_t place, Stored* hi, std::int8_t* /*lo*/) {
         typename L::UInt sum[L::kUnit];
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
@@ -248,10 +246,10 @@ struct Float32Weight {
                                                               int j) {
         return L::load_f32(hi + j * L::kWidth);
     }
-    template <class L>
+    template <class L, class Dither>
     static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&w)[L::kUnit],
-                                              const DitherTables& /*dither*/, std::uint32_t /*place*/,
-                                              Stored* hi, std::int8_t* /*lo*/) {
+                                              const Dither& /*dither*/, std::uint32_t /*place*/, Stored* hi,
+                                              std::int8_t* /*lo*/) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) L::store_f32(hi + j * L::kWidth, w[j]);
     }
