@@ -1,0 +1,94 @@
+// The fused step on NVIDIA GPUs: a list of tensors in device memory, stepped by one launch for each kind of storage on the caller's
+// stream, with the bits of flashoptim::step. Link flashoptim::cuda, which exists where the library was built with nvcc.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "flashoptim/error.h"
+#include "flashoptim/step.h"
+
+namespace flashoptim::cuda {
+
+/// What the CUDA runtime or driver refused; names the call and CUDA's own error.
+class Error : public flashoptim::Error {
+    using flashoptim::Error::Error;
+};
+
+/// CUDA devices that this process can use; 0 where there is no driver.
+int device_count();
+
+/// Values in device memory that take the place of values on the host, read when the step runs: so a step needs no synchronisation
+/// with the host and can be captured in a CUDA graph. Each may be null.
+struct DeviceValues {
+    /// Steps that were done before; added to each item's `step` (so 1 there for a tensor that was in the list from the first
+    /// step on). The step advances it by 1 unless it was skipped.
+    std::int64_t* steps_done = nullptr;
+    /// In the place of every item's hyperparameters.learning_rate.
+    const double* learning_rate = nullptr;
+    /// Loss scale: gradients are multiplied by 1 / *grad_scale, as fp32.
+    const float* grad_scale = nullptr;
+    /// Gradients are multiplied by it too (see StepPlan::grad_norm).
+    const float* clip_coefficient = nullptr;
+    /// torch.amp.GradScaler's: not 0 skips the step.
+    const float* found_inf = nullptr;
+};
+
+struct StepOptions {
+    /// kSkipStep and kError count the bad gradients of all items before anything is written; if there are any, nothing is. Neither
+    /// waits for the count: StepPlan::was_skipped and StepPlan::check do.
+    NonFinite nonfinite = NonFinite::kSkipElement;
+    DeviceValues device;
+};
+
+/// What a list of tensors needs on one device: descriptors and chunk list, uploaded only when they change, and counters.
+///
+/// All calls enqueue on `stream` (a cudaStream_t; null is the default stream) of the plan's device, whatever device is current, and
+/// return at once except where they say that they wait. A plan serves one thread and one stream at a time: work that it enqueued on
+/// one must be done before it is used on another. Memory grows with the list and is allocated by the first call with a longer one.
+/// Every call throws Error for what CUDA refuses.
+class StepPlan {
+public:
+    explicit StepPlan(int device = 0);
+    ~StepPlan();
+    StepPlan(StepPlan&&) noexcept;
+    StepPlan& operator=(StepPlan&&) noexcept;
+
+    [[nodiscard]] int device() const;
+
+    /// Uploads what has changed of the list since the last call. `step` does this itself, except while its stream is captured:
+    /// there the list must be the one last prepared.
+    /// @throws InvalidArgument for a buffer that is null where its plan says it exists.
+    void prepare(std::span<const StepItem> items, void* stream);
+
+    /// One step of every item: flashoptim::step with buffers and gradients in memory of the device. Layouts are read during the
+    /// call only. bad_elements is left alone; see StepPlan::bad_elements.
+    void step(std::span<const StepItem> items, const StepOptions& options, void* stream);
+
+    /// Counts bad gradients and changes nothing else; waits, returns their sum and writes those of each item into `counts`, which
+    /// may be empty.
+    std::uint64_t count_bad_gradients(std::span<const StepItem> items, const StepOptions& options,
+                                      std::span<std::uint64_t> counts, void* stream);
+
+    /// The norm of all gradients times their factor and 1 / *grad_scale into *norm (device memory), with the bits of
+    /// flashoptim::grad_norm. Where clip_coefficient is not null it becomes min(1, max_norm / (norm + 1e-6)), which a step takes.
+    void grad_norm(std::span<const StepItem> items, const DeviceValues& values, double* norm, double max_norm,
+                   float* clip_coefficient, void* stream);
+
+    /// Elements that the last step skipped, of each item of its list; waits.
+    void bad_elements(std::span<std::uint64_t> counts, void* stream) const;
+    /// The same in device memory, without waiting; valid until a call with a longer list.
+    [[nodiscard]] const std::uint64_t* bad_elements() const;
+
+    /// Whether the last step was skipped, by found_inf or by its policy; waits.
+    [[nodiscard]] bool was_skipped(void* stream) const;
+    /// Waits. @throws NonFiniteError if the last step had bad gradients and the policy NonFinite::kError.
+    void check(void* stream) const;
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace flashoptim::cuda

@@ -1,0 +1,26 @@
+// Lists of kernels to instantiate, for the .cu files: every weight format with a rule and a format of moments.
+#pragma once
+
+#include "cuda/kernels.cuh"
+
+#define FLASHOPTIM_STEP_KERNEL(R, M, ...) template void launch_step<R, M, __VA_ARGS__>(const Launch&, void*);
+
+#define FLASHOPTIM_NATIVE_WEIGHTS(R, M)                  \
+    FLASHOPTIM_STEP_KERNEL(R, M, NativeFloat32Weight)    \
+    FLASHOPTIM_STEP_KERNEL(R, M, Bfloat16Weight24)       \
+    FLASHOPTIM_STEP_KERNEL(R, M, Bfloat16Weight32)       \
+    FLASHOPTIM_STEP_KERNEL(R, M, Bfloat16WeightDithered) \
+    FLASHOPTIM_STEP_KERNEL(R, M, Bfloat16WeightNearest)  \
+    FLASHOPTIM_STEP_KERNEL(R, M, Float16Weight24)        \
+    FLASHOPTIM_STEP_KERNEL(R, M, Float16Weight32)        \
+    FLASHOPTIM_STEP_KERNEL(R, M, Float16WeightDithered)  \
+    FLASHOPTIM_STEP_KERNEL(R, M, Float16WeightNearest)
+
+#define FLASHOPTIM_PAPER_WEIGHTS(R, M)                                     \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperFloat32Weight)                       \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperWeight<PaperBfloat16, std::int8_t>)  \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperWeight<PaperBfloat16, std::int16_t>) \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperPlainWeight<PaperBfloat16>)          \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperWeight<PaperFloat16, std::int8_t>)   \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperWeight<PaperFloat16, std::int16_t>)  \
+    FLASHOPTIM_STEP_KERNEL(R, M, PaperPlainWeight<PaperFloat16>)

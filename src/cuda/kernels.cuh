@@ -1,0 +1,62 @@
+// The step's kernels on the device: a team of real threads, and the functions that start them. Included by the .cu files, which
+// share the kernels out among themselves so that none takes long to compile.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/block_step.h"
+#include "cuda/launchers.h"
+
+namespace flashoptim::cuda {
+
+/// The thread that runs this, as one of its block.
+template <class ThreadType>
+class DeviceTeam {
+public:
+    using Thread = ThreadType;
+
+    template <class Body>
+    __device__ __forceinline__ void each(Body body) {
+        body(thread_, static_cast<int>(threadIdx.x));
+    }
+    /// Groups are four neighbouring threads of a warp.
+    __device__ __forceinline__ void share_maxima() {
+        thread_.largest_first = largest(thread_.largest_first);
+        thread_.largest_second = largest(thread_.largest_second);
+        // All have read the old scale before one of them writes the new one.
+        __syncwarp();
+    }
+    static __device__ __forceinline__ void add(std::uint64_t* counter, unsigned count) {
+        atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
+    }
+
+private:
+    static __device__ __forceinline__ std::uint32_t largest(std::uint32_t bits) {
+        constexpr unsigned kAllLanes = 0xffffffffU;
+        bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 1));
+        return max(bits, __shfl_xor_sync(kAllLanes, bits, 2));
+    }
+    Thread thread_;
+};
+
+template <class R, class M, class W>
+__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ Launch launch) {
+    DeviceTeam<ThreadStep<R, M, W>> team;
+    step_chunk(team, launch, blockIdx.x);
+}
+template <class R, class W>
+__global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__ Launch launch) {
+    DeviceTeam<ThreadCount<R, W>> team;
+    count_chunk(team, launch, blockIdx.x);
+}
+
+template <class R, class M, class W>
+void launch_step(const Launch& launch, void* stream) {
+    step_kernel<R, M, W><<<launch.chunk_count, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+}
+template <class R, class W>
+void launch_count(const Launch& launch, void* stream) {
+    count_kernel<R, W><<<launch.chunk_count, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+}
+
+}  // namespace flashoptim::cuda

@@ -1,0 +1,31 @@
+// The functions that start kernels, for host code that knows no CUDA. They are defined in the .cu files.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/tensor_list.h"
+#include "step/kernel_types.h"
+
+namespace flashoptim::cuda {
+
+struct Preparation;
+struct NormLaunch;
+
+/// The rule whose counting kernel serves all rules with weights of this format: the paper's alone are not protected.
+template <class W>
+using CountingRule = std::conditional_t<W::kProtected, SgdRule<false>, PaperSgdRule<false>>;
+
+template <class R, class M, class W>
+void launch_step(const Launch& launch, void* stream);
+template <class R, class W>
+void launch_count(const Launch& launch, void* stream);
+
+/// Scalars and control block of a step.
+void launch_preparation(const Preparation& preparation, void* stream);
+/// Advances a step count in device memory, if the step was not left out.
+void launch_advance(std::int64_t* steps_done, const Control* control, bool stops_at_bad_gradients,
+                    void* stream);
+/// The norm into *norm, and what clips it to max_norm into *coefficient where that is not null.
+void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream);
+
+}  // namespace flashoptim::cuda

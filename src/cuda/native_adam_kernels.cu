@@ -1,0 +1,9 @@
+// Kernels of Adam and AdamW in our order of operations.
+#include "cuda/kernel_lists.cuh"
+
+namespace flashoptim::cuda {
+
+FLASHOPTIM_NATIVE_WEIGHTS(AdamRule, NativeMoments)
+FLASHOPTIM_NATIVE_WEIGHTS(AdamRule, Float32Moments)
+
+}  // namespace flashoptim::cuda

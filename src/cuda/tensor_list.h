@@ -1,0 +1,129 @@
+// What the kernels read about a list of tensors: plain data that lies in device memory, and how it is made from a list of items.
+// No CUDA call lives here, so that the emulation in the tests reads the same.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "step/kernels.h"
+#include "step/rows.h"
+#include "step/scalars.h"
+
+namespace flashoptim::cuda {
+
+/// Elements that one thread steps: 16 bytes of a bfloat16 weight.
+constexpr int kElements = 8;
+constexpr int kThreadsInGroup = static_cast<int>(kGroupSize) / kElements;
+constexpr int kThreads = 256;
+/// Groups that a block steps at a time, and in all: its chunk.
+constexpr int kGroupsInPass = kThreads / kThreadsInGroup;
+constexpr int kGroupsInChunk = 512;
+/// Elements in each block of the gradient norm, as on the CPU.
+constexpr std::int64_t kNormBlock = 1 << 14;
+
+/// One tensor. Element `column` of row `row` lies row * row_length + column behind the pointers.
+struct TensorEntry {
+    void* weight = nullptr;
+    void* correction = nullptr;
+    void* first = nullptr;
+    std::uint16_t* first_scales = nullptr;
+    void* second = nullptr;
+    std::uint16_t* second_scales = nullptr;
+    const void* gradient = nullptr;
+    std::int64_t numel = 0;
+    std::int64_t rows = 0;
+    std::int64_t row_length = 0;
+    std::int64_t groups_in_row = 0;
+    std::int64_t norm_begin = 0;   // its first block of the gradient norm, counted over all tensors
+    std::uint32_t place = 0;       // of the first element: its index in the whole tensor mod 512
+    std::uint32_t row_places = 0;  // from a row to the next, mod 512
+    float gradient_factor = 1.0F;
+    std::uint32_t kind = 0;
+    DType gradient_dtype = DType::kFloat32;
+    bool negates_gradient = false;
+    bool checks_gradient = true;
+    bool is_aligned =
+        false;  // eight elements of every buffer can be read at once wherever their index is a multiple of 8
+    std::uint32_t padding = 0;
+
+    bool operator==(const TensorEntry&) const = default;
+};
+
+/// kGroupsInChunk groups of one tensor, or what is left of it from there.
+struct Chunk {
+    std::int64_t row = 0;
+    std::uint32_t group = 0;  // in the row
+    std::uint32_t tensor = 0;
+};
+
+/// The scalars of all tensors with the same rule, hyperparameters and step count.
+struct Kind {
+    StepScalars scalars;
+    std::uint32_t step = 1;
+};
+
+/// What one step computes before its kernels run, and what they count.
+struct Control {
+    float gradient_factor = 1.0F;
+    std::uint32_t is_skipped = 0;     // by found_inf
+    std::uint64_t bad_gradients = 0;  // of a counting launch
+    std::uint64_t padding = 0;
+};
+
+/// A launch of one kernel: `chunk_count` blocks, one for each chunk.
+struct Launch {
+    const Chunk* chunks = nullptr;
+    const TensorEntry* tensors = nullptr;
+    const Kind* kinds = nullptr;
+    Control* control = nullptr;
+    std::uint64_t* bad_elements = nullptr;  // of each tensor
+    std::uint32_t chunk_count = 0;
+    bool stops_at_bad_gradients = false;  // where the counting launch found any, nothing is written
+};
+
+/// How the kernels for one rule and storage are started.
+using Launcher = void (*)(const Launch& launch, void* stream);
+struct Launchers {
+    Launcher step = nullptr;
+    Launcher count_bad = nullptr;
+    bool operator==(const Launchers&) const = default;
+};
+using FindLaunchers = Launchers (*)(Rule rule, bool has_first, const StoragePlan& plan);
+
+/// Chunks [begin, begin + count) are stepped by the same kernels.
+struct LaunchRange {
+    Launchers launchers;
+    std::uint32_t begin = 0;
+    std::uint32_t count = 0;
+};
+
+class TensorList {
+public:
+    /// Takes over `items`. Chunks are kept where no size and no storage has changed.
+    /// @throws InvalidArgument for a null pointer where a buffer must be, or a row that is too long.
+    void set(std::span<const StepItem> items, FindLaunchers find);
+
+    [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return tensors_; }
+    [[nodiscard]] const std::vector<Chunk>& chunks() const { return chunks_; }
+    [[nodiscard]] const std::vector<ScalarSource>& kinds() const { return kinds_; }
+    [[nodiscard]] const std::vector<LaunchRange>& ranges() const { return ranges_; }
+    /// Whether the last call of set() changed them.
+    [[nodiscard]] bool tensors_changed() const { return tensors_changed_; }
+    [[nodiscard]] bool chunks_changed() const { return chunks_changed_; }
+    /// Blocks of the gradient norm of all tensors.
+    [[nodiscard]] std::int64_t norm_blocks() const { return norm_blocks_; }
+
+private:
+    void cut();
+
+    std::vector<TensorEntry> tensors_, former_tensors_;
+    std::vector<Launchers> launchers_, former_launchers_;  // of each tensor
+    std::vector<Chunk> chunks_;
+    std::vector<ScalarSource> kinds_;
+    std::vector<LaunchRange> ranges_;
+    std::int64_t norm_blocks_ = 0;
+    bool tensors_changed_ = false, chunks_changed_ = false;
+};
+
+}  // namespace flashoptim::cuda

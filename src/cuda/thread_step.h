@@ -1,0 +1,617 @@
+// What one thread does in a step: eight consecutive elements, decoded, updated and encoded in registers. Where anything among them
+// is out of the ordinary, they are done again one by one with the reference's operations. Compiles for the host too; the warp's and
+// the block's part is in block_step.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cuda/tensor_list.h"
+#include "flashoptim/numeric/dither.h"
+#include "step/block.h"
+#include "step/lanes/cuda.h"
+#include "step/read_gradient.h"
+#include "step/watch.h"
+
+// Code that hardly ever runs, kept out of the way of what does. What it works on lies in memory, so it is given copies.
+#if defined(__CUDACC__)
+#define FLASHOPTIM_OUT_OF_LINE static __host__ __device__ __noinline__
+#else
+#define FLASHOPTIM_OUT_OF_LINE static inline
+#endif
+
+namespace flashoptim::cuda {
+
+/// An element as part `n` of a word, and back.
+template <class T>
+FLASHOPTIM_INLINE std::uint32_t moved_up(T value, int n) {
+    if constexpr (sizeof(T) == 4) {
+        return CudaLanes::bits(value);
+    } else if constexpr (sizeof(T) == 2) {
+        return static_cast<std::uint32_t>(static_cast<std::uint16_t>(value)) << static_cast<unsigned>(16 * n);
+    } else {
+        return static_cast<std::uint32_t>(static_cast<std::uint8_t>(value)) << static_cast<unsigned>(8 * n);
+    }
+}
+template <class T>
+FLASHOPTIM_INLINE T moved_down(std::uint32_t word, int n) {
+    if constexpr (sizeof(T) == 4) {
+        return CudaLanes::from_bits(word);
+    } else {
+        return static_cast<T>(word >> static_cast<unsigned>(8 * static_cast<int>(sizeof(T)) * n));
+    }
+}
+
+/// The eight elements of a thread as words of 32 bits, which stay in registers.
+template <class T>
+struct Words {
+    static constexpr int kWords = kElements * static_cast<int>(sizeof(T)) / 4;
+    static constexpr int kInWord = 4 / static_cast<int>(sizeof(T));
+    std::uint32_t word[kWords] = {};
+
+    /// As the lanes' functions of units take them.
+    FLASHOPTIM_INLINE T* elements() { return reinterpret_cast<T*>(word); }
+    [[nodiscard]] FLASHOPTIM_INLINE const T* elements() const { return reinterpret_cast<const T*>(word); }
+    [[nodiscard]] FLASHOPTIM_INLINE T get(int e) const {
+        T value;
+        std::memcpy(&value, reinterpret_cast<const char*>(word) + static_cast<std::size_t>(e) * sizeof(T),
+                    sizeof(T));
+        return value;
+    }
+    FLASHOPTIM_INLINE void set(int e, T value) {
+        std::memcpy(reinterpret_cast<char*>(word) + static_cast<std::size_t>(e) * sizeof(T), &value,
+                    sizeof(T));
+    }
+};
+
+/// Where the eight elements of a thread lie, counted from the beginning of its chunk.
+struct Run {
+    int element = 0;          // the first
+    int group = 0;            // whose scales they share
+    std::uint32_t place = 0;  // of the first in the dither's period
+    int count = 0;            // how many of them there are
+    bool is_whole = false;    // whether they can be read and written at once
+};
+
+/// A chunk with its tensor's buffers from its own first element on.
+struct ChunkView {
+    TensorEntry t;
+    int groups = 0;      // in the chunk
+    int row_left = 0;    // elements of the row in which the chunk begins
+    int row_length = 0;  // of other rows, in elements and groups
+    std::uint32_t groups_in_row = 0;
+    std::uint32_t row_place = 0;  // of the beginning of that row
+    bool is_aligned = false;
+
+    /// Sizes are those of an element of each buffer.
+    FLASHOPTIM_INLINE ChunkView(const TensorEntry& tensor, const Chunk& chunk, int weight_size,
+                                int correction_size, int first_size, int second_size)
+        : t(tensor) {
+        constexpr std::int64_t kFar = std::int64_t{1} << 30;  // beyond every chunk
+        const std::int64_t column = static_cast<std::int64_t>(chunk.group) * kGroup;
+        const std::int64_t begin = chunk.row * t.row_length + column;
+        const std::int64_t group = chunk.row * t.groups_in_row + chunk.group;
+        const auto left = t.rows * t.groups_in_row - group;
+        groups = left < kGroupsInChunk ? static_cast<int>(left) : kGroupsInChunk;
+        row_left = static_cast<int>(t.row_length - column < kFar ? t.row_length - column : kFar);
+        row_length = static_cast<int>(t.row_length < kFar ? t.row_length : kFar);
+        groups_in_row = static_cast<std::uint32_t>(t.groups_in_row < kFar ? t.groups_in_row : kFar);
+        is_aligned = t.is_aligned && begin % kElements == 0;
+        row_place = t.place + static_cast<std::uint32_t>(chunk.row) * t.row_places;
+        t.place = row_place + static_cast<std::uint32_t>(column);
+        t.weight = advanced(t.weight, begin * weight_size);
+        t.correction = advanced(t.correction, begin * correction_size);
+        t.first = advanced(t.first, begin * first_size);
+        t.second = advanced(t.second, begin * second_size);
+        t.first_scales = advanced(t.first_scales, group * 2);
+        t.second_scales = advanced(t.second_scales, group * 2);
+        t.gradient = advanced(t.gradient, begin * (t.gradient_dtype == DType::kFloat32 ? 4 : 2));
+    }
+
+    /// The run of a thread of the pass that begins with group `begin`; empty beyond the end of the chunk.
+    [[nodiscard]] FLASHOPTIM_INLINE Run run_of(int begin, int thread) const {
+        const int part = thread % kThreadsInGroup * kElements;
+        Run run;
+        run.group = begin + thread / kThreadsInGroup;
+        const int column = run.group * kGroup;
+        int left = row_left - column;
+        run.element = column + part;
+        run.place = t.place + static_cast<std::uint32_t>(run.element);
+        if (left <= 0) {
+            // Another row. What is behind the last one is behind the end of the chunk too.
+            const auto first_groups = static_cast<std::uint32_t>(row_left + kGroup - 1) / kGroup;
+            const auto rest = static_cast<std::uint32_t>(run.group) - first_groups;
+            const auto row = static_cast<int>(rest / groups_in_row);
+            const auto in_row = static_cast<int>(rest % groups_in_row) * kGroup;
+            run.element = row_left + row * row_length + in_row + part;
+            run.place = row_place + static_cast<std::uint32_t>(row + 1) * t.row_places +
+                        static_cast<std::uint32_t>(in_row + part);
+            left = row_length - in_row;
+        }
+        run.place %= kDitherPeriod;
+        left -= part;
+        if (run.group >= groups) left = 0;
+        run.count = left < 0 ? 0 : left < kElements ? left : kElements;
+        run.is_whole = run.count == kElements && is_aligned && run.element % kElements == 0;
+        return run;
+    }
+
+private:
+    template <class T>
+    static FLASHOPTIM_INLINE T* advanced(T* buffer, std::int64_t bytes) {
+        if (buffer == nullptr) return nullptr;
+        return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(buffer) +
+                                    static_cast<std::uintptr_t>(bytes));
+    }
+};
+
+/// The elements of a run, at once or one by one with zeros beyond its end.
+template <bool kWhole, class T>
+FLASHOPTIM_INLINE void load_run(Words<T>& to, const void* buffer, const Run& run) {
+    const T* const from = static_cast<const T*>(buffer) + run.element;
+    if constexpr (!kWhole) {
+        FLASHOPTIM_UNROLL
+        for (int n = 0; n < Words<T>::kWords; ++n) to.word[n] = 0;
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) {
+            if (e < run.count) to.word[e / Words<T>::kInWord] |= moved_up(from[e], e % Words<T>::kInWord);
+        }
+    } else {
+#if defined(__CUDA_ARCH__)
+        // Nothing is read twice in a step: it need not stay in a cache.
+        if constexpr (Words<T>::kWords == 2) {
+            const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
+            to.word[0] = two.x;
+            to.word[1] = two.y;
+        } else {
+            FLASHOPTIM_UNROLL
+            for (int n = 0; n < Words<T>::kWords; n += 4) {
+                const uint4 four = __ldcs(reinterpret_cast<const uint4*>(from) + n / 4);
+                to.word[n] = four.x;
+                to.word[n + 1] = four.y;
+                to.word[n + 2] = four.z;
+                to.word[n + 3] = four.w;
+            }
+        }
+#else
+        std::memcpy(to.word, from, sizeof to.word);
+#endif
+    }
+}
+template <bool kWhole, class T>
+FLASHOPTIM_INLINE void store_run(void* buffer, const Words<T>& from, const Run& run) {
+    T* const to = static_cast<T*>(buffer) + run.element;
+    if constexpr (!kWhole) {
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) {
+            if (e < run.count) to[e] = moved_down<T>(from.word[e / Words<T>::kInWord], e % Words<T>::kInWord);
+        }
+    } else {
+#if defined(__CUDA_ARCH__)
+        if constexpr (Words<T>::kWords == 2) {
+            __stcs(reinterpret_cast<uint2*>(to), make_uint2(from.word[0], from.word[1]));
+        } else {
+            FLASHOPTIM_UNROLL
+            for (int n = 0; n < Words<T>::kWords; n += 4) {
+                __stcs(reinterpret_cast<uint4*>(to) + n / 4,
+                       make_uint4(from.word[n], from.word[n + 1], from.word[n + 2], from.word[n + 3]));
+            }
+        }
+#else
+        std::memcpy(to, from.word, sizeof from.word);
+#endif
+    }
+}
+
+/// The gradient of a run in its own type.
+template <bool kWhole>
+FLASHOPTIM_INLINE void load_gradient(Words<float>& to, const TensorEntry& t, const Run& run) {
+    if (t.gradient_dtype == DType::kFloat32) {
+        load_run<kWhole>(to, t.gradient, run);
+    } else {
+        Words<std::uint16_t> half;
+        load_run<kWhole>(half, t.gradient, run);
+        FLASHOPTIM_UNROLL
+        for (int n = 0; n < Words<std::uint16_t>::kWords; ++n) to.word[n] = half.word[n];
+    }
+}
+/// The same in fp32, times `factor`.
+FLASHOPTIM_INLINE void convert_gradient(float (&to)[kElements], const Words<float>& from, DType dtype,
+                                        float factor) {
+    const auto* const half = reinterpret_cast<const std::uint16_t*>(from.word);
+    if (dtype == DType::kBFloat16) {
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) {
+            to[e] = CudaLanes::from_bits(CudaLanes::load_high_u16(half, e)) * factor;
+        }
+    } else if (dtype == DType::kFloat16) {
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) {
+            to[e] = float16_to_float<CudaLanes>(CudaLanes::load_high_u16(half, e) >> 16U) * factor;
+        }
+    } else {
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) to[e] = CudaLanes::from_bits(from.word[e]) * factor;
+    }
+}
+
+/// The factor of a tensor's gradient as its step sees it.
+FLASHOPTIM_INLINE float gradient_factor(const TensorEntry& t, const Control& control) {
+    const float factor = t.gradient_factor * control.gradient_factor;
+    return t.negates_gradient ? -factor : factor;
+}
+
+/// NaN, Inf and |g| >= 2^48 (formats: a bad gradient).
+FLASHOPTIM_INLINE bool is_bad_gradient(float g) { return !(absolute<CudaLanes>(g) < 0x1p48F); }
+
+/// The dither of a thread's elements in the place of the tables that other backends share: here computing it is cheaper.
+struct RunDither {
+    std::uint32_t weight[kElements];  // as in DitherTables
+    std::uint32_t weight8[kElements];
+    std::uint32_t weight16[kElements];
+    std::uint32_t first[kElements];
+    std::uint32_t second[kElements];
+
+    FLASHOPTIM_INLINE RunDither(std::uint32_t step, std::uint32_t place) {
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) {
+            weight[e] = dither_bits(step, place + static_cast<std::uint32_t>(e), kDitherSaltWeight);
+        }
+        if (place > kDitherPeriod - kElements) {
+            FLASHOPTIM_UNROLL
+            for (int e = 0; e < kElements; ++e) {
+                const auto here = (place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
+                weight[e] = dither_bits(step, here, kDitherSaltWeight);
+            }
+        }
+        FLASHOPTIM_UNROLL
+        for (int e = 0; e < kElements; ++e) {
+            weight8[e] = (weight[e] >> 24U) + 0x8000U;
+            weight16[e] = weight[e] >> 16U;
+            first[e] = dither_above_384(weight[e] + kDitherSaltFirst);
+            second[e] = dither_above_256(weight[e] + kDitherSaltSecond);
+        }
+    }
+};
+
+template <class R, class M, class W>
+class ThreadStep : BlockTypes<R, M, W> {
+    using Types = BlockTypes<R, M, W>;
+    using typename Types::Stored, typename Types::Correction, typename Types::FirstCode,
+        typename Types::SecondCode;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection;
+    using L = CudaLanes;
+    /// Whether the root of the second moment is at least |g|, so that its maximum tells of bad gradients.
+    static constexpr bool kRootShowsGradient = kGrouped && kSecond && M::kCarriesScaled;
+    /// Whether operands of its division and root are tracked, so that they may be computed without a check of each.
+    static constexpr bool kHasUnguarded = kRootShowsGradient;
+
+public:
+    static constexpr bool kHasGroups = kGrouped && (kFirst || kSecond);
+    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk) {
+        return {t, chunk, sizeof(Stored), sizeof(Correction), sizeof(FirstCode), sizeof(SecondCode)};
+    }
+    /// The bits of the largest magnitudes: of this thread's elements, then of their group.
+    std::uint32_t largest_first = 0, largest_second = 0;
+
+    /// Loads and updates; nothing is written yet. Returns how many elements are skipped.
+    /// `far` is k in memory.
+    FLASHOPTIM_INLINE int update(const TensorEntry& t, const StepScalars& k, const StepScalars& far,
+                                 float factor, const Run& run) {
+        run_ = run;
+        Words<float> gradient;
+        if (run.is_whole) {
+            load<true>(t, gradient);
+        } else {
+            load<false>(t, gradient);
+        }
+        convert_gradient(gradient_, gradient, t.gradient_dtype, factor);
+        if constexpr (kGrouped && kFirst) first_scale_ = old_scale(t.first_scales);
+        if constexpr (kGrouped && kSecond) second_scale_ = old_scale(t.second_scales);
+        is_ordinary_ = false;
+        if constexpr (kHasUnguarded) {
+            if (k.epsilon >= 0x1p-60F) is_ordinary_ = update_ordinary<CudaUnguardedLanes>(k);
+        }
+        if (!is_ordinary_) is_ordinary_ = update_ordinary<CudaLanes>(k);
+        if (is_ordinary_) return 0;
+        ThreadStep copy = *this;
+        const int bad = update_one_by_one(copy, far, t.checks_gradient);
+        *this = copy;
+        return bad;
+    }
+
+    /// Encodes and writes. `writes_scales` in one thread of each group.
+    FLASHOPTIM_INLINE void finish(const TensorEntry& t, const StepScalars& k, std::uint32_t step,
+                                  bool writes_scales) {
+        Encoding encoding{step};
+        if constexpr (kGrouped && kFirst) {
+            M::template first_scale<L>(L::from_bits(largest_first), first_scale_, k.first,
+                                       encoding.first_scale, encoding.first);
+        }
+        if constexpr (kGrouped && kSecond) {
+            M::template second_scale<L>(L::from_bits(largest_second), second_scale_, k.second,
+                                        encoding.second_scale, encoding.second);
+        }
+        if (is_ordinary_) {
+            encode_ordinary(encoding);
+        } else {
+            ThreadStep copy = *this;
+            const Encoding far = encoding;
+            encode_one_by_one(copy, far);
+            *this = copy;
+        }
+        if (run_.is_whole) {
+            store<true>(t);
+        } else {
+            store<false>(t);
+        }
+        if constexpr (kHasGroups) {
+            if (!writes_scales || run_.count == 0) return;
+            if constexpr (kFirst) write_scale(t.first_scales, encoding.first_scale);
+            if constexpr (kSecond) write_scale(t.second_scales, encoding.second_scale);
+        }
+    }
+
+private:
+    /// What a group's elements are encoded with.
+    struct Encoding {
+        std::uint32_t step = 1;
+        float first = 0.0F, first_scale = 0.0F;
+        float second = 0.0F, second_scale = 0.0F;
+    };
+
+    template <bool kWhole>
+    FLASHOPTIM_INLINE void load(const TensorEntry& t, Words<float>& gradient) {
+        load_run<kWhole>(stored_, t.weight, run_);
+        load_gradient<kWhole>(gradient, t, run_);
+        if constexpr (kFirst) load_run<kWhole>(first_code_, t.first, run_);
+        if constexpr (kSecond) load_run<kWhole>(second_code_, t.second, run_);
+        if constexpr (kHasCorrection) load_run<kWhole>(correction_, t.correction, run_);
+    }
+    template <bool kWhole>
+    FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
+        store_run<kWhole>(t.weight, stored_, run_);
+        if constexpr (kFirst) store_run<kWhole>(t.first, first_code_, run_);
+        if constexpr (kSecond) store_run<kWhole>(t.second, second_code_, run_);
+        if constexpr (kHasCorrection) store_run<kWhole>(t.correction, correction_, run_);
+    }
+
+    FLASHOPTIM_INLINE float old_scale(const std::uint16_t* scales) const {
+        return run_.count == 0 ? 0.0F : M::template scale_to_float<L>(L::load_u16(scales + run_.group));
+    }
+    FLASHOPTIM_INLINE void write_scale(std::uint16_t* scales, float scale) const {
+        L::store_u16(scales + run_.group, M::template scale_bits<L>(scale));
+    }
+    template <class Lanes>
+    FLASHOPTIM_INLINE typename M::template OldFirst<Lanes> old_first(const StepScalars& k) const {
+        typename M::template OldFirst<Lanes> old{};
+        if constexpr (kFirst && kGrouped) old.factor = first_scale_ * k.first.factor;
+        if constexpr (kFirst && !kGrouped) old.factor = k.first.factor;
+        return old;
+    }
+    template <class Lanes>
+    FLASHOPTIM_INLINE typename M::template OldSecond<Lanes> old_second(const StepScalars& k) const {
+        typename M::template OldSecond<Lanes> old{};
+        if constexpr (kSecond && kGrouped) old.factor = second_scale_ * k.second.factor;
+        if constexpr (kSecond && !kGrouped) old.factor = k.second.factor;
+        return old;
+    }
+
+    /// All elements, as if nothing were out of the ordinary; returns whether that is so (step/ordinary_step.h). Unguarded lanes
+    /// find more out of the ordinary than others.
+    template <class Lanes>
+    FLASHOPTIM_INLINE bool update_ordinary(const StepScalars& k) {
+        constexpr bool kUnguarded = std::is_same_v<Lanes, CudaUnguardedLanes>;
+        Watch<L, R, W> watch;
+        std::uint32_t smallest_first = ~0U, smallest_second = ~0U;  // nonzero ones, less 1
+        auto first_before = old_first<Lanes>(k);
+        auto second_before = old_second<Lanes>(k);
+        float largest = 0.0F;
+        largest_second = 0;
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < kElements; ++j) {
+            float w = W::template decode_in_unit<L>(stored_.elements(), correction_.elements(), j);
+            watch.weight(w);
+            const float g = R::template effective_gradient<L>(gradient_[j], w, k);
+            if constexpr (!kRootShowsGradient) watch.gradient(g);
+            if constexpr (kFirst && kGrouped)
+                first_before.unit = M::template first_in_unit<L>(first_code_.elements(), j);
+            if constexpr (kFirst && !kGrouped) first_before.unit = L::from_bits(first_code_.word[j]);
+            if constexpr (kSecond && kGrouped) {
+                second_before.unit = M::template second_in_unit<L>(second_code_.elements(), j);
+            }
+            if constexpr (kSecond && !kGrouped) second_before.unit = L::from_bits(second_code_.word[j]);
+            float first = 0.0F, second = 0.0F, root = 0.0F;
+            R::template update<Lanes, M>(g, w, first_before, second_before, first, second, root, k);
+            watch.weight(w);
+            if constexpr (kUnguarded) {
+                smallest_first = L::min_bits(smallest_first, L::bits(first) * 2 - 1);
+                smallest_second = L::min_bits(smallest_second, L::bits(second) - 1);
+            }
+            weight_[j] = w;
+            if constexpr (kFirst) first_[j] = first;
+            if constexpr (kSecond) second_[j] = kGrouped ? root : second;
+            if constexpr (kFirst && kGrouped) largest = L::max_magnitude(largest, first);
+            if constexpr (kSecond && kGrouped) largest_second = L::max_bits(largest_second, L::bits(root));
+        }
+        largest_first = L::bits(largest);
+        bool is_quiet = watch.is_quiet();
+        if constexpr (kRootShowsGradient) is_quiet = is_quiet && L::from_bits(largest_second) < 0x1p47F;
+        if constexpr (kUnguarded) {
+            const auto bound = L::bits(Lanes::kSmallest) - 1;
+            const float divisor = L::fma(L::from_bits(largest_second), k.root_scale, k.epsilon);
+            is_quiet = is_quiet && smallest_first >= bound * 2 + 1 && smallest_second >= bound &&
+                       largest <= 0x1p60F && divisor <= 0x1p30F;
+        }
+        return is_quiet;
+    }
+
+    FLASHOPTIM_INLINE void encode_ordinary(const Encoding& encoding) {
+        const RunDither dither(encoding.step, run_.place);
+        W::template encode_unit<L>(weight_, dither, 0, stored_.elements(), correction_.elements());
+        if constexpr (kFirst && kGrouped) {
+            const float reciprocal = reciprocal_of(encoding.first);
+            std::uint32_t sum[kElements];
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < kElements; ++j) {
+                sum[j] = M::template first_sum<L>(first_[j], encoding.first, reciprocal, dither.first[j]);
+            }
+            L::template store_byte<M::kCodeShift>(first_code_.elements(), sum, M::kFirstFlip);
+        }
+        if constexpr (kSecond && kGrouped) {
+            const float reciprocal = reciprocal_of(encoding.second);
+            std::uint32_t sum[kElements];
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < kElements; ++j) {
+                sum[j] = M::template second_sum<L>(second_[j], encoding.second, reciprocal, dither.second[j]);
+            }
+            L::template store_byte<M::kCodeShift>(second_code_.elements(), sum, 0U);
+        }
+        if constexpr (!kGrouped) {
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < kElements; ++j) {
+                if constexpr (kFirst) first_code_.word[j] = L::bits(first_[j]);
+                if constexpr (kSecond) second_code_.word[j] = L::bits(second_[j]);
+            }
+        }
+    }
+    static FLASHOPTIM_INLINE float reciprocal_of(float encode) {
+        if constexpr (M::kDivides && L::kHasFastFma) return L::divide(1.0F, encode);
+        return 0.0F;
+    }
+
+    /// The reference: what fused_step.h does, for each element that there is.
+    FLASHOPTIM_OUT_OF_LINE int update_one_by_one(ThreadStep& s, const StepScalars& k, bool checks_gradient) {
+        using S = ScalarLanes;
+        auto first_before = s.template old_first<S>(k);
+        auto second_before = s.template old_second<S>(k);
+        float largest_first = 0.0F, largest_second = 0.0F;
+        int bad_count = 0;
+        s.bad_ = s.kept_ = 0;
+        for (int e = 0; e < s.run_.count; ++e) {
+            const auto old_high = s.load_stored(e), old_low = s.load_correction(e);
+            float w = W::template decode<S>(old_high, old_low);
+            const float g = R::template effective_gradient<S>(s.gradient_[e], w, k);
+            if constexpr (kFirst && kGrouped) {
+                first_before.unit = M::template first_unit<S>(S::load_i8(s.first_code_.elements() + e));
+            }
+            if constexpr (kFirst && !kGrouped) first_before.unit = s.first_code_.get(e);
+            if constexpr (kSecond && kGrouped) {
+                second_before.unit = M::template second_unit<S>(S::load_u8(s.second_code_.elements() + e));
+            }
+            if constexpr (kSecond && !kGrouped) second_before.unit = s.second_code_.get(e);
+            float first = 0.0F, second = 0.0F, root = 0.0F;
+            R::template update<S, M>(g, w, first_before, second_before, first, second, root, k);
+            if constexpr (kGrouped) second = root;
+
+            bool bad = is_bad_gradient(g), keep = bad;
+            if constexpr (W::kProtected) {
+                const bool special = W::template is_special<S>(old_high);
+                bad = bad || (is_nan<S>(w) && !special);
+                keep = bad || special;
+            } else if (!checks_gradient) {
+                bad = keep = false;
+            }
+            if (keep) s.kept_ |= 1U << static_cast<unsigned>(e);
+            if (bad) {
+                s.bad_ |= 1U << static_cast<unsigned>(e);
+                ++bad_count;
+                if constexpr (kFirst) {
+                    first = kept_moment(first_before.unit, s.first_scale_, M::kFirstUnit, k.first.measure);
+                }
+                if constexpr (kSecond) {
+                    second =
+                        kept_moment(second_before.unit, s.second_scale_, M::kSecondUnit, k.second.measure);
+                }
+            }
+            s.weight_[e] = w;
+            if constexpr (kFirst) {
+                s.first_[e] = first;
+                largest_first = S::max_ignoring_nan(largest_first, absolute<S>(first));
+            }
+            if constexpr (kSecond) {
+                s.second_[e] = second;
+                largest_second = S::max_ignoring_nan(largest_second, second);
+            }
+        }
+        s.largest_first = S::bits(largest_first);
+        s.largest_second = S::bits(largest_second);
+        return bad_count;
+    }
+    /// An old moment in carried units.
+    static FLASHOPTIM_INLINE float kept_moment(float unit, float scale, float unit_value, float measure) {
+        if constexpr (!kGrouped) return unit;
+        return ScalarLanes::divide(unit * (scale * unit_value), measure);
+    }
+
+    FLASHOPTIM_OUT_OF_LINE void encode_one_by_one(ThreadStep& s, const Encoding& encoding) {
+        using S = ScalarLanes;
+        const bool keeps_first = encoding.first_scale == s.first_scale_ && encoding.first_scale != 0.0F;
+        const bool keeps_second = encoding.second_scale == s.second_scale_ && encoding.second_scale != 0.0F;
+        for (int e = 0; e < s.run_.count; ++e) {
+            const auto place = (s.run_.place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
+            const auto bits = [&](std::uint32_t salt) { return dither_bits(encoding.step, place, salt); };
+            const bool bad = ((s.bad_ >> static_cast<unsigned>(e)) & 1U) != 0;
+            if (((s.kept_ >> static_cast<unsigned>(e)) & 1U) == 0) {
+                std::uint32_t high = 0, low = 0;
+                W::template encode<S>(s.weight_[e], bits(kDitherSaltWeight), high, low);
+                s.store_stored(e, high);
+                s.store_correction(e, low);
+            }
+            if constexpr (kFirst && kGrouped) {
+                if (!bad || !keeps_first) {
+                    const auto dither = dither_above_384(bits(kDitherSaltFirst));
+                    s.first_code_.set(e, static_cast<FirstCode>(
+                                             M::template first_code<S>(s.first_[e], encoding.first, dither)));
+                }
+            }
+            if constexpr (kSecond && kGrouped) {
+                if (!bad || !keeps_second) {
+                    const auto dither = dither_above_256(bits(kDitherSaltSecond));
+                    s.second_code_.set(e, static_cast<SecondCode>(M::template second_code<S>(
+                                              s.second_[e], encoding.second, dither)));
+                }
+            }
+            if constexpr (kFirst && !kGrouped) s.first_code_.set(e, s.first_[e]);
+            if constexpr (kSecond && !kGrouped) s.second_code_.set(e, s.second_[e]);
+        }
+    }
+
+    [[nodiscard]] FLASHOPTIM_INLINE std::uint32_t load_stored(int e) const {
+        if constexpr (std::is_same_v<Stored, float>) {
+            return stored_.word[e];
+        } else {
+            return stored_.get(e);
+        }
+    }
+    FLASHOPTIM_INLINE void store_stored(int e, std::uint32_t high) {
+        if constexpr (std::is_same_v<Stored, float>) {
+            stored_.word[e] = high;
+        } else {
+            stored_.set(e, static_cast<Stored>(high));
+        }
+    }
+    [[nodiscard]] FLASHOPTIM_INLINE std::uint32_t load_correction(int e) const {
+        if constexpr (!kHasCorrection) return 0;
+        return static_cast<std::uint32_t>(static_cast<std::int32_t>(correction_.get(e)));
+    }
+    FLASHOPTIM_INLINE void store_correction(int e, std::uint32_t low) {
+        if constexpr (kHasCorrection) correction_.set(e, static_cast<Correction>(low));
+    }
+
+    Run run_;
+    // As they lie in memory: the old ones, then the new.
+    Words<Stored> stored_;
+    Words<Correction> correction_;
+    Words<FirstCode> first_code_;
+    Words<SecondCode> second_code_;
+    float gradient_[kElements] = {};
+    // New, in the units that the rule carries; of a second moment in groups its root.
+    float weight_[kElements] = {}, first_[kElements] = {}, second_[kElements] = {};
+    float first_scale_ = 0.0F, second_scale_ = 0.0F;  // the old ones
+    std::uint32_t bad_ = 0, kept_ = 0;                // one bit for each element
+    bool is_ordinary_ = true;
+};
+
+}  // namespace flashoptim::cuda

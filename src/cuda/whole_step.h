@@ -1,0 +1,125 @@
+// What is done once in a step or once for all tensors, by few threads: scalars and verdicts before the kernels, the advance of a
+// step count in device memory after them, and the norm of the gradients.
+#pragma once
+
+#include "cuda/thread_step.h"
+
+// Several loads are to be under way at a time.
+#if defined(__CUDA_ARCH__)
+#define FLASHOPTIM_UNROLL_LOADS _Pragma("unroll 8")
+#else
+#define FLASHOPTIM_UNROLL_LOADS
+#endif
+
+namespace flashoptim::cuda {
+
+/// Kinds whose scalars one launch computes: they travel as the kernel's argument, of at most 4 KiB.
+constexpr int kKindsInLaunch = 32;
+constexpr int kSumsInNormBlock = 16;
+constexpr int kNormBlocksInBlock = kThreads / kSumsInNormBlock;
+
+/// Values in device memory that a step reads when it runs, each null where there is none.
+struct DeviceSources {
+    const std::int64_t* steps_done = nullptr;
+    const double* learning_rate = nullptr;
+    const float* grad_scale = nullptr;
+    const float* clip_coefficient = nullptr;
+    const float* found_inf = nullptr;
+};
+
+struct Preparation {
+    ScalarSource kinds[kKindsInLaunch];
+    std::uint32_t count = 0;
+    Kind* to = nullptr;
+    Control* control = nullptr;
+    DeviceSources from;
+};
+
+/// The scalars of kind n.
+FLASHOPTIM_INLINE void prepare_kind(const Preparation& p, std::uint32_t n) {
+    ScalarSource source = p.kinds[n];
+    if (p.from.steps_done != nullptr) source.step += *p.from.steps_done;
+    if (p.from.learning_rate != nullptr) source.hyperparameters.learning_rate = *p.from.learning_rate;
+    p.to[n].scalars = scalars_of(source);
+    p.to[n].step = static_cast<std::uint32_t>(source.step);
+}
+/// What is the same for all tensors; counters begin at zero.
+FLASHOPTIM_INLINE void prepare_control(const Preparation& p) {
+    Control control;
+    if (p.from.grad_scale != nullptr) {
+        control.gradient_factor = ScalarLanes::divide(1.0F, *p.from.grad_scale);
+    }
+    if (p.from.clip_coefficient != nullptr) control.gradient_factor *= *p.from.clip_coefficient;
+    control.is_skipped = p.from.found_inf != nullptr && *p.from.found_inf != 0.0F ? 1 : 0;
+    *p.control = control;
+}
+
+/// Counts a step that was not left out.
+FLASHOPTIM_INLINE void advance(std::int64_t* steps_done, const Control& control,
+                               bool stops_at_bad_gradients) {
+    const bool stopped = stops_at_bad_gradients && control.bad_gradients != 0;
+    if (control.is_skipped == 0 && !stopped) ++*steps_done;
+}
+
+/// The gradients whose norm is taken: blocks of kNormBlock elements, counted over all tensors in their order.
+struct NormLaunch {
+    const TensorEntry* tensors = nullptr;
+    std::int64_t tensor_count = 0;
+    std::int64_t blocks = 0;
+    const Control* control = nullptr;
+    double* sums = nullptr;  // of each block
+};
+
+/// The last tensor that begins at or before the block.
+FLASHOPTIM_INLINE const TensorEntry& tensor_of_norm_block(const NormLaunch& launch, std::int64_t block) {
+    std::int64_t low = 0, high = launch.tensor_count;
+    while (high - low > 1) {
+        const auto middle = (low + high) / 2;
+        (launch.tensors[middle].norm_begin <= block ? low : high) = middle;
+    }
+    return launch.tensors[low];
+}
+
+/// Sum `part` of a block: every sixteenth element from there (step/instantiate.h, sum_of_squares).
+FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block, int part) {
+    const TensorEntry& t = tensor_of_norm_block(launch, block);
+    const float factor = t.gradient_factor * launch.control->gradient_factor;
+    const auto begin = (block - t.norm_begin) * kNormBlock;
+    const auto left = t.numel - begin;
+    const auto size = static_cast<int>(left < kNormBlock ? left : kNormBlock);
+    const auto add = [&](double& sum, float g) {
+        g *= factor;
+        const double x = is_bad_gradient(g) ? 0.0 : static_cast<double>(g);
+        sum += x * x;
+    };
+    double sum = 0.0;
+    if (t.gradient_dtype == DType::kFloat32) {
+        const auto* from = static_cast<const float*>(t.gradient) + begin;
+        FLASHOPTIM_UNROLL_LOADS
+        for (int e = part; e < size; e += kSumsInNormBlock) add(sum, from[e]);
+    } else {
+        const auto* from = static_cast<const std::uint16_t*>(t.gradient) + begin;
+        const bool is_bfloat16 = t.gradient_dtype == DType::kBFloat16;
+        FLASHOPTIM_UNROLL_LOADS
+        for (int e = part; e < size; e += kSumsInNormBlock) {
+            const std::uint32_t bits = from[e];
+            add(sum, is_bfloat16 ? bfloat16_to_float<CudaLanes>(bits) : float16_to_float<CudaLanes>(bits));
+        }
+    }
+    return sum;
+}
+
+/// The sixteen sums of a block, added in order.
+FLASHOPTIM_INLINE double norm_total(const double* parts) {
+    double total = 0.0;
+    for (int n = 0; n < kSumsInNormBlock; ++n) total += parts[n];
+    return total;
+}
+
+/// What torch's clip_grad_norm_ multiplies gradients by.
+FLASHOPTIM_INLINE float clip_coefficient(double norm, double max_norm) {
+    const double coefficient = max_norm / (norm + 1e-6);
+    return coefficient < 1.0 ? static_cast<float>(coefficient) : 1.0F;
+}
+
+}  // namespace flashoptim::cuda

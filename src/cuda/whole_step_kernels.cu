@@ -1,0 +1,91 @@
+// The kernels that count bad gradients, and those that do what is done once in a step.
+#include "cuda/kernels.cuh"
+#include "cuda/whole_step.h"
+
+namespace flashoptim::cuda {
+
+#define FLASHOPTIM_COUNT_KERNEL(...) \
+    template void launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*);
+
+FLASHOPTIM_COUNT_KERNEL(NativeFloat32Weight)
+FLASHOPTIM_COUNT_KERNEL(Bfloat16Weight24)
+FLASHOPTIM_COUNT_KERNEL(Bfloat16Weight32)
+FLASHOPTIM_COUNT_KERNEL(Bfloat16WeightDithered)
+FLASHOPTIM_COUNT_KERNEL(Bfloat16WeightNearest)
+FLASHOPTIM_COUNT_KERNEL(Float16Weight24)
+FLASHOPTIM_COUNT_KERNEL(Float16Weight32)
+FLASHOPTIM_COUNT_KERNEL(Float16WeightDithered)
+FLASHOPTIM_COUNT_KERNEL(Float16WeightNearest)
+FLASHOPTIM_COUNT_KERNEL(PaperFloat32Weight)
+FLASHOPTIM_COUNT_KERNEL(PaperWeight<PaperBfloat16, std::int8_t>)
+FLASHOPTIM_COUNT_KERNEL(PaperWeight<PaperBfloat16, std::int16_t>)
+FLASHOPTIM_COUNT_KERNEL(PaperPlainWeight<PaperBfloat16>)
+FLASHOPTIM_COUNT_KERNEL(PaperWeight<PaperFloat16, std::int8_t>)
+FLASHOPTIM_COUNT_KERNEL(PaperWeight<PaperFloat16, std::int16_t>)
+FLASHOPTIM_COUNT_KERNEL(PaperPlainWeight<PaperFloat16>)
+
+namespace {
+
+__global__ void preparation_kernel(const __grid_constant__ Preparation preparation) {
+    if (threadIdx.x < preparation.count) prepare_kind(preparation, threadIdx.x);
+    if (threadIdx.x == 0) prepare_control(preparation);
+}
+static_assert(sizeof(Preparation) <= 4096, "arguments of a kernel are at most 4 KiB before CUDA 12.1");
+
+__global__ void advance_kernel(std::int64_t* steps_done, const Control* control,
+                               bool stops_at_bad_gradients) {
+    advance(steps_done, *control, stops_at_bad_gradients);
+}
+
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormLaunch launch) {
+    __shared__ double parts[kThreads];
+    const auto block =
+        static_cast<std::int64_t>(blockIdx.x) * kNormBlocksInBlock + threadIdx.x / kSumsInNormBlock;
+    const auto part = static_cast<int>(threadIdx.x % kSumsInNormBlock);
+    if (block < launch.blocks) parts[threadIdx.x] = norm_part(launch, block, part);
+    __syncthreads();
+    if (block < launch.blocks && part == 0) launch.sums[block] = norm_total(parts + threadIdx.x);
+}
+
+/// Adds the sums of all blocks in their order: one thread adds, the others fetch.
+__global__ void __launch_bounds__(kThreads)
+    norm_sum_kernel(const __grid_constant__ NormLaunch launch, double* norm, double max_norm,
+                    float* coefficient) {
+    __shared__ double fetched[2][kThreads];
+    double total = 0.0;
+    for (std::int64_t begin = 0, n = 0; begin < launch.blocks; begin += kThreads, n ^= 1) {
+        const auto mine = begin + threadIdx.x;
+        fetched[n][threadIdx.x] = mine < launch.blocks ? launch.sums[mine] : 0.0;
+        __syncthreads();
+        const auto left = launch.blocks - begin;
+        const int count = left < kThreads ? static_cast<int>(left) : kThreads;
+        if (threadIdx.x == 0) {
+            for (int e = 0; e < count; ++e) total += fetched[n][e];
+        }
+    }
+    if (threadIdx.x != 0) return;
+    *norm = double_sqrt(total);
+    if (coefficient != nullptr) *coefficient = clip_coefficient(*norm, max_norm);
+}
+
+}  // namespace
+
+void launch_preparation(const Preparation& preparation, void* stream) {
+    preparation_kernel<<<1, kKindsInLaunch, 0, static_cast<cudaStream_t>(stream)>>>(preparation);
+}
+void launch_advance(std::int64_t* steps_done, const Control* control, bool stops_at_bad_gradients,
+                    void* stream) {
+    advance_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(steps_done, control,
+                                                                   stops_at_bad_gradients);
+}
+void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream) {
+    const auto blocks = (launch.blocks + kNormBlocksInBlock - 1) / kNormBlocksInBlock;
+    if (blocks != 0) {
+        norm_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            launch);
+    }
+    norm_sum_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch, norm, max_norm,
+                                                                           coefficient);
+}
+
+}  // namespace flashoptim::cuda

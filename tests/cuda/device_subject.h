@@ -1,0 +1,114 @@
+// What the tests of the CUDA kernels step with on a GPU: cuda::StepPlan over copies of the tensors in device memory.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <optional>
+
+#include "flashoptim/cuda.h"
+#include "tensors.h"
+
+namespace flashoptim::cuda {
+
+/// A block of device memory.
+class DeviceCopy {
+public:
+    explicit DeviceCopy(std::size_t bytes) : bytes_(bytes) { check(cudaMalloc(&data_, bytes)); }
+    ~DeviceCopy() { (void)cudaFree(data_); }
+    DeviceCopy(const DeviceCopy&) = delete;
+    DeviceCopy& operator=(const DeviceCopy&) = delete;
+    void upload(const void* from) { check(cudaMemcpy(data_, from, bytes_, cudaMemcpyHostToDevice)); }
+    void download(void* to) const { check(cudaMemcpy(to, data_, bytes_, cudaMemcpyDeviceToHost)); }
+    template <class T>
+    [[nodiscard]] T* as() const {
+        return static_cast<T*>(data_);
+    }
+    static void check(cudaError_t status) {
+        if (status != cudaSuccess) throw Error(cudaGetErrorString(status));
+    }
+
+private:
+    void* data_ = nullptr;
+    std::size_t bytes_;
+};
+
+class Subject {
+public:
+    NonFinite nonfinite = NonFinite::kSkipElement;
+    std::optional<std::int64_t> steps_done;
+    std::optional<double> learning_rate;
+    std::optional<float> grad_scale, clip_coefficient, found_inf;
+    std::vector<std::uint64_t> bad_elements;
+
+    static bool is_here() { return device_count() > 0; }
+
+    void step(TensorSet& set) {
+        OnDevice on(set);
+        StepOptions options{nonfinite, {}};
+        options.device = {put<std::int64_t>(steps_, steps_done), put<double>(rate_, learning_rate),
+                          put<float>(scale_, grad_scale), put<float>(clip_, clip_coefficient),
+                          put<float>(inf_, found_inf)};
+        plan_.step(on.items, options, nullptr);
+        bad_elements.resize(on.items.size());
+        plan_.bad_elements(bad_elements, nullptr);
+        on.download();
+        if (steps_done) steps_.download(&*steps_done);
+    }
+    std::uint64_t count_bad(TensorSet& set) {
+        OnDevice on(set);
+        bad_elements.resize(on.items.size());
+        return plan_.count_bad_gradients(on.items, {}, bad_elements, nullptr);
+    }
+    [[nodiscard]] bool was_skipped() const { return plan_.was_skipped(nullptr); }
+    double norm(TensorSet& set) {
+        OnDevice on(set);
+        plan_.grad_norm(on.items, {}, norm_.as<double>(), 1.0, clip_.as<float>(), nullptr);
+        double result = 0.0;
+        norm_.download(&result);
+        return result;
+    }
+
+private:
+    /// The set's buffers on the device, at the same places between multiples of 16 bytes.
+    struct OnDevice {
+        std::vector<StepItem> items;
+        std::map<const std::byte*, std::pair<std::size_t, std::unique_ptr<DeviceCopy>>> copies;
+
+        explicit OnDevice(TensorSet& set) : items(set.items()) {
+            set.for_each_buffer([&](std::byte* data, std::size_t bytes) {
+                auto copy = std::make_unique<DeviceCopy>(bytes);
+                copy->upload(data);
+                copies.emplace(data, std::pair(bytes, std::move(copy)));
+            });
+            for (auto& item : items) {
+                item.weight = translated(item.weight);
+                item.gradient = translated(item.gradient);
+                auto& s = item.state;
+                for (auto* p : {&s.correction, &s.first, &s.first_scales, &s.second, &s.second_scales}) {
+                    *p = translated(*p);
+                }
+            }
+        }
+        void* translated(const void* host) {
+            if (host == nullptr) return nullptr;
+            const auto* const place = static_cast<const std::byte*>(host);
+            const auto& [data, copy] = *std::prev(copies.upper_bound(place));
+            return copy.second->as<std::byte>() + (place - data);
+        }
+        void download() {
+            for (auto& [data, copy] : copies) copy.second->download(const_cast<std::byte*>(data));
+        }
+    };
+    template <class T>
+    static T* put(DeviceCopy& to, const std::optional<T>& value) {
+        if (!value) return nullptr;
+        DeviceCopy::check(cudaMemcpy(to.as<T>(), &*value, sizeof(T), cudaMemcpyHostToDevice));
+        return to.as<T>();
+    }
+
+    DeviceCopy steps_{8}, rate_{8}, scale_{4}, clip_{4}, inf_{4}, norm_{8};
+    StepPlan plan_;
+};
+
+}  // namespace flashoptim::cuda

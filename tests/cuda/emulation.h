@@ -1,0 +1,71 @@
+// The CUDA kernels as plain C++: the same source, with a team whose threads run one after the other between the points where they
+// exchange something. What a machine without a GPU can prove of them.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "cuda/block_step.h"
+#include "cuda/launchers.h"
+#include "cuda/tensor_list.h"
+#include "cuda/whole_step.h"
+#include "flashoptim/step.h"
+
+namespace flashoptim::cuda {
+
+/// A block of threads. Odd blocks run theirs in reverse, so that nothing can rest on an order.
+template <class ThreadType>
+class EmulatedTeam {
+public:
+    using Thread = ThreadType;
+
+    explicit EmulatedTeam(bool reversed)
+        : threads_(std::make_unique<Thread[]>(kThreads)), reversed_(reversed) {}
+
+    template <class Body>
+    void each(Body body) {
+        for (int n = 0; n < kThreads; ++n) {
+            const int chosen = reversed_ ? kThreads - 1 - n : n;
+            body(threads_[static_cast<std::size_t>(chosen)], chosen);
+        }
+    }
+    void share_maxima() {
+        for (std::size_t group = 0; group < kThreads; group += kThreadsInGroup) {
+            std::uint32_t first = 0, second = 0;
+            for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                first = std::max(first, threads_[n].largest_first);
+                second = std::max(second, threads_[n].largest_second);
+            }
+            for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                threads_[n].largest_first = first;
+                threads_[n].largest_second = second;
+            }
+        }
+    }
+    static void add(std::uint64_t* counter, unsigned count) { *counter += count; }
+
+private:
+    std::unique_ptr<Thread[]> threads_;
+    bool reversed_;
+};
+
+template <class R, class M, class W>
+void emulate_step(const Launch& launch, void* /*stream*/) {
+    for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
+        EmulatedTeam<ThreadStep<R, M, W>> team(block % 2 == 1);
+        step_chunk(team, launch, block);
+    }
+}
+template <class R, class W>
+void emulate_count(const Launch& launch, void* /*stream*/) {
+    for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
+        EmulatedTeam<ThreadCount<R, W>> team(block % 2 == 1);
+        count_chunk(team, launch, block);
+    }
+}
+
+/// The emulated kernels of a rule and storage.
+Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan);
+
+}  // namespace flashoptim::cuda
