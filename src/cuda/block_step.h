@@ -1,5 +1,5 @@
 // What a block of threads does with its chunk, written once for the device and for the emulation: a team says how its threads run
-// (each), how those of a group exchange their maxima, and how they add to a counter.
+// (each), how those of a group exchange maxima and scales, and how they add to a counter.
 #pragma once
 
 #include "cuda/thread_step.h"
@@ -25,8 +25,12 @@ FLASHOPTIM_INLINE void step_chunk(Team& team, const Launch& launch, std::uint32_
             const int bad = thread.update(t, k, kind.scalars, factor, view.run_of(begin, n));
             if (bad != 0) team.add(launch.bad_elements + chunk.tensor, static_cast<unsigned>(bad));
         });
-        if constexpr (Thread::kHasGroups) team.share_maxima();
-        team.each([&](Thread& thread, int n) { thread.finish(t, k, step, n % kThreadsInGroup == 0); });
+        if constexpr (Thread::kHasGroups) {
+            team.share_maxima();
+            team.each([&](Thread& thread, int n) { thread.choose_scale(k, n); });
+            if constexpr (Thread::kHasTwoScales) team.share_scales();
+        }
+        team.each([&](Thread& thread, int n) { thread.finish(t, step, n); });
     }
 }
 
@@ -55,14 +59,14 @@ public:
         convert_gradient(gradient, stored, t.gradient_dtype, factor);
         int bad = 0;
         for (int e = 0; e < run.count; ++e) {
-            const float w = k.adds_l2 ? weight_at(t, run.element + e) : 0.0F;
+            const float w = k.adds_l2 ? weight_at(t, run.element + static_cast<unsigned>(e)) : 0.0F;
             if (is_bad_gradient(R::template effective_gradient<ScalarLanes>(gradient[e], w, k))) ++bad;
         }
         return bad;
     }
 
 private:
-    static FLASHOPTIM_INLINE float weight_at(const TensorEntry& t, int element) {
+    static FLASHOPTIM_INLINE float weight_at(const TensorEntry& t, unsigned element) {
         using S = ScalarLanes;
         std::uint32_t high = 0, low = 0;
         if constexpr (std::is_same_v<typename Types::Stored, float>) {

@@ -19,23 +19,36 @@ public:
     __device__ __forceinline__ void each(Body body) {
         body(thread_, static_cast<int>(threadIdx.x));
     }
-    /// Groups are four neighbouring threads of a warp.
+    /// Groups are four neighbouring threads of a warp. Each thread learns the maximum that it needs for its scale.
     __device__ __forceinline__ void share_maxima() {
-        thread_.largest_first = largest(thread_.largest_first);
-        thread_.largest_second = largest(thread_.largest_second);
+        if constexpr (Thread::kHasTwoScales) {
+            // One exchange between neighbours serves both moments: each gives away the one that it does not need.
+            const bool second = Thread::scales_second(static_cast<int>(threadIdx.x));
+            const auto mine = second ? thread_.largest_second : thread_.largest_first;
+            const auto given = second ? thread_.largest_first : thread_.largest_second;
+            auto largest = max(mine, __shfl_xor_sync(kAllLanes, given, 1));
+            largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+            thread_.largest_first = thread_.largest_second = largest;
+        } else {
+            auto largest = max(thread_.largest_first, thread_.largest_second);  // one of them is zero
+            largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+            largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+            thread_.largest_first = thread_.largest_second = largest;
+        }
         // All have read the old scale before one of them writes the new one.
         __syncwarp();
+    }
+    /// Between those that chose the first moment's scale and those that chose the second's.
+    __device__ __forceinline__ void share_scales() {
+        thread_.other_scale = __shfl_xor_sync(kAllLanes, thread_.scale, 1);
+        thread_.other_encode = __shfl_xor_sync(kAllLanes, thread_.encode, 1);
     }
     static __device__ __forceinline__ void add(std::uint64_t* counter, unsigned count) {
         atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
     }
 
 private:
-    static __device__ __forceinline__ std::uint32_t largest(std::uint32_t bits) {
-        constexpr unsigned kAllLanes = 0xffffffffU;
-        bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 1));
-        return max(bits, __shfl_xor_sync(kAllLanes, bits, 2));
-    }
+    static constexpr unsigned kAllLanes = 0xffffffffU;
     Thread thread_;
 };
 

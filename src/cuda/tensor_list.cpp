@@ -11,7 +11,7 @@ namespace flashoptim::cuda {
 namespace {
 
 /// In a row chunks are counted with 32 bits.
-constexpr std::int64_t kMaxGroupsInRow = (std::int64_t{1} << 32) - 2 * kGroupsInChunk;
+constexpr std::int64_t kMaxGroupsInRow = (std::int64_t{1} << 32) - std::int64_t{2} * kGroupsInChunk;
 
 bool is_aligned_for(const void* p, std::size_t bytes_of_element) {
     const auto needed = std::min<std::size_t>(bytes_of_element * kElements, 16);

@@ -67,10 +67,11 @@ struct Words {
 
 /// Where the eight elements of a thread lie, counted from the beginning of its chunk.
 struct Run {
-    int element = 0;          // the first
-    int group = 0;            // whose scales they share
+    unsigned element = 0;     // the first
+    unsigned group = 0;       // whose scales they share
     std::uint32_t place = 0;  // of the first in the dither's period
     int count = 0;            // how many of them there are
+    int count_in_group = 0;   // the group's elements; 0 or less where there is no group
     bool is_whole = false;    // whether they can be read and written at once
 };
 
@@ -113,25 +114,27 @@ struct ChunkView {
     [[nodiscard]] FLASHOPTIM_INLINE Run run_of(int begin, int thread) const {
         const int part = thread % kThreadsInGroup * kElements;
         Run run;
-        run.group = begin + thread / kThreadsInGroup;
-        const int column = run.group * kGroup;
+        const int ahead = begin + thread / kThreadsInGroup;
+        const int column = ahead * kGroup;
         int left = row_left - column;
-        run.element = column + part;
-        run.place = t.place + static_cast<std::uint32_t>(run.element);
+        run.group = static_cast<unsigned>(ahead);
+        run.element = static_cast<unsigned>(column + part);
+        run.place = t.place + run.element;
         if (left <= 0) {
             // Another row. What is behind the last one is behind the end of the chunk too.
             const auto first_groups = static_cast<std::uint32_t>(row_left + kGroup - 1) / kGroup;
-            const auto rest = static_cast<std::uint32_t>(run.group) - first_groups;
+            const auto rest = run.group - first_groups;
             const auto row = static_cast<int>(rest / groups_in_row);
             const auto in_row = static_cast<int>(rest % groups_in_row) * kGroup;
-            run.element = row_left + row * row_length + in_row + part;
+            run.element = static_cast<unsigned>(row_left + row * row_length + in_row + part);
             run.place = row_place + static_cast<std::uint32_t>(row + 1) * t.row_places +
                         static_cast<std::uint32_t>(in_row + part);
             left = row_length - in_row;
         }
         run.place %= kDitherPeriod;
+        if (ahead >= groups) left = 0;
+        run.count_in_group = left;
         left -= part;
-        if (run.group >= groups) left = 0;
         run.count = left < 0 ? 0 : left < kElements ? left : kElements;
         run.is_whole = run.count == kElements && is_aligned && run.element % kElements == 0;
         return run;
@@ -254,15 +257,17 @@ struct RunDither {
     std::uint32_t second[kElements];
 
     FLASHOPTIM_INLINE RunDither(std::uint32_t step, std::uint32_t place) {
+        const auto first_bits = dither_bits(step, place, kDitherSaltWeight);
         FLASHOPTIM_UNROLL
         for (int e = 0; e < kElements; ++e) {
-            weight[e] = dither_bits(step, place + static_cast<std::uint32_t>(e), kDitherSaltWeight);
+            weight[e] = first_bits + dither_bits(0, static_cast<std::uint32_t>(e), 0);
         }
         if (place > kDitherPeriod - kElements) {
             FLASHOPTIM_UNROLL
             for (int e = 0; e < kElements; ++e) {
-                const auto here = (place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
-                weight[e] = dither_bits(step, here, kDitherSaltWeight);
+                // Beyond the end of the period it begins anew.
+                const bool is_beyond = place + static_cast<std::uint32_t>(e) >= kDitherPeriod;
+                weight[e] -= is_beyond ? dither_bits(0, kDitherPeriod, 0) : 0U;
             }
         }
         FLASHOPTIM_UNROLL
@@ -289,11 +294,18 @@ class ThreadStep : BlockTypes<R, M, W> {
 
 public:
     static constexpr bool kHasGroups = kGrouped && (kFirst || kSecond);
+    /// Where there are two moments, even threads choose the scale of the first and odd ones that of the second.
+    static constexpr bool kHasTwoScales = kGrouped && kFirst && kSecond;
+    static FLASHOPTIM_INLINE bool scales_second(int thread) {
+        return kHasTwoScales ? thread % 2 != 0 : kSecond;
+    }
     static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk) {
         return {t, chunk, sizeof(Stored), sizeof(Correction), sizeof(FirstCode), sizeof(SecondCode)};
     }
     /// The bits of the largest magnitudes: of this thread's elements, then of their group.
     std::uint32_t largest_first = 0, largest_second = 0;
+    /// The new scale that this thread chooses and its neighbour's, and the factors that codes are made with.
+    float scale = 0.0F, encode = 0.0F, other_scale = 0.0F, other_encode = 0.0F;
 
     /// Loads and updates; nothing is written yet. Returns how many elements are skipped.
     /// `far` is k in memory.
@@ -309,11 +321,18 @@ public:
         convert_gradient(gradient_, gradient, t.gradient_dtype, factor);
         if constexpr (kGrouped && kFirst) first_scale_ = old_scale(t.first_scales);
         if constexpr (kGrouped && kSecond) second_scale_ = old_scale(t.second_scales);
-        is_ordinary_ = false;
         if constexpr (kHasUnguarded) {
-            if (k.epsilon >= 0x1p-60F) is_ordinary_ = update_ordinary<CudaUnguardedLanes>(k);
+            // A weight that is out of the ordinary stays so where it hardly decays and steps are small: new ones tell of the old.
+            const bool old_shows = k.weight_factor >= 0.75F && k.weight_factor <= 1.0F &&
+                                   k.learning_rate * k.update_limit <= 1024.0F;
+            if (k.epsilon >= 0x1p-60F && k.l2 == 0.0F && old_shows) {
+                auto without_l2 = k;
+                without_l2.l2 = 0.0F;
+                is_ordinary_ = update_ordinary<CudaUnguardedLanes>(without_l2);
+                if (is_ordinary_) return 0;
+            }
         }
-        if (!is_ordinary_) is_ordinary_ = update_ordinary<CudaLanes>(k);
+        is_ordinary_ = update_ordinary<CudaLanes>(k);
         if (is_ordinary_) return 0;
         ThreadStep copy = *this;
         const int bad = update_one_by_one(copy, far, t.checks_gradient);
@@ -321,35 +340,39 @@ public:
         return bad;
     }
 
-    /// Encodes and writes. `writes_scales` in one thread of each group.
-    FLASHOPTIM_INLINE void finish(const TensorEntry& t, const StepScalars& k, std::uint32_t step,
-                                  bool writes_scales) {
+    /// The new scale of a moment of the group, whose maximum must be known by now.
+    FLASHOPTIM_INLINE void choose_scale(const StepScalars& k, int thread) {
+        const bool second = scales_second(thread);
+        const auto largest = second ? largest_second : largest_first;
+        const float old = second ? second_scale_ : first_scale_;
+        M::template either_scale<L>(second, L::from_bits(largest), old, second ? k.second : k.first, scale,
+                                    encode);
+    }
+
+    /// Encodes and writes.
+    FLASHOPTIM_INLINE void finish(const TensorEntry& t, std::uint32_t step, int thread) {
         Encoding encoding{step};
-        if constexpr (kGrouped && kFirst) {
-            M::template first_scale<L>(L::from_bits(largest_first), first_scale_, k.first,
-                                       encoding.first_scale, encoding.first);
-        }
-        if constexpr (kGrouped && kSecond) {
-            M::template second_scale<L>(L::from_bits(largest_second), second_scale_, k.second,
-                                        encoding.second_scale, encoding.second);
+        if constexpr (kHasGroups) {
+            const bool second = scales_second(thread);
+            encoding.first = second ? other_encode : encode;
+            encoding.second = second ? encode : other_encode;
+            encoding.first_scale = second ? other_scale : scale;
+            encoding.second_scale = second ? scale : other_scale;
         }
         if (is_ordinary_) {
             encode_ordinary(encoding);
+            store(t);
         } else {
             ThreadStep copy = *this;
             const Encoding far = encoding;
             encode_one_by_one(copy, far);
-            *this = copy;
-        }
-        if (run_.is_whole) {
-            store<true>(t);
-        } else {
-            store<false>(t);
+            copy.store(t);
         }
         if constexpr (kHasGroups) {
-            if (!writes_scales || run_.count == 0) return;
-            if constexpr (kFirst) write_scale(t.first_scales, encoding.first_scale);
-            if constexpr (kSecond) write_scale(t.second_scales, encoding.second_scale);
+            // The first threads of a group write what they chose.
+            if (thread % kThreadsInGroup > (kHasTwoScales ? 1 : 0) || run_.count_in_group <= 0) return;
+            auto* const scales = scales_second(thread) ? t.second_scales : t.first_scales;
+            L::store_u16(scales + run_.group, M::template scale_bits<L>(scale));
         }
     }
 
@@ -369,6 +392,13 @@ private:
         if constexpr (kSecond) load_run<kWhole>(second_code_, t.second, run_);
         if constexpr (kHasCorrection) load_run<kWhole>(correction_, t.correction, run_);
     }
+    FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
+        if (run_.is_whole) {
+            store<true>(t);
+        } else {
+            store<false>(t);
+        }
+    }
     template <bool kWhole>
     FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
         store_run<kWhole>(t.weight, stored_, run_);
@@ -378,10 +408,8 @@ private:
     }
 
     FLASHOPTIM_INLINE float old_scale(const std::uint16_t* scales) const {
-        return run_.count == 0 ? 0.0F : M::template scale_to_float<L>(L::load_u16(scales + run_.group));
-    }
-    FLASHOPTIM_INLINE void write_scale(std::uint16_t* scales, float scale) const {
-        L::store_u16(scales + run_.group, M::template scale_bits<L>(scale));
+        return run_.count_in_group <= 0 ? 0.0F
+                                        : M::template scale_to_float<L>(L::load_u16(scales + run_.group));
     }
     template <class Lanes>
     FLASHOPTIM_INLINE typename M::template OldFirst<Lanes> old_first(const StepScalars& k) const {
@@ -412,7 +440,7 @@ private:
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kElements; ++j) {
             float w = W::template decode_in_unit<L>(stored_.elements(), correction_.elements(), j);
-            watch.weight(w);
+            if constexpr (!kUnguarded) watch.weight(w);
             const float g = R::template effective_gradient<L>(gradient_[j], w, k);
             if constexpr (!kRootShowsGradient) watch.gradient(g);
             if constexpr (kFirst && kGrouped)

@@ -43,6 +43,14 @@ public:
             }
         }
     }
+    void share_scales() {
+        for (std::size_t n = 0; n < kThreads; n += 2) {
+            threads_[n].other_scale = threads_[n + 1].scale;
+            threads_[n].other_encode = threads_[n + 1].encode;
+            threads_[n + 1].other_scale = threads_[n].scale;
+            threads_[n + 1].other_encode = threads_[n].encode;
+        }
+    }
     static void add(std::uint64_t* counter, unsigned count) { *counter += count; }
 
 private:

@@ -78,8 +78,14 @@ struct NativeMoments {
     static FLASHOPTIM_INLINE typename L::UInt first_sum(typename L::Float m, typename L::Float encode,
                                                         typename L::Float /*reciprocal*/,
                                                         typename L::UInt dither) {
-        const auto z = m * encode;
-        const auto y = L::smaller_magnitude(z, half_law<L>(absolute<L>(z)));
+        typename L::Float y;
+        if constexpr (requires { L::smaller_with_sign(m, m, m); }) {
+            const auto z = absolute<L>(m) * encode;
+            y = L::smaller_with_sign(z, half_law<L>(z), m);
+        } else {
+            const auto z = m * encode;
+            y = L::smaller_magnitude(z, half_law<L>(absolute<L>(z)));
+        }
         // The sum is rounded to the grid of 2^-15 and floored; as part of the format this absorbs the rounding of factors.
         return L::bits(L::from_bits(dither) + y);
     }
@@ -150,6 +156,14 @@ struct NativeMoments {
                                                const MomentScalars& k, typename L::Float& scale,
                                                typename L::Float& encode) {
         scale = next_scale<L>(largest * k.measure, old_scale, kTinySecond);
+        encode = quotient_or_zero<L>(k.encode, scale);
+    }
+    /// One of the two, as each lane asks: one computation where they differ from lane to lane.
+    template <class L>
+    static FLASHOPTIM_INLINE void either_scale(bool is_second, typename L::Float largest,
+                                               typename L::Float old_scale, const MomentScalars& k,
+                                               typename L::Float& scale, typename L::Float& encode) {
+        scale = next_scale<L>(largest * k.measure, old_scale, is_second ? kTinySecond : kTinyFirst);
         encode = quotient_or_zero<L>(k.encode, scale);
     }
     template <class L = ScalarLanes>

@@ -274,6 +274,13 @@ struct PaperMoments {
         first_scale<L>(largest, old_scale, k, scale, encode);
     }
 
+    template <class L>
+    static FLASHOPTIM_INLINE void either_scale(bool /*is_second*/, typename L::Float largest,
+                                               typename L::Float old_scale, const MomentScalars& k,
+                                               typename L::Float& scale, typename L::Float& encode) {
+        first_scale<L>(largest, old_scale, k, scale, encode);
+    }
+
     /// y / (2 - |y|) with y = q / 127; the first moment is this times the scale.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float first_unit(typename L::UInt code) {

@@ -10,6 +10,15 @@ struct CudaLanes : ScalarLanes {
     static constexpr int kUnit = 8;
 
     static FLASHOPTIM_INLINE UInt max_bits(UInt a, UInt b) { return a < b ? b : a; }
+    static FLASHOPTIM_INLINE UInt merge_bits(std::uint32_t mask, UInt yes, UInt no) {
+#if defined(__CUDA_ARCH__)
+        UInt result;  // in one instruction, which the compiler does not find
+        asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(result) : "r"(yes), "r"(no), "r"(mask));
+        return result;
+#else
+        return ScalarLanes::merge_bits(mask, yes, no);
+#endif
+    }
     static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
 #if defined(__CUDA_ARCH__)
         // fminf takes the number beside a NaN, which is `limit`.
@@ -17,6 +26,16 @@ struct CudaLanes : ScalarLanes {
 #else
         return ScalarLanes::smaller_magnitude(x, limit);
 #endif
+    }
+    /// The smaller one of two that are not negative (`b` where a is NaN), with the sign of `sign`. Instructions take the magnitude
+    /// of an operand for nothing, but not that of a result.
+    static FLASHOPTIM_INLINE Float smaller_with_sign(Float a, Float b, Float sign) {
+#if defined(__CUDA_ARCH__)
+        const Float smaller = fminf(a, b);
+#else
+        const Float smaller = a < b ? a : b;
+#endif
+        return from_bits(merge_bits(kSign, bits(sign), bits(smaller)));
     }
     /// The larger one of `largest` and |x|; a NaN in x never counts.
     static FLASHOPTIM_INLINE Float max_magnitude(Float largest, Float x) {
@@ -35,7 +54,7 @@ struct CudaLanes : ScalarLanes {
     }
     /// high * 2^16 + low * 2^8.
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        return load_high_u16(high, j) + (sign_extended_byte(word(low, j / 4), j % 4) << 8U);
+        return load_high_u16(high, j) + byte_above_byte(word(low, j / 4), j % 4);
     }
     /// high * 2^16 + low.
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int16_t* low, int j) {
@@ -44,11 +63,11 @@ struct CudaLanes : ScalarLanes {
     }
     /// A byte in the lowest bits of `base`, whose own lowest byte is zero.
     static FLASHOPTIM_INLINE UInt load_u8_over(std::uint32_t base, const std::uint8_t* p, int j) {
-        return permuted(word(p, j / 4), base, 0x7650U + static_cast<std::uint32_t>(j % 4));
+        return byte_over(base, word(p, j / 4), j % 4);
     }
     /// The same of a signed byte, plus 128.
     static FLASHOPTIM_INLINE UInt load_i8_over(std::uint32_t base, const std::int8_t* p, int j) {
-        return permuted(word(p, j / 4) ^ 0x80808080U, base, 0x7650U + static_cast<std::uint32_t>(j % 4));
+        return byte_over(base, word(p, j / 4) ^ 0x80808080U, j % 4);
     }
     static FLASHOPTIM_INLINE void store_high_u16(std::uint16_t* p, const UInt (&from)[kUnit]) {
         FLASHOPTIM_UNROLL
@@ -65,14 +84,16 @@ struct CudaLanes : ScalarLanes {
     /// The eight bits from kShift on, with the bits of `flip` inverted.
     template <int kShift>
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
-        // Bytes are picked whole: what lies between two is moved up first.
-        constexpr unsigned kUp = (8U - kShift % 8U) % 8U, kByte = (kShift + kUp) / 8U;
-        constexpr std::uint32_t kPair = kByte | ((kByte + 4U) << 4U);
+        // Bytes are picked whole. What lies in two is picked with both, moved up to the second, and picked again.
+        constexpr unsigned kByte = kShift / 8U, kUp = (8U - kShift % 8U) % 8U;
+        constexpr std::uint32_t kPair =
+            kUp == 0 ? kByte << 4U | (kByte + 4U) << 12U
+                     : kByte | (kByte + 1U) << 4U | (kByte + 4U) << 8U | (kByte + 5U) << 12U;
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 4) {
-            const auto low = permuted(from[j] << kUp, from[j + 1] << kUp, kPair);
-            const auto high = permuted(from[j + 2] << kUp, from[j + 3] << kUp, kPair);
-            set_word(p, j / 4, permuted(low, high, 0x5410U) ^ (flip * 0x01010101U));
+            const auto low = permuted(from[j], from[j + 1], kPair) << kUp;
+            const auto high = permuted(from[j + 2], from[j + 3], kPair) << kUp;
+            set_word(p, j / 4, permuted(low, high, 0x7531U) ^ (flip * 0x01010101U));
         }
     }
 
@@ -103,8 +124,23 @@ private:
         return result;
 #endif
     }
-    static FLASHOPTIM_INLINE UInt sign_extended_byte(UInt from, int n) {
-        return shift_right_signed(from << static_cast<unsigned>(24 - 8 * n), 24);
+    static FLASHOPTIM_INLINE UInt byte_over(std::uint32_t base, UInt from, int n) {
+#if defined(__CUDA_ARCH__)
+        // Kernels have grids of one dimension, which the compiler does not know: a base that it takes for a variable lies in a
+        // register, so that the selector can be part of the instruction.
+        base += gridDim.y - 1U;
+#endif
+        return permuted(from, base, 0x7650U + static_cast<std::uint32_t>(n));
+    }
+    /// Signed byte n of a word, times 2^8.
+    static FLASHOPTIM_INLINE UInt byte_above_byte(UInt from, int n) {
+#if defined(__CUDA_ARCH__)
+        UInt result;  // the byte, and its sign twice, above a byte of zero
+        asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(from), "r"(0x8804 + n * 0x1110));
+        return result;
+#else
+        return shift_right_signed(from << static_cast<unsigned>(24 - 8 * n), 24) << 8U;
+#endif
     }
 };
 
