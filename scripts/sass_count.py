@@ -28,10 +28,14 @@ KERNELS = {
 }
 # Where any of these is, the loop hardly ever goes.
 RARE = re.compile(
-    r"CALL|STL|LDL|\b(LDG?|STG?)\.E(\.EF)?\.[US]8|ATOM|RED\.|5\.19229685853|I2F\.U32\.RP|EXIT|BPT|WARPSYNC\.COLL"
+    r"CALL\.\S+ `\(\$|STL|LDL|\b(LDG?|STG?)\.E(\.EF)?\.[US]8|ATOM|RED|I2F\.U32\.RP|EXIT|BPT|WARPSYNC\.COLL"
 )
+# fp16 gradients are scaled by 2^112, eight at a time; scales may be fp16 too.
+HALF = "5.19229685853"
+# Where a run of eight passes the end of the dither's period: only in rows that are not whole.
+PERIOD = re.compile(r"ISETP\.G[TE]\.U32.*, 0x(1ff|200),")
 # The check of a root's operand: where a kernel has roots without it too, those with it are the rare ones.
-GUARDED_ROOT = "0xf3000000"
+GUARDED_ROOT = re.compile(r"0xf3000000|-0xd000000")
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 LABEL = re.compile(r"^(\.L_x?_?\d+):")
 BRANCH = re.compile(r"^(@!?U?P\d\s+)?BRA\b(.*?)`\((\.L_x?_?\d+)\)")
@@ -45,7 +49,16 @@ def disassemble(kernel: str, arch: str, nvcc: str, nvdisasm: str) -> list[str]:
             '#include "cuda/kernels.cuh"\nnamespace flashoptim::cuda {\n'
             f"template void launch_step<{kernel}>(const Launch&, void*);\n}}\n"
         )
-        command = [nvcc, "-std=c++20", "--fmad=false", f"-arch=sm_{arch}", "-cubin", "-o", cubin, source]
+        command: list[str | Path] = [
+            nvcc,
+            "-std=c++20",
+            "--fmad=false",
+            f"-arch=sm_{arch}",
+            "-cubin",
+            "-o",
+            cubin,
+            source,
+        ]
         command += [f"-I{ROOT / 'include'}", f"-I{ROOT / 'src'}"]
         subprocess.run(command, check=True)
         found = subprocess.run([nvdisasm, "-c", cubin], check=True, capture_output=True, text=True)
@@ -75,10 +88,12 @@ def blocks_of(lines: list[str]) -> tuple[list[list[str]], dict[str, int]]:
 def hot_loop(blocks: list[list[str]], labels: dict[str, int]) -> list[str]:
     """The instructions of the longest way through the largest loop that has no rare block on it."""
     text = "\n".join(i for block in blocks for i in block)
-    has_unguarded = text.count("MUFU.RSQ") >= text.count(GUARDED_ROOT) + PARAMETERS
+    has_unguarded = text.count("MUFU.RSQ") >= len(GUARDED_ROOT.findall(text)) + PARAMETERS
 
     def is_rare(n: int) -> bool:
-        return any(RARE.search(i) or (has_unguarded and GUARDED_ROOT in i) for i in blocks[n])
+        if sum(bool(PERIOD.search(i)) for i in blocks[n]) > 1 or sum(HALF in i for i in blocks[n]) > 2:
+            return True
+        return any(RARE.search(i) or (has_unguarded and GUARDED_ROOT.search(i)) for i in blocks[n])
 
     def targets(n: int) -> list[int]:
         last = blocks[n][-1] if blocks[n] else ""
@@ -93,7 +108,7 @@ def hot_loop(blocks: list[list[str]], labels: dict[str, int]) -> list[str]:
         (n - target, target, n)
         for n in range(len(blocks))
         for target in targets(n)
-        if target <= n and not is_rare(n)
+        if target < n and not is_rare(n)
     ]
     _, head, tail = max(back)
 
@@ -122,7 +137,9 @@ def operation(instruction: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", default="90", help="compute capability, as 80 or 90 (default: 90)")
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--nvdisasm", default="nvdisasm")
