@@ -7,7 +7,7 @@ CONFIGURE := cmake --preset release --log-level=WARNING
 BUILD := cmake --build --preset release
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-integrations bench sanitize format lint clean
+.PHONY: help build cuda demo test test-integrations bench sanitize format lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -16,6 +16,12 @@ build:  ## libraries, tests, benchmarks and the flashoptim command, into build/r
 	@$(SETUP)
 	@$(CONFIGURE)
 	@$(BUILD)
+
+cuda:  ## the CUDA backend for every GPU generation, into build/cuda (needs nvcc, no GPU)
+	@$(SETUP)
+	@cmake -S . -B build/cuda -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DFLASHOPTIM_TORCH=OFF \
+	    -DFLASHOPTIM_CUDA=ON -DFLASHOPTIM_CUDA_ARCHITECTURES=all
+	@cmake --build build/cuda --target flashoptim_cuda
 
 demo:  ## train a transformer with FlashOptim beside standard optimizers; ends with the table of memory and loss
 	@$(SETUP)

@@ -30,6 +30,7 @@ flashoptim_install_library(flashoptim core flashoptim)
 flashoptim_install_library(flashoptim_checkpoint checkpoint checkpoint)
 flashoptim_install_library(flashoptim_c c c)
 flashoptim_install_library(flashoptim_torch torch torch)
+flashoptim_install_library(flashoptim_cuda cuda cuda)
 
 # Torch stays where it is. CMake leaves out link folders inside the source tree, where .venv lies, so this one is named.
 foreach(target flashoptim_torch flashoptim_command)
@@ -40,7 +41,7 @@ endforeach()
 
 # Headers of libraries that are not installed would only disappoint.
 set(absent_headers "")
-foreach(pair "checkpoint:checkpoint.h" "c:c_api.h" "torch:libtorch.h")
+foreach(pair "checkpoint:checkpoint.h" "c:c_api.h" "torch:libtorch.h" "cuda:cuda.h")
     string(REPLACE ":" ";" pair "${pair}")
     list(GET pair 0 component)
     list(GET pair 1 header)
