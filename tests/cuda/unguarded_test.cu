@@ -1,0 +1,74 @@
+// The divisions and roots without a check of their operands' ranges: equal to the correctly rounded ones for every significand of a
+// root, and for many quotients. If these fail, a GPU rounds otherwise than the ones known, and its bits are not those of the CPU.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+
+#include "flashoptim/cuda.h"
+#include "step/lanes/cuda.h"
+
+namespace flashoptim::cuda {
+
+namespace {
+
+using Fast = CudaUnguardedLanes;
+
+/// Both binades of a root, over the exponents in use: every float from 2^exponent up to 2^(exponent + 2).
+__global__ void compare_roots(int exponent, unsigned long long* different) {
+    const auto n = static_cast<std::uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (n == 0 && Fast::bits(Fast::sqrt(0.0F)) != 0) atomicAdd(different, 1ULL);
+    const auto a =
+        Fast::from_bits((static_cast<std::uint32_t>(exponent + 127) << 23U) + static_cast<std::uint32_t>(n));
+    if (Fast::bits(Fast::sqrt(a)) != Fast::bits(ScalarLanes::sqrt(a))) atomicAdd(different, 1ULL);
+}
+
+__device__ std::uint32_t mixed(std::uint64_t n) {
+    n = (n ^ (n >> 30U)) * 0xBF58476D1CE4E5B9U;  // SplitMix64
+    n = (n ^ (n >> 27U)) * 0x94D049BB133111EBU;
+    return static_cast<std::uint32_t>(n >> 32U);
+}
+/// Operands over the whole of the ranges that they may have, and every divisor's significand.
+__global__ void compare_quotients(std::uint64_t seed, unsigned long long* different) {
+    const auto n = static_cast<std::uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const auto random = mixed((seed << 32U) + n + 0x9E3779B97F4A7C15U),
+               exponents = mixed(~((seed << 32U) + n));
+    const auto divisor =
+        ((127U - 60U + exponents % 90U) << 23U) | (static_cast<std::uint32_t>(n) & 0x7fffffU);
+    const auto dividend = ((127U - 96U + (exponents >> 16U) % 156U) << 23U) | (random & 0x807fffffU);
+    const auto a = n % 1024 == 0 ? Fast::from_bits(random & 0x80000000U) : Fast::from_bits(dividend);
+    const auto d = Fast::from_bits(divisor);
+    if (Fast::bits(Fast::divide(a, d)) != Fast::bits(ScalarLanes::divide(a, d))) atomicAdd(different, 1ULL);
+}
+
+/// How many results differ over `runs` calls of `launch`.
+template <class Launch>
+unsigned long long differences(int runs, Launch launch) {
+    unsigned long long* on_device = nullptr;
+    unsigned long long count = 0;
+    EXPECT_EQ(cudaMalloc(&on_device, sizeof count), cudaSuccess);
+    EXPECT_EQ(cudaMemset(on_device, 0, sizeof count), cudaSuccess);
+    for (int n = 0; n < runs; ++n) launch(n, on_device);
+    EXPECT_EQ(cudaMemcpy(&count, on_device, sizeof count, cudaMemcpyDeviceToHost), cudaSuccess);
+    (void)cudaFree(on_device);
+    return count;
+}
+
+}  // namespace
+
+TEST(CudaUnguarded, RootsAreCorrectlyRounded) {
+    if (device_count() == 0) GTEST_SKIP() << "no CUDA device";
+    EXPECT_EQ(differences(98, [](int n, auto* to) { compare_roots<<<1U << 16U, 256>>>(-96 + 2 * n, to); }),
+              0U);
+}
+
+TEST(CudaUnguarded, QuotientsAreCorrectlyRounded) {
+    if (device_count() == 0) GTEST_SKIP() << "no CUDA device";
+    EXPECT_EQ(differences(64,
+                          [](int n, auto* to) {
+                              compare_quotients<<<1U << 18U, 256>>>(static_cast<std::uint64_t>(n), to);
+                          }),
+              0U);
+}
+
+}  // namespace flashoptim::cuda
