@@ -2,7 +2,8 @@
 // step count in device memory after them, and the norm of the gradients.
 #pragma once
 
-#include "cuda/thread_step.h"
+#include "cuda/words.h"
+#include "flashoptim/numeric/bfloat16.h"
 
 // Several loads are to be under way at a time.
 #if defined(__CUDA_ARCH__)

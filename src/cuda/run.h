@@ -1,0 +1,96 @@
+// Which eight elements of a chunk a thread has, and where they lie.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/tensor_list.h"
+#include "flashoptim/numeric/dither.h"
+#include "step/block.h"
+
+namespace flashoptim::cuda {
+
+/// Where the eight elements of a thread lie, counted from the beginning of its chunk.
+struct Run {
+    unsigned element = 0;     // the first
+    unsigned group = 0;       // whose scales they share
+    std::uint32_t place = 0;  // of the first in the dither's period
+    int count = 0;            // how many of them there are
+    int count_in_group = 0;   // the group's elements; 0 or less where there is no group
+    bool is_whole = false;    // whether they can be read and written at once
+};
+
+/// A chunk with its tensor's buffers from its own first element on.
+struct ChunkView {
+    TensorEntry t;
+    int groups = 0;      // in the chunk
+    int row_left = 0;    // elements of the row in which the chunk begins
+    int row_length = 0;  // of other rows, in elements and groups
+    std::uint32_t groups_in_row = 0;
+    std::uint32_t row_place = 0;  // of the beginning of that row
+    bool is_aligned = false;
+
+    /// Sizes are those of an element of each buffer.
+    FLASHOPTIM_INLINE ChunkView(const TensorEntry& tensor, const Chunk& chunk, int weight_size,
+                                int correction_size, int first_size, int second_size)
+        : t(tensor) {
+        constexpr std::int64_t kFar = std::int64_t{1} << 30;  // beyond every chunk
+        const std::int64_t column = static_cast<std::int64_t>(chunk.group) * kGroup;
+        const std::int64_t begin = chunk.row * t.row_length + column;
+        const std::int64_t group = chunk.row * t.groups_in_row + chunk.group;
+        const auto left = t.rows * t.groups_in_row - group;
+        groups = left < kGroupsInChunk ? static_cast<int>(left) : kGroupsInChunk;
+        row_left = static_cast<int>(t.row_length - column < kFar ? t.row_length - column : kFar);
+        row_length = static_cast<int>(t.row_length < kFar ? t.row_length : kFar);
+        groups_in_row = static_cast<std::uint32_t>(t.groups_in_row < kFar ? t.groups_in_row : kFar);
+        is_aligned = t.is_aligned && begin % kElements == 0;
+        row_place = t.place + static_cast<std::uint32_t>(chunk.row) * t.row_places;
+        t.place = row_place + static_cast<std::uint32_t>(column);
+        t.weight = advanced(t.weight, begin * weight_size);
+        t.correction = advanced(t.correction, begin * correction_size);
+        t.first = advanced(t.first, begin * first_size);
+        t.second = advanced(t.second, begin * second_size);
+        t.first_scales = advanced(t.first_scales, group * 2);
+        t.second_scales = advanced(t.second_scales, group * 2);
+        t.gradient = advanced(t.gradient, begin * (t.gradient_dtype == DType::kFloat32 ? 4 : 2));
+    }
+
+    /// The run of a thread of the pass that begins with group `begin`; empty beyond the end of the chunk.
+    [[nodiscard]] FLASHOPTIM_INLINE Run run_of(int begin, int thread) const {
+        const int part = thread % kThreadsInGroup * kElements;
+        Run run;
+        const int ahead = begin + thread / kThreadsInGroup;
+        const int column = ahead * kGroup;
+        int left = row_left - column;
+        run.group = static_cast<unsigned>(ahead);
+        run.element = static_cast<unsigned>(column + part);
+        run.place = t.place + run.element;
+        if (left <= 0) {
+            // Another row. What is behind the last one is behind the end of the chunk too.
+            const auto first_groups = static_cast<std::uint32_t>(row_left + kGroup - 1) / kGroup;
+            const auto rest = run.group - first_groups;
+            const auto row = static_cast<int>(rest / groups_in_row);
+            const auto in_row = static_cast<int>(rest % groups_in_row) * kGroup;
+            run.element = static_cast<unsigned>(row_left + row * row_length + in_row + part);
+            run.place = row_place + static_cast<std::uint32_t>(row + 1) * t.row_places +
+                        static_cast<std::uint32_t>(in_row + part);
+            left = row_length - in_row;
+        }
+        run.place %= kDitherPeriod;
+        if (ahead >= groups) left = 0;
+        run.count_in_group = left;
+        left -= part;
+        run.count = left < 0 ? 0 : left < kElements ? left : kElements;
+        run.is_whole = run.count == kElements && is_aligned && run.element % kElements == 0;
+        return run;
+    }
+
+private:
+    template <class T>
+    static FLASHOPTIM_INLINE T* advanced(T* buffer, std::int64_t bytes) {
+        if (buffer == nullptr) return nullptr;
+        return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(buffer) +
+                                    static_cast<std::uintptr_t>(bytes));
+    }
+};
+
+}  // namespace flashoptim::cuda
