@@ -47,7 +47,8 @@ struct StepPlan::Impl {
         const int count = device_count();
         if (device < 0 || device >= count) {
             throw Error("CUDA device " + std::to_string(device) + " does not exist: this process sees " +
-                        std::to_string(count));
+                        std::to_string(count) +
+                        "; choose another, or see to the driver and CUDA_VISIBLE_DEVICES");
         }
     }
     ~Impl() {

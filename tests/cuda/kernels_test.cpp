@@ -211,6 +211,15 @@ TEST_P(CudaKernels, ValuesFromDeviceMemory) {
     }
 }
 
+#if defined(FLASHOPTIM_TEST_ON_DEVICE)
+// A program that is built with CUDA must start, and say what is wrong, where there is no driver.
+TEST(CudaDevice, ThatDoesNotExistIsNamed) {
+    const int count = device_count();
+    expect_refused<Error>("CUDA device " + std::to_string(count) + " does not exist",
+                          [&] { const StepPlan plan(count); });
+}
+#endif
+
 TEST(CudaNorm, HasTheBitsOfTheCpu) {
     if (!Subject::is_here()) GTEST_SKIP() << "no CUDA device";
     const auto rule = rule_cases()[4];
