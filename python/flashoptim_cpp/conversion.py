@@ -56,7 +56,7 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
     Raises:
         ValueError: for what does not fit; the state is as it was.
     """
-    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
+    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     if is_raw(state, rule):
         restored = restore(parameter, state, saved_storage(group), rule, group)
         state.clear()
@@ -172,7 +172,7 @@ def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: G
     """
     if not isinstance(raw, dict):
         raise ValueError(f"{parameter.name}: its state is {type(raw).__name__}; it must be a dict")
-    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
+    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     reader = _Reader(parameter, raw, saved, rule)
     state: State = {}
     steps = step_count(raw.get("step", 0), parameter.name)
@@ -322,7 +322,7 @@ class _Reader:
         base["quantize"] = moment.is_quantized()
         if moment.storage == Storage.FP32 and base["format"] == "native":
             base["format"] = "fp32"
-        plan = torch.tensor(plan_of(self.rule, base, self.layout, torch.float32), dtype=torch.int64)
+        plan = torch.tensor(plan_of(self.rule, base, self.layout, torch.float32, name), dtype=torch.int64)
         try:
             ops.check_moment(moment.codes, moment.scales, moment.layout, plan, moment.kind)
         except (RuntimeError, ValueError) as error:

@@ -195,12 +195,18 @@ class FlashOptimizer(torch.optim.Optimizer):
         if parameter is not None:
             parameter.look()
             return parameter
+        return Parameter(tensor, self._parameter_name(tensor))
+
+    def _parameter_name(self, tensor: torch.Tensor) -> str:
+        parameter = self._parameters.get(tensor)
+        if parameter is not None:
+            return parameter.name
         key = self._keys().get(tensor, "a parameter")
-        return Parameter(tensor, f"parameter {key}" if isinstance(key, int) else key)
+        return f"parameter {key}" if isinstance(key, int) else key
 
     def _plan_of(self, parameter: Parameter) -> Plan:
         group = self._find_group(parameter.tensor)
-        return plan_of(self.rule, group, parameter.layout, parameter.local.dtype)
+        return plan_of(self.rule, group, parameter.layout, parameter.local.dtype, parameter.name)
 
     def _prepare(self, tensor: torch.Tensor, group: Group) -> Parameter:
         """The parameter with a state that fits its memory and its group."""
