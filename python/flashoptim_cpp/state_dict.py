@@ -105,9 +105,10 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
     for group in optimizer.param_groups:
         for tensor in group["params"]:
             numbers.setdefault(tensor, len(numbers))
-        packed = {key: value for key, value in group.items() if key != "params"}
+        # `fused` would make torch's loading cast step counts to fp32.
+        packed = {key: value for key, value in group.items() if key not in ("params", "fused")}
         if plain:
-            packed = {key: value for key, value in packed.items() if key not in _OURS} | {"fused": None}
+            packed = {key: value for key, value in packed.items() if key not in _OURS}
         else:
             packed["master_bytewidth"] = (group["master_weight_bits"] or 0) // 8
         groups.append(packed | {"params": [numbers[tensor] for tensor in group["params"]]})
