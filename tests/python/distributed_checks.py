@@ -15,7 +15,7 @@ import flashoptim_cpp as flash
 import support
 import torch
 import torch.distributed as dist
-from distributed_models import RULES, gather, sharded, step_with
+from distributed_models import RULES, Network, gather, sharded, step_with, whole
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
@@ -74,8 +74,6 @@ def same_bits_on_any_ranks(folder: Path, rank: int, size: int) -> None:
 
 def unsharded_has_the_same_bits(folder: Path, rank: int, size: int) -> None:
     """A plain model with the same gradients gives the bits of the sharded one."""
-    from distributed_models import Network
-
     for rule in RULES:
         network, plain = sharded(torch.bfloat16), Network().bfloat16()
         first, second = rule(network.parameters()), rule(plain.parameters())
@@ -109,8 +107,8 @@ def training(folder: Path, rank: int, size: int) -> None:
     """Forward, backward and step under FSDP2, uneven and empty shards, frozen layers, gradient release."""
     for release in (False, True):
         network = sharded(torch.bfloat16)
-        network.get_parameter("frozen").requires_grad_(False)
-        kept = network.get_parameter("frozen").full_tensor().clone()  # type: ignore[operator]
+        network.frozen.requires_grad_(False)
+        kept = whole(network.frozen, network.frozen).clone()
         optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2)
         handle = flash.enable_gradient_release(network, optimizer) if release else None
         for step in range(3):
@@ -123,9 +121,8 @@ def training(folder: Path, rank: int, size: int) -> None:
         if not release:
             expected = found
         assert all(bool(value.isfinite().all()) for value in found.values())
-        frozen = network.get_parameter("frozen")
-        assert torch.equal(frozen.full_tensor(), kept)  # type: ignore[operator]
-        assert frozen not in optimizer.state
+        assert torch.equal(whole(network.frozen, network.frozen), kept)
+        assert network.frozen not in optimizer.state
         if handle is not None:
             handle.remove()
             assert all(p.grad is None for p in network.parameters() if p.requires_grad)

@@ -168,6 +168,8 @@ def test_maximize_is_the_step_of_the_negated_gradient() -> None:
         second.step()
     for p, q in zip(up, down, strict=True):
         assert support.same_bits(p, q)
+        assert p.grad is not None
+        assert q.grad is not None
         assert torch.equal(p.grad, -q.grad), "gradients are the caller's"
 
 
@@ -288,6 +290,7 @@ def test_clipping_by_torch_and_by_ours() -> None:
     for p, q, g in zip(ours, theirs, before, strict=True):
         # The coefficient is rounded once in another place; what is stored moves by a code or an ulp at most.
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        assert p.grad is not None
         assert torch.equal(p.grad, g), "gradients are the caller's"
     support.run(optimizer, ours, 1, first=1)
     support.run(plain, theirs, 1, first=1)
