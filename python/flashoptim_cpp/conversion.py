@@ -112,7 +112,8 @@ def _join_into_cast_weight(parameter: Parameter, correction: torch.Tensor, forme
     """A 16-bit weight that was cast to fp32 and not touched otherwise becomes its full-precision value."""
     local = parameter.local
     narrow = local.detach().to(WEIGHT_DTYPES[former.weight_dtype])
-    if local.dtype == torch.float32 and former.correction_count and torch.equal(narrow.float(), local):
+    is_untouched = parameter.version == parameter.current_version() and torch.equal(narrow.float(), local)
+    if local.dtype == torch.float32 and former.correction_count and is_untouched:
         with torch.no_grad():
             local.copy_(
                 ops.join_weights(narrow, _ordered(correction, narrow), former.bits, bool(former.paper))

@@ -72,7 +72,7 @@ class BadElements:
         if found_inf is not None and float(found_inf) != 0.0:
             counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself
         # While gradients are released each parameter has a step, and a verdict, of its own.
-        judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._keys())
+        judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
         levels = _levels(judged, tables, counted)
         verdict = int(levels.max()) if judged else 0
         if verdict == 0:
@@ -80,7 +80,7 @@ class BadElements:
         for table, counts in zip(tables, counted, strict=True):
             self.add(table, counts)
         if POLICIES[verdict] == "error":
-            where = [optimizer._parameter_name(judged[n]) for n in levels.nonzero().flatten().tolist()]
+            where = [optimizer._name_of(judged[n]) for n in levels.nonzero().flatten().tolist()]
             raise NonFiniteError(
                 f"gradients are NaN, infinite or at least 2^48: {_listed(where)}; nothing was stepped: lower the "
                 'learning rate or the loss scale, or use nonfinite="skip_element"'

@@ -11,7 +11,7 @@ import torch
 from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
-from .parameter import Parameter, State, strides_of
+from .parameter import Parameter, State, plan_of, strides_of
 from .sharding import place_of, wrap
 
 if TYPE_CHECKING:
@@ -217,6 +217,9 @@ def _apply(
     optimizer._forget()
     for parameter in parameters:
         optimizer._parameters[parameter.tensor] = parameter
-        parameter.plan = optimizer._plan_of(parameter)
+        group = optimizer._find_group(parameter.tensor)
+        parameter.plan = plan_of(
+            optimizer.rule, group, parameter.layout, parameter.local.dtype, parameter.name
+        )
         parameter.keep_correction()
         parameter.was_loaded = True
