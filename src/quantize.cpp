@@ -197,7 +197,8 @@ std::int32_t correction_of(PaperWeight<Type, Correction> /*format*/, float maste
     const float error =
         scale_by_power<L>(master - Type::template to_float<L>(hi), 0U - Type::template log2_half_ulp<L>(hi));
     const float size = std::fabs(error) < 1.0F ? std::fabs(error) : 1.0F;  // a NaN is -1
-    const auto level = static_cast<std::int32_t>(size * PaperWeight<Type, Correction>::kLevels + 0.5F);
+    const auto level =
+        static_cast<std::int32_t>(L::truncate(size * PaperWeight<Type, Correction>::kLevels + 0.5F));
     return error >= 0.0F ? level : -level;
 }
 

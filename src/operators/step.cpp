@@ -186,9 +186,9 @@ void forget_moments(StepItem& item) {
 
 void step(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
           ListArgument first_list, ListArgument first_scale_list, ListArgument second_list,
-          ListArgument second_scale_list, ListArgument step_list, Tensor bad_elements, Tensor table,
-          Tensor hyperparameters, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-          double gradient_factor, std::int64_t nonfinite) {
+          ListArgument second_scale_list, ListArgument step_list, const Tensor& bad_elements,
+          const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
+          const std::optional<Tensor>& found_inf, double gradient_factor, std::int64_t nonfinite) {
     const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
                             TensorList(step_list, "steps"), TensorList(correction_list, "corrections"),
                             TensorList(first_list, "first"), TensorList(first_scale_list, "first_scales"),
@@ -232,7 +232,7 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
 }
 
 Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
-                 Tensor table, Tensor hyperparameters, std::optional<Tensor> grad_scale,
+                 const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
                  double gradient_factor) {
     const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
                             TensorList(correction_list, "corrections"));
@@ -256,8 +256,8 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
     return counts;
 }
 
-Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, Tensor table, Tensor hyperparameters,
-                 double gradient_factor) {
+Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Tensor& table,
+                 const Tensor& hyperparameters, double gradient_factor) {
     const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"));
     const auto& [weights, gradients] = lists.all;
     Batch batch(weights, gradients, table, hyperparameters, factor_of(gradient_factor, std::nullopt));

@@ -60,6 +60,7 @@ public:
     PythonLock& operator=(const PythonLock&) = delete;
 
 private:
+    bool is_held_ = false;
     int state_ = 0;
 };
 
