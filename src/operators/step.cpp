@@ -132,14 +132,20 @@ private:
         check_numel(memory, plan.count, name);
         if (plan.count == 0) return nullptr;
         check_dtype(memory, plan.dtype, name);
-        if (memory.is_contiguous && (weight_.is_contiguous || !in_order_of_weight)) return memory.data;
-        const auto view = view_of(list[n], name);
-        const bool is_flat = memory.is_contiguous && view.sizes.size() == 1;
-        if (!is_flat && !(in_order_of_weight && view.lies_as(weight_))) {
-            refuse(name.text() + ' ' + view.text() + " does not lie as its weight " + weight_.text() +
-                   ": decode and encode it again where the weight's strides have changed");
+        if (!in_order_of_weight) {
+            if (!memory.is_contiguous) refuse(name.text() + " is not contiguous: give a contiguous copy");
+        } else if (!memory.is_contiguous || !weight_.is_contiguous) {
+            check_order(list[n], name);
         }
         return memory.data;
+    }
+
+    /// Refuses a buffer whose elements are in another order than the weight's; one of one dimension is taken at its word.
+    void check_order(AtenTensorHandle tensor, Name name) const {
+        const auto view = view_of(tensor, name);
+        if ((view.is_contiguous && view.sizes.size() == 1) || view.lies_as(weight_)) return;
+        refuse(name.text() + ' ' + view.text() + " does not lie as its weight " + weight_.text() +
+               ": decode and encode it again where the weight's strides have changed");
     }
 
     const TensorList& weights_;
@@ -274,7 +280,9 @@ std::int64_t backend() { return static_cast<std::int64_t>(chosen_backend().load(
 void set_backend(std::int64_t value) {
     const auto wanted = static_cast<Backend>(value);
     const auto available = available_backends();
-    if (value != 0 && std::ranges::find(available, wanted) == available.end()) {
+    const bool is_known = value == 0 || (static_cast<std::int64_t>(wanted) == value &&
+                                         std::ranges::find(available, wanted) != available.end());
+    if (!is_known) {
         std::string known = "0 (automatic)";
         for (const auto known_backend : available) {
             known += ", " + std::to_string(static_cast<int>(known_backend)) + " (" +
