@@ -196,7 +196,7 @@ def test_grad_norm() -> None:
 def test_lists_may_be_empty() -> None:
     empty = Call([])
     operators.step_(*empty.arguments([]))
-    arguments = ([], [], empty.table, empty.hyperparameters)
+    arguments: tuple[Any, ...] = ([], [], empty.table, empty.hyperparameters)
     assert operators.count_bad(*arguments).tolist() == []
     assert float(operators.grad_norm(*arguments)) == 0.0
     # No weight has a second moment or scales here: the lists need no tensors.
