@@ -63,7 +63,7 @@ Tensor empty_flat(std::int64_t count, std::int32_t dtype) {
 
 }  // namespace
 
-void refuse(const std::string& why) { throw std::invalid_argument(why); }
+void refuse(const std::string& why) { throw std::runtime_error("flashoptim_cpp refuses: " + why); }
 
 std::string Name::text() const {
     return index < 0 ? argument : std::string(argument) + '[' + std::to_string(index) + ']';
