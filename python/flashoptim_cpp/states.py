@@ -47,7 +47,7 @@ class OptimizerStates(torch.optim.Optimizer):
 
     def _find_places(self) -> dict[torch.Tensor, tuple[Group, str | int]]:
         """The group of each parameter, and its name or number."""
-        now = [(id(group), len(group["params"])) for group in self.param_groups]
+        now = [(id(group["params"]), len(group["params"])) for group in self.param_groups]
         if now != self._places_of:
             self._places.clear()
             for group in self.param_groups:
