@@ -51,7 +51,11 @@ TORCH_CASES: list[tuple[str, Rule, dict[str, Any], float]] = [
     ("adamw-maximize", ADAMW, {"maximize": True}, 3.0),
     ("momentum-maximize", SGD, {"maximize": True}, 15.0),
 ]
-UNCOMPRESSED = [{"format": "fp32"}, {"quantize": False}, {"quantize": False, "format": "paper"}]
+UNCOMPRESSED: list[dict[str, Any]] = [
+    {"format": "fp32"},
+    {"quantize": False},
+    {"quantize": False, "format": "paper"},
+]
 
 
 # `paper` dampens the first step too, as its authors do.
