@@ -9,9 +9,15 @@ if(FLASHOPTIM_SANITIZE)
 elseif(NOT torch_wanted STREQUAL "AUTO" AND NOT torch_wanted AND NOT FLASHOPTIM_BUILD_PYTHON)
     set(obstacle "FLASHOPTIM_TORCH is OFF")
 else()
-    # Found already, or a wheel is built, which needs torch's headers and not LibTorch.
+    # Found already, or a wheel is built, which needs torch's headers and not LibTorch. An isolated build does not see the packages of
+    # the Python that runs it, but they are there (python/build_backend.py).
+    set(site_packages "")
+    if(SKBUILD AND Python_EXECUTABLE)
+        execute_process(COMMAND "${Python_EXECUTABLE}" -c "import sysconfig; print(sysconfig.get_path('platlib'))"
+            OUTPUT_VARIABLE site_packages OUTPUT_STRIP_TRAILING_WHITESPACE)
+    endif()
     find_path(FLASHOPTIM_TORCH_CONFIG TorchConfig.cmake
-        HINTS ${Torch_DIR}
+        HINTS ${Torch_DIR} ${site_packages}
         PATH_SUFFIXES Torch share/cmake/Torch torch/share/cmake/Torch)
     if(NOT FLASHOPTIM_TORCH_CONFIG)
         set(obstacle "Torch was not found: pass -DCMAKE_PREFIX_PATH=<torch.utils.cmake_prefix_path>")

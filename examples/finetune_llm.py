@@ -126,8 +126,9 @@ def train(arguments: argparse.Namespace, rank: int, ranks: int) -> None:
     if arguments.optimizer == "ours":
         flash.cast_model(model)  # bfloat16 weights; the optimizer keeps the rest of the 24 bits
     if ranks > 1:
-        for layer in model.model.layers if hasattr(model, "model") else []:
-            fully_shard(layer)
+        for layers in (m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
+            for layer in layers:
+                fully_shard(layer)
         fully_shard(model)
     parameters = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
 

@@ -28,8 +28,8 @@ torch.manual_seed(0)
 PATTERNS = torch.randn(10, 784)
 source = sys.argv[1] if len(sys.argv) > 1 else None
 try:
-    images, labels = data(source, "train", 20_000)
-    test_images, test_labels = data(source, "t10k", 2_000)
+    images, labels = data(source, "train", 8_000)
+    test_images, test_labels = data(source, "t10k", 1_000)
 except OSError as error:
     sys.exit(f"mnist: {error}")
 

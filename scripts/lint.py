@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 CPP_ROOMS = ("include", "src", "apps", "tests", "bench", "examples")
-PYTHON_ROOMS = ("apps", "bench", "docs", "python", "scripts", "tests")
+PYTHON_ROOMS = ("apps", "bench", "docs", "examples", "python", "scripts", "tests")
 CPP_SUFFIXES = {".h", ".cpp", ".c", ".cu", ".cuh"}
 # LibTorch's headers take clang-tidy minutes, so it reads the core only.
 TIDY_ROOMS = ("include", "src")
@@ -51,9 +51,7 @@ def ruff(fix: bool = False) -> bool:
 
 def mypy(fix: bool = False) -> bool:
     """Python types, one room at a time, as file names may repeat between rooms."""
-    rooms = sorted(
-        {path.parent for path in files(("apps", "bench", "docs", "python", "scripts", "tests"), {".py"})}
-    )
+    rooms = sorted({path.parent for path in files(PYTHON_ROOMS, {".py"})})
     return all([run(BIN / "mypy", "--no-error-summary", *sorted(room.glob("*.py"))) for room in rooms])
 
 

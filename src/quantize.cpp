@@ -191,14 +191,9 @@ std::int32_t correction_of(SplitWeight<Grid, kBits, Correction> /*format*/, floa
     return std::clamp((same_sign ? magnitude : -magnitude) - stored, -static_cast<std::int32_t>(W::kHalf),
                       static_cast<std::int32_t>(W::kHalf) - 1);
 }
-/// The paper's: the error in half units of the stored weight's last place.
 template <class Type, class Correction>
 std::int32_t correction_of(PaperWeight<Type, Correction> /*format*/, float master, std::uint32_t hi) {
-    const float error =
-        scale_by_power<L>(master - Type::template to_float<L>(hi), 0U - Type::template log2_half_ulp<L>(hi));
-    const float size = std::fabs(error) < 1.0F ? std::fabs(error) : 1.0F;  // a NaN is -1
-    const auto level = static_cast<std::int32_t>(size * PaperWeight<Type, Correction>::kLevels + 0.5F);
-    return error >= 0.0F ? level : -level;
+    return static_cast<std::int32_t>(PaperWeight<Type, Correction>::template correction<L>(master, hi));
 }
 
 template <class W>

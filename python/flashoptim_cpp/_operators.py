@@ -14,25 +14,49 @@ What the core refuses raises ValueError, a moment that no step writes RuntimeErr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
+# How the message of an argument that was refused begins.
+_REFUSED = "flashoptim_cpp refuses: "
+_Result = TypeVar("_Result")
+
+
+def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
+    """The operator, with a ValueError for what it refuses: torch has one type of error for all."""
+
+    def call(*arguments: object) -> _Result:
+        try:
+            return operator(*arguments)
+        except RuntimeError as error:
+            _, refused, why = str(error).partition(_REFUSED)
+            if not refused:
+                raise
+            raise ValueError(why.partition("\n")[0]) from None
+
+    return call
+
+
 _ops = torch.ops.flashoptim_cpp
-_layout = _ops.layout.default
-_plan = _ops.plan.default
-_step = _ops.step_.default
-_count_bad = _ops.count_bad.default
-_grad_norm = _ops.grad_norm.default
-_encode_moment = _ops.encode_moment.default
-_decode_moment = _ops.decode_moment.default
-_check_moment = _ops.check_moment.default
-_split_weights = _ops.split_weights.default
-_join_weights = _ops.join_weights.default
-_correction_of = _ops.correction_of.default
+_layout = _checked(_ops.layout.default)
+_plan = _checked(_ops.plan.default)
+_step = _checked(_ops.step_.default)
+_count_bad = _checked(_ops.count_bad.default)
+_grad_norm = _checked(_ops.grad_norm.default)
+_encode_moment = _checked(_ops.encode_moment.default)
+_decode_moment = _checked(_ops.decode_moment.default)
+_check_moment = _checked(_ops.check_moment.default)
+_split_weights = _checked(_ops.split_weights.default)
+_join_weights = _checked(_ops.join_weights.default)
+_correction_of = _checked(_ops.correction_of.default)
+_set_threads = _checked(_ops.set_threads.default)
+_backend = _checked(_ops.backend.default)
+_set_backend = _checked(_ops.set_backend.default)
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -168,17 +192,17 @@ def correction_of(masters: Tensor, weights: Tensor, master_weight_bits: int, pap
 
 def set_threads(threads: int) -> None:
     """Threads of every later step; 0: as many as torch.get_num_threads()."""
-    _ops.set_threads.default(threads)
+    _set_threads(threads)
 
 
 def backend() -> int:
     """The instruction set that set_backend chose; 0: the fastest, or FLASHOPTIM_BACKEND's."""
-    return _ops.backend.default()
+    return _backend()
 
 
 def set_backend(backend: int) -> None:
     """1 scalar, 2 portable, 3 avx2, 4 avx512, 5 avx512-vbmi, 6 neon; results do not depend on it."""
-    _ops.set_backend.default(backend)
+    _set_backend(backend)
 
 
 @torch.library.register_fake("flashoptim_cpp::layout")

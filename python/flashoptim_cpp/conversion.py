@@ -56,7 +56,7 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
     Raises:
         ValueError: for what does not fit; the state is as it was.
     """
-    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
+    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     if is_raw(state, rule):
         restored = restore(parameter, state, saved_storage(group), rule, group)
         state.clear()
@@ -112,7 +112,8 @@ def _join_into_cast_weight(parameter: Parameter, correction: torch.Tensor, forme
     """A 16-bit weight that was cast to fp32 and not touched otherwise becomes its full-precision value."""
     local = parameter.local
     narrow = local.detach().to(WEIGHT_DTYPES[former.weight_dtype])
-    if local.dtype == torch.float32 and former.correction_count and torch.equal(narrow.float(), local):
+    is_untouched = parameter.version == parameter.current_version() and torch.equal(narrow.float(), local)
+    if local.dtype == torch.float32 and former.correction_count and is_untouched:
         with torch.no_grad():
             local.copy_(
                 ops.join_weights(narrow, _ordered(correction, narrow), former.bits, bool(former.paper))
@@ -172,7 +173,7 @@ def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: G
     """
     if not isinstance(raw, dict):
         raise ValueError(f"{parameter.name}: its state is {type(raw).__name__}; it must be a dict")
-    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype)
+    plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     reader = _Reader(parameter, raw, saved, rule)
     state: State = {}
     steps = step_count(raw.get("step", 0), parameter.name)
@@ -322,7 +323,7 @@ class _Reader:
         base["quantize"] = moment.is_quantized()
         if moment.storage == Storage.FP32 and base["format"] == "native":
             base["format"] = "fp32"
-        plan = torch.tensor(plan_of(self.rule, base, self.layout, torch.float32), dtype=torch.int64)
+        plan = torch.tensor(plan_of(self.rule, base, self.layout, torch.float32, name), dtype=torch.int64)
         try:
             ops.check_moment(moment.codes, moment.scales, moment.layout, plan, moment.kind)
         except (RuntimeError, ValueError) as error:

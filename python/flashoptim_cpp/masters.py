@@ -99,8 +99,7 @@ def _master(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> torch.Tensor:
 
 def _prepared(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> Parameter:
     parameter = optimizer._prepare(tensor, optimizer._find_group(tensor))
-    if parameter.version != parameter.current_version():
-        optimizer._reset_correction(parameter)
+    optimizer._notice_writes([parameter])
     return parameter
 
 

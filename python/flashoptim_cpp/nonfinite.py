@@ -66,32 +66,38 @@ class BadElements:
         if all(group["nonfinite"] == POLICIES[0] for group in optimizer.param_groups):
             return False
         grad_scale, found_inf = optimizer._amp()
-        verdict, bad, counted = 0, [], []
-        for table, own in zip(tables, gradients, strict=True):
-            counts = table.count_bad(own, factor, grad_scale)
-            counted.append(counts)
-            for n in counts.nonzero().flatten().tolist():
-                verdict = max(verdict, POLICIES.index(table.groups[table.group_of[n]]["nonfinite"]))
-                bad.append(f"{table.parameters[n].name} ({int(counts[n])} elements)")
+        counted = [
+            table.count_bad(own, factor, grad_scale) for table, own in zip(tables, gradients, strict=True)
+        ]
         if found_inf is not None and float(found_inf) != 0.0:
-            verdict = 0  # GradScaler has found it, and skips the step itself
+            counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself
         # While gradients are released each parameter has a step, and a verdict, of its own.
-        judged = tables[0].tensors if optimizer._gradient_release else optimizer._keys()
-        shared = [tensor for tensor in judged if is_sharded(tensor)]
-        if shared:
-            device = shared[0].device
-            verdict = int(all_reduce_max(torch.tensor(verdict, device=device), shared))
+        judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
+        levels = _levels(judged, tables, counted)
+        verdict = int(levels.max()) if judged else 0
         if verdict == 0:
             return False
         for table, counts in zip(tables, counted, strict=True):
             self.add(table, counts)
         if POLICIES[verdict] == "error":
-            where = _listed(bad) if bad else "a part of a parameter on another rank"
+            where = [optimizer._name_of(judged[n]) for n in levels.nonzero().flatten().tolist()]
             raise NonFiniteError(
-                f"gradients are NaN, infinite or at least 2^48: {where}; nothing was stepped: lower the learning rate "
-                'or the loss scale, or use nonfinite="skip_element"'
+                f"gradients are NaN, infinite or at least 2^48: {_listed(where)}; nothing was stepped: lower the "
+                'learning rate or the loss scale, or use nonfinite="skip_element"'
             )
         return True
+
+
+def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch.Tensor]) -> torch.Tensor:
+    """For each parameter the number of its policy if it has bad elements, on any rank that holds a part of it."""
+    place = {tensor: n for n, tensor in enumerate(judged)}
+    levels = torch.zeros(len(judged), dtype=torch.int64)
+    for table, counts in zip(tables, counted, strict=True):
+        for n in counts.nonzero().flatten().tolist():
+            policy = table.groups[table.group_of[n]]["nonfinite"]
+            levels[place[table.tensors[n]]] = POLICIES.index(policy)
+    shared = [tensor for tensor in judged if is_sharded(tensor)]
+    return all_reduce_max(levels.to(shared[0].device), shared).cpu() if shared else levels
 
 
 def _listed(names: list[str], most: int = 5) -> str:

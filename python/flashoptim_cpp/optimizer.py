@@ -2,22 +2,21 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, cast
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from . import masters
 from . import state_dict as saving
-from .conversion import fit
 from .gradients import accumulate_in_fp32, grad_norm
-from .nonfinite import BadElements
 from .numerics import check_learning_rate, measure
-from .options import DEFAULT_BITS, DefaultBits, Group, Rule, check_group, number
-from .parameter import Parameter, Plan, State, plan_of
+from .options import DEFAULT_BITS, DefaultBits, Group, check_group, number
 from .report import config_text, memory_report
 from .sharding import all_reduce_max, is_sharded, local_like
+from .states import OptimizerStates
 from .table import Table
 
 Bits = Literal[16, 24, 32] | None
@@ -28,12 +27,12 @@ NonFinite = Literal["skip_element", "skip_step", "error"]
 # Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
 _ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
 
-# Tables are kept for each parameter alone (gradients released) and for as many sets of them, and a few more.
-_SPARE_TABLES = 16
 # Attributes that a copy does not take over: those of _begin, of GradScaler, and what schedulers wrap.
 _OF_ONE_PROCESS = {
     "_parameters",
     "_tables",
+    "_places",
+    "_places_of",
     "_bad",
     "_gradient_factor",
     "_gradient_release",
@@ -44,7 +43,7 @@ _OF_ONE_PROCESS = {
 }
 
 
-class FlashOptimizer(torch.optim.Optimizer):
+class FlashOptimizer(OptimizerStates):
     """Optimizers that keep the weight's correction, the moments and the gradient in 7 bytes per parameter or less.
 
     This class is the common part of :class:`FlashSGD`, :class:`FlashSGDW`, :class:`FlashAdam`, :class:`FlashAdamW` and
@@ -78,7 +77,6 @@ class FlashOptimizer(torch.optim.Optimizer):
         ValueError: for values out of range.
     """
 
-    rule: ClassVar[Rule]
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -130,15 +128,6 @@ class FlashOptimizer(torch.optim.Optimizer):
         super().__init__(params, options)
         self._check_weights(bits, was_asked)
 
-    def _begin(self) -> None:
-        """What is made anew by each process and copy."""
-        self._parameters: dict[torch.Tensor, Parameter] = {}
-        self._tables: dict[tuple[int, ...], list[Table]] = {}
-        self._bad = BadElements()
-        self._gradient_factor = 1.0
-        self._gradient_release = False
-        self._warned: set[str] = set()
-
     def _check_weights(self, bits: int | None, was_asked: bool) -> None:
         dtypes = {tensor.dtype for tensor, _ in self._tensors_and_groups()}
         is_in_vain = dtypes == {torch.float32} and bits is not None
@@ -159,6 +148,12 @@ class FlashOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for options out of range.
         """
+        if self._gradient_release:
+            raise RuntimeError(
+                "parameters cannot be added while gradients are released; remove() the release first"
+            )
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         group = dict(param_group)
         whole = self.defaults | group
         check_group(self.rule, whole)
@@ -168,107 +163,6 @@ class FlashOptimizer(torch.optim.Optimizer):
         for tensor in group["params"]:
             if group["accumulate_fp32"]:
                 accumulate_in_fp32(tensor)
-
-    def _tensors_and_groups(self) -> Iterator[tuple[torch.Tensor, Group]]:
-        for group in self.param_groups:
-            for tensor in group["params"]:
-                yield tensor, group
-
-    def _keys(self) -> dict[torch.Tensor, str | int]:
-        """Names of the parameters, or their numbers."""
-        keys: dict[torch.Tensor, str | int] = {}
-        for group in self.param_groups:
-            for n, tensor in enumerate(group["params"]):
-                keys.setdefault(tensor, group["param_names"][n] if "param_names" in group else len(keys))
-        return keys
-
-    def _find_group(self, tensor: torch.Tensor) -> Group:
-        for candidate, group in self._tensors_and_groups():
-            if candidate is tensor:
-                return group
-        raise ValueError(f"a parameter of shape {tuple(tensor.shape)} is not managed by this optimizer")
-
-    # Parameters and their states
-
-    def _look_at(self, tensor: torch.Tensor) -> Parameter:
-        parameter = self._parameters.get(tensor)
-        if parameter is not None:
-            parameter.look()
-            return parameter
-        key = self._keys().get(tensor, "a parameter")
-        return Parameter(tensor, f"parameter {key}" if isinstance(key, int) else key)
-
-    def _plan_of(self, parameter: Parameter) -> Plan:
-        group = self._find_group(parameter.tensor)
-        return plan_of(self.rule, group, parameter.layout, parameter.local.dtype)
-
-    def _prepare(self, tensor: torch.Tensor, group: Group) -> Parameter:
-        """The parameter with a state that fits its memory and its group."""
-        parameter = self._look_at(tensor)
-        self._parameters[tensor] = parameter
-        former = parameter.plan
-        fit(parameter, self.state[tensor], self.rule, group)
-        assert parameter.plan is not None
-        was_cast = former is not None and former.weight_dtype != parameter.plan.weight_dtype
-        if parameter.version is None or was_cast or parameter.local.device != parameter.device:
-            parameter.keep_correction()
-        elif parameter.local.data_ptr() != parameter.pointer:
-            self._reset_correction(parameter)
-        return parameter
-
-    def _prepare_all(self, tensors: Iterable[torch.Tensor]) -> None:
-        groups = dict(self._tensors_and_groups())
-        for tensor in tensors:
-            self._prepare(tensor, groups[tensor])
-
-    def _reset_correction(self, parameter: Parameter) -> None:
-        """The weight was written by somebody else: what was beyond its precision is no more."""
-        correction = self.state[parameter.tensor].get("error_bits")
-        if correction is not None:
-            correction.zero_()
-            if parameter.was_loaded:
-                self._warn_once(
-                    "order",
-                    "weights were written after the optimizer's state was loaded, and their corrections reset; load the "
-                    "model before its optimizer",
-                )
-        parameter.keep_correction()
-
-    def _forget(self) -> None:
-        """After the states were exchanged."""
-        self._tables.clear()
-        for parameter in self._parameters.values():
-            parameter.plan = None
-            parameter.version = None
-            parameter.max_abs = None
-
-    def _tables_for(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
-        key = tuple(map(id, tensors))
-        tables = self._tables.get(key)
-        if tables is None or not self._are_current(tables, groups):
-            if len(self._tables) > 2 * len(self._parameters) + _SPARE_TABLES:
-                self._tables.clear()
-            tables = self._tables[key] = self._make_tables(tensors, groups)
-        for table in tables:
-            if table.versions() != [parameter.version for parameter in table.parameters]:
-                for parameter in table.parameters:
-                    if parameter.version != parameter.current_version():
-                        self._reset_correction(parameter)
-        return tables
-
-    def _are_current(self, tables: list[Table], groups: list[Group]) -> bool:
-        if len(tables) == 1 and not tables[0].has_groups(groups):
-            return False
-        return all(table.is_current(self.state) for table in tables)
-
-    def _make_tables(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
-        by_device: dict[torch.device, tuple[list[Parameter], list[State], list[Group]]] = {}
-        for tensor, group in zip(tensors, groups, strict=True):
-            parameter = self._prepare(tensor, group)
-            lists = by_device.setdefault(parameter.local.device, ([], [], []))
-            for values, value in zip(lists, (parameter, self.state[tensor], group), strict=True):
-                values.append(value)  # type: ignore[attr-defined]
-        return [Table(self.rule, *lists) for lists in by_device.values()]
 
     # Steps
 
@@ -381,11 +275,6 @@ class FlashOptimizer(torch.optim.Optimizer):
             return
         super().zero_grad(set_to_none=set_to_none)
 
-    def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(text, stacklevel=4)
-
     # Gradients and numerics
 
     @torch.no_grad()
@@ -413,7 +302,7 @@ class FlashOptimizer(torch.optim.Optimizer):
     def bad_elements(self) -> dict[str | int, int]:
         """How many gradient elements were NaN, infinite or at least 2^48, by the parameter's name or number."""
         counts = {}
-        for tensor, key in self._keys().items():
+        for tensor, (_, key) in self._find_places().items():
             parameter = self._parameters.get(tensor)
             counts[key] = 0 if parameter is None else parameter.bad_elements
         return counts
@@ -455,6 +344,10 @@ class FlashOptimizer(torch.optim.Optimizer):
             ValueError: for what does not fit; the optimizer is exactly as it was.
         """
         saving.load_state_dict(self, state_dict)
+
+    def full_precision(self, model: torch.nn.Module) -> AbstractContextManager[torch.nn.Module]:
+        """A context inside which the model's parameters are full-precision weights; see :func:`full_precision`."""
+        return masters.full_precision(model, self)
 
     @torch.no_grad()
     def get_fp32_model_state_dict(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -48,23 +48,24 @@ def strides_of(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride())
 
 
-def layout_of(parameter: torch.Tensor) -> torch.Tensor:
+def layout_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
     """The layout of a parameter, or of this rank's part of it.
 
     Raises:
         ValueError: for memory that is not dense, or a cut inside a group of 32 of a moment that could be quantized.
     """
     local = local_of(parameter)
-    shape, strides = tuple(local.shape), strides_of(local)
-    if not is_sharded(parameter):
-        return ops.layout(shape, strides, shape, strides, (0,) * len(shape))
-    _, offset = place_of(parameter)
+    shape, strides, offset = tuple(local.shape), strides_of(local), (0,) * local.dim()
+    whole, whole_strides = shape, strides
+    if is_sharded(parameter):
+        _, offset = place_of(parameter)
+        whole, whole_strides = tuple(parameter.shape), strides_of(parameter)
     try:
-        return ops.layout(shape, strides, tuple(parameter.shape), strides_of(parameter), offset)
-    except ValueError:
-        row = _vector_layout(parameter, local, offset)
+        return ops.layout(shape, strides, whole, whole_strides, offset)
+    except ValueError as error:
+        row = _vector_layout(parameter, local, offset) if is_sharded(parameter) else None
         if row is None:
-            raise
+            raise ValueError(f"{name}: {error}") from None
         return row
 
 
@@ -86,14 +87,14 @@ def is_cut_in_groups(layout: torch.Tensor) -> bool:
     return numel > 0 and (column % 32 != 0 or (end % 32 != 0 and end != whole_row_length))
 
 
-def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype) -> Plan:
+def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, name: str) -> Plan:
     """The buffers of a parameter of this layout under the options of its group.
 
     Raises:
         ValueError: for a weight's dtype that cannot be stepped.
     """
     if dtype not in WEIGHT_DTYPES:
-        raise ValueError(f"a parameter is {dtype}; cast it to float32, bfloat16 or float16")
+        raise ValueError(f"{name} is {dtype}; cast it to float32, bfloat16 or float16")
     row = ops.plan(
         layout,
         int(rule),
@@ -108,7 +109,7 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype) 
     plan = Plan(*row.tolist())
     if plan.storage == Storage.NATIVE and is_cut_in_groups(layout):
         raise ValueError(
-            f"a vector of {layout.tolist()[3]} elements is cut at column {layout.tolist()[6]}, inside a group of 32; "
+            f"{name}, a vector of {layout.tolist()[3]} elements, is cut at column {layout.tolist()[6]}, inside a group of 32; "
             "raise min_quantized_numel_1d above its length, or cut it at multiples of 32"
         )
     return plan
@@ -129,7 +130,7 @@ class Parameter:
         self.name = name
         self.is_sharded = is_sharded(tensor)
         self.local = local_of(tensor)
-        self.layout = layout_of(tensor)
+        self.layout = layout_of(tensor, name)
         self.plan: Plan | None = None  # that its state was made by
         self.pointer, self.device = self.local.data_ptr(), self.local.device
         self.version: int | None = None  # after the last write that is ours; None: whatever it is now
@@ -151,7 +152,7 @@ class Parameter:
                 "make a new optimizer after a model was changed"
             )
         if strides_of(self.local) != self._strides:
-            self.layout = layout_of(self.tensor)
+            self.layout = layout_of(self.tensor, self.name)
             self._strides = strides_of(self.local)
 
     def current_version(self) -> int:
@@ -167,7 +168,7 @@ class Parameter:
         )
         with torch.no_grad():
             self.local.copy_(weight)
-        if "error_bits" in state:
+        if "error_bits" in state and self.local.numel():
             state["error_bits"].copy_(correction)
         if self.is_sharded:
             torch.autograd.graph.increment_version([self.tensor])

@@ -11,7 +11,7 @@ import torch
 from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
-from .parameter import Parameter, State, strides_of
+from .parameter import Parameter, State, plan_of, strides_of
 from .sharding import place_of, wrap
 
 if TYPE_CHECKING:
@@ -105,9 +105,10 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
     for group in optimizer.param_groups:
         for tensor in group["params"]:
             numbers.setdefault(tensor, len(numbers))
-        packed = {key: value for key, value in group.items() if key != "params"}
+        # `fused` would make torch's loading cast step counts to fp32.
+        packed = {key: value for key, value in group.items() if key not in ("params", "fused")}
         if plain:
-            packed = {key: value for key, value in packed.items() if key not in _OURS} | {"fused": None}
+            packed = {key: value for key, value in packed.items() if key not in _OURS}
         else:
             packed["master_bytewidth"] = (group["master_weight_bits"] or 0) // 8
         groups.append(packed | {"params": [numbers[tensor] for tensor in group["params"]]})
@@ -216,6 +217,9 @@ def _apply(
     optimizer._forget()
     for parameter in parameters:
         optimizer._parameters[parameter.tensor] = parameter
-        parameter.plan = optimizer._plan_of(parameter)
+        group = optimizer._find_group(parameter.tensor)
+        parameter.plan = plan_of(
+            optimizer.rule, group, parameter.layout, parameter.local.dtype, parameter.name
+        )
         parameter.keep_correction()
         parameter.was_loaded = True

@@ -76,7 +76,7 @@ Tensor layout(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides
         row_of(layout_of(tensor, {std::move(whole_shape), std::move(whole_strides), std::move(offset)})));
 }
 
-Tensor plan(Tensor layout, std::int64_t rule, double momentum, std::int64_t format,
+Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64_t format,
             std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
             std::int64_t weight_dtype) {
     StorageOptions options;
@@ -91,8 +91,8 @@ Tensor plan(Tensor layout, std::int64_t rule, double momentum, std::int64_t form
                                              weight_dtype_from(weight_dtype), layout_of_row(layout))));
 }
 
-std::tuple<Tensor, Tensor> encode_moment(Tensor values, Tensor layout_row, std::int64_t moment_number,
-                                         std::int64_t storage_number) {
+std::tuple<Tensor, Tensor> encode_moment(const Tensor& values, const Tensor& layout_row,
+                                         std::int64_t moment_number, std::int64_t storage_number) {
     const auto layout = layout_of_row(layout_row);
     const auto moment = moment_from(moment_number);
     const auto storage = storage_from(storage_number);
@@ -106,8 +106,8 @@ std::tuple<Tensor, Tensor> encode_moment(Tensor values, Tensor layout_row, std::
     return {codes, scales};
 }
 
-Tensor decode_moment(Tensor codes, Tensor scales, Tensor layout_row, std::int64_t moment_number,
-                     std::int64_t storage_number) {
+Tensor decode_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout_row,
+                     std::int64_t moment_number, std::int64_t storage_number) {
     const auto layout = layout_of_row(layout_row);
     const auto moment = moment_from(moment_number);
     const auto storage = storage_from(storage_number);
@@ -122,7 +122,7 @@ Tensor decode_moment(Tensor codes, Tensor scales, Tensor layout_row, std::int64_
     return values;
 }
 
-void check_moment(Tensor codes, Tensor scales, Tensor layout_row, Tensor plan_row,
+void check_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout_row, const Tensor& plan_row,
                   std::int64_t moment_number) {
     const auto layout = layout_of_row(layout_row);
     const auto moment = moment_from(moment_number);
@@ -141,7 +141,7 @@ void check_moment(Tensor codes, Tensor scales, Tensor layout_row, Tensor plan_ro
                              scale_bits, moment == Moment::kFirst ? "first moment" : "second moment");
 }
 
-std::tuple<Tensor, Tensor> split_weights(Tensor masters, std::int64_t weight_dtype,
+std::tuple<Tensor, Tensor> split_weights(const Tensor& masters, std::int64_t weight_dtype,
                                          std::int64_t master_weight_bits, bool paper) {
     const auto from = masters_of(masters);
     const auto plan = weight_plan(from, weight_dtype, master_weight_bits, paper);
@@ -151,7 +151,8 @@ std::tuple<Tensor, Tensor> split_weights(Tensor masters, std::int64_t weight_dty
     return {weights, corrections};
 }
 
-Tensor join_weights(Tensor weights, Tensor corrections, std::int64_t master_weight_bits, bool paper) {
+Tensor join_weights(const Tensor& weights, const Tensor& corrections, std::int64_t master_weight_bits,
+                    bool paper) {
     const auto seen = view_of(weights.get(), {"weights"});
     const auto dtype = floating_dtype_of(seen, {"weights"});
     const auto from = dense_view_of(weights.get(), dtype, {"weights"});
@@ -168,7 +169,8 @@ Tensor join_weights(Tensor weights, Tensor corrections, std::int64_t master_weig
     return masters;
 }
 
-Tensor correction_of(Tensor masters, Tensor weights, std::int64_t master_weight_bits, bool paper) {
+Tensor correction_of(const Tensor& masters, const Tensor& weights, std::int64_t master_weight_bits,
+                     bool paper) {
     const auto wanted = masters_of(masters);
     const auto seen = view_of(weights.get(), {"weights"});
     const auto dtype = floating_dtype_of(seen, {"weights"});

@@ -13,12 +13,14 @@ namespace flashoptim::operators {
 // step.cpp
 void step(ListArgument weights, ListArgument gradients, ListArgument corrections, ListArgument first,
           ListArgument first_scales, ListArgument second, ListArgument second_scales, ListArgument steps,
-          Tensor bad_elements, Tensor table, Tensor hyperparameters, std::optional<Tensor> grad_scale,
-          std::optional<Tensor> found_inf, double gradient_factor, std::int64_t nonfinite);
-Tensor count_bad(ListArgument weights, ListArgument gradients, ListArgument corrections, Tensor table,
-                 Tensor hyperparameters, std::optional<Tensor> grad_scale, double gradient_factor);
-Tensor grad_norm(ListArgument weights, ListArgument gradients, Tensor table, Tensor hyperparameters,
+          const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
+          const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+          double gradient_factor, std::int64_t nonfinite);
+Tensor count_bad(ListArgument weights, ListArgument gradients, ListArgument corrections, const Tensor& table,
+                 const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
                  double gradient_factor);
+Tensor grad_norm(ListArgument weights, ListArgument gradients, const Tensor& table,
+                 const Tensor& hyperparameters, double gradient_factor);
 void set_threads(std::int64_t threads);
 std::int64_t backend();
 void set_backend(std::int64_t backend);
@@ -27,16 +29,20 @@ void set_backend(std::int64_t backend);
 Tensor layout(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
               std::vector<std::int64_t> whole_shape, std::vector<std::int64_t> whole_strides,
               std::vector<std::int64_t> offset);
-Tensor plan(Tensor layout, std::int64_t rule, double momentum, std::int64_t format,
+Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64_t format,
             std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
             std::int64_t weight_dtype);
-std::tuple<Tensor, Tensor> encode_moment(Tensor values, Tensor layout, std::int64_t moment,
+std::tuple<Tensor, Tensor> encode_moment(const Tensor& values, const Tensor& layout, std::int64_t moment,
                                          std::int64_t storage);
-Tensor decode_moment(Tensor codes, Tensor scales, Tensor layout, std::int64_t moment, std::int64_t storage);
-void check_moment(Tensor codes, Tensor scales, Tensor layout, Tensor plan, std::int64_t moment);
-std::tuple<Tensor, Tensor> split_weights(Tensor masters, std::int64_t weight_dtype,
+Tensor decode_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout, std::int64_t moment,
+                     std::int64_t storage);
+void check_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout, const Tensor& plan,
+                  std::int64_t moment);
+std::tuple<Tensor, Tensor> split_weights(const Tensor& masters, std::int64_t weight_dtype,
                                          std::int64_t master_weight_bits, bool paper);
-Tensor join_weights(Tensor weights, Tensor corrections, std::int64_t master_weight_bits, bool paper);
-Tensor correction_of(Tensor masters, Tensor weights, std::int64_t master_weight_bits, bool paper);
+Tensor join_weights(const Tensor& weights, const Tensor& corrections, std::int64_t master_weight_bits,
+                    bool paper);
+Tensor correction_of(const Tensor& masters, const Tensor& weights, std::int64_t master_weight_bits,
+                     bool paper);
 
 }  // namespace flashoptim::operators

@@ -132,14 +132,20 @@ private:
         check_numel(memory, plan.count, name);
         if (plan.count == 0) return nullptr;
         check_dtype(memory, plan.dtype, name);
-        if (memory.is_contiguous && (weight_.is_contiguous || !in_order_of_weight)) return memory.data;
-        const auto view = view_of(list[n], name);
-        const bool is_flat = memory.is_contiguous && view.sizes.size() == 1;
-        if (!is_flat && !(in_order_of_weight && view.lies_as(weight_))) {
-            refuse(name.text() + ' ' + view.text() + " does not lie as its weight " + weight_.text() +
-                   ": decode and encode it again where the weight's strides have changed");
+        if (!in_order_of_weight) {
+            if (!memory.is_contiguous) refuse(name.text() + " is not contiguous: give a contiguous copy");
+        } else if (!memory.is_contiguous || !weight_.is_contiguous) {
+            check_order(list[n], name);
         }
         return memory.data;
+    }
+
+    /// Refuses a buffer whose elements are in another order than the weight's; one of one dimension is taken at its word.
+    void check_order(AtenTensorHandle tensor, Name name) const {
+        const auto view = view_of(tensor, name);
+        if ((view.is_contiguous && view.sizes.size() == 1) || view.lies_as(weight_)) return;
+        refuse(name.text() + ' ' + view.text() + " does not lie as its weight " + weight_.text() +
+               ": decode and encode it again where the weight's strides have changed");
     }
 
     const TensorList& weights_;
@@ -186,9 +192,9 @@ void forget_moments(StepItem& item) {
 
 void step(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
           ListArgument first_list, ListArgument first_scale_list, ListArgument second_list,
-          ListArgument second_scale_list, ListArgument step_list, Tensor bad_elements, Tensor table,
-          Tensor hyperparameters, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-          double gradient_factor, std::int64_t nonfinite) {
+          ListArgument second_scale_list, ListArgument step_list, const Tensor& bad_elements,
+          const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
+          const std::optional<Tensor>& found_inf, double gradient_factor, std::int64_t nonfinite) {
     const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
                             TensorList(step_list, "steps"), TensorList(correction_list, "corrections"),
                             TensorList(first_list, "first"), TensorList(first_scale_list, "first_scales"),
@@ -232,7 +238,7 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
 }
 
 Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
-                 Tensor table, Tensor hyperparameters, std::optional<Tensor> grad_scale,
+                 const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
                  double gradient_factor) {
     const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
                             TensorList(correction_list, "corrections"));
@@ -256,8 +262,8 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
     return counts;
 }
 
-Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, Tensor table, Tensor hyperparameters,
-                 double gradient_factor) {
+Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Tensor& table,
+                 const Tensor& hyperparameters, double gradient_factor) {
     const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"));
     const auto& [weights, gradients] = lists.all;
     Batch batch(weights, gradients, table, hyperparameters, factor_of(gradient_factor, std::nullopt));
@@ -274,7 +280,9 @@ std::int64_t backend() { return static_cast<std::int64_t>(chosen_backend().load(
 void set_backend(std::int64_t value) {
     const auto wanted = static_cast<Backend>(value);
     const auto available = available_backends();
-    if (value != 0 && std::ranges::find(available, wanted) == available.end()) {
+    const bool is_known = value == 0 || (static_cast<std::int64_t>(wanted) == value &&
+                                         std::ranges::find(available, wanted) != available.end());
+    if (!is_known) {
         std::string known = "0 (automatic)";
         for (const auto known_backend : available) {
             known += ", " + std::to_string(static_cast<int>(known_backend)) + " (" +

@@ -63,7 +63,7 @@ Tensor empty_flat(std::int64_t count, std::int32_t dtype) {
 
 }  // namespace
 
-void refuse(const std::string& why) { throw std::invalid_argument(why); }
+void refuse(const std::string& why) { throw std::runtime_error("flashoptim_cpp refuses: " + why); }
 
 std::string Name::text() const {
     return index < 0 ? argument : std::string(argument) + '[' + std::to_string(index) + ']';
@@ -81,16 +81,25 @@ TensorList::TensorList(ListArgument list, const char* name) : name_(name) {
     STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list.handle));
 }
 
-// Looked up by name, so that the library needs no Python of a certain version; both functions are in its stable ABI.
+namespace {
+
+/// A function of Python's stable ABI, looked up by name so that the library needs no Python; null where there is none.
+template <class Function>
+Function python_function(const char* name) {
+    return reinterpret_cast<Function>(::dlsym(RTLD_DEFAULT, name));
+}
+
+}  // namespace
+
 PythonLock::PythonLock() {
-    using Ensure = int (*)();
-    static const auto kEnsure = reinterpret_cast<Ensure>(::dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
-    if (kEnsure != nullptr) state_ = kEnsure();
+    static const auto kIsInitialized = python_function<int (*)()>("Py_IsInitialized");
+    static const auto kEnsure = python_function<int (*)()>("PyGILState_Ensure");
+    is_held_ = kIsInitialized != nullptr && kEnsure != nullptr && kIsInitialized() != 0;
+    if (is_held_) state_ = kEnsure();
 }
 PythonLock::~PythonLock() {
-    using Release = void (*)(int);
-    static const auto kRelease = reinterpret_cast<Release>(::dlsym(RTLD_DEFAULT, "PyGILState_Release"));
-    if (kRelease != nullptr) kRelease(state_);
+    static const auto kRelease = python_function<void (*)(int)>("PyGILState_Release");
+    if (is_held_) kRelease(state_);
 }
 
 bool View::fills_memory() const {

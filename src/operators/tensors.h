@@ -19,7 +19,7 @@ namespace flashoptim::operators {
 
 using torch::stable::Tensor;
 
-/// Refuses an argument; Python sees a ValueError.
+/// Refuses an argument. Torch makes a RuntimeError of it; by its first words the Python side knows it and raises a ValueError.
 [[noreturn]] void refuse(const std::string& why);
 
 /// What a tensor is called in messages: "masters" or "gradients[3]".
@@ -60,6 +60,7 @@ public:
     PythonLock& operator=(const PythonLock&) = delete;
 
 private:
+    bool is_held_ = false;
     int state_ = 0;
 };
 

@@ -24,11 +24,12 @@ Kernels find_kernels(Rule rule, bool momentum, const StoragePlan& plan) {
                               []<class R, class M, class W>() { return kernels_of<L, R, M, W>(); });
 }
 
-/// Sixteen interleaved sums in double, added up in order: fixed by element index, whatever the width of the lanes.
+/// Sixteen interleaved sums in double, added up in order: fixed by element index, whatever the width of the lanes. The square of a
+/// float is exact in double.
 template <class L>
 double sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
     constexpr int kChunk = 256, kSums = 16;
-    double sums[kSums] = {};
+    typename L::Doubles sums[kSums / L::kWidth] = {};
     alignas(64) float values[kChunk];
     const auto* from = static_cast<const std::byte*>(gradient);
     for (std::int64_t at = 0; at < count; at += kChunk) {
@@ -42,15 +43,18 @@ double sum_of_squares(const void* gradient, DType dtype, float factor, std::int6
             read_gradient<L>(padded, dtype, factor, kChunk, values);
         }
         for (int e = 0; e < kChunk; e += kSums) {
-            for (int n = 0; n < kSums; ++n) {
-                const float g = values[e + n];
-                const double x = __builtin_fabsf(g) < 0x1p48F ? static_cast<double>(g) : 0.0;
-                sums[n] += x * x;
+            FLASHOPTIM_UNROLL
+            for (int n = 0; n < kSums; n += L::kWidth) {
+                const auto g = L::load_f32(values + e + n);
+                const auto is_good = L::less(absolute<L>(g), L::broadcast(0x1p48F));
+                L::add_squares(L::select(is_good, g, L::broadcast(0.0F)), sums[n / L::kWidth]);
             }
         }
     }
+    double in_order[kSums];
+    std::memcpy(in_order, sums, sizeof in_order);
     double total = 0.0;
-    for (const double sum : sums) total += sum;
+    for (const double sum : in_order) total += sum;
     return total;
 }
 

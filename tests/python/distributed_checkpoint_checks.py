@@ -54,15 +54,15 @@ def save(folder: Path, rank: int, size: int) -> None:
 
 
 def load(folder: Path, rank: int, size: int) -> None:
-    """Loads what 1, 2, 3 and 4 ranks saved, and trains on to the same bits."""
+    """Loads what 1, 2, 3 and 4 ranks saved (the other cases: one other number), and trains on to the same bits."""
     for name, (rule, storage) in CASES.items():
-        for saved in (1, 2, 3, 4):
+        for saved in (1, 2, 3, 4) if name == "adamw" else (size % 4 + 1,):
             network = sharded(torch.bfloat16)
             with torch.no_grad():
                 for p in network.parameters():
                     support.local(p).zero_()
             optimizer = rule(network.parameters(), **storage)
-            state = {
+            state: dict[str, Any] = {
                 "model": get_model_state_dict(network),
                 "optimizer": get_optimizer_state_dict(network, optimizer),
             }
@@ -84,7 +84,7 @@ def a_fresh_template_changes_nothing(folder: Path, rank: int, size: int) -> None
         optimizer = rule(network.parameters())
         before = {name: support.local(p).detach().clone() for name, p in network.named_parameters()}
         rate = optimizer.param_groups[0]["lr"]
-        state = get_optimizer_state_dict(network, optimizer)
+        state: Any = get_optimizer_state_dict(network, optimizer)
         for name, p in network.named_parameters():
             assert support.same_bits(support.local(p), before[name]), name
             assert p.grad is None

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import distributed_checkpoint_checks as checkpoints
+import distributed_cut_checks as cuts
 import flashoptim_cpp as flash
 import support
 import torch
 import torch.distributed as dist
-from distributed_models import RULES, gather, sharded, step_with
-from torch.distributed.fsdp import fully_shard
+from distributed_models import RULES, gather, sharded, step_with, whole
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,64 +53,12 @@ def ddp(folder: Path, rank: int, size: int) -> None:
         raise AssertionError("gradient release under DDP must be refused")
 
 
-def same_bits_on_any_ranks(folder: Path, rank: int, size: int) -> None:
-    """The same gradients give the same weights, masters and moments, however the parameters are cut."""
-    for rule in RULES:
-        for number_format in ("native", "fp32"):
-            network = sharded(torch.bfloat16)
-            optimizer = rule(network.parameters(), format=number_format)
-            for step in range(4):
-                step_with(network, optimizer, step)
-            found = gather(network, optimizer)
-            if rank == 0:
-                file = folder / f"bits-{rule.name}-{number_format}-{size}.pt"
-                torch.save(found, file)
-                alone = folder / f"bits-{rule.name}-{number_format}-1.pt"
-                reference = torch.load(alone)
-                assert found.keys() == reference.keys()
-                wrong = [key for key in found if not support.same_bits(found[key], reference[key])]
-                assert not wrong, f"{rule.name} {number_format}: {wrong}"
-
-
-def unsharded_has_the_same_bits(folder: Path, rank: int, size: int) -> None:
-    """A plain model with the same gradients gives the bits of the sharded one."""
-    from distributed_models import Network
-
-    for rule in RULES:
-        network, plain = sharded(torch.bfloat16), Network().bfloat16()
-        first, second = rule(network.parameters()), rule(plain.parameters())
-        for step in range(3):
-            step_with(network, first, step)
-            step_with(plain, second, step)
-        found, expected = gather(network, first), gather(plain, second)
-        wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
-        assert not wrong, f"{rule.name}: {wrong}"
-
-
-def shards_that_cut_groups_are_refused(folder: Path, rank: int, size: int) -> None:
-    """A long one-dimensional parameter is cut at multiples of 32 or refused by name; an even cut is stepped."""
-    layer = torch.nn.Module()
-    layer.register_parameter("table", torch.nn.Parameter(torch.ones(81920, dtype=torch.bfloat16)))
-    fully_shard(layer)
-    optimizer = flash.FlashAdamW(layer.named_parameters())
-    even = (81920 // size) % 32 == 0 and 81920 % size == 0
-    try:
-        [p] = layer.parameters()
-        p.grad = torch.ones_like(p)
-        optimizer.step()
-    except ValueError as error:
-        assert not even
-        assert "table" in str(error)
-    else:
-        assert even or not optimizer.state[p]["exp_avg"].is_quantized()
-
-
 def training(folder: Path, rank: int, size: int) -> None:
     """Forward, backward and step under FSDP2, uneven and empty shards, frozen layers, gradient release."""
     for release in (False, True):
         network = sharded(torch.bfloat16)
-        network.get_parameter("frozen").requires_grad_(False)
-        kept = network.get_parameter("frozen").full_tensor().clone()  # type: ignore[operator]
+        network.frozen.requires_grad_(False)
+        kept = whole(network.frozen, network.frozen).clone()
         optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2)
         handle = flash.enable_gradient_release(network, optimizer) if release else None
         for step in range(3):
@@ -123,9 +71,8 @@ def training(folder: Path, rank: int, size: int) -> None:
         if not release:
             expected = found
         assert all(bool(value.isfinite().all()) for value in found.values())
-        frozen = network.get_parameter("frozen")
-        assert torch.equal(frozen.full_tensor(), kept)  # type: ignore[operator]
-        assert frozen not in optimizer.state
+        assert torch.equal(whole(network.frozen, network.frozen), kept)
+        assert network.frozen not in optimizer.state
         if handle is not None:
             handle.remove()
             assert all(p.grad is None for p in network.parameters() if p.requires_grad)
@@ -248,9 +195,11 @@ PHASES = {
         check.__name__: check
         for check in (
             ddp,
-            same_bits_on_any_ranks,
-            unsharded_has_the_same_bits,
-            shards_that_cut_groups_are_refused,
+            cuts.same_bits_on_any_ranks,
+            cuts.unsharded_has_the_same_bits,
+            cuts.shards_that_cut_groups_are_refused,
+            cuts.other_cuts,
+            cuts.hybrid_and_tensor_parallel,
             training,
             verdict_over_ranks,
             gradient_norm,

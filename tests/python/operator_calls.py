@@ -28,6 +28,12 @@ class Call:
     """The arguments of step_ for weights that no step has moved yet; the weights are copied."""
 
     LISTS = ("corrections", "first", "first_scales", "second", "second_scales", "steps")
+    corrections: list[Tensor]
+    first: list[Tensor]
+    first_scales: list[Tensor]
+    second: list[Tensor]
+    second_scales: list[Tensor]
+    steps: list[Tensor]
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ def run(
 
 def local(value: Tensor) -> Tensor:
     """The part of a DTensor that lies here; any other tensor itself."""
-    return value.to_local() if hasattr(value, "to_local") else value  # type: ignore[no-any-return]
+    return value.to_local() if hasattr(value, "to_local") else value
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

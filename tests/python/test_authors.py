@@ -7,6 +7,7 @@ authors_on_cpu.py (FLASHOPTIM_AUTHORS_ON_CPU), and is skipped where one of them 
 Differences that remain, and why:
 - None in weights, corrections, codes and scales. Their tool's powers are rounded correctly first (authors_worker.py says why).
 - Their state dict holds corrections in the weights' dtype and scales by bits in bfloat16; ours in their own dtypes.
+- Their loader makes `step` a float, as torch does where a group says `fused`.
 - Their SGD, SGDW and Lion count no steps: loaded states of these begin at step 0, which `paper` does not use.
 - Without quantization they keep moments in the weights' dtype; ours are fp32, so only fp32 weights can be compared.
 """
@@ -67,20 +68,20 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16-24": (torch.bfloat16, {"master_weight_bits": 24}),
     "bf16-32": (torch.bfloat16, {"master_weight_bits": 32}),
-}
-MORE: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16-none": (torch.bfloat16, {"master_weight_bits": None}),
     "fp16-24": (torch.float16, {"master_weight_bits": 24}),
     "fp32": (torch.float32, {"master_weight_bits": None}),
     "fp32-unquantised": (torch.float32, {"master_weight_bits": None, "quantize": False}),
 }
-CASES = {f"{rule}-{variant}": (rule, variant) for rule in RULES for variant in VARIANTS}
-CASES |= {f"adamw-{variant}": ("adamw", variant) for variant in MORE}
+CASES = {f"{rule}-bf16-24": (rule, "bf16-24") for rule in RULES}
+CASES |= {f"adamw-{variant}": ("adamw", variant) for variant in VARIANTS}
+PLAIN = ("sgd-momentum-bf16-24", "adamw-bf16-24", "lion-bf16-24")  # states exchanged without codes, too
+HALVES = [(name, True) for name in CASES] + [(name, False) for name in PLAIN]
 
 
 def job(name: str, steps: int, first: int = 0) -> dict[str, Any]:
     rule, variant = CASES[name]
-    dtype, storage = {**VARIANTS, **MORE}[variant]
+    dtype, storage = VARIANTS[variant]
     kind, options = RULES[rule]
     weights = [p.detach() for p in support.parameters(dtype, SHAPES)]
     given = [support.gradients(weights, step) for step in range(first, first + steps)]
@@ -140,8 +141,7 @@ def test_step_by_step(name: str, theirs: dict[str, dict[str, Any]]) -> None:
 HALF = STEPS // 2
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("compress", [True, False], ids=["codes", "plain"])
+@pytest.mark.parametrize(("name", "compress"), HALVES, ids=[f"{n}{'' if c else '-plain'}" for n, c in HALVES])
 def test_their_state_goes_on_here(
     name: str, compress: bool, theirs: dict[str, dict[str, Any]], exchanged: dict[str, Any]
 ) -> None:
@@ -176,18 +176,21 @@ def test_our_state_goes_on_there(
     for index, expected in enumerate(theirs[name]["steps"][-1]):
         for key, value in expected.items():
             found = exchanged["back"][name]["steps"][-1][index][key]
-            assert support.same_bits(found, value), f"parameter {index}: {key}"
+            if key == "step":  # torch casts it to fp32 on the way, as our groups say `fused`
+                assert int(found) == int(value)
+            else:
+                assert support.same_bits(found, value), f"parameter {index}: {key}"
 
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory: pytest.TempPathFactory, theirs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Their state dicts at half way, with and without codes; and what they make of ours."""
     jobs, back = [], []
+    for name, compress in HALVES:
+        half = job(name, HALF)
+        half["arguments"] |= {"compress_state_dict": compress}
+        jobs.append(half)
     for name in CASES:
-        for compress in (True, False):
-            half = job(name, HALF)
-            half["arguments"] |= {"compress_state_dict": compress}
-            jobs.append(half)
         optimizer, parameters = ours(job(name, HALF))
         for grads in job(name, HALF)["gradients"]:
             for p, g in zip(parameters, grads, strict=True):
@@ -199,9 +202,8 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory, theirs: dict[str, dict[s
         )
     answers = ask(tmp_path_factory.mktemp("exchange"), jobs + back)
     halves = [answer["state"] for answer in answers[: len(jobs)]]
-    keys = [(name, compress) for name in CASES for compress in (True, False)]
     return {
-        "half": dict(zip(keys, halves, strict=True)),
+        "half": dict(zip(HALVES, halves, strict=True)),
         "back": dict(zip(CASES, answers[len(jobs) :], strict=True)),
     }
 

@@ -33,8 +33,8 @@ CLASSES = {
 
 
 def comparable(case: dict[str, Any]) -> bool:
-    """The package has no rule for bad gradients, and without quantization keeps moments in the weights' dtype."""
-    return case["inputs"] == "inputs" and (case["quantize"] or case["weight_dtype"] == "fp32")
+    """Without quantization the package keeps moments in the weights' dtype, ours are fp32."""
+    return case["quantize"] or case["weight_dtype"] == "fp32"
 
 
 CASES = [case for case in json.loads(METADATA["golden"])["cases"] if comparable(case)]
@@ -53,6 +53,7 @@ def made(case: dict[str, Any], weights: torch.nn.Parameter) -> Any:
         "quantize": case["quantize"],
         "master_weight_bits": case["master_weight_bits"],
         "format": "paper",
+        "check_gradients": case["inputs"] == "inputs",  # the package has no rule for bad gradients
     }
     if case["rule"].startswith("sgd"):
         arguments |= {key: case[key] for key in ("momentum", "dampening", "nesterov")}
@@ -104,7 +105,10 @@ def test_paper_has_the_bits_of_the_authors_package(case: dict[str, Any]) -> None
                     found[letter] = moment.materialize()
         for key, value in found.items():
             expected = stored(f"{case['name']}/{key}")[case["steps"].index(step)]
-            assert support.same_bits(value.reshape(expected.shape), expected), f"step {step}: {key}"
+            value = value.reshape(expected.shape)
+            if value.is_floating_point():  # a NaN equals any NaN: sign and payload are the processor's
+                value, expected = (t.where(~t.isnan(), torch.ones_like(t)) for t in (value, expected))
+            assert support.same_bits(value, expected), f"step {step}: {key}"
 
 
 CORE_CASES = [

@@ -22,6 +22,8 @@ NAMES = {
         "same_bits_on_any_ranks",
         "unsharded_has_the_same_bits",
         "shards_that_cut_groups_are_refused",
+        "other_cuts",
+        "hybrid_and_tensor_parallel",
         "training",
         "verdict_over_ranks",
         "gradient_norm",

@@ -93,13 +93,13 @@ def test_no_gradient_outlives_its_step() -> None:
 def test_pre_step_may_refuse() -> None:
     network = support.model()
     optimizer = flash.FlashAdamW(network.parameters())
-    kept = network[0].weight.detach().clone()
-    with flash_release(network, optimizer, pre_step=lambda p, _: p is not network[0].weight):
+    kept = network.get_parameter("0.weight").detach().clone()
+    with flash_release(network, optimizer, pre_step=lambda p, _: p is not network.get_parameter("0.weight")):
         train(network, optimizer, range(2))
-    assert torch.equal(network[0].weight, kept)
-    assert network[0].weight not in optimizer.state
+    assert torch.equal(network.get_parameter("0.weight"), kept)
+    assert network.get_parameter("0.weight") not in optimizer.state
     assert len(optimizer.state) == 3
-    assert network[0].weight.grad is None
+    assert network.get_parameter("0.weight").grad is None
 
 
 def test_pre_step_gets_the_group() -> None:
@@ -107,8 +107,13 @@ def test_pre_step_gets_the_group() -> None:
     optimizer = flash.FlashAdamW(
         [{"params": network[0].parameters()}, {"params": network[2].parameters(), "lr": 1e-2}]
     )
-    rates = []
-    with flash_release(network, optimizer, pre_step=lambda _, group: rates.append(group["lr"]) is None):
+    rates: list[float] = []
+
+    def note(_: torch.Tensor, group: dict[str, Any]) -> bool:
+        rates.append(group["lr"])
+        return True
+
+    with flash_release(network, optimizer, pre_step=note):
         train(network, optimizer, range(1))
     assert sorted(rates) == [1e-3, 1e-3, 1e-2, 1e-2]
 
@@ -131,8 +136,13 @@ def test_tied_weights_step_once() -> None:
     head.weight = table.weight
     network = torch.nn.Sequential(table, head).bfloat16()
     optimizer = flash.FlashAdamW(network.parameters())
-    calls: list[int] = []
-    with flash_release(network, optimizer, pre_step=lambda *_: calls.append(1) is None):
+    calls: list[torch.Tensor] = []
+
+    def note(p: torch.Tensor, _: dict[str, Any]) -> bool:
+        calls.append(p)
+        return True
+
+    with flash_release(network, optimizer, pre_step=note):
         for step in range(3):
             network(torch.arange(8)).float().sum().backward()
             assert len(calls) == step + 1
@@ -141,12 +151,14 @@ def test_tied_weights_step_once() -> None:
 
 def test_frozen_and_foreign_parameters_are_left_alone() -> None:
     network = support.model()
-    network[0].weight.requires_grad_(False)
-    optimizer = flash.FlashAdamW([network[0].weight, network[2].weight])
+    network.get_parameter("0.weight").requires_grad_(False)
+    optimizer = flash.FlashAdamW([network.get_parameter("0.weight"), network.get_parameter("2.weight")])
     with flash_release(network, optimizer):
         train(network, optimizer, range(1))
-    assert list(optimizer.state) == [network[2].weight]
-    assert network[2].bias.grad is not None, "not the optimizer's: its gradient stays the user's"
+    assert list(optimizer.state) == [network.get_parameter("2.weight")]
+    assert network.get_parameter("2.bias").grad is not None, (
+        "not the optimizer's: its gradient stays the user's"
+    )
 
 
 def test_a_state_dict_of_a_released_optimizer_resumes() -> None:
@@ -168,8 +180,8 @@ def test_a_state_dict_of_a_released_optimizer_resumes() -> None:
 def test_policies_hold_per_parameter(policy: str) -> None:
     network = support.model()
     optimizer = flash.FlashAdamW(network.named_parameters(), nonfinite=policy)
-    network[2].weight.register_hook(lambda grad: grad.clone().fill_(float("nan")))
-    before = network[2].weight.detach().clone()
+    network.get_parameter("2.weight").register_hook(lambda grad: grad.clone().fill_(float("nan")))
+    before = network.get_parameter("2.weight").detach().clone()
     with flash_release(network, optimizer):
         loss = support.loss_of(network, 0)
         if policy == "error":
@@ -177,9 +189,9 @@ def test_policies_hold_per_parameter(policy: str) -> None:
                 loss.backward()
         else:
             loss.backward()
-            assert int(optimizer.state[network[0].weight]["step"]) == 1
-    assert torch.equal(network[2].weight, before)
-    assert optimizer.bad_elements()["2.weight"] == network[2].weight.numel()
+            assert int(optimizer.state[network.get_parameter("0.weight")]["step"]) == 1
+    assert torch.equal(network.get_parameter("2.weight"), before)
+    assert optimizer.bad_elements()["2.weight"] == network.get_parameter("2.weight").numel()
 
 
 def test_the_optimizer_may_go_first() -> None:
@@ -211,4 +223,4 @@ def test_accumulation_and_release_exclude_each_other() -> None:
     with flash_release(network, optimizer):
         support.loss_of(network, 0).backward()
         support.loss_of(network, 1).backward()
-    assert int(optimizer.state[network[0].weight]["step"]) == 2
+    assert int(optimizer.state[network.get_parameter("0.weight")]["step"]) == 2

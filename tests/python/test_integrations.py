@@ -16,7 +16,7 @@ import torch
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-class Lines(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Lines(torch.utils.data.Dataset):
     """Sequences that repeat themselves: easy to learn."""
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ def test_accelerate(tmp_path: Path) -> None:
     def made() -> tuple[Any, Any]:
         network = support.model()
         optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2)
-        return accelerator.prepare(network, optimizer)  # type: ignore[no-any-return]
+        return accelerator.prepare(network, optimizer)
 
     def train(network: Any, optimizer: Any, steps: range) -> None:
         for step in steps:
@@ -117,7 +117,7 @@ def test_lightning(tmp_path: Path) -> None:
     """configure_optimizers with a schedule; a checkpoint of the fit resumes with the same bits."""
     lightning = pytest.importorskip("lightning")
 
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.network = support.model()
@@ -131,7 +131,7 @@ def test_lightning(tmp_path: Path) -> None:
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    batches = [support.batch(step) for step in range(8)]
+    batches: Any = [support.batch(step) for step in range(8)]
 
     def fit(steps: int, resume: Path | None = None) -> tuple[Any, Any]:
         module = Module()
@@ -144,7 +144,7 @@ def test_lightning(tmp_path: Path) -> None:
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
         made.fit(module, loader, ckpt_path=resume)
         return made, module
 

@@ -120,7 +120,7 @@ def test_setting_takes_fp32_only_and_leaves_out_what_is_missing() -> None:
         optimizer.set_fp32_model_state_dict(network, {**taken, "0.weight": taken["0.weight"].bfloat16()})
     support.assert_same(before, optimizer)
     optimizer.set_fp32_model_state_dict(network, {"2.bias": torch.ones(4)})
-    assert torch.equal(network[2].bias.detach().float(), torch.ones(4))
+    assert torch.equal(network.get_parameter("2.bias").detach().float(), torch.ones(4))
     assert torch.equal(optimizer.get_fp32_model_state_dict(network)["0.weight"], taken["0.weight"])
 
 
@@ -175,10 +175,10 @@ def test_what_is_written_in_full_precision_is_kept() -> None:
     support.run(optimizer, list(network.parameters()), 2)
     written = torch.randn(96, 64)
     with flash.full_precision(network, optimizer), torch.no_grad():
-        network[0].weight.copy_(written)
+        network.get_parameter("0.weight").copy_(written)
     taken = optimizer.get_fp32_model_state_dict(network)
     assert support.same_bits(taken["0.weight"], written)
-    assert network[0].weight.dtype == torch.bfloat16
+    assert network.get_parameter("0.weight").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["swa", "ema"])

@@ -162,7 +162,7 @@ def test_a_compiled_model_and_a_plain_step() -> None:
     torch._dynamo.reset()
     plain, compiled = support.model(), support.model()
     first, second = flash.FlashAdamW(plain.parameters()), flash.FlashAdamW(compiled.parameters())
-    fast = torch.compile(compiled, backend="eager")
+    fast: Any = torch.compile(compiled, backend="eager")
     for number in range(3):
         for network, optimizer in ((plain, first), (fast, second)):
             support.loss_of(network, number).backward()

@@ -132,6 +132,7 @@ def test_names_come_from_the_groups_and_numbers_stand_in_for_them() -> None:
     assert set(counts) == {0, 1, 2, 3} or set(counts) == {"0", "1", "2", "3"}
 
 
+@pytest.mark.filterwarnings("ignore:gradients were:UserWarning")
 @pytest.mark.parametrize("rule", RULES, ids=support.ids(RULES))
 def test_weights_of_nan_or_infinity_stay_alone(rule: Rule) -> None:
     """A weight that is lost already does not take its neighbours along."""

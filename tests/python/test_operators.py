@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
-from operator_calls import BACKENDS, DTYPES, FORMATS, RULES, Call, layout_of
+from operator_calls import BACKENDS, DTYPES, FORMATS, RULES, Call
 from support import same_bits
 
 Tensor = torch.Tensor
@@ -196,7 +196,7 @@ def test_grad_norm() -> None:
 def test_lists_may_be_empty() -> None:
     empty = Call([])
     operators.step_(*empty.arguments([]))
-    arguments = ([], [], empty.table, empty.hyperparameters)
+    arguments: tuple[Any, ...] = ([], [], empty.table, empty.hyperparameters)
     assert operators.count_bad(*arguments).tolist() == []
     assert float(operators.grad_norm(*arguments)) == 0.0
     # No weight has a second moment or scales here: the lists need no tensors.
@@ -216,7 +216,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("corrections", lambda t: t[:0], r"corrections\[1\] has 0 elements: it must have 1353"),
     ("first", lambda t: t[..., :1], r"first\[1\] has 33 elements"),
     ("first_scales", lambda t: t.half(), r"first_scales\[1\] is float16: it must be bfloat16"),
-    ("second_scales", lambda t: t.repeat_interleave(2)[::2], r"second_scales\[1\] .*does not lie"),
+    ("second_scales", lambda t: t.repeat_interleave(2)[::2], r"second_scales\[1\] is not contiguous"),
     ("steps", lambda t: t.float(), r"steps\[1\] is float32: .*int64"),
     ("steps", lambda t: t - 1, r"steps\[1\] must be one integer that is not negative"),
 ]
@@ -272,25 +272,6 @@ def test_momentum_that_came_needs_a_new_plan() -> None:
     call.hyperparameters[0, 5] = 0.9
     with pytest.raises(ValueError, match=r"plan does not fit its layout, rule or momentum"):
         call.step(random(seed=1))
-
-
-def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"backend 77 .*1 \(scalar\)"):
-        operators.set_backend(77)
-    with pytest.raises(ValueError, match="threads is -1"):
-        operators.set_threads(-1)
-    assert operators.backend() == 0
-    weight = torch.zeros(4, 4, dtype=torch.bfloat16)
-    for change in ({0: 5}, {2: 3}, {3: 8}, {7: 3}):
-        numbers: list[Any] = [3, 0.9, 0, 24, True, 0, 0, 1]
-        for position, value in change.items():
-            numbers[position] = value
-        with pytest.raises(ValueError, match=r"must be|choose"):
-            operators.plan(layout_of(weight), *numbers)
-    with pytest.raises(ValueError, match="not dense"):
-        operators.layout([4, 4], [0, 1], [4, 4], [0, 1], [0, 0])
-    with pytest.raises(ValueError, match="multiples of 32"):
-        operators.layout([100], [1], [300], [1], [50])
 
 
 def test_nothing_is_kept_of_a_call_whether_it_succeeds_or_not() -> None:

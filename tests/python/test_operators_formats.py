@@ -111,6 +111,27 @@ def test_weights_without_corrections() -> None:
         operators.join_weights(weights, torch.zeros(8, 8, dtype=torch.int8).t(), 24, False)
 
 
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"backend 77 .*1 \(scalar\)"):
+        operators.set_backend(77)
+    with pytest.raises(ValueError, match="backend 257"):
+        operators.set_backend(257)
+    with pytest.raises(ValueError, match="threads is -1"):
+        operators.set_threads(-1)
+    assert operators.backend() == 0
+    weight = torch.zeros(4, 4, dtype=torch.bfloat16)
+    for change in ({0: 5}, {2: 3}, {3: 8}, {7: 3}):
+        numbers: list[Any] = [3, 0.9, 0, 24, True, 0, 0, 1]
+        for position, value in change.items():
+            numbers[position] = value
+        with pytest.raises(ValueError, match=r"must be|choose"):
+            operators.plan(layout_of(weight), *numbers)
+    with pytest.raises(ValueError, match="not dense"):
+        operators.layout([4, 4], [0, 1], [4, 4], [0, 1], [0, 0])
+    with pytest.raises(ValueError, match="multiples of 32"):
+        operators.layout([100], [1], [300], [1], [50])
+
+
 def samples() -> dict[str, tuple[Any, ...]]:
     """Arguments for every operator that has a tensor among them."""
     weights = [torch.randn(48, 40).bfloat16(), torch.randn(7).bfloat16()]

@@ -147,6 +147,11 @@ struct PaperWeight {
     static FLASHOPTIM_INLINE void encode(typename L::Float w, typename L::UInt /*dither*/,
                                          typename L::UInt& hi, typename L::UInt& lo) {
         hi = Type::template round<L>(w);
+        lo = correction<L>(w, hi);
+    }
+    /// The correction that brings a stored weight to w, or nearest to it.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt correction(typename L::Float w, typename L::UInt hi) {
         const auto exponent = L::broadcast_bits(0U) - Type::template log2_half_ulp<L>(hi);
         const auto error = scale_by_power<L>(w - Type::template to_float<L>(hi), exponent);
         const auto one = L::broadcast(1.0F);
@@ -157,7 +162,7 @@ struct PaperWeight {
         const auto negative =
             L::negate(L::either(L::less(L::broadcast(0.0F), error), L::equal(L::broadcast(0.0F), error)));
         const auto signs = L::select_bits(negative, L::broadcast_bits(0xffffffffU), L::broadcast_bits(0U));
-        lo = (level ^ signs) - signs;
+        return (level ^ signs) - signs;
     }
 
     static constexpr float kOrdinary = Type::kOrdinary;

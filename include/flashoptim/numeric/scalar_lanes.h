@@ -17,6 +17,7 @@ struct ScalarLanes {
     using Float = float;
     using UInt = std::uint32_t;
     using Mask = bool;
+    using Doubles = double;
 
     static FLASHOPTIM_INLINE Float broadcast(float value) { return value; }
     static FLASHOPTIM_INLINE UInt broadcast_bits(std::uint32_t value) { return value; }
@@ -106,6 +107,9 @@ struct ScalarLanes {
         T value;
         std::memcpy(&value, from, sizeof value);
         return value;
+    }
+    static FLASHOPTIM_INLINE void add_squares(Float x, Doubles& sum) {
+        sum += static_cast<double>(x) * static_cast<double>(x);
     }
     static FLASHOPTIM_INLINE Float load_f32(const float* p) { return *p; }
     static FLASHOPTIM_INLINE void store_f32(float* p, Float x) { *p = x; }

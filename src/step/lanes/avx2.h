@@ -35,6 +35,12 @@ struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
     // The compiler converts vectors of bytes and words element by element.
     static FLASHOPTIM_INLINE Float to_float(UInt x) { return _mm256_cvtepi32_ps(raw(x)); }
     static FLASHOPTIM_INLINE UInt truncate(Float x) { return uint(_mm256_cvttps_epi32(x)); }
+    static FLASHOPTIM_INLINE void add_squares(Float x, Doubles& sums) {
+        const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+        const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+        sums.half[0] = _mm256_fmadd_pd(low, low, sums.half[0]);
+        sums.half[1] = _mm256_fmadd_pd(high, high, sums.half[1]);
+    }
     static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) { return truncate(_mm256_floor_ps(x)); }
     static FLASHOPTIM_INLINE UInt load_u16(const std::uint16_t* p) {
         return uint(_mm256_cvtepu16_epi32(load<__m128i>(p)));

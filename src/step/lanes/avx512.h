@@ -83,6 +83,13 @@ struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
         store_u8(reinterpret_cast<std::uint8_t*>(p), x);
     }
 
+    static FLASHOPTIM_INLINE void add_squares(Float x, Doubles& sums) {
+        const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+        const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+        sums.half[0] = _mm512_fmadd_pd(low, low, sums.half[0]);
+        sums.half[1] = _mm512_fmadd_pd(high, high, sums.half[1]);
+    }
+
     /// Four rounds of halving: each joins two registers of partial maxima in one.
     static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[16]) {
         const auto row = [&](int n) __attribute__((always_inline)) { return _mm512_load_si512(rows[n]); };

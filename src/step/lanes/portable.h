@@ -24,6 +24,8 @@ struct VectorTypes<4> {
     typedef std::int16_t Int16 __attribute__((vector_size(8)));
     typedef std::uint8_t UInt8 __attribute__((vector_size(4)));
     typedef std::int8_t Int8 __attribute__((vector_size(4)));
+    typedef float HalfFloat __attribute__((vector_size(8)));
+    typedef double HalfDouble __attribute__((vector_size(16)));
 };
 template <>
 struct VectorTypes<8> {
@@ -34,6 +36,8 @@ struct VectorTypes<8> {
     typedef std::int16_t Int16 __attribute__((vector_size(16)));
     typedef std::uint8_t UInt8 __attribute__((vector_size(8)));
     typedef std::int8_t Int8 __attribute__((vector_size(8)));
+    typedef float HalfFloat __attribute__((vector_size(16)));
+    typedef double HalfDouble __attribute__((vector_size(32)));
 };
 template <>
 struct VectorTypes<16> {
@@ -44,6 +48,8 @@ struct VectorTypes<16> {
     typedef std::int16_t Int16 __attribute__((vector_size(32)));
     typedef std::uint8_t UInt8 __attribute__((vector_size(16)));
     typedef std::int8_t Int8 __attribute__((vector_size(16)));
+    typedef float HalfFloat __attribute__((vector_size(32)));
+    typedef double HalfDouble __attribute__((vector_size(64)));
 };
 
 /// `Own` is the type that derives from these, so that what it replaces serves here too.
@@ -58,6 +64,11 @@ struct PortableLanes {
     using UInt = typename VectorTypes<kLanes>::UInt;
     using Int = typename VectorTypes<kLanes>::Int;
     using Mask = Int;  // 0 or -1 in each lane
+    using HalfFloat = typename VectorTypes<kLanes>::HalfFloat;
+    using HalfDouble = typename VectorTypes<kLanes>::HalfDouble;
+    struct Doubles {
+        HalfDouble half[2];
+    };
 
     // Not 0 + value, which is not value for -0.
     static FLASHOPTIM_INLINE Float broadcast(float value) { return value - Float{}; }
@@ -144,6 +155,17 @@ struct PortableLanes {
         float largest = a[0];
         for (int lane = 1; lane < kLanes; ++lane) largest = a[lane] > largest ? a[lane] : largest;
         return largest;
+    }
+
+    /// Each element's square is added to its sum, in double.
+    static FLASHOPTIM_INLINE void add_squares(Float x, Doubles& sums) {
+        HalfFloat halves[2];
+        std::memcpy(halves, &x, sizeof x);
+        FLASHOPTIM_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const auto wide = __builtin_convertvector(halves[half], HalfDouble);
+            sums.half[half] += wide * wide;
+        }
     }
 
     static FLASHOPTIM_INLINE Float load_f32(const float* p) { return load<Float>(p); }

@@ -1,0 +1,166 @@
+"""The part of an optimizer that knows where each parameter's memory and state lie, and gathers them for a step."""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+import torch
+
+from .conversion import fit
+from .nonfinite import BadElements
+from .options import Group, Rule
+from .parameter import Parameter, State
+from .table import Table
+
+# Tables are kept for each parameter alone (gradients released) and for as many sets of them, and a few more.
+_SPARE_TABLES = 16
+
+
+class OptimizerStates(torch.optim.Optimizer):
+    """Keeps the states of parameters as their groups ask for them, and notices what others did to weights and states."""
+
+    rule: ClassVar[Rule]
+
+    def _begin(self) -> None:
+        """What is made anew by each process and copy."""
+        self._parameters: dict[torch.Tensor, Parameter] = {}
+        self._tables: dict[tuple[int, ...], list[Table]] = {}
+        self._places: dict[torch.Tensor, tuple[Group, str | int]] = {}
+        self._places_of: list[tuple[int, int]] = []
+        self._bad = BadElements()
+        self._gradient_factor = 1.0
+        self._gradient_release = False
+        self._warned: set[str] = set()
+
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(text, stacklevel=4)
+
+    # Groups and names
+
+    def _tensors_and_groups(self) -> Iterator[tuple[torch.Tensor, Group]]:
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                yield tensor, group
+
+    def _find_places(self) -> dict[torch.Tensor, tuple[Group, str | int]]:
+        """The group of each parameter, and its name or number."""
+        now = [(id(group["params"]), len(group["params"])) for group in self.param_groups]
+        if now != self._places_of:
+            self._places.clear()
+            for group in self.param_groups:
+                names = group.get("param_names")
+                for n, tensor in enumerate(group["params"]):
+                    self._places[tensor] = group, names[n] if names else len(self._places)
+            self._places_of = now
+        return self._places
+
+    def _find_group(self, tensor: torch.Tensor) -> Group:
+        place = self._find_places().get(tensor)
+        if place is None:
+            raise ValueError(f"a parameter of shape {tuple(tensor.shape)} is not managed by this optimizer")
+        return place[0]
+
+    def _name_of(self, tensor: torch.Tensor) -> str:
+        _, key = self._find_places()[tensor]
+        return f"parameter {key}" if isinstance(key, int) else key
+
+    # Parameters and their states
+
+    def _look_at(self, tensor: torch.Tensor) -> Parameter:
+        """The parameter as it is now; it is not yet kept if it is new."""
+        parameter = self._parameters.get(tensor)
+        if parameter is None:
+            return Parameter(tensor, self._name_of(tensor))
+        parameter.look()
+        return parameter
+
+    def _prepare(self, tensor: torch.Tensor, group: Group) -> Parameter:
+        """The parameter with a state that fits its memory and its group."""
+        parameter = self._look_at(tensor)
+        former = parameter.plan
+        fit(parameter, self.state[tensor], self.rule, group)
+        self._parameters[tensor] = parameter
+        assert parameter.plan is not None
+        was_cast = former is not None and former.weight_dtype != parameter.plan.weight_dtype
+        if parameter.version is None or was_cast or parameter.local.device != parameter.device:
+            parameter.keep_correction()
+        elif parameter.local.data_ptr() != parameter.pointer:
+            self._reset_correction(parameter)
+        return parameter
+
+    def _prepare_all(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            self._prepare(tensor, self._find_group(tensor))
+
+    def _notice_writes(self, parameters: list[Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.version != parameter.current_version():
+                self._reset_correction(parameter)
+
+    def _reset_correction(self, parameter: Parameter) -> None:
+        """The weight was written by somebody else: what was beyond its precision is no more."""
+        correction = self.state[parameter.tensor].get("error_bits")
+        if correction is not None:
+            correction.zero_()
+            if parameter.was_loaded:
+                self._warn_once(
+                    "order",
+                    "weights were written after the optimizer's state was loaded, and their corrections reset; load the "
+                    "model before its optimizer",
+                )
+        parameter.keep_correction()
+
+    def _forget(self) -> None:
+        """After the states were exchanged."""
+        self._tables.clear()
+        self._places_of = []
+        for parameter in self._parameters.values():
+            parameter.plan = None
+            parameter.version = None
+            parameter.max_abs = None
+
+    # Tables
+
+    def _tables_for(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
+        """What the operators need for these parameters; one table for each device."""
+        key = tuple(map(id, tensors))
+        tables = self._tables.get(key)
+        if tables is None or not self._are_current(tables, groups):
+            if len(self._tables) > 2 * len(self._parameters) + _SPARE_TABLES:
+                self._tables.clear()
+            tables = self._tables[key] = self._make_tables(tensors, groups)
+        for table in tables:
+            if table.versions() != [parameter.version for parameter in table.parameters]:
+                self._notice_writes(table.parameters)
+        return tables
+
+    def _are_current(self, tables: list[Table], groups: list[Group]) -> bool:
+        if len(tables) == 1 and not tables[0].has_groups(groups):
+            return False
+        return all(table.is_current(self.state) for table in tables)
+
+    def _make_tables(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
+        by_device: dict[torch.device, tuple[list[Parameter], list[State], list[Group]]] = {}
+        for tensor, group in zip(tensors, groups, strict=True):
+            parameter = self._prepare(tensor, group)
+            parameters, states, their_groups = by_device.setdefault(parameter.local.device, ([], [], []))
+            parameters.append(parameter)
+            states.append(self.state[tensor])
+            their_groups.append(group)
+        for parameters, _, _ in by_device.values():
+            _refuse_shared_memory(parameters)
+        return [Table(self.rule, *lists) for lists in by_device.values()]
+
+
+def _refuse_shared_memory(parameters: list[Parameter]) -> None:
+    """A step writes all weights at the same time."""
+    by_address = sorted((p for p in parameters if p.local.numel()), key=lambda p: p.local.data_ptr())
+    for former, parameter in itertools.pairwise(by_address):
+        if parameter.local.data_ptr() < former.local.data_ptr() + former.local.nbytes:
+            raise ValueError(
+                f"{parameter.name} shares memory with {former.name}; optimize one of them, or the tensor that both are "
+                "parts of"
+            )

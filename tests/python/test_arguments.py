@@ -1,0 +1,112 @@
+"""Names, defaults and switches of the constructors, and values that they refuse.
+
+What a user loses if these fail: the port by changing one import.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import flashoptim_cpp as flash
+import pytest
+import support
+import torch
+
+THEIR_DEFAULTS: dict[str, dict[str, Any]] = {
+    "FlashSGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+    "FlashSGDW": {
+        "lr": 1e-3,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "decouple_lr": False,
+    },
+    "FlashAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    "FlashAdamW": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 1e-2,
+        "decouple_lr": False,
+    },
+    "FlashLion": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0, "decouple_lr": False},
+}
+THEIR_STORAGE = {"quantize": True, "compress_state_dict": True, "check_numerics": False, "fused": True}
+
+
+@pytest.mark.parametrize("name", THEIR_DEFAULTS)
+def test_arguments_and_defaults_are_those_of_the_authors(name: str) -> None:
+    signature = inspect.signature(getattr(flash, name)).parameters
+    positional = [key for key, value in signature.items() if value.kind is value.POSITIONAL_OR_KEYWORD]
+    storage = ["quantize", "compress_state_dict", "master_weight_bits", "check_numerics", "fused"]
+    assert positional == ["params", *THEIR_DEFAULTS[name], *storage]
+    for key, value in {**THEIR_DEFAULTS[name], **THEIR_STORAGE}.items():
+        assert signature[key].default == value, key
+    [p] = support.parameters(shapes=((64, 96),))
+    optimizer = getattr(flash, name)([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["error_bits"].dtype == torch.int8, "24 bits by default"
+    with pytest.raises(TypeError):  # what is ours on top has no position
+        getattr(flash, name)([p], *[signature[key].default for key in positional[1:]], "native")
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (flash.FlashSGD, {"lr": -1e-3}),
+        (flash.FlashSGD, {"weight_decay": -1.0}),
+        (flash.FlashSGD, {"nesterov": True}),
+        (flash.FlashSGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+        (flash.FlashAdam, {"eps": -1e-8}),
+        (flash.FlashAdam, {"betas": (1.1, 0.9)}),
+        (flash.FlashAdamW, {"betas": (0.9, -0.1)}),
+        (flash.FlashAdamW, {"weight_decay": -1.0}),
+        (flash.FlashAdamW, {"master_weight_bits": 20}),
+        (flash.FlashAdamW, {"format": "bf8"}),
+        (flash.FlashAdamW, {"nonfinite": "ignore"}),
+        (flash.FlashLion, {"betas": (0.9, 1.5)}),
+        (flash.FlashLion, {"weight_decay": -1.0}),
+        (flash.FlashAdamW, {"lr": float("nan")}),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused(make: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        make(support.parameters(), **wrong)
+
+
+def test_no_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        flash.FlashAdamW([])
+
+
+def test_master_bits_of_fp32_parameters_are_refused_only_where_asked_for() -> None:
+    given = support.parameters(torch.float32)
+    flash.FlashAdamW(given)
+    with pytest.raises(ValueError, match="master_weight_bits"):
+        flash.FlashAdamW(given, master_weight_bits=24)
+    mixed = [*given, *support.parameters()]
+    flash.FlashAdamW(mixed, master_weight_bits=24)
+
+
+def test_gradients_that_require_grad_are_refused_or_differentiated_nowhere() -> None:
+    """`differentiable` asks for a step through which autograd goes; there is none here."""
+    with pytest.raises((ValueError, NotImplementedError, RuntimeError), match="differentiable"):
+        flash.FlashAdamW(support.parameters(), differentiable=True)
+
+
+def test_switches_of_torch_optim_are_answered() -> None:
+    for options in ({"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}):
+        given, other = support.parameters(), support.parameters()
+        optimizer = flash.FlashAdamW(given, **options)
+        support.run(optimizer, given, 2)
+        plain = flash.FlashAdamW(other)
+        support.run(plain, other, 2)
+        for p, q in zip(given, other, strict=True):
+            assert support.same_bits(p, q), options
+    flash.FlashAdamW(support.parameters(), amsgrad=False, capturable=False)
+    with pytest.raises((ValueError, NotImplementedError), match="amsgrad"):
+        flash.FlashAdamW(support.parameters(), amsgrad=True)
