@@ -64,7 +64,10 @@ class Check:
         """Runs the Python tests, the consumers of the installed package among them; each case counts."""
         rooms = [str(room) for room in (ROOT / "tests", ROOT / "python") if any(room.rglob("test_*.py"))]
         if rooms:
+            # The package as the preset `release` builds it; whatever PYTHONPATH was must not stand before it.
+            os.environ["PYTHONPATH"] = str(ROOT / "build" / "release" / "python")
             self.cases("pytest", [sys.executable, "-m", "pytest", "-q", *rooms, "--junitxml"])
+            del os.environ["PYTHONPATH"]
 
     def cases(self, name: str, command: list[str]) -> None:
         """Runs a test runner whose last argument is the JUnit file that it writes, and takes the cases from that file."""
@@ -137,8 +140,6 @@ def main() -> int:
     parser.add_argument("what", choices=("test", "sanitize"))
     what = parser.parse_args().what
     os.environ["PATH"] = f"{lint.BIN}{os.pathsep}{os.environ['PATH']}"
-    # The package as the preset `release` builds it; whatever PYTHONPATH was must not stand before it.
-    os.environ["PYTHONPATH"] = str(ROOT / "build" / "release" / "python")
     check = Check()
     (test if what == "test" else sanitize)(check)
     return check.finish()

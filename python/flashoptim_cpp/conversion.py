@@ -7,7 +7,7 @@ import torch
 from . import _operators as ops
 from .moment import Moment
 from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, check_format
-from .parameter import Parameter, Plan, State, plan_of, strides_of
+from .parameter import Parameter, Plan, State, integers, plan_of, row_major, strides_of
 from .sharding import is_sharded, local_like, slice_of
 
 QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
@@ -74,7 +74,7 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
     if correction is not None:
         fitted["error_bits"] = correction
     if not isinstance(state.get("step"), torch.Tensor):
-        fitted["step"] = torch.tensor(step_count(state.get("step", 0), parameter.name), dtype=torch.int64)
+        fitted["step"] = _counter(step_count(state.get("step", 0), parameter.name))
     if correction is None:
         state.pop("error_bits", None)
     state.update(fitted)
@@ -152,6 +152,10 @@ def _converted(
     return ops.correction_of(masters, local, plan.bits, bool(plan.paper))
 
 
+def _counter(steps: int) -> torch.Tensor:
+    return torch.tensor(steps, dtype=torch.int64, device="cpu")
+
+
 def step_count(value: Any, name: str) -> int:  # noqa: ANN401
     """A step count as it stands in a state.
 
@@ -177,7 +181,7 @@ def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: G
     reader = _Reader(parameter, raw, saved, rule)
     state: State = {}
     steps = step_count(raw.get("step", 0), parameter.name)
-    state["step"] = torch.tensor(steps, dtype=torch.int64)
+    state["step"] = _counter(steps)
     for kind, name in enumerate(rule.moments):
         moment = reader.moment(kind, name)
         if moment is not None:
@@ -219,7 +223,7 @@ class _Reader:
         elif is_sharded(self.parameter.tensor):
             return local, self.parameter.layout
         else:
-            strides = list(torch.empty(local.shape, device="meta").stride())
+            strides = list(row_major(local))
         if strides == list(local.stride()) or local.numel() == 0:
             return local, self.parameter.layout
         shape = tuple(local.shape)
@@ -228,7 +232,7 @@ class _Reader:
                 f"{self.parameter.name}: {STRIDES} is {strides} for a parameter of shape {shape}"
             )
         layout = ops.layout(shape, strides, shape, strides, (0,) * len(shape))
-        return torch.empty_strided(shape, strides, dtype=torch.int8), layout
+        return torch.empty_strided(shape, strides, dtype=torch.int8, device=local.device), layout
 
     def _tensor(self, key: str, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
         value = self.raw.get(key)
@@ -323,7 +327,7 @@ class _Reader:
         base["quantize"] = moment.is_quantized()
         if moment.storage == Storage.FP32 and base["format"] == "native":
             base["format"] = "fp32"
-        plan = torch.tensor(plan_of(self.rule, base, self.layout, torch.float32, name), dtype=torch.int64)
+        plan = integers(plan_of(self.rule, base, self.layout, torch.float32, name))
         try:
             ops.check_moment(moment.codes, moment.scales, moment.layout, plan, moment.kind)
         except (RuntimeError, ValueError) as error:

@@ -35,10 +35,10 @@ def grad_norm(optimizer: "FlashOptimizer") -> torch.Tensor:
     by_place: dict[object, list[tuple[torch.Tensor, dict]]] = {}
     for tensor, group in optimizer._tensors_and_groups():
         by_place.setdefault(shard_key(tensor), []).append((tensor, group))
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for members in by_place.values():
         chosen = [(t, g) for t, g in members if t.grad is not None and t.requires_grad]
-        square = torch.zeros((), dtype=torch.float64)
+        square = torch.zeros((), dtype=torch.float64, device="cpu")
         tensors = [tensor for tensor, _ in chosen]
         for table in optimizer._tables_for(tensors, [group for _, group in chosen]) if chosen else ():
             gradients = [local_like(tensor.grad, tensor) for tensor in table.tensors]  # type: ignore[arg-type]

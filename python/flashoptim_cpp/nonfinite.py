@@ -91,7 +91,7 @@ class BadElements:
 def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch.Tensor]) -> torch.Tensor:
     """For each parameter the number of its policy if it has bad elements, on any rank that holds a part of it."""
     place = {tensor: n for n, tensor in enumerate(judged)}
-    levels = torch.zeros(len(judged), dtype=torch.int64)
+    levels = torch.zeros(len(judged), dtype=torch.int64, device="cpu")
     for table, counts in zip(tables, counted, strict=True):
         for n in counts.nonzero().flatten().tolist():
             policy = table.groups[table.group_of[n]]["nonfinite"]

@@ -257,12 +257,10 @@ class FlashOptimizer(OptimizerStates):
         """
         if any(number(group["lr"]) != 0.0 for group in self.param_groups) or any(self.state.values()):
             return False
-        moves = torch.tensor(
-            any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
-        )
+        moves = any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
         shared = [tensor for tensor, _ in self._tensors_and_groups() if is_sharded(tensor)]
         if shared:
-            moves = all_reduce_max(moves.to(shared[0].device, torch.int64), shared)
+            moves = bool(all_reduce_max(torch.tensor(int(moves), device=shared[0].device), shared))
         if moves:
             return False
         self._prepare_all(tensors)

@@ -1,5 +1,6 @@
 """A parameter as the optimizer sees it: where its memory lies, how it is stored, what its state holds."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,16 @@ def strides_of(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride())
 
 
+def row_major(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The strides that a contiguous tensor of this shape has."""
+    return tuple(torch.empty(tensor.shape, device="meta").stride())
+
+
+def integers(values: Iterable[int]) -> torch.Tensor:
+    """Whole numbers as the operators take them: on the CPU, whatever torch's default device is."""
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
+
+
 def layout_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
     """The layout of a parameter, or of this rank's part of it.
 
@@ -77,7 +88,7 @@ def _vector_layout(
     if len(long) != 1 or not local.is_contiguous():
         return None
     numel, whole = local.numel(), parameter.numel()
-    return torch.tensor([numel, 1, numel, whole, whole, 0, offset[long[0]], 1])
+    return integers([numel, 1, numel, whole, whole, 0, offset[long[0]], 1])
 
 
 def is_cut_in_groups(layout: torch.Tensor) -> bool:

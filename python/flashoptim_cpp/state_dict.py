@@ -11,7 +11,7 @@ import torch
 from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
-from .parameter import Parameter, State, plan_of, strides_of
+from .parameter import Parameter, State, integers, plan_of, row_major, strides_of
 from .sharding import place_of, wrap
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
     tensor, scales = parameter.tensor, moment.scales
     numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
     in_rows = moment.storage == Storage.NATIVE or (whole_row_length % 32 == 0 and not is_vector)
-    is_row_major = strides_of(parameter.local) == strides_of(
-        torch.empty(parameter.local.shape, device="meta")
-    )
+    is_row_major = strides_of(parameter.local) == row_major(parameter.local)
     if moment.storage == Storage.PAPER and parameter.local.dtype == torch.bfloat16:
         scales = scales.view(torch.bfloat16)  # so that the authors' package reads the same bytes
     if not parameter.is_sharded:
@@ -90,9 +88,8 @@ def saved_state(parameter: Parameter, state: State, compress: bool, corrections:
             bits = bits.view(parameter.local.dtype)  # as the authors' package writes it
         saved["error_bits"] = _like_parameter(parameter, bits)
     local = parameter.local
-    row_major = torch.empty(local.shape, device="meta").stride()
-    if compress and not parameter.is_sharded and local.numel() and local.stride() != row_major:
-        saved[STRIDES] = torch.tensor(local.stride(), dtype=torch.int64)
+    if compress and not parameter.is_sharded and local.numel() and strides_of(local) != row_major(local):
+        saved[STRIDES] = integers(local.stride())
     return saved
 
 

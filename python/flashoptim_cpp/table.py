@@ -11,7 +11,7 @@ from .moment import FIRST, SECOND, Moment
 from .options import Group, Rule, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
 
-_NOTHING = torch.empty(0, dtype=torch.int8)
+_NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
 
 
 def _contents(states: list[State]) -> list[int]:
@@ -32,7 +32,7 @@ class Table:
         self.is_sharded = any(parameter.is_sharded for parameter in parameters)
         self.states = states
         self.steps = [state["step"] for state in states]
-        self.bad = torch.zeros(len(parameters), dtype=torch.int64)
+        self.bad = torch.zeros(len(parameters), dtype=torch.int64, device="cpu")
         self._given_groups = groups
         self.groups: list[Group] = []
         self.group_of: list[int] = []
@@ -46,9 +46,9 @@ class Table:
         # So that no identity is given to another object.
         self._held = [tuple(state.values()) for state in states]
         self._gather_buffers()
-        self.rows = torch.tensor(self._rows(), dtype=torch.int64).reshape(len(parameters), -1)
+        self.rows = self._table()
         self._numbers: list[tuple[float, ...]] = []
-        self._hyperparameters = torch.empty(0)
+        self._hyperparameters = _NOTHING
 
     def _gather_buffers(self) -> None:
         def listed(buffers: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -76,6 +76,9 @@ class Table:
         moment = self.states[n][self.rule.moments[kind]]
         assert isinstance(moment, Moment)
         return moment
+
+    def _table(self) -> torch.Tensor:
+        return torch.tensor(self._rows(), dtype=torch.int64, device="cpu")
 
     def _rows(self) -> list[list[int]]:
         rows = []
@@ -121,7 +124,7 @@ class Table:
         numbers = [hyperparameters(group) for group in self.groups]
         if numbers != self._numbers:
             self._numbers = numbers
-            self._hyperparameters = torch.tensor(numbers, dtype=torch.float64)
+            self._hyperparameters = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         return self._hyperparameters
 
     def count_bad(
@@ -171,4 +174,4 @@ class Table:
         for moment in self._waiting:
             moment.is_started = True
         self._waiting = []
-        self.rows = torch.tensor(self._rows(), dtype=torch.int64)
+        self.rows = self._table()
