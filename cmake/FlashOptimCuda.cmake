@@ -1,6 +1,6 @@
 # Whether the CUDA backend is built, with which compiler and for which GPUs. Its sources are in src/cuda.
 set(FLASHOPTIM_WITH_CUDA OFF)
-if(FLASHOPTIM_CUDA STREQUAL "OFF")
+if(FLASHOPTIM_CUDA STREQUAL "OFF" OR (FLASHOPTIM_CUDA STREQUAL "AUTO" AND CMAKE_CROSSCOMPILING))
     return()
 endif()
 

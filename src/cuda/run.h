@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/tensor_list.h"
 #include "flashoptim/numeric/dither.h"
@@ -88,8 +89,8 @@ private:
     template <class T>
     static FLASHOPTIM_INLINE T* advanced(T* buffer, std::int64_t bytes) {
         if (buffer == nullptr) return nullptr;
-        return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(buffer) +
-                                    static_cast<std::uintptr_t>(bytes));
+        using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+        return reinterpret_cast<T*>(reinterpret_cast<Byte*>(buffer) + bytes);
     }
 };
 

@@ -100,11 +100,11 @@ struct CudaLanes : ScalarLanes {
     /// Word n of what lies at p.
     static FLASHOPTIM_INLINE UInt word(const void* p, int n) {
         UInt result;
-        std::memcpy(&result, static_cast<const char*>(p) + n * 4, sizeof result);
+        std::memcpy(&result, static_cast<const char*>(p) + 4 * static_cast<std::ptrdiff_t>(n), sizeof result);
         return result;
     }
     static FLASHOPTIM_INLINE void set_word(void* p, int n, UInt value) {
-        std::memcpy(static_cast<char*>(p) + n * 4, &value, sizeof value);
+        std::memcpy(static_cast<char*>(p) + 4 * static_cast<std::ptrdiff_t>(n), &value, sizeof value);
     }
 
 private:
