@@ -27,7 +27,9 @@ def test_neon_gives_the_bits_of_the_scalar_reference():
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         f"-DCMAKE_CXX_COMPILER={COMPILER}",
     ]
-    core_only = [f"-DFLASHOPTIM_{part}=OFF" for part in ("TORCH", "CUDA", "BUILD_TESTS", "BUILD_BENCH", "INSTALL")]
+    core_only = [
+        f"-DFLASHOPTIM_{part}=OFF" for part in ("TORCH", "CUDA", "BUILD_TESTS", "BUILD_BENCH", "INSTALL")
+    ]
     # Unoptimised vectors would take the emulator minutes.
     kind = ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
     subprocess.run(
