@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from c_interface import LIBRARY
 from contestants import (
-    LIBRARY,
     RULES,
     Bandwidth,
     Contestant,

@@ -2,80 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from c_interface import BACKENDS, FORMATS, Core
 
+# The rules that are timed.
+RULES = ("sgd", "adamw", "lion")
 Shapes = Sequence[tuple[int, ...]]
-LIBRARY = Path(__file__).resolve().parent.parent / "build" / "release" / "bench" / "libflashoptim_bench_c.so"
-RULES = {"sgd": 0, "adamw": 3, "lion": 4}
-FORMATS = {"native": 0, "paper": 1, "fp32": 2}
-BACKENDS = {"automatic": 0, "scalar": 1, "portable": 2, "avx2": 3, "avx512": 4, "avx512-vbmi": 5, "neon": 6}
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-
-
-class Options(ctypes.Structure):
-    """flashoptim_options."""
-
-    _fields_ = [
-        ("size", ctypes.c_size_t),
-        *[
-            (name, ctypes.c_int32)
-            for name in (
-                "format",
-                "master_weight_bits",
-                "quantize",
-                "nonfinite",
-                "check_gradients",
-                "threads",
-                "backend",
-                "reserved",
-            )
-        ],
-        ("min_quantized_numel", ctypes.c_int64),
-        ("min_quantized_numel_1d", ctypes.c_int64),
-    ]
-
-
-class Hyperparameters(ctypes.Structure):
-    """flashoptim_hyperparameters."""
-
-    _fields_ = [
-        ("size", ctypes.c_size_t),
-        *[
-            (name, ctypes.c_double)
-            for name in (
-                "learning_rate",
-                "beta1",
-                "beta2",
-                "epsilon",
-                "weight_decay",
-                "momentum",
-                "dampening",
-                "initial_learning_rate",
-            )
-        ],
-        *[(name, ctypes.c_int32) for name in ("nesterov", "maximize", "fully_decoupled", "reserved")],
-    ]
-
-
-class TensorView(ctypes.Structure):
-    """flashoptim_tensor."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-    ]
 
 
 def made_up(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -88,8 +27,6 @@ def made_up(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 class Ours:
     """An optimizer of this library over the given shapes."""
 
-    library: ctypes.CDLL | None = None
-
     def __init__(
         self,
         rule: str,
@@ -98,62 +35,26 @@ class Ours:
         quantize: bool = True,
         backend: str = "automatic",
     ) -> None:
-        if Ours.library is None:
-            Ours.library = ctypes.CDLL(str(LIBRARY))
-            Ours.library.flashoptim_last_error.restype = ctypes.c_char_p
-        self.call = Ours.library
-        options, hyperparameters = Options(), Hyperparameters()
-        self.check(
-            self.call.flashoptim_options_init(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options)))
-        )
-        self.check(
-            self.call.flashoptim_hyperparameters_init(
-                ctypes.byref(hyperparameters), ctypes.c_size_t(ctypes.sizeof(hyperparameters)), RULES[rule]
-            )
-        )
-        options.format, options.threads = FORMATS[number_format], torch.get_num_threads()
-        options.quantize, options.backend = quantize, BACKENDS[backend]
-        hyperparameters.weight_decay = 0.01
-        if rule == "sgd":
-            hyperparameters.momentum = 0.9
-        self.handle = ctypes.c_void_p()
-        self.check(
-            self.call.flashoptim_create(
-                RULES[rule], ctypes.byref(hyperparameters), ctypes.byref(options), ctypes.byref(self.handle)
-            )
-        )
         dtype = torch.float32 if number_format == "fp32" else torch.bfloat16
-        self.tensors = [(made_up(shape, dtype), made_up(shape, dtype)) for shape in shapes]
-        for number, (weight, gradient) in enumerate(self.tensors):
-            view, keep = self.view(weight)
-            self.check(
-                self.call.flashoptim_add_parameter(
-                    self.handle, ctypes.byref(view), None, ctypes.c_size_t(0), None, None
-                )
-            )
-            view, keep = self.view(gradient)
-            self.check(
-                self.call.flashoptim_set_gradient(self.handle, ctypes.c_size_t(number), ctypes.byref(view))
-            )
-            del keep
-
-    def check(self, status: int) -> None:
-        """Raises what the library had to say."""
-        if status != 0:
-            raise RuntimeError(self.call.flashoptim_last_error().decode())
-
-    @staticmethod
-    def view(tensor: torch.Tensor) -> tuple[TensorView, Any]:
-        """The tensor for C, and what must outlive the call."""
-        shape = (ctypes.c_int64 * tensor.dim())(*tensor.shape)
-        return TensorView(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim(), shape, None), shape
+        self.weights = [made_up(shape, dtype) for shape in shapes]
+        self.gradients = [made_up(shape, dtype) for shape in shapes]
+        options = {
+            "format": FORMATS[number_format],
+            "threads": torch.get_num_threads(),
+            "quantize": int(quantize),
+            "backend": BACKENDS[backend],
+        }
+        momentum = {"momentum": 0.9} if rule == "sgd" else {}
+        self.core = Core(rule, self.weights, options, {"weight_decay": 0.01, **momentum})
+        self.core.set_gradients(self.gradients)
 
     def step(self) -> None:
         """One step of all tensors."""
-        self.check(self.call.flashoptim_step(self.handle, None, None))
+        self.core.step()
 
     def __del__(self) -> None:
-        self.call.flashoptim_destroy(self.handle)
+        if hasattr(self, "core"):
+            self.core.close()
 
 
 class OursNorm(Ours):
@@ -161,8 +62,7 @@ class OursNorm(Ours):
 
     def step(self) -> None:
         """One norm."""
-        norm = ctypes.c_double()
-        self.check(self.call.flashoptim_grad_norm(self.handle, ctypes.byref(norm)))
+        self.core.grad_norm()
 
 
 class Torch:

@@ -206,28 +206,12 @@ def set_backend(backend: int) -> None:
 
 
 @torch.library.register_fake("flashoptim_cpp::layout")
-def _fake_layout(
-    shape: Sequence[int],
-    strides: Sequence[int],
-    whole_shape: Sequence[int],
-    whole_strides: Sequence[int],
-    offset: Sequence[int],
-) -> Tensor:
+def _fake_layout(*_: object) -> Tensor:
     return torch.empty(8, dtype=torch.int64)
 
 
 @torch.library.register_fake("flashoptim_cpp::plan")
-def _fake_plan(
-    layout: Tensor,
-    rule: int,
-    momentum: float,
-    format: int,
-    master_weight_bits: int,
-    quantize: bool,
-    min_numel: int,
-    min_numel_1d: int,
-    weight_dtype: int,
-) -> Tensor:
+def _fake_plan(*_: object) -> Tensor:
     return torch.empty(12, dtype=torch.int64)
 
 

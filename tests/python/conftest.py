@@ -13,6 +13,8 @@ BUILT = Path(__file__).resolve().parents[2] / "build" / "release" / "python"
 
 if importlib.util.find_spec("flashoptim_cpp") is None:
     sys.path.insert(0, str(BUILT))
+# Where c_interface lives, which benchmarks use too.
+sys.path.append(str(BUILT.parents[2] / "bench"))
 
 
 @pytest.fixture(autouse=True)

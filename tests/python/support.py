@@ -162,3 +162,11 @@ def batch(step: int, dtype: torch.dtype = torch.bfloat16, size: int = 16) -> tup
 def loss_of(network: torch.nn.Module, step: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     inputs, classes = batch(step, dtype)
     return torch.nn.functional.cross_entropy(network(inputs).float(), classes)
+
+
+def tied_network() -> torch.nn.Sequential:
+    """An embedding whose weight is the head's too, in bfloat16."""
+    table = torch.nn.Embedding(80, 64)
+    head = torch.nn.Linear(64, 80, bias=False)
+    head.weight = table.weight
+    return torch.nn.Sequential(table, head).bfloat16()

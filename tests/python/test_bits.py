@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import core_by_c
+import c_interface
 import flashoptim_cpp as flash
 import pytest
 import support
@@ -127,7 +127,7 @@ CORE_CASES = [
 ]
 
 
-@pytest.mark.skipif(not core_by_c.LIBRARY.exists(), reason=f"{core_by_c.LIBRARY} is not built")
+@pytest.mark.skipif(not c_interface.LIBRARY.exists(), reason=f"{c_interface.LIBRARY} is not built")
 @pytest.mark.filterwarnings("ignore:.*master_weight_bits=None:UserWarning")
 @pytest.mark.parametrize(
     ("rule", "number_format", "dtype", "bits"),
@@ -141,10 +141,10 @@ def test_the_bits_are_those_of_the_core(
     theirs = [p.detach().clone() for p in ours]
     optimizer = rule(ours, format=number_format, master_weight_bits=bits)
     renamed = {"lr": "learning_rate", "momentum": "momentum", "weight_decay": "weight_decay"}
-    core = core_by_c.Core(
+    core = c_interface.Core(
         rule.name,
         theirs,
-        {"format": core_by_c.FORMATS[number_format], "master_weight_bits": bits or 0},
+        {"format": c_interface.FORMATS[number_format], "master_weight_bits": bits or 0},
         {renamed[key]: value for key, value in rule.options.items()},
     )
     try:
@@ -153,7 +153,8 @@ def test_the_bits_are_those_of_the_core(
             for p, g in zip(ours, given, strict=True):
                 p.grad = g
             optimizer.step()
-            core.step(given)
+            core.set_gradients(given)
+            core.step()
         for index, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             assert support.same_bits(p, q), f"weight {index}"
             master = support.masters(optimizer, [p])[0]

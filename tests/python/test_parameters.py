@@ -199,15 +199,12 @@ def test_parameters_of_several_dtypes_share_an_optimizer() -> None:
 
 
 def test_tied_weights_are_stepped_once() -> None:
-    table = torch.nn.Embedding(80, 64)
-    head = torch.nn.Linear(64, 80, bias=False)
-    head.weight = table.weight
-    network = torch.nn.Sequential(table, head).bfloat16()
+    network = support.tied_network()
     optimizer = flash.FlashAdamW(network.parameters())
     network(torch.arange(8)).float().sum().backward()
     optimizer.step()
     assert len(optimizer.state) == 1
-    assert int(optimizer.state[table.weight]["step"]) == 1
+    assert int(optimizer.state[network[0].weight]["step"]) == 1
 
 
 def test_a_parameter_twice_is_torchs_error() -> None:

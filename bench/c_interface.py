@@ -1,4 +1,4 @@
-"""The core through its C interface, without torch's operators in between: what the package's bits are compared with."""
+"""The core through its C interface, for benchmarks, and for tests of what stands beside it: no torch operator is in between."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-LIBRARY = Path(__file__).resolve().parents[2] / "build" / "release" / "bench" / "libflashoptim_bench_c.so"
+LIBRARY = Path(__file__).resolve().parents[1] / "build" / "release" / "bench" / "libflashoptim_bench_c.so"
 RULES = {"sgd": 0, "sgdw": 1, "adam": 2, "adamw": 3, "lion": 4}
 FORMATS = {"native": 0, "paper": 1, "fp32": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+BACKENDS = {"automatic": 0, "scalar": 1, "portable": 2, "avx2": 3, "avx512": 4, "avx512-vbmi": 5, "neon": 6}
 
 
 class Options(ctypes.Structure):
-    """flashoptim_options"""
+    """flashoptim_options."""
 
     _fields_ = [
         ("size", ctypes.c_size_t),
@@ -38,7 +39,7 @@ class Options(ctypes.Structure):
 
 
 class Hyperparameters(ctypes.Structure):
-    """flashoptim_hyperparameters"""
+    """flashoptim_hyperparameters."""
 
     _fields_ = [
         ("size", ctypes.c_size_t),
@@ -60,7 +61,7 @@ class Hyperparameters(ctypes.Structure):
 
 
 class Description(ctypes.Structure):
-    """flashoptim_tensor"""
+    """flashoptim_tensor."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -72,6 +73,7 @@ class Description(ctypes.Structure):
 
 
 def describe(tensor: torch.Tensor) -> Description:
+    """A tensor for C; it must outlive the call."""
     shape = (ctypes.c_int64 * tensor.dim())(*tensor.shape)
     strides = (ctypes.c_int64 * tensor.dim())(*tensor.stride())
     return Description(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim(), shape, strides)
@@ -85,7 +87,7 @@ class Core:
         rule: str,
         tensors: list[torch.Tensor],
         options: dict[str, int],
-        hyperparameters: dict[str, Any],
+        hyperparameters: dict[str, float],
     ) -> None:
         self.library = ctypes.CDLL(str(LIBRARY))
         self.library.flashoptim_last_error.restype = ctypes.c_char_p
@@ -111,14 +113,25 @@ class Core:
                 None,
             )
 
-    def call(self, name: str, *arguments: Any) -> None:
+    def call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401
+        """Calls a function of the interface; raises what it had to say."""
         if getattr(self.library, f"flashoptim_{name}")(*arguments) != 0:
             raise RuntimeError(self.library.flashoptim_last_error().decode())
 
-    def step(self, gradients: list[torch.Tensor]) -> None:
+    def set_gradients(self, gradients: list[torch.Tensor]) -> None:
+        """What every following step reads; the caller keeps them alive."""
         for index, gradient in enumerate(gradients):
             self.call("set_gradient", self.handle, ctypes.c_size_t(index), ctypes.byref(describe(gradient)))
+
+    def step(self) -> None:
+        """One step of all tensors."""
         self.call("step", self.handle, None, None)
+
+    def grad_norm(self) -> float:
+        """The norm of all gradients."""
+        norm = ctypes.c_double()
+        self.call("grad_norm", self.handle, ctypes.byref(norm))
+        return norm.value
 
     def masters(self, index: int) -> torch.Tensor:
         """Full-precision weights in memory order."""
@@ -137,4 +150,5 @@ class Core:
         return values
 
     def close(self) -> None:
+        """Destroys the optimizer."""
         self.library.flashoptim_destroy(self.handle)
