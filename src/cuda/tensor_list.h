@@ -19,8 +19,6 @@ constexpr int kThreads = 256;
 /// Groups that a block steps at a time, and in all: its chunk.
 constexpr int kGroupsInPass = kThreads / kThreadsInGroup;
 constexpr int kGroupsInChunk = 512;
-/// Elements in each block of the gradient norm, as on the CPU.
-constexpr std::int64_t kNormBlock = 1 << 14;
 
 /// One tensor. Element `column` of row `row` lies row * row_length + column behind the pointers.
 struct TensorEntry {

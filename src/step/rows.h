@@ -7,6 +7,9 @@
 
 namespace flashoptim {
 
+/// Elements in each block of the gradient norm: its sums are formed by blocks on every backend.
+constexpr std::int64_t kNormBlock = 1 << 14;
+
 /// Rows as the kernels see them: several rows are one run where groups and indices go on without a break.
 struct Rows {
     std::int64_t length = 0;

@@ -17,8 +17,6 @@ namespace {
 
 /// Elements that one thread takes at a time: large against the cost of taking them, small against a tensor.
 constexpr std::int64_t kChunkSize = 1 << 15;
-/// Elements in each block of the gradient norm.
-constexpr std::int64_t kNormBlock = 1 << 14;
 
 std::byte* advance(void* buffer, std::int64_t count, DType dtype) {
     if (buffer == nullptr) return nullptr;
