@@ -1,12 +1,104 @@
-// Every kernel for the emulation. The same bits must come from it as from the scalar backend.
-#include "emulation.h"
+// The CUDA kernels as plain C++: the same source, with a team whose threads run one after the other between the points where they
+// exchange something. What a machine without a GPU can prove of them. The functions that start kernels run them at once.
+#include <algorithm>
+#include <memory>
+
+#include "cuda/block_step.h"
+#include "cuda/launchers.h"
+#include "cuda/whole_step.h"
 
 namespace flashoptim::cuda {
 
+namespace {
+
+/// A block of threads. Odd blocks run theirs in reverse, so that nothing can rest on an order.
+template <class ThreadType>
+class EmulatedTeam {
+public:
+    using Thread = ThreadType;
+
+    explicit EmulatedTeam(bool reversed)
+        : threads_(std::make_unique<Thread[]>(kThreads)), reversed_(reversed) {}
+
+    template <class Body>
+    void each(Body body) {
+        for (int n = 0; n < kThreads; ++n) {
+            const int chosen = reversed_ ? kThreads - 1 - n : n;
+            body(threads_[static_cast<std::size_t>(chosen)], chosen);
+        }
+    }
+    void share_maxima() {
+        for (std::size_t group = 0; group < kThreads; group += kThreadsInGroup) {
+            std::uint32_t first = 0, second = 0;
+            for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                first = std::max(first, threads_[n].largest_first);
+                second = std::max(second, threads_[n].largest_second);
+            }
+            for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                threads_[n].largest_first = first;
+                threads_[n].largest_second = second;
+            }
+        }
+    }
+    void share_scales() {
+        for (std::size_t n = 0; n < kThreads; n += 2) {
+            threads_[n].other_scale = threads_[n + 1].scale;
+            threads_[n].other_encode = threads_[n + 1].encode;
+            threads_[n + 1].other_scale = threads_[n].scale;
+            threads_[n + 1].other_encode = threads_[n].encode;
+        }
+    }
+    static void add(std::uint64_t* counter, unsigned count) { *counter += count; }
+
+private:
+    std::unique_ptr<Thread[]> threads_;
+    bool reversed_;
+};
+
+}  // namespace
+
+template <class R, class M, class W>
+void launch_step(const Launch& launch, void* /*stream*/) {
+    for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
+        EmulatedTeam<ThreadStep<R, M, W>> team(block % 2 == 1);
+        step_chunk(team, launch, block);
+    }
+}
+template <class R, class W>
+void launch_count(const Launch& launch, void* /*stream*/) {
+    for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
+        EmulatedTeam<ThreadCount<R, W>> team(block % 2 == 1);
+        count_chunk(team, launch, block);
+    }
+}
+
+/// Nobody calls it: it makes the compiler instantiate every kernel.
+Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan);
 Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
     return visit_kernel_types(rule, has_first, plan, []<class R, class M, class W>() {
-        return Launchers{&emulate_step<R, M, W>, &emulate_count<CountingRule<W>, W>};
+        return Launchers{&launch_step<R, M, W>, &launch_count<CountingRule<W>, W>};
     });
+}
+
+void launch_preparation(const Preparation& preparation, void* /*stream*/) {
+    for (std::uint32_t n = 0; n < preparation.count; ++n) prepare_kind(preparation, n);
+    prepare_control(preparation);
+}
+void launch_advance(std::int64_t* steps_done, const Control* control, bool stops_at_bad_gradients,
+                    void* /*stream*/) {
+    advance(steps_done, *control, stops_at_bad_gradients);
+}
+void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
+                 void* /*stream*/) {
+    double total = 0.0;
+    for (std::int64_t block = 0; block < launch.blocks; ++block) {
+        double parts[kSumsInNormBlock];
+        for (int part = 0; part < kSumsInNormBlock; ++part) parts[part] = norm_part(launch, block, part);
+        launch.sums[block] = norm_total(parts);
+        total += launch.sums[block];
+    }
+    *norm = double_sqrt(total);
+    if (coefficient != nullptr) *coefficient = clip_coefficient(*norm, max_norm);
 }
 
 }  // namespace flashoptim::cuda

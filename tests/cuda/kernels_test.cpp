@@ -1,10 +1,6 @@
-// The CUDA kernels against the scalar backend, bit for bit: compiled once for their emulation on the host and once for the device. If
+// The CUDA kernels against the scalar backend, bit for bit: linked once with their emulation on the host and once with the device's. If
 // these fail, a model trains otherwise on a GPU than on the CPU, and its checkpoints mean something else there.
-#if defined(FLASHOPTIM_TEST_ON_DEVICE)
-#include "device_subject.h"
-#else
-#include "emulated_subject.h"
-#endif
+#include "subject.h"
 
 namespace flashoptim::cuda {
 
@@ -211,14 +207,12 @@ TEST_P(CudaKernels, ValuesFromDeviceMemory) {
     }
 }
 
-#if defined(FLASHOPTIM_TEST_ON_DEVICE)
 // A program that is built with CUDA must start, and say what is wrong, where there is no driver.
 TEST(CudaDevice, ThatDoesNotExistIsNamed) {
     const int count = device_count();
     expect_refused<Error>("CUDA device " + std::to_string(count) + " does not exist",
                           [&] { const StepPlan plan(count); });
 }
-#endif
 
 TEST(CudaNorm, HasTheBitsOfTheCpu) {
     if (!Subject::is_here()) GTEST_SKIP() << "no CUDA device";

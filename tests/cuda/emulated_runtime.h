@@ -1,0 +1,28 @@
+// What tests decide about the emulated CUDA runtime, and what they may ask it. Holds for the whole process; from any thread.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+namespace flashoptim::cuda::emulated {
+
+/// Devices of this process: 1 at first. 0 is a machine without a driver.
+void set_device_count(int count);
+
+/// The call of this name that comes after `successes` more fails once with `error`: "cudaMalloc", ...; the launch of a kernel is
+/// seen to fail by "cudaGetLastError".
+void fail(const char* call, cudaError_t error, int successes = 0);
+
+/// Whether work on this stream is being captured: then it cannot be waited for, and while any is, threads whose mode of capture is not
+/// relaxed cannot allocate and wait at all.
+void set_captured(cudaStream_t stream, bool is_captured);
+
+/// Bytes of device memory that are allocated.
+std::size_t allocated_bytes(int device);
+/// The device on which this address was allocated; -1 for memory of the host.
+int device_of(const void* memory);
+/// Times that a thread waited for a stream or an event.
+std::size_t waits();
+
+}  // namespace flashoptim::cuda::emulated
