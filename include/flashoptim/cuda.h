@@ -19,11 +19,23 @@ class Error : public flashoptim::Error {
 /// CUDA devices that this process can use; 0 where there is no driver.
 int device_count();
 
+/// Values in device memory of one item, in the place of those of the whole list (DeviceValues). Each may be null.
+struct ItemValues {
+    std::int64_t* steps_done = nullptr;  // items may share it; it is advanced once
+    const double* learning_rate = nullptr;
+    /// SGD, where has_momentum is false: steps of the item at which its momentum buffer is still to be filled. The step that comes
+    /// upon more finds it filled.
+    std::int64_t unfilled_at = 0;
+
+    bool operator==(const ItemValues&) const = default;
+};
+
 /// Values in device memory that take the place of values on the host, read when the step runs: so a step needs no synchronisation
 /// with the host and can be captured in a CUDA graph. Each may be null.
 struct DeviceValues {
     /// Steps that were done before; added to each item's `step` (so 1 there for a tensor that was in the list from the first
-    /// step on). The step advances it by 1 unless it was skipped.
+    /// step on). The step advances it by 1 unless it was skipped. With it SGD's momentum buffer is taken for filled after the
+    /// first step that was not skipped, whatever has_momentum says.
     std::int64_t* steps_done = nullptr;
     /// In the place of every item's hyperparameters.learning_rate.
     const double* learning_rate = nullptr;
@@ -33,6 +45,11 @@ struct DeviceValues {
     const float* clip_coefficient = nullptr;
     /// torch.amp.GradScaler's: not 0 skips the step.
     const float* found_inf = nullptr;
+    /// Empty, or values of each item alone. Read during the call only; the memory that they name is read when the step runs.
+    std::span<const ItemValues> items{};
+    /// One for each item: elements that are skipped are added to these, in the place of counts of the plan's own that begin at 0
+    /// in each step.
+    std::uint64_t* bad_elements = nullptr;
 };
 
 struct StepOptions {
@@ -45,9 +62,13 @@ struct StepOptions {
 /// What a list of tensors needs on one device: descriptors and chunk list, uploaded only when they change, and counters.
 ///
 /// All calls enqueue on `stream` (a cudaStream_t; null is the default stream) of the plan's device, whatever device is current, and
-/// return at once except where they say that they wait. A plan serves one thread and one stream at a time: work that it enqueued on
-/// one must be done before it is used on another. Memory grows with the list and is allocated by the first call with a longer one.
-/// Every call throws Error for what CUDA refuses.
+/// return at once except where they say that they wait. A plan serves one thread and one stream at a time: what it enqueued on one
+/// comes before what it enqueues on another, as is so for the tensors anyway. Memory grows with the list and is allocated by the
+/// first call with a longer one. Every call throws Error for what CUDA refuses.
+///
+/// A stream may be captured into a CUDA graph. What the graph reads of the plan is left as it is from then on, whatever other lists
+/// the plan steps later, and given back with the plan: it must outlive the graph. A list that was not the last one before the capture
+/// is uploaded beside it, on a stream of the plan's own for which the call waits.
 class StepPlan {
 public:
     explicit StepPlan(int device = 0);
@@ -57,10 +78,9 @@ public:
 
     [[nodiscard]] int device() const;
 
-    /// Uploads what has changed of the list since the last call. `step` does this itself, except while its stream is captured:
-    /// there the list must be the one last prepared.
-    /// @throws InvalidArgument for a buffer that is null where its plan says it exists.
-    void prepare(std::span<const StepItem> items, void* stream);
+    /// Uploads what has changed of the list since the last call, as `step` does itself.
+    /// @throws InvalidArgument for a buffer that is null where its plan says it exists, or values.items of another length.
+    void prepare(std::span<const StepItem> items, void* stream, const DeviceValues& values = {});
 
     /// One step of every item: flashoptim::step with buffers and gradients in memory of the device. Layouts are read during the
     /// call only. bad_elements is left alone; see StepPlan::bad_elements.
@@ -70,15 +90,17 @@ public:
     /// may be empty.
     std::uint64_t count_bad_gradients(std::span<const StepItem> items, const StepOptions& options,
                                       std::span<std::uint64_t> counts, void* stream);
+    /// The same without waiting: the counts are left in device memory, see StepPlan::bad_elements.
+    void count_bad_gradients(std::span<const StepItem> items, const StepOptions& options, void* stream);
 
     /// The norm of all gradients times their factor and 1 / *grad_scale into *norm (device memory), with the bits of
     /// flashoptim::grad_norm. Where clip_coefficient is not null it becomes min(1, max_norm / (norm + 1e-6)), which a step takes.
     void grad_norm(std::span<const StepItem> items, const DeviceValues& values, double* norm, double max_norm,
                    float* clip_coefficient, void* stream);
 
-    /// Elements that the last step skipped, of each item of its list; waits.
+    /// Elements that the last step skipped, of each item of its list; waits. Where it was given DeviceValues::bad_elements: those.
     void bad_elements(std::span<std::uint64_t> counts, void* stream) const;
-    /// The same in device memory, without waiting; valid until a call with a longer list.
+    /// The same in device memory, without waiting; valid until a call with another list.
     [[nodiscard]] const std::uint64_t* bad_elements() const;
 
     /// Whether the last step was skipped, by found_inf or by its policy; waits.

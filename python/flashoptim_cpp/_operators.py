@@ -6,14 +6,20 @@ dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16; moment storage
 A layout is a tensor of 8 int64: numel, rows, row_length, whole_numel, whole_row_length, row_offset, column_offset, one_dimensional.
 A plan is one of 12: weight dtype, master_weight_bits, paper arithmetic, moment storage, correction dtype and count, dtype and count
 of the first moment, count of its scales, the same three of the second moment. The table of a step has a row of 24 for each weight:
-its layout, its plan, its row of hyperparameters, has_momentum, check_gradient, rule. A row of hyperparameters is 11 float64: lr,
-beta1, beta2, eps, weight_decay, momentum, dampening, initial_lr, nesterov, maximize, fully_decoupled.
+its layout, its plan, its row of hyperparameters, unfilled_at (SGD: the step count at which its momentum buffer is still to be
+filled, else -1), check_gradient, rule. A row of hyperparameters is 11 float64: lr, beta1, beta2, eps, weight_decay, momentum,
+dampening, initial_lr, nesterov, maximize, fully_decoupled.
+
+Layouts, plans, tables and hyperparameters lie on the CPU. Weights, gradients, states, counts and factors lie on one device, which is
+the CPU or a GPU that the build has kernels for. There a step, a count and a norm are enqueued on torch's current stream and nothing
+waits. Formats are encoded, decoded, split and joined by the CPU, wherever the tensors lie.
 
 What the core refuses raises ValueError, a moment that no step writes RuntimeError; nothing has changed then.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -58,7 +64,27 @@ _set_threads = _checked(_ops.set_threads.default)
 _backend = _checked(_ops.backend.default)
 _set_backend = _checked(_ops.set_backend.default)
 
+# 0: the build has no kernels for GPUs; 1: CUDA's; 2: emulated ones, which take tensors of the CPU as if they were a GPU's.
+GPU_KERNELS: int = _ops.gpu_kernels.default()
+_GPU = "cpu" if GPU_KERNELS == 2 else "cuda"
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether steps on this device are the CUDA kernels', for whose results nobody waits."""
+    return device.type == _GPU
+
+
+class StepPlan:
+    """What a list of tensors leaves in a GPU's memory from call to call; given back with this object.
+
+    A list serves one thread at a time. CUDA graphs in which it was used must not be replayed after it.
+    """
+
+    def __init__(self) -> None:
+        self.number: int = _ops.make_step_plan.default()
+        weakref.finalize(self, _ops.free_step_plan.default, self.number).atexit = False
 
 
 def layout(
@@ -105,13 +131,18 @@ def step_(
     found_inf: Tensor | None = None,
     gradient_factor: float = 1.0,
     nonfinite: int = 0,
+    clip_coefficient: Tensor | None = None,
+    learning_rates: Tensor | None = None,
+    plan: int = 0,
 ) -> None:
     """One step of every weight, in place.
 
     A buffer that a plan does not have is a tensor of no elements; a list of buffers is empty where no weight has one. `steps` are
     0-dimensional int64: the counts before this step, each advanced by one. Gradients may be float32, bfloat16 or float16, of any
-    strides; they are multiplied by `gradient_factor`, divided by `grad_scale`. Where `found_inf` is not 0 nothing changes.
-    `nonfinite` 0 skips bad elements; 1 steps nothing where there is one. Either way they are added to `bad_elements`.
+    strides; they are multiplied by `gradient_factor * (1 / grad_scale * clip_coefficient)`, in fp32. Where `found_inf` is not 0
+    nothing changes. `nonfinite` 0 skips bad elements; 1 steps nothing where there is one. Either way they are added to
+    `bad_elements`. `learning_rates`, a float64 for each row of hyperparameters, take the place of rates that are NaN there. `plan`
+    is the number of a StepPlan, for tensors on a GPU; without one the call waits.
 
     Version counters stay as they are: call torch.autograd.graph.increment_version where they matter.
     """
@@ -131,6 +162,9 @@ def step_(
         found_inf,
         gradient_factor,
         nonfinite,
+        clip_coefficient,
+        learning_rates,
+        plan,
     )
 
 
@@ -142,9 +176,21 @@ def count_bad(
     grad_scale: Tensor | None = None,
     gradient_factor: float = 1.0,
     corrections: Sequence[Tensor] = (),
+    clip_coefficient: Tensor | None = None,
+    plan: int = 0,
 ) -> Tensor:
     """Bad gradient elements of each weight, int64. `corrections` only sharpen the L2 term of Adam and SGD."""
-    return _count_bad(weights, gradients, corrections, table, hyperparameters, grad_scale, gradient_factor)
+    return _count_bad(
+        weights,
+        gradients,
+        corrections,
+        table,
+        hyperparameters,
+        grad_scale,
+        gradient_factor,
+        clip_coefficient,
+        plan,
+    )
 
 
 def grad_norm(
@@ -153,9 +199,10 @@ def grad_norm(
     table: Tensor,
     hyperparameters: Tensor,
     gradient_factor: float = 1.0,
+    plan: int = 0,
 ) -> Tensor:
     """Euclidean norm of all gradients times the factor, float64; bad elements are left out."""
-    return _grad_norm(weights, gradients, table, hyperparameters, gradient_factor)
+    return _grad_norm(weights, gradients, table, hyperparameters, gradient_factor, plan)
 
 
 def encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
@@ -207,17 +254,21 @@ def set_backend(backend: int) -> None:
 
 @torch.library.register_fake("flashoptim_cpp::layout")
 def _fake_layout(*_: object) -> Tensor:
-    return torch.empty(8, dtype=torch.int64)
+    return torch.empty(8, dtype=torch.int64, device="cpu")
 
 
 @torch.library.register_fake("flashoptim_cpp::plan")
 def _fake_plan(*_: object) -> Tensor:
-    return torch.empty(12, dtype=torch.int64)
+    return torch.empty(12, dtype=torch.int64, device="cpu")
 
 
 @torch.library.register_fake("flashoptim_cpp::step_")
 def _fake_step(*_: object) -> None:
     return None
+
+
+def _device_of(weights: Sequence[Tensor]) -> torch.device:
+    return weights[0].device if weights else torch.device("cpu")
 
 
 @torch.library.register_fake("flashoptim_cpp::count_bad")
@@ -229,8 +280,10 @@ def _fake_count_bad(
     hyperparameters: Tensor,
     grad_scale: Tensor | None,
     gradient_factor: float,
+    clip_coefficient: Tensor | None = None,
+    plan: int = 0,
 ) -> Tensor:
-    return torch.empty(len(weights), dtype=torch.int64)
+    return torch.empty(len(weights), dtype=torch.int64, device=_device_of(weights))
 
 
 @torch.library.register_fake("flashoptim_cpp::grad_norm")
@@ -240,8 +293,9 @@ def _fake_grad_norm(
     table: Tensor,
     hyperparameters: Tensor,
     gradient_factor: float,
+    plan: int = 0,
 ) -> Tensor:
-    return torch.empty((), dtype=torch.float64)
+    return torch.empty((), dtype=torch.float64, device=_device_of(weights))
 
 
 @torch.library.register_fake("flashoptim_cpp::encode_moment")

@@ -67,14 +67,19 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
     if wants_moments(rule, group):
         for kind, name in enumerate(rule.moments):
             moment = state.get(name)
-            fitted[name] = (
-                parameter.moment_like(kind, plan) if moment is None else _fitting(moment, parameter, plan)
-            )
+            if moment is None:
+                steps = step_count(state.get("step", 0), parameter.name)
+                fitted[name] = parameter.moment_like(kind, plan, steps)
+            else:
+                fitted[name] = _fitting(moment, parameter, plan)
     correction = _live_correction(parameter, state.get("error_bits"), plan)
     if correction is not None:
         fitted["error_bits"] = correction
-    if not isinstance(state.get("step"), torch.Tensor):
-        fitted["step"] = _counter(step_count(state.get("step", 0), parameter.name))
+    step = state.get("step", 0)
+    if not isinstance(step, torch.Tensor):
+        fitted["step"] = _counter(step_count(step, parameter.name), parameter)
+    elif step.device != parameter.local.device:
+        fitted["step"] = step.to(parameter.local.device)
     if correction is None:
         state.pop("error_bits", None)
     state.update(fitted)
@@ -152,8 +157,8 @@ def _converted(
     return ops.correction_of(masters, local, plan.bits, bool(plan.paper))
 
 
-def _counter(steps: int) -> torch.Tensor:
-    return torch.tensor(steps, dtype=torch.int64, device="cpu")
+def _counter(steps: int, parameter: Parameter) -> torch.Tensor:
+    return torch.full((), steps, dtype=torch.int64, device=parameter.local.device)
 
 
 def step_count(value: Any, name: str) -> int:  # noqa: ANN401
@@ -181,17 +186,18 @@ def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: G
     reader = _Reader(parameter, raw, saved, rule)
     state: State = {}
     steps = step_count(raw.get("step", 0), parameter.name)
-    state["step"] = _counter(steps)
+    state["step"] = _counter(steps, parameter)
     for kind, name in enumerate(rule.moments):
         moment = reader.moment(kind, name)
         if moment is not None:
             # A buffer that only a step without gradients has made is as good as none.
-            moment.is_started = "step" not in raw or steps > 0 or bool(moment.codes.any())
+            is_filled = "step" not in raw or steps > 0 or bool(moment.codes.any())
+            moment.unfilled_at = -1 if is_filled else steps
             state[name] = _fitting(moment, parameter, plan)
         elif not rule.is_sgd or (wants_moments(rule, group) and steps > 0 and saved.format is not None):
             raise ValueError(f"{parameter.name}: {name} is missing in its state")
         elif wants_moments(rule, group):
-            state[name] = parameter.moment_like(kind, plan)
+            state[name] = parameter.moment_like(kind, plan, steps)
     correction = reader.correction(plan)
     if correction is not None:
         state["error_bits"] = correction

@@ -26,17 +26,18 @@ class Moment:
     layout: torch.Tensor
     kind: int
     storage: Storage
-    is_started: bool = True  # SGD: whether a gradient has reached the momentum buffer
+    # SGD: the step count at which no gradient has reached the momentum buffer yet; -1: one has.
+    unfilled_at: int = -1
 
     @classmethod
     def zeros(
-        cls, like: torch.Tensor, layout: torch.Tensor, kind: int, storage: Storage, groups: int
+        cls, like: torch.Tensor, layout: torch.Tensor, kind: int, storage: Storage, groups: int, steps: int
     ) -> "Moment":
-        """A moment of zeros for a weight."""
+        """A moment of zeros for a weight that has done so many steps."""
         dtype = torch.float32 if storage == Storage.FP32 else _CODES[kind]
         codes = torch.zeros_like(like, dtype=dtype, requires_grad=False)
         scales = torch.zeros(groups, dtype=_SCALES.get(storage, torch.bfloat16), device=like.device)
-        return cls(codes, scales, layout, kind, storage, is_started=False)
+        return cls(codes, scales, layout, kind, storage, unfilled_at=steps)
 
     @classmethod
     def encode(cls, values: torch.Tensor, layout: torch.Tensor, kind: int, storage: Storage) -> "Moment":
@@ -62,13 +63,13 @@ class Moment:
         encoded = Moment.encode(values, self.layout, self.kind, self.storage)
         self.codes.copy_(encoded.codes)
         self.scales.copy_(encoded.scales)
-        self.is_started = True
+        self.unfilled_at = -1
 
     def stored_as(self, like: torch.Tensor, layout: torch.Tensor, storage: Storage) -> "Moment":
         """The same values in another storage, or in the memory order of another tensor of the same shape."""
         values = torch.empty_like(like, dtype=torch.float32, requires_grad=False).copy_(self.materialize())
         moment = Moment.encode(values, layout, self.kind, storage)
-        moment.is_started = self.is_started
+        moment.unfilled_at = self.unfilled_at
         return moment
 
     def to(self, device: torch.device) -> "Moment":

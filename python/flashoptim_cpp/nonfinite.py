@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import _operators as ops
 from .errors import NonFiniteError
 from .options import POLICIES
 from .parameter import Parameter
-from .sharding import all_reduce_max, is_sharded
+from .sharding import all_reduce_max, is_sharded, local_of
 from .table import Table
 
 if TYPE_CHECKING:
@@ -18,25 +19,103 @@ if TYPE_CHECKING:
 _STREAK = 3
 
 
+class _Watch:
+    """What is known on the host of the counts of a table on a GPU: a copy of them that arrives by itself."""
+
+    def __init__(self, table: Table) -> None:
+        self.seen = torch.zeros(table.bad.shape, dtype=torch.int64, device="cpu")
+        self.turns = table.turns  # at which they were so
+        self._coming: torch.Tensor | None = None
+        self._turns_of_coming = 0
+        self._arrival: torch.cuda.Event | None = None
+
+    def send(self, table: Table) -> None:
+        """Enqueues a copy, unless one is under way."""
+        if self._coming is not None:
+            return
+        is_cuda = table.device.type == "cuda"
+        self._coming = torch.empty(table.bad.shape, dtype=torch.int64, device="cpu", pin_memory=is_cuda)
+        self._coming.copy_(table.bad, non_blocking=True)
+        self._turns_of_coming = table.turns
+        self._arrival = torch.cuda.current_stream(table.device).record_event() if is_cuda else None
+
+    def received(self) -> tuple[torch.Tensor, int] | None:
+        """The counts that have arrived, and the turn at which they were so."""
+        if self._coming is None or (self._arrival is not None and not self._arrival.query()):
+            return None
+        counts, self._coming = self._coming, None
+        return counts, self._turns_of_coming
+
+
 class BadElements:
-    """Counts of bad gradient elements, kept by parameter."""
+    """Counts of bad gradient elements, kept by parameter.
+
+    Those of a GPU are added up there. After a step a copy of them is sent, and what has arrived is looked at in a later step:
+    nobody waits for it, and the warning comes that much later.
+    """
 
     def __init__(self) -> None:
         self._streaks: dict[Parameter, int] = {}
+        self._watches: dict[Table, _Watch] = {}
 
     def take(self, table: Table) -> None:
         """Takes over what a step has counted."""
-        if table.bad.any():
-            self.add(table, table.bad)
+        if table.is_on_gpu:
+            self._take_what_arrived(table)
+        elif table.bad.any():
+            self.add(table, table.bad.tolist())
             table.bad.zero_()
-        elif self._streaks:
+        else:
+            self._end_streaks(table)
+
+    def _take_what_arrived(self, table: Table) -> None:
+        if table.is_captured():
+            return
+        if table not in self._watches:
+            self._watches[table] = _Watch(table)
+        watch = self._watches[table]
+        self._receive(table, watch)  # what was sent in an earlier step
+        watch.send(table)
+        self._receive(table, watch)
+
+    def _receive(self, table: Table, watch: _Watch) -> None:
+        received = watch.received()
+        if received is not None:
+            self._look(table, watch, *received)
+
+    def _look(self, table: Table, watch: _Watch, counts: torch.Tensor, turns: int) -> None:
+        """Compares counts with those seen before; several steps that came between are judged as one."""
+        if torch.equal(counts, watch.seen):
+            if turns != watch.turns:
+                self._end_streaks(table)
+        elif turns != watch.turns:
+            self.add(table, (counts - watch.seen).tolist())
+        else:  # a graph was replayed
+            for parameter, count in zip(table.parameters, (counts - watch.seen).tolist(), strict=True):
+                parameter.bad_elements += count
+        watch.seen, watch.turns = counts.clone(), turns
+
+    def collect(self) -> None:
+        """Takes over all that was counted on GPUs; waits for them."""
+        for table, watch in self._watches.items():
+            watch.received()
+            self._look(table, watch, table.bad.cpu(), table.turns)
+
+    def leave(self, table: Table) -> None:
+        """Takes over what a table has counted that is used no more; waits for its GPU."""
+        if table in self._watches and not table.is_captured():
+            watch = self._watches.pop(table)
+            self._look(table, watch, table.bad.cpu(), table.turns)
+
+    def _end_streaks(self, table: Table) -> None:
+        if self._streaks:
             for parameter in table.parameters:
                 self._streaks.pop(parameter, None)
 
-    def add(self, table: Table, counts: torch.Tensor) -> None:
+    def add(self, table: Table, counts: list[int]) -> None:
         """Adds the counts of one step, and warns where there was one too many in a row."""
         tired = []
-        for parameter, count in zip(table.parameters, counts.tolist(), strict=True):
+        for parameter, count in zip(table.parameters, counts, strict=True):
             parameter.bad_elements += count
             if count == 0:
                 self._streaks.pop(parameter, None)
@@ -51,41 +130,83 @@ class BadElements:
                 stacklevel=2,
             )
 
-    def refuse_step(
+    def _add_to_table(self, table: Table, counts: torch.Tensor) -> None:
+        """Adds the counts of a step that was refused."""
+        if table.is_on_gpu:
+            table.bad.add_(counts)
+            table.turns += 1
+            self.take(table)
+        else:
+            self.add(table, counts.tolist())
+
+    def judge(
         self,
         optimizer: "FlashOptimizer",
         tables: list[Table],
         gradients: list[list[torch.Tensor]],
-        factor: float,
-    ) -> bool:
+        clip: torch.Tensor | None,
+    ) -> tuple[bool, torch.Tensor | None]:
         """Whether the policies forbid the step, here or on another rank that holds parts of the parameters.
+
+        Returns:
+            Whether they do, and what `found_inf` is to be in the step: where all is on GPUs and no policy is "error" the
+            verdict is there, and nobody waits for it.
 
         Raises:
             NonFiniteError: where the policy is "error".
         """
-        if all(group["nonfinite"] == POLICIES[0] for group in optimizer.param_groups):
-            return False
         grad_scale, found_inf = optimizer._amp()
+        policies = {group["nonfinite"] for group in optimizer.param_groups}
+        if policies == {POLICIES[0]}:
+            return False, found_inf
         counted = [
-            table.count_bad(own, factor, grad_scale) for table, own in zip(tables, gradients, strict=True)
+            table.count_bad(own, clip, grad_scale) for table, own in zip(tables, gradients, strict=True)
         ]
-        if found_inf is not None and float(found_inf) != 0.0:
-            counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself
         # While gradients are released each parameter has a step, and a verdict, of its own.
         judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
+        if "error" not in policies and all(ops.is_gpu(local_of(tensor).device) for tensor in judged):
+            return False, self._verdict_on_gpu(judged, tables, counted, found_inf)
+        if found_inf is not None and float(found_inf) != 0.0:
+            counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself
         levels = _levels(judged, tables, counted)
         verdict = int(levels.max()) if judged else 0
         if verdict == 0:
-            return False
+            return False, found_inf
         for table, counts in zip(tables, counted, strict=True):
-            self.add(table, counts)
+            self._add_to_table(table, counts)
         if POLICIES[verdict] == "error":
             where = [optimizer._name_of(judged[n]) for n in levels.nonzero().flatten().tolist()]
             raise NonFiniteError(
                 f"gradients are NaN, infinite or at least 2^48: {_listed(where)}; nothing was stepped: lower the "
                 'learning rate or the loss scale, or use nonfinite="skip_element"'
             )
-        return True
+        return True, found_inf
+
+    def _verdict_on_gpu(
+        self,
+        judged: list[torch.Tensor],
+        tables: list[Table],
+        counted: list[torch.Tensor],
+        found_inf: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """1 where a step is to be left out, by its policies or by `found_inf`, else 0. What it leaves out is counted here."""
+        if not judged:
+            return found_inf
+        verdict = torch.zeros((), dtype=torch.float32, device=local_of(judged[0]).device)
+        for table, counts in zip(tables, counted, strict=True):
+            stops = (counts * table.stops()).any()
+            verdict = verdict.maximum(stops.to(verdict.device, torch.float32, non_blocking=True))
+        shared = [tensor for tensor in judged if is_sharded(tensor)]
+        if shared:
+            all_reduce_max(verdict, shared)
+        found = verdict
+        if found_inf is not None:  # GradScaler skips the step itself, and its bad elements are not ours
+            given = (found_inf.reshape(()) != 0).to(verdict.device, torch.float32, non_blocking=True)
+            found, verdict = verdict.maximum(given), verdict * (1.0 - given)
+        for table, counts in zip(tables, counted, strict=True):
+            left_out = verdict.to(table.device, torch.int64, non_blocking=True)
+            table.bad.add_(counts * left_out)
+        return found
 
 
 def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch.Tensor]) -> torch.Tensor:
@@ -93,7 +214,7 @@ def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch
     place = {tensor: n for n, tensor in enumerate(judged)}
     levels = torch.zeros(len(judged), dtype=torch.int64, device="cpu")
     for table, counts in zip(tables, counted, strict=True):
-        for n in counts.nonzero().flatten().tolist():
+        for n in counts.cpu().nonzero().flatten().tolist():
             policy = table.groups[table.group_of[n]]["nonfinite"]
             levels[place[table.tensors[n]]] = POLICIES.index(policy)
     shared = [tensor for tensor in judged if is_sharded(tensor)]

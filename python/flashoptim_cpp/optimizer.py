@@ -34,7 +34,8 @@ _OF_ONE_PROCESS = {
     "_places",
     "_places_of",
     "_bad",
-    "_gradient_factor",
+    "_captured",
+    "_clip_coefficient",
     "_gradient_release",
     "_warned",
     "grad_scale",
@@ -200,8 +201,8 @@ class FlashOptimizer(OptimizerStates):
                     "step", "optimizer.step() does nothing while gradients are released: backward() steps"
                 )
             return loss
-        factor, self._gradient_factor = self._gradient_factor, 1.0
-        self._step(tensors, groups, gradients, factor)
+        clip, self._clip_coefficient = self._clip_coefficient, None
+        self._step(tensors, groups, gradients, clip)
         return loss
 
     @torch._disable_dynamo
@@ -219,10 +220,14 @@ class FlashOptimizer(OptimizerStates):
         if group is None:
             group = self._find_group(p)
         if p.grad is not None and p.requires_grad:
-            self._step([p], [group], [p.grad], 1.0)
+            self._step([p], [group], [p.grad], None)
 
     def _step(
-        self, tensors: list[torch.Tensor], groups: list[Group], gradients: list[torch.Tensor], factor: float
+        self,
+        tensors: list[torch.Tensor],
+        groups: list[Group],
+        gradients: list[torch.Tensor],
+        clip: torch.Tensor | None,
     ) -> None:
         if self._is_probe(tensors, gradients):
             return
@@ -232,12 +237,15 @@ class FlashOptimizer(OptimizerStates):
                 for parameter, n in zip(table.parameters, table.group_of, strict=True):
                     check_learning_rate(self.rule, parameter, table.groups[n])
         parts = self._gradients_of(tables, tensors, gradients)
-        if self._bad.refuse_step(self, tables, parts, factor):
+        is_refused, found_inf = self._bad.judge(self, tables, parts, clip)
+        if is_refused:
             return
-        grad_scale, found_inf = self._amp()
+        grad_scale, _ = self._amp()
         for table, own in zip(tables, parts, strict=True):
-            table.step(own, factor, grad_scale, found_inf)
+            table.step(own, clip, grad_scale, found_inf)
             self._bad.take(table)
+            if table.is_captured():
+                self._captured.append(table)
 
     def _gradients_of(
         self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
@@ -255,7 +263,8 @@ class FlashOptimizer(OptimizerStates):
         """Whether this is the step with learning rate 0 and gradients of 0 by which torch.distributed.checkpoint makes
         an optimizer create its states. It creates them, and is no step.
         """
-        if any(number(group["lr"]) != 0.0 for group in self.param_groups) or any(self.state.values()):
+        # The states first: a learning rate may lie on a GPU.
+        if any(self.state.values()) or any(number(group["lr"]) != 0.0 for group in self.param_groups):
             return False
         moves = any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
         shared = [tensor for tensor, _ in self._tensors_and_groups() if is_sharded(tensor)]
@@ -279,14 +288,15 @@ class FlashOptimizer(OptimizerStates):
     def grad_norm(self) -> torch.Tensor:
         """The Euclidean norm of all gradients (float64, 0-dimensional); bad elements are left out.
 
-        A collective where parameters are sharded.
+        It lies on the parameters' device, and on the CPU where they lie on several of which that is one. A collective where
+        parameters are sharded.
         """
         return grad_norm(self)
 
     def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
         """Scales the gradients of the next step so that their norm is at most `max_norm`; returns the norm before.
 
-        The gradients stay as they are: they are scaled as the step reads them.
+        The gradients stay as they are: they are scaled as the step reads them. On a GPU nobody waits for the norm.
 
         Raises:
             RuntimeError: while gradients are released: there is no norm of all then.
@@ -294,11 +304,17 @@ class FlashOptimizer(OptimizerStates):
         if self._gradient_release:
             raise RuntimeError("gradients cannot be clipped by their norm while they are released one by one")
         norm = self.grad_norm()
-        self._gradient_factor = min(1.0, float(max_norm) / (float(norm) + 1e-6))
+        # A quotient, as the core forms it: a number over a tensor would be a product with the reciprocal.
+        coefficient = torch.full_like(norm, float(max_norm)) / (norm + 1e-6)
+        self._clip_coefficient = coefficient.clamp(max=1.0).float()
         return norm
 
     def bad_elements(self) -> dict[str | int, int]:
-        """How many gradient elements were NaN, infinite or at least 2^48, by the parameter's name or number."""
+        """How many gradient elements were NaN, infinite or at least 2^48, by the parameter's name or number.
+
+        Waits for GPUs.
+        """
+        self._bad.collect()
         counts = {}
         for tensor, (_, key) in self._find_places().items():
             parameter = self._parameters.get(tensor)

@@ -152,18 +152,18 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}=True is not supported; leave it out")
 
 
-def hyperparameters(group: Mapping[str, Any]) -> tuple[float, ...]:
-    """The numbers of a group in the order in which the operators read them."""
+def hyperparameters(group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> tuple[float, ...]:
+    """The numbers of a group in the order in which the operators read them; NaN for a learning rate that they read on a GPU."""
     beta1, beta2 = group.get("betas", (0.9, 0.999))
     return (
-        number(group["lr"]),
+        math.nan if lr_is_on_gpu else number(group["lr"]),
         number(beta1),
         number(beta2),
         number(group.get("eps", 1e-8)),
         number(group["weight_decay"]),
         number(group.get("momentum", 0.0)),
         number(group.get("dampening", 0.0)),
-        number(initial_lr(group)),
+        number(initial_lr(group)) if group["decouple_lr"] else 0.0,
         float(group.get("nesterov", False)),
         float(group["maximize"]),
         float(group["decouple_lr"]),

@@ -195,6 +195,6 @@ class Parameter:
         """A correction of zeros."""
         return torch.zeros_like(self.local, dtype=DTYPES[plan.correction_dtype], requires_grad=False)
 
-    def moment_like(self, kind: int, plan: Plan) -> Moment:
-        """A moment of zeros."""
-        return Moment.zeros(self.local, self.layout, kind, plan.storage, plan.groups(kind))
+    def moment_like(self, kind: int, plan: Plan, steps: int) -> Moment:
+        """A moment of zeros, after so many steps."""
+        return Moment.zeros(self.local, self.layout, kind, plan.storage, plan.groups(kind), steps)

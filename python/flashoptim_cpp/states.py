@@ -29,7 +29,8 @@ class OptimizerStates(torch.optim.Optimizer):
         self._places: dict[torch.Tensor, tuple[Group, str | int]] = {}
         self._places_of: list[tuple[int, int]] = []
         self._bad = BadElements()
-        self._gradient_factor = 1.0
+        self._clip_coefficient: torch.Tensor | None = None
+        self._captured: list[Table] = []  # used in CUDA graphs, which need them as long as they are replayed
         self._gradient_release = False
         self._warned: set[str] = set()
 
@@ -115,7 +116,7 @@ class OptimizerStates(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """After the states were exchanged."""
-        self._tables.clear()
+        self._drop_tables(list(self._tables))
         self._places_of = []
         for parameter in self._parameters.values():
             parameter.plan = None
@@ -129,13 +130,18 @@ class OptimizerStates(torch.optim.Optimizer):
         key = tuple(map(id, tensors))
         tables = self._tables.get(key)
         if tables is None or not self._are_current(tables, groups):
-            if len(self._tables) > 2 * len(self._parameters) + _SPARE_TABLES:
-                self._tables.clear()
+            is_full = len(self._tables) > 2 * len(self._parameters) + _SPARE_TABLES
+            self._drop_tables(list(self._tables) if is_full else [key])
             tables = self._tables[key] = self._make_tables(tensors, groups)
         for table in tables:
             if table.versions() != [parameter.version for parameter in table.parameters]:
                 self._notice_writes(table.parameters)
         return tables
+
+    def _drop_tables(self, keys: list[tuple[int, ...]]) -> None:
+        for key in keys:
+            for table in self._tables.pop(key, ()):
+                self._bad.leave(table)
 
     def _are_current(self, tables: list[Table], groups: list[Group]) -> bool:
         if len(tables) == 1 and not tables[0].has_groups(groups):

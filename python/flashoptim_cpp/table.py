@@ -8,7 +8,7 @@ import torch
 
 from . import _operators as ops
 from .moment import FIRST, SECOND, Moment
-from .options import Group, Rule, hyperparameters, storage_key
+from .options import POLICIES, Group, Rule, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
 
 _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
@@ -32,7 +32,11 @@ class Table:
         self.is_sharded = any(parameter.is_sharded for parameter in parameters)
         self.states = states
         self.steps = [state["step"] for state in states]
-        self.bad = torch.zeros(len(parameters), dtype=torch.int64, device="cpu")
+        self.device = parameters[0].local.device
+        self.is_on_gpu = ops.is_gpu(self.device)
+        self._plan = ops.StepPlan() if self.is_on_gpu else None
+        self.turns = 0  # steps, or refusals of one
+        self.bad = torch.zeros(len(parameters), dtype=torch.int64, device=self.device)
         self._given_groups = groups
         self.groups: list[Group] = []
         self.group_of: list[int] = []
@@ -49,6 +53,9 @@ class Table:
         self.rows = self._table()
         self._numbers: list[tuple[float, ...]] = []
         self._hyperparameters = _NOTHING
+        self._rates: torch.Tensor | None = None
+        self._policies: list[bool] = []
+        self._stops = _NOTHING
 
     def _gather_buffers(self) -> None:
         def listed(buffers: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -66,7 +73,6 @@ class Table:
             listed([m.scales if m and m.is_quantized() else _NOTHING for m in moments[kind]])
             for kind in (FIRST, SECOND)
         ]
-        self._waiting = [m for m in moments[FIRST] if m and not m.is_started] if self.rule.is_sgd else []
 
     def _moment(self, n: int, kind: int) -> Moment | None:
         plan = self.parameters[n].plan
@@ -85,14 +91,13 @@ class Table:
         for n, parameter in enumerate(self.parameters):
             group = self.groups[self.group_of[n]]
             moment = self._moment(n, FIRST)
-            has_momentum = moment.is_started if self.rule.is_sgd and moment else True
             assert parameter.plan is not None
             rows.append(
                 [
                     *parameter.layout.tolist(),
                     *parameter.plan,
                     self.group_of[n],
-                    int(has_momentum),
+                    moment.unfilled_at if self.rule.is_sgd and moment else -1,
                     int(group["check_gradients"]),
                     int(self.rule),
                 ]
@@ -119,30 +124,77 @@ class Table:
             return [parameter.current_version() for parameter in self.parameters]
         return [tensor._version for tensor in self.tensors]
 
+    def is_captured(self) -> bool:
+        """Whether what is enqueued now becomes part of a CUDA graph."""
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def stops(self) -> torch.Tensor:
+        """For each parameter 1 if its bad elements stop the whole step, else 0."""
+        policies = [self.groups[n]["nonfinite"] != POLICIES[0] for n in self.group_of]
+        if policies != self._policies:
+            self._policies = policies
+            self._stops = torch.tensor(policies, dtype=torch.int64, device=self.device)
+        return self._stops
+
+    def _lr_is_on_gpu(self, group: Group) -> bool:
+        lr = group["lr"]
+        return self.is_on_gpu and isinstance(lr, torch.Tensor) and ops.is_gpu(lr.device)
+
     def hyperparameters(self) -> torch.Tensor:
         """One row for each group."""
-        numbers = [hyperparameters(group) for group in self.groups]
+        numbers = [hyperparameters(group, self._lr_is_on_gpu(group)) for group in self.groups]
         if numbers != self._numbers:
             self._numbers = numbers
             self._hyperparameters = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         return self._hyperparameters
 
+    def _learning_rates(self) -> torch.Tensor | None:
+        """Learning rates that lie on a GPU, for each group, in this table's memory, where a graph reads them again."""
+        chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self._lr_is_on_gpu(group)]
+        if not chosen:
+            return None
+        if self._rates is None:
+            self._rates = torch.zeros(len(self.groups), dtype=torch.float64, device=self.device)
+        for n, lr in chosen:
+            self._rates[n].copy_(lr.detach().reshape(()), non_blocking=True)
+        return self._rates
+
+    def _here(self, factor: torch.Tensor | None) -> torch.Tensor | None:
+        """A factor or verdict in fp32 on the device of this table."""
+        if factor is None:
+            return None
+        between_gpus = self.is_on_gpu and ops.is_gpu(factor.device)
+        return factor.to(self.device, torch.float32, non_blocking=between_gpus)
+
+    @property
+    def _plan_number(self) -> int:
+        return self._plan.number if self._plan else 0
+
     def count_bad(
-        self, gradients: list[torch.Tensor], factor: float, grad_scale: torch.Tensor | None
+        self, gradients: list[torch.Tensor], clip: torch.Tensor | None, grad_scale: torch.Tensor | None
     ) -> torch.Tensor:
-        """Bad elements of each gradient."""
+        """Bad elements of each gradient, on the device of this table."""
         return ops.count_bad(
-            self.weights, gradients, self.rows, self.hyperparameters(), grad_scale, factor, self.corrections
+            self.weights,
+            gradients,
+            self.rows,
+            self.hyperparameters(),
+            self._here(grad_scale),
+            corrections=self.corrections,
+            clip_coefficient=self._here(clip),
+            plan=self._plan_number,
         )
 
     def grad_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """The norm of these gradients, bad elements left out."""
-        return ops.grad_norm(self.weights, gradients, self.rows, self.hyperparameters())
+        """The norm of these gradients, bad elements left out, on the device of this table."""
+        return ops.grad_norm(
+            self.weights, gradients, self.rows, self.hyperparameters(), plan=self._plan_number
+        )
 
     def step(
         self,
         gradients: list[torch.Tensor],
-        factor: float,
+        clip: torch.Tensor | None,
         grad_scale: torch.Tensor | None,
         found_inf: torch.Tensor | None,
     ) -> None:
@@ -159,19 +211,14 @@ class Table:
             self.bad,
             self.rows,
             self.hyperparameters(),
-            grad_scale,
-            found_inf,
-            factor,
+            self._here(grad_scale),
+            self._here(found_inf),
+            clip_coefficient=self._here(clip),
+            learning_rates=self._learning_rates(),
+            plan=self._plan_number,
         )
+        self.turns += 1
         torch.autograd.graph.increment_version(self.tensors)
         for parameter in self.parameters:
             parameter.version = cast(int, parameter.version) + 1
             parameter.was_loaded = False
-        if self._waiting and (found_inf is None or float(found_inf) == 0.0):
-            self._start_momentum()
-
-    def _start_momentum(self) -> None:
-        for moment in self._waiting:
-            moment.is_started = True
-        self._waiting = []
-        self.rows = self._table()

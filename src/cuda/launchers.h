@@ -8,8 +8,9 @@
 
 namespace flashoptim::cuda {
 
-struct Preparation;
+struct Advance;
 struct NormLaunch;
+struct Preparation;
 
 /// The rule whose counting kernel serves all rules with weights of this format: the paper's alone are not protected.
 template <class W>
@@ -22,9 +23,8 @@ void launch_count(const Launch& launch, void* stream);
 
 /// Scalars and control block of a step.
 void launch_preparation(const Preparation& preparation, void* stream);
-/// Advances a step count in device memory, if the step was not left out.
-void launch_advance(std::int64_t* steps_done, const Control* control, bool stops_at_bad_gradients,
-                    void* stream);
+/// Advances step counts in device memory, if the step was not left out.
+void launch_advance(const Advance& launch, void* stream);
 /// The norm into *norm, and what clips it to max_norm into *coefficient where that is not null.
 void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream);
 

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cstddef>
-#include <cstring>
 #include <string>
 
 #include "flashoptim/cuda.h"
@@ -83,6 +82,30 @@ private:
     std::size_t size_ = 0;
 };
 
+/// A stream of our own on which a thread may allocate, copy and wait while it captures another.
+class UncapturedStream {
+public:
+    UncapturedStream() {
+        check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
+        const auto status = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
+        if (status != cudaSuccess) (void)cudaThreadExchangeStreamCaptureMode(&mode_);
+        check_cuda(status, "cudaStreamCreateWithFlags");
+    }
+    ~UncapturedStream() {
+        (void)cudaStreamDestroy(stream_);
+        (void)cudaThreadExchangeStreamCaptureMode(&mode_);
+    }
+    UncapturedStream(const UncapturedStream&) = delete;
+    UncapturedStream& operator=(const UncapturedStream&) = delete;
+
+    [[nodiscard]] cudaStream_t get() const { return stream_; }
+    void wait() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+    cudaStream_t stream_ = nullptr;
+};
+
 /// Copies to the device through page-locked memory, two uploads at a time: only a third waits for the first.
 class Uploader {
 public:
@@ -95,7 +118,9 @@ public:
     Uploader(const Uploader&) = delete;
     Uploader& operator=(const Uploader&) = delete;
 
-    void upload(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
+    /// write(memory) is to fill `bytes` of page-locked memory.
+    template <class Write>
+    void upload(void* to, std::size_t bytes, Write write, cudaStream_t stream) {
         if (bytes == 0) return;
         auto& slot = slots_[next_];
         next_ = (next_ + 1) % slots_.size();
@@ -106,7 +131,7 @@ public:
             check_cuda(cudaEventSynchronize(slot.done), "cudaEventSynchronize");
         }
         slot.memory.reserve(bytes);
-        std::memcpy(slot.memory.template as<void>(), from, bytes);
+        write(slot.memory.template as<std::byte>());
         check_cuda(
             cudaMemcpyAsync(to, slot.memory.template as<void>(), bytes, cudaMemcpyHostToDevice, stream),
             "cudaMemcpyAsync");

@@ -1,6 +1,7 @@
 // The face of the CUDA backend: keeps a list's descriptors on the device and enqueues what a step consists of.
 #include <algorithm>
-#include <numeric>
+#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "cuda/launchers.h"
@@ -20,9 +21,12 @@ Launchers find_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
     });
 }
 
-DeviceSources sources_of(const DeviceValues& values) {
-    return {values.steps_done, values.learning_rate, values.grad_scale, values.clip_coefficient,
-            values.found_inf};
+/// Puts the elements of a list at `to`; returns what is behind them.
+template <class T>
+std::byte* written(std::byte* to, const std::vector<T>& list) {
+    const auto bytes = list.size() * sizeof(T);
+    if (bytes != 0) std::memcpy(to, list.data(), bytes);
+    return to + bytes;
 }
 
 bool is_captured(cudaStream_t stream) {
@@ -56,78 +60,142 @@ struct StepPlan::Impl {
         int former = -1;
         if (cudaGetDevice(&former) == cudaSuccess) (void)cudaSetDevice(device);
         on_device.reset();
+        captured.clear();
+        uploader.reset();
         if (former >= 0) (void)cudaSetDevice(former);
     }
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
+    /// What kernels read and write of a list. A graph that was captured with it reads it at every replay: then it stays as it is.
     struct OnDevice {
-        Memory<true> tensors, chunks, kinds, control, bad_elements, sums;
-        Uploader uploader;
+        Memory<true> descriptors, chunks, kinds, control, bad_elements, sums;
+        bool is_captured = false;
+    };
+    /// Tensors, kinds and step counts, one behind the other, and how many bytes of everything the list needs.
+    struct Sizes {
+        std::size_t tensors, kinds, counts, chunks, scalars, bad_elements, sums;
+        [[nodiscard]] std::size_t descriptors() const { return tensors + kinds + counts; }
     };
 
-    void prepare(std::span<const StepItem> items, cudaStream_t stream) {
-        list.set(items, &find_launchers);
+    [[nodiscard]] Sizes sizes(bool takes_norm = false) const {
+        return {list.tensors().size() * sizeof(TensorEntry),
+                list.kinds().size() * sizeof(KindSource),
+                list.step_counts().size() * sizeof(std::int64_t*),
+                list.chunks().size() * sizeof(Chunk),
+                list.kinds().size() * sizeof(Kind),
+                std::max<std::size_t>(list.tensors().size(), 1) * sizeof(std::uint64_t),
+                static_cast<std::size_t>(takes_norm ? list.norm_blocks() : 0) * sizeof(double)};
+    }
+    [[nodiscard]] bool must_grow(const Sizes& size) const {
+        const auto& memory = *on_device;
+        return !memory.kinds.holds(size.scalars) || !memory.bad_elements.holds(size.bad_elements) ||
+               !memory.control.holds(sizeof(Control)) || !memory.sums.holds(size.sums);
+    }
+
+    void prepare(std::span<const StepItem> items, const DeviceValues& values, cudaStream_t stream,
+                 bool takes_norm = false) {
+        list.set(items, values.items, &find_launchers);
         must_upload_tensors = must_upload_tensors || list.tensors_changed();
         must_upload_chunks = must_upload_chunks || list.chunks_changed();
-        auto& memory = *on_device;
-        const auto tensor_bytes = list.tensors().size() * sizeof(TensorEntry);
-        const auto chunk_bytes = list.chunks().size() * sizeof(Chunk);
-        const auto kind_bytes = list.kinds().size() * sizeof(Kind);
-        const auto bad_bytes = std::max<std::size_t>(items.size(), 1) * sizeof(std::uint64_t);
-        const bool must_grow = !memory.kinds.holds(kind_bytes) || !memory.bad_elements.holds(bad_bytes) ||
-                               !memory.control.holds(1);
-        if (!must_upload_tensors && !must_upload_chunks && !must_grow) return;
-        if (is_captured(stream)) {
-            throw Error(
-                "the list of tensors is not the one last prepared, and its stream is being captured: call "
-                "StepPlan::prepare with it before the capture begins");
+        const auto size = sizes(takes_norm);
+        const bool captures = is_captured(stream);
+        if (must_upload_tensors || must_upload_chunks || must_grow(size)) {
+            if (captures || on_device->is_captured) {
+                captured.push_back(std::move(on_device));
+                on_device = std::make_unique<OnDevice>();
+                must_upload_tensors = must_upload_chunks = true;
+            }
+            if (captures) {
+                const UncapturedStream beside;
+                upload(size, beside.get());
+                beside.wait();
+            } else {
+                upload(size, stream);
+            }
         }
-        memory.kinds.reserve(kind_bytes);
-        memory.bad_elements.reserve(bad_bytes);
+        on_device->is_captured = on_device->is_captured || captures;
+    }
+
+    void upload(const Sizes& size, cudaStream_t stream) {
+        auto& memory = *on_device;
+        memory.kinds.reserve(size.scalars);
+        memory.bad_elements.reserve(size.bad_elements);
         memory.control.reserve(sizeof(Control));
+        memory.sums.reserve(size.sums);
         if (must_upload_tensors) {
-            memory.tensors.reserve(tensor_bytes);
-            memory.uploader.upload(memory.tensors.as<void>(), list.tensors().data(), tensor_bytes, stream);
+            memory.descriptors.reserve(size.descriptors());
+            uploader->upload(
+                memory.descriptors.as<void>(), size.descriptors(),
+                [&](std::byte* to) {
+                    to = written(to, list.tensors());
+                    to = written(to, list.kinds());
+                    written(to, list.step_counts());
+                },
+                stream);
             must_upload_tensors = false;
         }
         if (must_upload_chunks) {
-            memory.chunks.reserve(chunk_bytes);
-            memory.uploader.upload(memory.chunks.as<void>(), list.chunks().data(), chunk_bytes, stream);
+            memory.chunks.reserve(size.chunks);
+            uploader->upload(
+                memory.chunks.as<void>(), size.chunks, [&](std::byte* to) { written(to, list.chunks()); },
+                stream);
             must_upload_chunks = false;
         }
     }
 
-    /// Scalars, factors and verdicts; counters at zero.
-    void compute_scalars(const DeviceSources& from, cudaStream_t stream) {
+    /// Scalars, factors and verdicts; the plan's own counters at zero.
+    void compute_scalars(const DeviceValues& values, cudaStream_t stream) {
         auto& memory = *on_device;
         counted = list.tensors().size();
-        if (counted != 0) {
-            check_cuda(
-                cudaMemsetAsync(memory.bad_elements.as<void>(), 0, counted * sizeof(std::uint64_t), stream),
-                "cudaMemsetAsync");
+        bad_elements = values.bad_elements;
+        if (bad_elements == nullptr) {
+            bad_elements = memory.bad_elements.as<std::uint64_t>();
+            if (counted != 0) {
+                check_cuda(cudaMemsetAsync(bad_elements, 0, counted * sizeof(std::uint64_t), stream),
+                           "cudaMemsetAsync");
+            }
         }
         Preparation p;
+        p.kinds = descriptor<KindSource>(sizes().tensors);
+        p.kind_count = static_cast<std::uint32_t>(list.kinds().size());
+        p.to = memory.kinds.as<Kind>();
         p.control = memory.control.as<Control>();
-        p.from = from;
-        const auto& kinds = list.kinds();
-        for (std::size_t begin = 0; begin == 0 || begin < kinds.size(); begin += kKindsInLaunch) {
-            p.count = static_cast<std::uint32_t>(std::min<std::size_t>(kKindsInLaunch, kinds.size() - begin));
-            std::copy_n(kinds.begin() + static_cast<std::ptrdiff_t>(begin), p.count, p.kinds);
-            p.to = memory.kinds.as<Kind>() + begin;
+        p.from = {values.steps_done, values.learning_rate, values.grad_scale, values.clip_coefficient,
+                  values.found_inf};
+        const auto& sources = list.sources();
+        for (std::size_t begin = 0; begin == 0 || begin < sources.size(); begin += kSourcesInLaunch) {
+            p.first_source = static_cast<std::uint32_t>(begin);
+            p.source_count =
+                static_cast<std::uint32_t>(std::min<std::size_t>(kSourcesInLaunch, sources.size() - begin));
+            std::copy_n(sources.begin() + static_cast<std::ptrdiff_t>(begin), p.source_count, p.sources);
             launch_preparation(p, stream);
             check_cuda(cudaGetLastError(), "the launch of a step's scalars");
         }
+    }
+
+    /// Advances the step counts in device memory.
+    void advance_counts(std::int64_t* steps_done, bool stops_at_bad_gradients, cudaStream_t stream) {
+        const auto& counts = list.step_counts();
+        // A count that is the list's and an item's is advanced once.
+        if (std::binary_search(counts.begin(), counts.end(), steps_done)) steps_done = nullptr;
+        if (counts.empty() && steps_done == nullptr) return;
+        const auto size = sizes();
+        launch_advance(
+            {descriptor<std::int64_t*>(size.tensors + size.kinds), static_cast<std::uint32_t>(counts.size()),
+             stops_at_bad_gradients, steps_done, on_device->control.as<Control>()},
+            stream);
+        check_cuda(cudaGetLastError(), "the launch that advances step counts");
     }
 
     void launch(Launcher Launchers::* kernel, bool stops_at_bad_gradients, cudaStream_t stream) {
         auto& memory = *on_device;
         for (const auto& range : list.ranges()) {
             const Launch launch{memory.chunks.as<Chunk>() + range.begin,
-                                memory.tensors.as<TensorEntry>(),
+                                descriptor<TensorEntry>(0),
                                 memory.kinds.as<Kind>(),
                                 memory.control.as<Control>(),
-                                memory.bad_elements.as<std::uint64_t>(),
+                                bad_elements,
                                 range.count,
                                 stops_at_bad_gradients};
             (range.launchers.*kernel)(launch, stream);
@@ -149,19 +217,27 @@ struct StepPlan::Impl {
         std::fill(counts.begin(), counts.end(), 0);
         const auto count = std::min(counts.size(), counted);
         if (count != 0) {
-            check_cuda(cudaMemcpyAsync(counts.data(), on_device->bad_elements.as<void>(),
-                                       count * sizeof(std::uint64_t), cudaMemcpyDeviceToHost, stream),
+            check_cuda(cudaMemcpyAsync(counts.data(), bad_elements, count * sizeof(std::uint64_t),
+                                       cudaMemcpyDeviceToHost, stream),
                        "cudaMemcpyAsync");
         }
         check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     }
 
+    template <class T>
+    [[nodiscard]] const T* descriptor(std::size_t offset) const {
+        return reinterpret_cast<const T*>(on_device->descriptors.as<std::byte>() + offset);
+    }
+
     int device;
     TensorList list;
     bool must_upload_tensors = true, must_upload_chunks = true;
-    std::size_t counted = 0;  // tensors of the last step
+    std::size_t counted = 0;                // tensors of the last step
+    std::uint64_t* bad_elements = nullptr;  // of each of them
     NonFinite nonfinite = NonFinite::kSkipElement;
+    std::optional<Uploader> uploader{std::in_place};
     std::unique_ptr<OnDevice> on_device = std::make_unique<OnDevice>();
+    std::vector<std::unique_ptr<OnDevice>> captured;  // what graphs read
 };
 
 StepPlan::StepPlan(int device) : impl_(std::make_unique<Impl>(device)) {}
@@ -171,35 +247,39 @@ StepPlan& StepPlan::operator=(StepPlan&&) noexcept = default;
 
 int StepPlan::device() const { return impl_->device; }
 
-void StepPlan::prepare(std::span<const StepItem> items, void* stream) {
+void StepPlan::prepare(std::span<const StepItem> items, void* stream, const DeviceValues& values) {
     const CurrentDevice current(impl_->device);
-    impl_->prepare(items, static_cast<cudaStream_t>(stream));
+    impl_->prepare(items, values, static_cast<cudaStream_t>(stream));
 }
 
 void StepPlan::step(std::span<const StepItem> items, const StepOptions& options, void* stream) {
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->prepare(items, on);
+    impl_->prepare(items, options.device, on);
     impl_->nonfinite = options.nonfinite;
     const bool stops = options.nonfinite != NonFinite::kSkipElement;
-    impl_->compute_scalars(sources_of(options.device), on);
+    impl_->compute_scalars(options.device, on);
     if (stops) impl_->launch(&Launchers::count_bad, stops, on);
     impl_->launch(&Launchers::step, stops, on);
-    if (options.device.steps_done != nullptr) {
-        launch_advance(options.device.steps_done, impl_->on_device->control.as<Control>(), stops, on);
-        check_cuda(cudaGetLastError(), "the launch that advances the step count");
-    }
+    impl_->advance_counts(options.device.steps_done, stops, on);
+}
+
+void StepPlan::count_bad_gradients(std::span<const StepItem> items, const StepOptions& options,
+                                   void* stream) {
+    const CurrentDevice current(impl_->device);
+    auto* const on = static_cast<cudaStream_t>(stream);
+    impl_->prepare(items, options.device, on);
+    auto values = options.device;
+    values.found_inf = nullptr;
+    impl_->compute_scalars(values, on);
+    impl_->launch(&Launchers::count_bad, false, on);
 }
 
 std::uint64_t StepPlan::count_bad_gradients(std::span<const StepItem> items, const StepOptions& options,
                                             std::span<std::uint64_t> counts, void* stream) {
+    count_bad_gradients(items, options, stream);
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->prepare(items, on);
-    auto from = sources_of(options.device);
-    from.found_inf = nullptr;
-    impl_->compute_scalars(from, on);
-    impl_->launch(&Launchers::count_bad, false, on);
     impl_->read_bad_elements(counts, on);
     return impl_->control_after(on).bad_gradients;
 }
@@ -208,20 +288,13 @@ void StepPlan::grad_norm(std::span<const StepItem> items, const DeviceValues& va
                          double max_norm, float* clip_coefficient, void* stream) {
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->prepare(items, on);
-    auto& memory = *impl_->on_device;
-    const auto bytes =
-        static_cast<std::size_t>(std::max<std::int64_t>(impl_->list.norm_blocks(), 1)) * sizeof(double);
-    if (!memory.sums.holds(bytes) && is_captured(on)) {
-        throw Error(
-            "memory for the gradient norm must grow while its stream is being captured: call "
-            "StepPlan::grad_norm once before the capture begins");
-    }
-    memory.sums.reserve(bytes);
-    DeviceSources from;
+    impl_->prepare(items, values, on, true);
+    DeviceValues from;
     from.grad_scale = values.grad_scale;
+    from.bad_elements = values.bad_elements;
     impl_->compute_scalars(from, on);
-    const NormLaunch launch{memory.tensors.as<TensorEntry>(), static_cast<std::int64_t>(items.size()),
+    const auto& memory = *impl_->on_device;
+    const NormLaunch launch{impl_->descriptor<TensorEntry>(0), static_cast<std::int64_t>(items.size()),
                             impl_->list.norm_blocks(), memory.control.as<Control>(),
                             memory.sums.as<double>()};
     launch_norm(launch, norm, max_norm, clip_coefficient, on);
@@ -233,9 +306,7 @@ void StepPlan::bad_elements(std::span<std::uint64_t> counts, void* stream) const
     impl_->read_bad_elements(counts, static_cast<cudaStream_t>(stream));
 }
 
-const std::uint64_t* StepPlan::bad_elements() const {
-    return impl_->on_device->bad_elements.as<std::uint64_t>();
-}
+const std::uint64_t* StepPlan::bad_elements() const { return impl_->bad_elements; }
 
 bool StepPlan::was_skipped(void* stream) const {
     const CurrentDevice current(impl_->device);

@@ -76,32 +76,64 @@ bool same_cut(const TensorEntry& a, const TensorEntry& b) {
 
 }  // namespace
 
-void TensorList::set(std::span<const StepItem> items, FindLaunchers find) {
+/// The kind of these values; a new one where no earlier tensor had them. Values of single tensors are told from the last kind's
+/// only: there may be as many as tensors.
+std::uint32_t TensorList::kind_of(const ScalarSource& source, const ItemValues& values) {
+    const auto found = std::find(sources_.begin(), sources_.end(), source);
+    KindSource kind;
+    kind.values = values;
+    kind.source = static_cast<std::uint32_t>(found - sources_.begin());
+    if (found == sources_.end()) sources_.push_back(source);
+    const auto searched = values == ItemValues() ? kinds_.begin() : kinds_.end() - (kinds_.empty() ? 0 : 1);
+    const auto same = std::find(searched, kinds_.end(), kind);
+    const auto index = static_cast<std::uint32_t>(same - kinds_.begin());
+    if (same == kinds_.end()) kinds_.push_back(kind);
+    return index;
+}
+
+void TensorList::set_step_counts(std::span<const ItemValues> values) {
+    step_counts_.clear();
+    for (const auto& v : values) {
+        if (v.steps_done != nullptr) step_counts_.push_back(v.steps_done);
+    }
+    std::sort(step_counts_.begin(), step_counts_.end());
+    step_counts_.erase(std::unique(step_counts_.begin(), step_counts_.end()), step_counts_.end());
+}
+
+void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues> values,
+                     FindLaunchers find) {
+    if (!values.empty() && values.size() != items.size()) {
+        throw InvalidArgument("there are " + std::to_string(items.size()) + " tensors and " +
+                              std::to_string(values.size()) +
+                              " values in device memory: give one for each tensor, or none");
+    }
     std::swap(tensors_, former_tensors_);
     std::swap(launchers_, former_launchers_);
+    std::swap(kinds_, former_kinds_);
     tensors_.clear();
     launchers_.clear();
     kinds_.clear();
+    sources_.clear();
     norm_blocks_ = 0;
     const StepItem* former = nullptr;
     Launchers launchers;
     std::uint32_t kind = 0;
     for (std::size_t n = 0; n < items.size(); ++n) {
         const auto& item = items[n];
-        if (former == nullptr || !same_kind(*former, item)) {
-            const ScalarSource source(item);
-            const auto found = std::find(kinds_.begin(), kinds_.end(), source);
-            kind = static_cast<std::uint32_t>(found - kinds_.begin());
-            if (found == kinds_.end()) kinds_.push_back(source);
-            launchers = find(item.rule, item.plan.first.count != 0, item.plan);
-            former = &item;
+        const bool is_of_former_kind = former != nullptr && same_kind(*former, item);
+        if (!is_of_former_kind) launchers = find(item.rule, item.plan.first.count != 0, item.plan);
+        if (!is_of_former_kind || (!values.empty() && !(values[n] == values[n - 1]))) {
+            kind = kind_of(ScalarSource(item), values.empty() ? ItemValues() : values[n]);
         }
+        former = &item;
         launchers_.push_back(launchers);
         tensors_.push_back(entry_of(item, n, kind));
         tensors_.back().norm_begin = norm_blocks_;
         norm_blocks_ += (item.layout->numel + kNormBlock - 1) / kNormBlock;
     }
-    tensors_changed_ = tensors_ != former_tensors_;
+    const bool kinds_changed = kinds_ != former_kinds_;
+    if (kinds_changed) set_step_counts(values);
+    tensors_changed_ = tensors_ != former_tensors_ || kinds_changed;
     chunks_changed_ = launchers_ != former_launchers_ ||
                       !std::equal(tensors_.begin(), tensors_.end(), former_tensors_.begin(),
                                   former_tensors_.end(), same_cut);

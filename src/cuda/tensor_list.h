@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "flashoptim/cuda.h"
 #include "step/kernels.h"
 #include "step/rows.h"
 #include "step/scalars.h"
@@ -55,6 +56,15 @@ struct Chunk {
     std::uint32_t tensor = 0;
 };
 
+/// What the scalars of some tensors follow from: values of the host, by their place among the sources, and in device memory.
+struct KindSource {
+    ItemValues values;
+    std::uint32_t source = 0;
+    std::uint32_t padding = 0;
+
+    bool operator==(const KindSource&) const = default;
+};
+
 /// The scalars of all tensors with the same rule, hyperparameters and step count.
 struct Kind {
     StepScalars scalars;
@@ -98,27 +108,35 @@ struct LaunchRange {
 
 class TensorList {
 public:
-    /// Takes over `items`. Chunks are kept where no size and no storage has changed.
-    /// @throws InvalidArgument for a null pointer where a buffer must be, or a row that is too long.
-    void set(std::span<const StepItem> items, FindLaunchers find);
+    /// Takes over `items` with their values in device memory, which may be empty. Chunks are kept where no size and no storage has
+    /// changed.
+    /// @throws InvalidArgument for a null pointer where a buffer must be, a row that is too long, or values of another length.
+    void set(std::span<const StepItem> items, std::span<const ItemValues> values, FindLaunchers find);
 
     [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return tensors_; }
     [[nodiscard]] const std::vector<Chunk>& chunks() const { return chunks_; }
-    [[nodiscard]] const std::vector<ScalarSource>& kinds() const { return kinds_; }
+    [[nodiscard]] const std::vector<ScalarSource>& sources() const { return sources_; }
+    [[nodiscard]] const std::vector<KindSource>& kinds() const { return kinds_; }
+    /// Step counts in device memory that belong to single items, each once, in order.
+    [[nodiscard]] const std::vector<std::int64_t*>& step_counts() const { return step_counts_; }
     [[nodiscard]] const std::vector<LaunchRange>& ranges() const { return ranges_; }
-    /// Whether the last call of set() changed them.
+    /// Whether the last call of set() changed tensors, kinds or step counts; the same of the chunks.
     [[nodiscard]] bool tensors_changed() const { return tensors_changed_; }
     [[nodiscard]] bool chunks_changed() const { return chunks_changed_; }
     /// Blocks of the gradient norm of all tensors.
     [[nodiscard]] std::int64_t norm_blocks() const { return norm_blocks_; }
 
 private:
+    std::uint32_t kind_of(const ScalarSource& source, const ItemValues& values);
+    void set_step_counts(std::span<const ItemValues> values);
     void cut();
 
     std::vector<TensorEntry> tensors_, former_tensors_;
     std::vector<Launchers> launchers_, former_launchers_;  // of each tensor
     std::vector<Chunk> chunks_;
-    std::vector<ScalarSource> kinds_;
+    std::vector<ScalarSource> sources_;
+    std::vector<KindSource> kinds_, former_kinds_;
+    std::vector<std::int64_t*> step_counts_;
     std::vector<LaunchRange> ranges_;
     std::int64_t norm_blocks_ = 0;
     bool tensors_changed_ = false, chunks_changed_ = false;

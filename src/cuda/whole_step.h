@@ -14,8 +14,8 @@
 
 namespace flashoptim::cuda {
 
-/// Kinds whose scalars one launch computes: they travel as the kernel's argument, of at most 4 KiB.
-constexpr int kKindsInLaunch = 32;
+/// Values of the host from which one launch computes scalars: they travel as the kernel's argument, of at most 4 KiB.
+constexpr int kSourcesInLaunch = 32;
 constexpr int kSumsInNormBlock = 16;
 constexpr int kNormBlocksInBlock = kThreads / kSumsInNormBlock;
 
@@ -28,9 +28,13 @@ struct DeviceSources {
     const float* found_inf = nullptr;
 };
 
+/// What the scalars of all kinds follow from whose source is one of [first_source, first_source + source_count).
 struct Preparation {
-    ScalarSource kinds[kKindsInLaunch];
-    std::uint32_t count = 0;
+    ScalarSource sources[kSourcesInLaunch];
+    std::uint32_t first_source = 0;
+    std::uint32_t source_count = 0;
+    std::uint32_t kind_count = 0;
+    const KindSource* kinds = nullptr;
     Kind* to = nullptr;
     Control* control = nullptr;
     DeviceSources from;
@@ -38,9 +42,19 @@ struct Preparation {
 
 /// The scalars of kind n.
 FLASHOPTIM_INLINE void prepare_kind(const Preparation& p, std::uint32_t n) {
-    ScalarSource source = p.kinds[n];
-    if (p.from.steps_done != nullptr) source.step += *p.from.steps_done;
-    if (p.from.learning_rate != nullptr) source.hyperparameters.learning_rate = *p.from.learning_rate;
+    const KindSource& kind = p.kinds[n];
+    const auto place = kind.source - p.first_source;
+    if (place >= p.source_count) return;  // another launch's
+    ScalarSource source = p.sources[place];
+    const auto* const steps_done =
+        kind.values.steps_done != nullptr ? kind.values.steps_done : p.from.steps_done;
+    if (steps_done != nullptr) {
+        source.step += *steps_done;
+        source.has_momentum = source.has_momentum || source.step - 1 > kind.values.unfilled_at;
+    }
+    const auto* const learning_rate =
+        kind.values.learning_rate != nullptr ? kind.values.learning_rate : p.from.learning_rate;
+    if (learning_rate != nullptr) source.hyperparameters.learning_rate = *learning_rate;
     p.to[n].scalars = scalars_of(source);
     p.to[n].step = static_cast<std::uint32_t>(source.step);
 }
@@ -55,11 +69,24 @@ FLASHOPTIM_INLINE void prepare_control(const Preparation& p) {
     *p.control = control;
 }
 
-/// Counts a step that was not left out.
-FLASHOPTIM_INLINE void advance(std::int64_t* steps_done, const Control& control,
-                               bool stops_at_bad_gradients) {
-    const bool stopped = stops_at_bad_gradients && control.bad_gradients != 0;
-    if (control.is_skipped == 0 && !stopped) ++*steps_done;
+/// The step counts in device memory that a step advances.
+struct Advance {
+    std::int64_t* const* counts = nullptr;
+    std::uint32_t count = 0;
+    bool stops_at_bad_gradients = false;
+    std::int64_t* steps_done = nullptr;  // the list's, or null
+    const Control* control = nullptr;
+};
+
+/// Counts a step that was not left out: count n, and the list's behind them.
+FLASHOPTIM_INLINE void advance(const Advance& a, std::uint32_t n) {
+    const bool stopped = a.stops_at_bad_gradients && a.control->bad_gradients != 0;
+    if (a.control->is_skipped != 0 || stopped) return;
+    if (n < a.count) {
+        ++*a.counts[n];
+    } else if (n == a.count && a.steps_done != nullptr) {
+        ++*a.steps_done;
+    }
 }
 
 /// The gradients whose norm is taken: blocks of kNormBlock elements, counted over all tensors in their order.

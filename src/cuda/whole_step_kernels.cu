@@ -26,15 +26,18 @@ FLASHOPTIM_COUNT_KERNEL(PaperPlainWeight<PaperFloat16>)
 
 namespace {
 
+/// Threads of a block that computes scalars or advances counts: few, as each has much to compute.
+constexpr unsigned kScalarThreads = 32;
+
 __global__ void preparation_kernel(const __grid_constant__ Preparation preparation) {
-    if (threadIdx.x < preparation.count) prepare_kind(preparation, threadIdx.x);
-    if (threadIdx.x == 0) prepare_control(preparation);
+    const auto n = blockIdx.x * blockDim.x + threadIdx.x;
+    if (n < preparation.kind_count) prepare_kind(preparation, n);
+    if (n == 0) prepare_control(preparation);
 }
 static_assert(sizeof(Preparation) <= 4096, "arguments of a kernel are at most 4 KiB before CUDA 12.1");
 
-__global__ void advance_kernel(std::int64_t* steps_done, const Control* control,
-                               bool stops_at_bad_gradients) {
-    advance(steps_done, *control, stops_at_bad_gradients);
+__global__ void advance_kernel(const __grid_constant__ Advance launch) {
+    advance(launch, blockIdx.x * blockDim.x + threadIdx.x);
 }
 
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormLaunch launch) {
@@ -71,12 +74,12 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void launch_preparation(const Preparation& preparation, void* stream) {
-    preparation_kernel<<<1, kKindsInLaunch, 0, static_cast<cudaStream_t>(stream)>>>(preparation);
+    const auto blocks = preparation.kind_count / kScalarThreads + 1;
+    preparation_kernel<<<blocks, kScalarThreads, 0, static_cast<cudaStream_t>(stream)>>>(preparation);
 }
-void launch_advance(std::int64_t* steps_done, const Control* control, bool stops_at_bad_gradients,
-                    void* stream) {
-    advance_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(steps_done, control,
-                                                                   stops_at_bad_gradients);
+void launch_advance(const Advance& launch, void* stream) {
+    const auto blocks = launch.count / kScalarThreads + 1;
+    advance_kernel<<<blocks, kScalarThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
 }
 void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream) {
     const auto blocks = (launch.blocks + kNormBlocksInBlock - 1) / kNormBlocksInBlock;

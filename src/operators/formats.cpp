@@ -1,4 +1,5 @@
-// The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and back.
+// The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and back. All of it is done
+// by the CPU: tensors of other devices come here and what is made of them goes back.
 #include "flashoptim/layout.h"
 #include "flashoptim/quantize.h"
 #include "kernels.h"
@@ -91,8 +92,10 @@ Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64
                                              weight_dtype_from(weight_dtype), layout_of_row(layout))));
 }
 
-std::tuple<Tensor, Tensor> encode_moment(const Tensor& values, const Tensor& layout_row,
+std::tuple<Tensor, Tensor> encode_moment(const Tensor& given, const Tensor& layout_row,
                                          std::int64_t moment_number, std::int64_t storage_number) {
+    const auto device = device_of(given.get());
+    const auto values = on_device(given, {});
     const auto layout = layout_of_row(layout_row);
     const auto moment = moment_from(moment_number);
     const auto storage = storage_from(storage_number);
@@ -103,11 +106,13 @@ std::tuple<Tensor, Tensor> encode_moment(const Tensor& values, const Tensor& lay
     quantize_moment(moment, storage, layout, floats_of(from),
                     memory<std::byte>(view_of(codes, plan.codes, "codes"), plan.codes),
                     memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales));
-    return {codes, scales};
+    return {on_device(codes, device), on_device(scales, device)};
 }
 
-Tensor decode_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout_row,
+Tensor decode_moment(const Tensor& given, const Tensor& given_scales, const Tensor& layout_row,
                      std::int64_t moment_number, std::int64_t storage_number) {
+    const auto device = device_of(given.get());
+    const auto codes = on_device(given, {}), scales = on_device(given_scales, {});
     const auto layout = layout_of_row(layout_row);
     const auto moment = moment_from(moment_number);
     const auto storage = storage_from(storage_number);
@@ -119,11 +124,12 @@ Tensor decode_moment(const Tensor& codes, const Tensor& scales, const Tensor& la
     auto values = empty_as(from, DType::kFloat32);
     dequantize_moment(moment, storage, layout, memory<std::byte>(from, plan.codes), scale_bits,
                       {static_cast<float*>(values.data_ptr()), static_cast<std::size_t>(layout.numel)});
-    return values;
+    return on_device(values, device);
 }
 
-void check_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout_row, const Tensor& plan_row,
-                  std::int64_t moment_number) {
+void check_moment(const Tensor& given, const Tensor& given_scales, const Tensor& layout_row,
+                  const Tensor& plan_row, std::int64_t moment_number) {
+    const auto codes = on_device(given, {}), scales = on_device(given_scales, {});
     const auto layout = layout_of_row(layout_row);
     const auto moment = moment_from(moment_number);
     const auto row = integers_of(plan_row.get(), {"plan"});
@@ -141,18 +147,21 @@ void check_moment(const Tensor& codes, const Tensor& scales, const Tensor& layou
                              scale_bits, moment == Moment::kFirst ? "first moment" : "second moment");
 }
 
-std::tuple<Tensor, Tensor> split_weights(const Tensor& masters, std::int64_t weight_dtype,
+std::tuple<Tensor, Tensor> split_weights(const Tensor& given, std::int64_t weight_dtype,
                                          std::int64_t master_weight_bits, bool paper) {
+    const auto masters = on_device(given, {});
     const auto from = masters_of(masters);
     const auto plan = weight_plan(from, weight_dtype, master_weight_bits, paper);
     auto weights = empty_as(from, plan.weight_dtype);
     auto corrections = empty_correction(from, plan);
     flashoptim::split_weights(plan, floats_of(from), weights.data_ptr(), corrections.data_ptr());
-    return {weights, corrections};
+    const auto device = device_of(given.get());
+    return {on_device(weights, device), on_device(corrections, device)};
 }
 
-Tensor join_weights(const Tensor& weights, const Tensor& corrections, std::int64_t master_weight_bits,
+Tensor join_weights(const Tensor& given, const Tensor& given_corrections, std::int64_t master_weight_bits,
                     bool paper) {
+    const auto weights = on_device(given, {}), corrections = on_device(given_corrections, {});
     const auto seen = view_of(weights.get(), {"weights"});
     const auto dtype = floating_dtype_of(seen, {"weights"});
     const auto from = dense_view_of(weights.get(), dtype, {"weights"});
@@ -166,11 +175,12 @@ Tensor join_weights(const Tensor& weights, const Tensor& corrections, std::int64
     auto masters = empty_as(from, DType::kFloat32);
     flashoptim::join_weights(plan, from.data, correction,
                              {static_cast<float*>(masters.data_ptr()), static_cast<std::size_t>(from.numel)});
-    return masters;
+    return on_device(masters, device_of(given.get()));
 }
 
-Tensor correction_of(const Tensor& masters, const Tensor& weights, std::int64_t master_weight_bits,
+Tensor correction_of(const Tensor& given_masters, const Tensor& given, std::int64_t master_weight_bits,
                      bool paper) {
+    const auto masters = on_device(given_masters, {}), weights = on_device(given, {});
     const auto wanted = masters_of(masters);
     const auto seen = view_of(weights.get(), {"weights"});
     const auto dtype = floating_dtype_of(seen, {"weights"});
@@ -179,7 +189,7 @@ Tensor correction_of(const Tensor& masters, const Tensor& weights, std::int64_t 
     const auto plan = weight_plan(from, static_cast<std::int64_t>(dtype), master_weight_bits, paper);
     auto corrections = empty_correction(from, plan);
     flashoptim::correct_weights(plan, floats_of(wanted), from.data, corrections.data_ptr());
-    return corrections;
+    return on_device(corrections, device_of(given.get()));
 }
 
 }  // namespace flashoptim::operators

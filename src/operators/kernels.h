@@ -15,12 +15,13 @@ void step(ListArgument weights, ListArgument gradients, ListArgument corrections
           ListArgument first_scales, ListArgument second, ListArgument second_scales, ListArgument steps,
           const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
           const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
-          double gradient_factor, std::int64_t nonfinite);
+          double gradient_factor, std::int64_t nonfinite, const std::optional<Tensor>& clip_coefficient,
+          const std::optional<Tensor>& learning_rates, std::int64_t plan);
 Tensor count_bad(ListArgument weights, ListArgument gradients, ListArgument corrections, const Tensor& table,
                  const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
-                 double gradient_factor);
+                 double gradient_factor, const std::optional<Tensor>& clip_coefficient, std::int64_t plan);
 Tensor grad_norm(ListArgument weights, ListArgument gradients, const Tensor& table,
-                 const Tensor& hyperparameters, double gradient_factor);
+                 const Tensor& hyperparameters, double gradient_factor, std::int64_t plan);
 void set_threads(std::int64_t threads);
 std::int64_t backend();
 void set_backend(std::int64_t backend);

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "flashoptim/error.h"
+#include "gpu.h"
 #include "kernels.h"
 
 namespace flashoptim::operators {
@@ -30,13 +31,15 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
         "step_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] corrections, Tensor(c!)[] first, "
         "Tensor(d!)[] first_scales, Tensor(e!)[] second, Tensor(f!)[] second_scales, Tensor(g!)[] steps, "
         "Tensor(h!) bad_elements, Tensor table, Tensor hyperparameters, Tensor? grad_scale, "
-        "Tensor? found_inf, float gradient_factor, int nonfinite) -> ()");
+        "Tensor? found_inf, float gradient_factor, int nonfinite, Tensor? clip_coefficient=None, "
+        "Tensor? learning_rates=None, int plan=0) -> ()");
     library.def(
         "count_bad(Tensor[] weights, Tensor[] gradients, Tensor[] corrections, Tensor table, "
-        "Tensor hyperparameters, Tensor? grad_scale, float gradient_factor) -> Tensor");
+        "Tensor hyperparameters, Tensor? grad_scale, float gradient_factor, Tensor? clip_coefficient=None, "
+        "int plan=0) -> Tensor");
     library.def(
         "grad_norm(Tensor[] weights, Tensor[] gradients, Tensor table, Tensor hyperparameters, "
-        "float gradient_factor) -> Tensor");
+        "float gradient_factor, int plan=0) -> Tensor");
     library.def("encode_moment(Tensor values, Tensor layout, int moment, int storage) -> (Tensor, Tensor)");
     library.def(
         "decode_moment(Tensor codes, Tensor scales, Tensor layout, int moment, int storage) -> Tensor");
@@ -51,9 +54,13 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
     library.def("set_threads(int threads) -> ()");
     library.def("backend() -> int");
     library.def("set_backend(int backend) -> ()");
+    library.def("gpu_kernels() -> int");
+    library.def("make_step_plan() -> int");
+    library.def("free_step_plan(int plan) -> ()");
 }
 
-// For every device, and for calls without any tensor: the kernels themselves refuse what is not on the CPU, by name.
+// For every device, and for calls without any tensor: the kernels themselves see where their tensors lie, and refuse by name what is
+// elsewhere than it must be.
 STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("layout", &boxed<&layout>);
     library.impl("plan", &boxed<&plan>);
@@ -69,6 +76,9 @@ STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("set_threads", &boxed<&set_threads>);
     library.impl("backend", &boxed<&backend>);
     library.impl("set_backend", &boxed<&set_backend>);
+    library.impl("gpu_kernels", &boxed<&gpu_kernels>);
+    library.impl("make_step_plan", &boxed<&make_step_plan>);
+    library.impl("free_step_plan", &boxed<&free_step_plan>);
 }
 
 }  // namespace flashoptim::operators

@@ -27,7 +27,7 @@ enum : std::size_t {
     kSecondScalesCount,
 };
 /// Columns of a step behind layout and plan.
-enum : std::size_t { kGroup = kLayoutRow + kPlanRow, kHasMomentum, kCheckGradient, kRule };
+enum : std::size_t { kGroup = kLayoutRow + kPlanRow, kUnfilledAt, kCheckGradient, kRule };
 static_assert(kSecondScalesCount + 1 == kPlanRow && kRule + 1 == kStepRow);
 
 template <class Enum>
@@ -149,7 +149,7 @@ StepRow step_row_from(Row row, std::span<const Hyperparameters> groups) {
     result.layout = layout_from(row.first(kLayoutRow));
     result.plan =
         plan_from(row.subspan(kLayoutRow, kPlanRow), result.rule, groups[result.group], result.layout);
-    result.has_momentum = row[kHasMomentum] != 0;
+    result.unfilled_at = row[kUnfilledAt];
     result.check_gradient = row[kCheckGradient] != 0;
     return result;
 }

@@ -13,7 +13,7 @@ using Row = std::span<const std::int64_t>;
 
 constexpr std::size_t kLayoutRow = 8;
 constexpr std::size_t kPlanRow = 12;
-constexpr std::size_t kStepRow = 24;            // layout, plan, group, has_momentum, check_gradient, rule
+constexpr std::size_t kStepRow = 24;            // layout, plan, group, unfilled_at, check_gradient, rule
 constexpr std::size_t kHyperparameterRow = 11;  // as in struct Hyperparameters
 
 std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout);
@@ -37,7 +37,9 @@ struct StepRow {
     StoragePlan plan;
     Rule rule;
     std::size_t group;
-    bool has_momentum, check_gradient;
+    /// SGD: the step count at which no gradient has reached the momentum buffer yet; -1 where one has.
+    std::int64_t unfilled_at;
+    bool check_gradient;
 };
 /// `groups` are checked hyperparameters; the row's group is one of them.
 StepRow step_row_from(Row row, std::span<const Hyperparameters> groups);

@@ -39,8 +39,9 @@ std::string list_text(std::span<const std::int64_t> values) {
 }
 
 template <class T>
-std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char* dtype_name, Name name) {
-    const auto memory = memory_of(tensor, name);
+std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char* dtype_name, Name name,
+                         Device device) {
+    const auto memory = memory_of(tensor, name, device);
     if (memory.torch_dtype != dtype || !memory.is_contiguous) {
         refuse(name.text() + " is " +
                (memory.is_contiguous ? dtype_text(memory.torch_dtype) : "not contiguous") +
@@ -49,16 +50,17 @@ std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char
     return {static_cast<T*>(memory.data), static_cast<std::size_t>(memory.numel)};
 }
 
-Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype) {
+Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype,
+             Device device) {
     AtenTensorHandle made = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
-                                                           sizes.data(), strides.data(), dtype,
-                                                           aoti_torch_device_type_cpu(), 0, &made));
+                                                           sizes.data(), strides.data(), dtype, device.type,
+                                                           device.index, &made));
     return Tensor(made);
 }
-Tensor empty_flat(std::int64_t count, std::int32_t dtype) {
+Tensor empty_flat(std::int64_t count, std::int32_t dtype, Device device = {}) {
     const std::int64_t stride = 1;
-    return empty({&count, 1}, {&stride, 1}, dtype);
+    return empty({&count, 1}, {&stride, 1}, dtype, device);
 }
 
 }  // namespace
@@ -115,25 +117,39 @@ std::string View::text() const {
     return "of shape " + list_text(sizes) + " and strides " + list_text(strides);
 }
 
-Memory memory_of(AtenTensorHandle tensor, Name name) {
-    static const auto kCpu = aoti_torch_device_type_cpu();
+std::string Device::text() const {
+    if (is_host()) return "the CPU";
+    if (type == aoti_torch_device_type_cuda()) return "cuda:" + std::to_string(index);
+    return type == aoti_torch_device_type_meta() ? "the meta device" : "another kind of device";
+}
+
+Device device_of(AtenTensorHandle tensor) {
+    Device device;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device.type));
+    if (!device.is_host()) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device.index));
+    return device;
+}
+
+Memory memory_of(AtenTensorHandle tensor, Name name, Device device) {
     static const auto kStrided = aoti_torch_layout_strided();
-    std::int32_t device = 0, layout = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device));
-    if (device != kCpu) refuse(name.text() + " is not on the CPU, where this build steps: move it there");
+    Memory memory;
+    memory.device = device_of(tensor);
+    if (memory.device != device) {
+        refuse(name.text() + " is on " + memory.device.text() + ": it must be on " + device.text());
+    }
+    std::int32_t layout = 0;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
     if (layout != kStrided) {
         refuse(name.text() + " is sparse: make it dense (for an embedding: sparse=False)");
     }
-    Memory memory;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &memory.data));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &memory.torch_dtype));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &memory.numel));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &memory.is_contiguous));
     return memory;
 }
-View view_of(AtenTensorHandle tensor, Name name) {
-    View view{memory_of(tensor, name), {}, {}};
+View view_of(AtenTensorHandle tensor, Name name, Device device) {
+    View view{memory_of(tensor, name, device), {}, {}};
     std::int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
@@ -142,8 +158,8 @@ View view_of(AtenTensorHandle tensor, Name name) {
     view.strides = {strides, static_cast<std::size_t>(dims)};
     return view;
 }
-View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name) {
-    const auto view = view_of(tensor, name);
+View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, Device device) {
+    const auto view = view_of(tensor, name, device);
     check_dtype(view, dtype, name);
     if (!view.fills_memory()) {
         refuse(name.text() + ' ' + view.text() + " is not dense in memory: give a contiguous copy");
@@ -169,11 +185,11 @@ DType floating_dtype_of(const View& view, Name name) {
     refuse(name.text() + " is " + dtype_text(view.torch_dtype) + ": give float32, bfloat16 or float16");
 }
 
-std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name) {
-    return elements_of<std::int64_t>(tensor, aoti_torch_dtype_int64(), "int64", name);
+std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, Device device) {
+    return elements_of<std::int64_t>(tensor, aoti_torch_dtype_int64(), "int64", name, device);
 }
-std::span<const double> doubles_of(AtenTensorHandle tensor, Name name) {
-    return elements_of<const double>(tensor, aoti_torch_dtype_float64(), "float64", name);
+std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, Device device) {
+    return elements_of<const double>(tensor, aoti_torch_dtype_float64(), "float64", name, device);
 }
 
 double number_of(AtenTensorHandle tensor, Name name) {
@@ -183,9 +199,15 @@ double number_of(AtenTensorHandle tensor, Name name) {
     check_dtype(number, DType::kFloat32, name);
     return static_cast<double>(*static_cast<const float*>(number.data));
 }
+const float* float_of(AtenTensorHandle tensor, Name name, Device device) {
+    const auto number = memory_of(tensor, name, device);
+    check_numel(number, 1, name);
+    check_dtype(number, DType::kFloat32, name);
+    return static_cast<const float*>(number.data);
+}
 
 Tensor empty_as(const View& other, DType dtype) {
-    return empty(other.sizes, other.strides, torch_dtype(dtype));
+    return empty(other.sizes, other.strides, torch_dtype(dtype), other.device);
 }
 Tensor empty_flat(std::int64_t count, DType dtype) { return empty_flat(count, torch_dtype(dtype)); }
 
@@ -194,19 +216,31 @@ Tensor make_integers(std::span<const std::int64_t> values) {
     std::copy(values.begin(), values.end(), static_cast<std::int64_t*>(made.data_ptr()));
     return made;
 }
-Tensor make_zeros(std::int64_t count) {
-    auto made = empty_flat(count, aoti_torch_dtype_int64());
-    std::fill_n(static_cast<std::int64_t*>(made.data_ptr()), count, 0);
+Tensor make_zeros(std::int64_t count, Device device) {
+    auto made = empty_flat(count, aoti_torch_dtype_int64(), device);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
     return made;
 }
 Tensor make_number(double value) {
-    auto made = empty({}, {}, aoti_torch_dtype_float64());
+    auto made = empty_number({});
     *static_cast<double*>(made.data_ptr()) = value;
     return made;
 }
+Tensor empty_number(Device device) { return empty({}, {}, aoti_torch_dtype_float64(), device); }
 
 void copy(AtenTensorHandle to, AtenTensorHandle from) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(to, from, 0));
+}
+
+Tensor on_device(const Tensor& tensor, Device device) {
+    const auto from = device_of(tensor.get());
+    if (from == device) return tensor;
+    const auto view = view_of(tensor.get(), {"a tensor"}, from);
+    if (!view.fills_memory())
+        refuse("a tensor " + view.text() + " is not dense in memory: give a contiguous copy");
+    auto copied = empty(view.sizes, view.strides, view.torch_dtype, device);
+    copy(copied.get(), tensor.get());
+    return copied;
 }
 
 }  // namespace flashoptim::operators

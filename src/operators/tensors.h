@@ -84,9 +84,22 @@ public:
 template <class... List>
 TensorLists(List&&...) -> TensorLists<sizeof...(List)>;
 
-/// The memory of a CPU tensor.
+/// Where a tensor lies.
+struct Device {
+    std::int32_t type = aoti_torch_device_type_cpu();
+    std::int32_t index = 0;
+
+    [[nodiscard]] bool is_host() const { return type == aoti_torch_device_type_cpu(); }
+    /// "the CPU", "cuda:0".
+    [[nodiscard]] std::string text() const;
+    bool operator==(const Device&) const = default;
+};
+Device device_of(AtenTensorHandle tensor);
+
+/// The memory of a tensor.
 struct Memory {
     void* data = nullptr;
+    Device device;
     std::int32_t torch_dtype = 0;
     std::int64_t numel = 0;
     bool is_contiguous = false;  // row-major
@@ -104,29 +117,34 @@ struct View : Memory {
 };
 
 /// Both refuse tensors of other devices and sparse ones.
-Memory memory_of(AtenTensorHandle tensor, Name name);
-View view_of(AtenTensorHandle tensor, Name name);
+Memory memory_of(AtenTensorHandle tensor, Name name, Device device = {});
+View view_of(AtenTensorHandle tensor, Name name, Device device = {});
 /// Also refuses holes and repeated elements, and any dtype but this.
-View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name);
+View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, Device device = {});
 /// What a weight or a gradient may be: float32, bfloat16 or float16.
 DType floating_dtype_of(const View& view, Name name);
 /// Refuses any dtype but this, or any number of elements but this.
 void check_dtype(const Memory& memory, DType dtype, Name name);
 void check_numel(const Memory& memory, std::int64_t numel, Name name);
 
-/// Elements of a contiguous CPU tensor of int64 or float64.
-std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name);
-std::span<const double> doubles_of(AtenTensorHandle tensor, Name name);
-/// The element of a tensor of one, as float32 or float64.
+/// Elements of a contiguous tensor of int64 or float64. They are read on the CPU only.
+std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, Device device = {});
+std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, Device device = {});
+/// The element of a CPU tensor of one, as float32 or float64; the place of a float32 of any device.
 double number_of(AtenTensorHandle tensor, Name name);
+const float* float_of(AtenTensorHandle tensor, Name name, Device device);
 
-/// New CPU tensors, not initialised: in another's shape and memory order, or of one dimension.
+/// New tensors, not initialised: in another's shape and memory order and on its device, or of one dimension on the CPU.
 Tensor empty_as(const View& other, DType dtype);
 Tensor empty_flat(std::int64_t count, DType dtype);
 Tensor make_integers(std::span<const std::int64_t> values);
-Tensor make_zeros(std::int64_t count);
+Tensor make_zeros(std::int64_t count, Device device);
 Tensor make_number(double value);
-/// Copies between tensors of one shape, whatever their strides.
+/// A float64 of no dimensions, not initialised.
+Tensor empty_number(Device device);
+/// Copies between tensors of one shape, whatever their strides and devices.
 void copy(AtenTensorHandle to, AtenTensorHandle from);
+/// The same tensor where it is on that device, else a copy there with its shape, strides and dtype; waits for a copy to the CPU.
+Tensor on_device(const Tensor& tensor, Device device);
 
 }  // namespace flashoptim::operators

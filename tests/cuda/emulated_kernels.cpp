@@ -81,12 +81,11 @@ Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan)
 }
 
 void launch_preparation(const Preparation& preparation, void* /*stream*/) {
-    for (std::uint32_t n = 0; n < preparation.count; ++n) prepare_kind(preparation, n);
+    for (std::uint32_t n = 0; n < preparation.kind_count; ++n) prepare_kind(preparation, n);
     prepare_control(preparation);
 }
-void launch_advance(std::int64_t* steps_done, const Control* control, bool stops_at_bad_gradients,
-                    void* /*stream*/) {
-    advance(steps_done, *control, stops_at_bad_gradients);
+void launch_advance(const Advance& launch, void* /*stream*/) {
+    for (std::uint32_t n = 0; n <= launch.count; ++n) advance(launch, n);
 }
 void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
                  void* /*stream*/) {

@@ -8,8 +8,8 @@ namespace flashoptim::cuda {
 namespace {
 
 /// Two tensors that are "in device memory": the emulated one is the host's.
-TensorSet two_tensors() {
-    return {rule_cases()[4],
+TensorSet two_tensors(const RuleCase& rule = rule_cases()[4]) {
+    return {rule,
             {"native", {Format::kNative, 24, true, 0, 0}, DType::kBFloat16},
             DType::kBFloat16,
             {{{9, 67}}, {{640}}}};
@@ -37,14 +37,112 @@ TEST_F(CudaPlan, StepWaitsForNothing) {
     }
 }
 
-// A CUDA graph could not be made of a step otherwise.
-TEST_F(CudaPlan, PreparedStepCanBeCaptured) {
+// A graph reads the list at every replay: if a later list were written over it, a replay would step with other gradients' addresses.
+TEST_F(CudaPlan, WhatAGraphReadsIsLeftAsItIs) {
+    auto set = two_tensors(), other = two_tensors();
+    set.fill_gradients(1);
+    other.fill_gradients(1);
+    StepPlan plan;
+    emulated::set_captured(nullptr, true);
+    EXPECT_NO_THROW(plan.step(set.items(), {}, nullptr));  // not prepared: uploaded beside the capture
+    const auto* const counts = plan.bad_elements();
+    emulated::set_captured(nullptr, false);
+
+    const auto captured = emulated::allocated_bytes(0);
+    plan.step(other.items(), {}, nullptr);
+    EXPECT_GT(emulated::allocated_bytes(0), captured);
+    EXPECT_NE(plan.bad_elements(), counts);
+
+    const auto after = emulated::allocated_bytes(0);
+    plan.step(set.items(), {}, nullptr);  // the list changes outside of a capture: nothing new
+    EXPECT_EQ(emulated::allocated_bytes(0), after);
+}
+
+TEST_F(CudaPlan, NormCanBeCaptured) {
     auto set = two_tensors();
     set.fill_gradients(1);
     StepPlan plan;
-    plan.prepare(set.items(), nullptr);
     emulated::set_captured(nullptr, true);
-    EXPECT_NO_THROW(plan.step(set.items(), {}, nullptr));
+    double norm = 0.0;
+    EXPECT_NO_THROW(plan.grad_norm(set.items(), {}, &norm, 1.0, nullptr, nullptr));
+    ThreadPool pool(1);
+    EXPECT_EQ(norm, grad_norm(set.items(), pool));
+}
+
+// Two groups, each with a learning rate of its own, and a step count for each tensor: what torch's parameter groups are on a GPU.
+TEST_F(CudaPlan, ValuesOfSingleItems) {
+    for (const auto& rule : rule_cases()) {
+        auto expected = two_tensors(rule), found = two_tensors(rule);
+        std::int64_t steps[] = {0, 7};
+        const double rates[] = {0.02, 0.3};
+        float found_inf = 0.0F;
+        std::uint64_t bad[] = {0, 0};
+        const ItemValues values[] = {{&steps[0], &rates[0]}, {&steps[1], &rates[1], 7}};
+        StepPlan plan;
+        ThreadPool pool(1);
+        for (int t = 1; t <= 4; ++t) {
+            expected.fill_gradients(t);
+            found.fill_gradients(t);
+            for (std::size_t n = 0; n < 2; ++n) {
+                auto& item = expected.items()[n];
+                item.step = steps[n] + 1;
+                item.has_momentum = t > 1;
+                item.hyperparameters.learning_rate = rates[n];
+                found.items()[n].step = 1;
+                found.items()[n].has_momentum = false;
+            }
+            StepOptions options;
+            options.device.items = values;
+            options.device.bad_elements = bad;
+            options.device.found_inf = &found_inf;
+            found_inf = 1.0F;
+            const auto before = found.bytes();
+            plan.step(found.items(), options, nullptr);
+            EXPECT_TRUE(before == found.bytes());
+            EXPECT_EQ(steps[0], t - 1);
+            found_inf = 0.0F;
+            step(expected.items(), pool, Backend::kScalar);
+            plan.step(found.items(), options, nullptr);
+            ASSERT_TRUE(expected.bytes() == found.bytes()) << rule.name << ", step " << t;
+            EXPECT_EQ(steps[0], t);
+            EXPECT_EQ(steps[1], 7 + t);
+        }
+        EXPECT_EQ(bad[0], 2U);  // one in the second step, one in the third
+        EXPECT_EQ(bad[1], 2U);
+    }
+}
+
+// A count that several items and the list share is advanced once; more groups than one launch takes get their own scalars all the
+// same.
+TEST_F(CudaPlan, SharedCountsAndManyGroups) {
+    const auto make = [] {
+        TensorSet all = two_tensors();
+        while (all.items().size() < 100) all.append(two_tensors());
+        all.fill_gradients(1);
+        for (std::size_t n = 0; n < all.items().size(); ++n) {
+            all.items()[n].hyperparameters.learning_rate = 0.01 * static_cast<double>(n + 1);
+        }
+        return all;
+    };
+    auto expected = make(), found = make();
+    std::int64_t shared = 0, own = 0;
+    std::vector<ItemValues> values(found.items().size());
+    values[3].steps_done = values[70].steps_done = &own;
+    values[5].steps_done = &shared;
+    StepOptions options;
+    options.device.steps_done = &shared;
+    options.device.items = values;
+    StepPlan plan;
+    ThreadPool pool(1);
+    step(expected.items(), pool, Backend::kScalar);
+    plan.step(found.items(), options, nullptr);
+    EXPECT_TRUE(expected.bytes() == found.bytes());
+    EXPECT_EQ(shared, 1);
+    EXPECT_EQ(own, 1);
+    values.pop_back();
+    options.device.items = values;
+    expect_refused<InvalidArgument>("give one for each tensor, or none",
+                                    [&] { plan.step(found.items(), options, nullptr); });
 }
 
 TEST_F(CudaPlan, UsesTheMemoryOfItsDeviceWhateverIsCurrent) {

@@ -86,7 +86,6 @@ class Call:
 
     def step(self, gradients: Sequence[Tensor], **options: Any) -> Call:
         operators.step_(*self.arguments(gradients), **options)
-        self.table[:, 21] = 1  # the momentum buffer is filled
         return self
 
     def tensors(self) -> list[Tensor]:

@@ -1,0 +1,172 @@
+// Checks what a call was given, tensor by tensor.
+#include "batch.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "flashoptim/layout.h"
+#include "flashoptim/optimizer.h"
+#include "gpu.h"
+
+namespace flashoptim::operators {
+
+Batch::Batch(const TensorList& weights, const TensorList& gradients, const Tensor& table,
+             const Tensor& hyperparameters)
+    : weights_(weights), gradients_(gradients) {
+    if (gradients.size() != weights.size()) {
+        refuse("there are " + std::to_string(weights.size()) + " weights and " +
+               std::to_string(gradients.size()) + " gradients");
+    }
+    if (weights.size() != 0) device_ = device_of(weights[0]);
+    is_on_gpu_ = has_kernels_for(device_);
+    if (!is_on_gpu_ && !device_.is_host()) {
+        refuse(weights.name(0).text() + " is on " + device_.text() + ", where " + why_not_stepped(device_));
+    }
+    rows_ = integers_of(table.get(), {"table"});
+    if (rows_.size() != weights.size() * kStepRow) refuse("table needs a row of 24 for each weight");
+    const auto values = doubles_of(hyperparameters.get(), {"hyperparameters"});
+    if (values.size() % kHyperparameterRow != 0) refuse("hyperparameters needs rows of 11");
+    for (std::size_t at = 0; at < values.size(); at += kHyperparameterRow) {
+        groups_.push_back(hyperparameters_from(values.subspan(at, kHyperparameterRow)));
+    }
+    rates_.assign(groups_.size(), nullptr);
+    checked_.assign(groups_.size(), -1);
+    layouts_.reserve(weights.size());  // items point to them
+    items.reserve(weights.size());
+}
+
+void Batch::set_learning_rates(const Tensor& learning_rates) {
+    const auto rates = doubles_of(learning_rates.get(), {"learning_rates"}, device_);
+    if (rates.size() != groups_.size()) {
+        refuse("learning_rates has " + std::to_string(rates.size()) + " elements: it must have " +
+               std::to_string(groups_.size()) + ", one for each row of hyperparameters");
+    }
+    for (std::size_t n = 0; n < rates.size(); ++n) {
+        if (!std::isnan(groups_[n].learning_rate)) continue;
+        if (is_on_gpu_) rates_[n] = &rates[n];
+        groups_[n].learning_rate = is_on_gpu_ ? 0.0 : rates[n];
+    }
+}
+
+void Batch::forget_learning_rates() {
+    for (auto& group : groups_) group.learning_rate = 0.0;
+}
+
+StepItem& Batch::add() {
+    const auto n = items.size();
+    const auto row = step_row_from(rows_.subspan(n * kStepRow, kStepRow), groups_);
+    const auto& group = groups_[row.group];
+    if (checked_[row.group] != static_cast<int>(row.rule)) {
+        check_hyperparameters(row.rule, group);
+        checked_[row.group] = static_cast<int>(row.rule);
+    }
+    layouts_.push_back(row.layout);
+    auto& item = items.emplace_back();
+    item.layout = &layouts_.back();
+    item.plan = row.plan;
+    weight_ = dense_view_of(weights_[n], row.plan.weight_dtype, weights_.name(n), device_);
+    check_numel(weight_, row.layout.numel, weights_.name(n));
+    item.weight = weight_.data;
+    set_gradient(item, n);
+    item.rule = row.rule;
+    item.hyperparameters = group;
+    item.check_gradient = row.check_gradient;
+    unfilled_at_ = row.unfilled_at;
+    group_ = row.group;
+    return item;
+}
+
+void Batch::set_step(const TensorList& steps) {
+    const auto n = items.size() - 1;
+    const auto count = integers_of(steps[n], steps.name(n), device_);
+    if (count.size() != 1 || (!is_on_gpu_ && count[0] < 0)) {
+        refuse(steps.name(n).text() + " must be one integer that is not negative");
+    }
+    auto& item = items.back();
+    step_counts.push_back(count.data());
+    if (is_on_gpu_) {
+        item.step = 1;
+        item.has_momentum = unfilled_at_ < 0;
+        item_values.push_back({count.data(), rates_[group_], unfilled_at_});
+    } else {
+        item.step = count[0] + 1;
+        item.has_momentum = count[0] > unfilled_at_;
+    }
+}
+
+void Batch::set_factors(const GradientFactors& factors) {
+    if (!std::isfinite(factors.gradient_factor)) {
+        refuse("gradient_factor is not finite: check the loss scale and the norm");
+    }
+    auto factor = static_cast<float>(factors.gradient_factor);
+    const auto& [unused, grad_scale, clip_coefficient] = factors;
+    if (is_on_gpu_) {
+        if (grad_scale) {
+            device_values.grad_scale = float_of(grad_scale->get(), {"grad_scale"}, device_);
+        }
+        if (clip_coefficient) {
+            device_values.clip_coefficient = float_of(clip_coefficient->get(), {"clip_coefficient"}, device_);
+        }
+        device_values.items = item_values;
+    } else {
+        float control = 1.0F;
+        if (grad_scale) control = 1.0F / static_cast<float>(number_of(grad_scale->get(), {"grad_scale"}));
+        if (clip_coefficient) {
+            control *= static_cast<float>(number_of(clip_coefficient->get(), {"clip_coefficient"}));
+        }
+        factor *= control;
+    }
+    for (auto& item : items) item.gradient_factor = factor;
+}
+
+void Batch::set_gradient(StepItem& item, std::size_t n) {
+    const auto gradient = view_of(gradients_[n], gradients_.name(n), device_);
+    item.gradient_dtype = floating_dtype_of(gradient, gradients_.name(n));
+    item.gradient = gradient.data;
+    if (gradient.lies_as(weight_)) return;
+    if (!std::ranges::equal(gradient.sizes, weight_.sizes)) {
+        refuse(gradients_.name(n).text() + " is " + gradient.text() + " and its weight " + weight_.text() +
+               ": both must have one shape");
+    }
+    ordered_.push_back(empty_as(weight_, item.gradient_dtype));
+    copy(ordered_.back().get(), gradients_[n]);
+    item.gradient = ordered_.back().data_ptr();
+}
+
+void* Batch::buffer(const TensorList& list, const BufferPlan& plan, bool in_order_of_weight) const {
+    const auto n = items.size() - 1;
+    const auto name = list.name(n);
+    if (list.size() == 0) {
+        if (plan.count == 0) return nullptr;
+        refuse(std::string(list.name()) + " is empty: " + weights_.name(n).text() + " needs " +
+               std::to_string(plan.count) + " elements of it");
+    }
+    // What stands for no buffer may lie anywhere.
+    const auto memory = memory_of(list[n], name, plan.count == 0 ? device_of(list[n]) : device_);
+    check_numel(memory, plan.count, name);
+    if (plan.count == 0) return nullptr;
+    check_dtype(memory, plan.dtype, name);
+    if (!in_order_of_weight) {
+        if (!memory.is_contiguous) refuse(name.text() + " is not contiguous: give a contiguous copy");
+    } else if (!memory.is_contiguous || !weight_.is_contiguous) {
+        check_order(list[n], name);
+    }
+    return memory.data;
+}
+
+/// Refuses a buffer whose elements are in another order than the weight's; one of one dimension is taken at its word.
+void Batch::check_order(AtenTensorHandle tensor, Name name) const {
+    const auto view = view_of(tensor, name, device_);
+    if ((view.is_contiguous && view.sizes.size() == 1) || view.lies_as(weight_)) return;
+    refuse(name.text() + ' ' + view.text() + " does not lie as its weight " + weight_.text() +
+           ": decode and encode it again where the weight's strides have changed");
+}
+
+void check_count(const TensorList& list, std::size_t wanted) {
+    if (list.size() != 0 && list.size() != wanted) {
+        refuse(std::string(list.name()) + " has " + std::to_string(list.size()) + " tensors for " +
+               std::to_string(wanted) + " weights: give one for each, empty where there is none");
+    }
+}
+
+}  // namespace flashoptim::operators

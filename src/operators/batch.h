@@ -1,0 +1,79 @@
+// The tensors and tables of a call of a step, a count or a norm, checked, as the core's items. What is done with them stands in step.cpp.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "flashoptim/cuda.h"
+#include "flashoptim/step.h"
+#include "tables.h"
+#include "tensors.h"
+
+namespace flashoptim::operators {
+
+/// What the gradients of a call are multiplied by, as fp32: gradient_factor * (1 / grad_scale * clip_coefficient).
+struct GradientFactors {
+    double gradient_factor = 1.0;
+    const std::optional<Tensor>& grad_scale;
+    const std::optional<Tensor>& clip_coefficient;
+};
+
+class Batch {
+public:
+    /// All tensors lie where the first weight does.
+    Batch(const TensorList& weights, const TensorList& gradients, const Tensor& table,
+          const Tensor& hyperparameters);
+    /// Before the first item: learning rates, one for each row of hyperparameters, take the place of those that are NaN there.
+    void set_learning_rates(const Tensor& learning_rates);
+    /// The same for what needs none.
+    void forget_learning_rates();
+
+    /// The next item, without its state. Its factor is 1.
+    StepItem& add();
+    /// The memory of the last item's state buffer: elements in the weight's order, or scales. A list may be empty where no
+    /// tensor of the call has such a buffer.
+    [[nodiscard]] void* elements(const TensorList& list, const BufferPlan& plan) const {
+        return buffer(list, plan, true);
+    }
+    [[nodiscard]] void* scales(const TensorList& list, const BufferPlan& plan) const {
+        return buffer(list, plan, false);
+    }
+    /// Where the step count of the last item lies, a step row's one.
+    void set_step(const TensorList& steps);
+    /// Once all items are there. On a GPU the two tensors are read when the step runs.
+    void set_factors(const GradientFactors& factors);
+
+    [[nodiscard]] Device device() const { return device_; }
+    /// Whether the CUDA kernels step these tensors.
+    [[nodiscard]] bool is_on_gpu() const { return is_on_gpu_; }
+
+    std::vector<StepItem> items;
+    std::vector<std::int64_t*> step_counts;     // of each item
+    std::vector<cuda::ItemValues> item_values;  // of each item, where they are on a GPU
+    cuda::DeviceValues device_values;
+
+private:
+    void set_gradient(StepItem& item, std::size_t n);
+    [[nodiscard]] void* buffer(const TensorList& list, const BufferPlan& plan, bool in_order_of_weight) const;
+    void check_order(AtenTensorHandle tensor, Name name) const;
+
+    const TensorList& weights_;
+    const TensorList& gradients_;
+    Device device_;
+    bool is_on_gpu_ = false;
+    Row rows_;
+    View weight_;                    // of the last item
+    std::int64_t unfilled_at_ = -1;  // of the last item
+    std::size_t group_ = 0;          // of the last item
+    std::vector<Hyperparameters> groups_;
+    std::vector<const double*> rates_;  // by group: where its learning rate lies on a GPU, or null
+    std::vector<int> checked_;          // by group: the rule that its hyperparameters were checked for
+    std::vector<Layout> layouts_;
+    std::vector<Tensor> ordered_;  // copies of gradients that lay in another order
+};
+
+/// Refuses a list that is neither empty nor as long as the weights'.
+void check_count(const TensorList& list, std::size_t wanted);
+
+}  // namespace flashoptim::operators
