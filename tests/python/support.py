@@ -73,9 +73,9 @@ def clones(given: Iterable[Tensor], dtype: torch.dtype | None = None) -> list[to
 
 
 def gradients(given: Iterable[Tensor], step: int, scale: float = 1e-2) -> list[Tensor]:
-    """Gradients that depend on the step and the position in the list only, whatever the parameters' dtype."""
+    """Gradients that depend on the step and the position in the list only, whatever the parameters' dtype and device."""
     made = torch.Generator().manual_seed(1000 + step)
-    return [(torch.randn(p.shape, generator=made) * scale).to(p.dtype) for p in given]
+    return [(torch.randn(p.shape, generator=made) * scale).to(p.device, p.dtype) for p in given]
 
 
 def run(

@@ -15,11 +15,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from flashoptim_cpp import _operators as operators
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = ROOT / "build" / "release" / "CMakeCache.txt"
 VERSION = re.findall(r'VERSION_STRING "(.*)"', (ROOT / "include/flashoptim/version.h").read_text())[0]
 LIBRARY = "flashoptim_cpp/libflashoptim_operators.so"
+BUILT = ROOT / "build" / "release" / "python"
+WITH_CUDA = operators.GPU_KERNELS == 1
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
@@ -56,6 +59,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--wheel",
         "-Cbuild-dir=build/wheel",
         "-Ccmake.define.FLASHOPTIM_WERROR=ON",
+        "-Ccmake.define.FLASHOPTIM_CUDA=OFF",  # minutes of compiling
         f"--outdir={out}",
     )
     (made,) = out.iterdir()
@@ -96,7 +100,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
 def test_the_library_needs_torch_and_the_c_library_only(unpacked: Path) -> None:
-    dynamic = run("readelf", "--wide", "--dynamic", unpacked / LIBRARY)
+    check_needs(unpacked / LIBRARY, is_installed=True)
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
+@pytest.mark.skipif(not WITH_CUDA, reason="the build has no CUDA kernels")
+def test_with_cuda_kernels_it_needs_no_more() -> None:
+    check_needs(BUILT / LIBRARY, is_installed=False)
+    assert BUILT.joinpath(LIBRARY).stat().st_size < 64 << 20
+
+
+def check_needs(library: Path, is_installed: bool) -> None:
+    """Whether a machine without a GPU's driver, and any torch, can load it. Built in place it also knows torch's folder."""
+    dynamic = run("readelf", "--wide", "--dynamic", library)
     needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
     system = {
         "libstdc++",
@@ -110,8 +126,8 @@ def test_the_library_needs_torch_and_the_c_library_only(unpacked: Path) -> None:
         "ld-linux-aarch64",
     }
     assert {"libtorch", "libtorch_cpu"} <= needed <= system | {"libtorch", "libtorch_cpu"}
-    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
-    symbols = run("readelf", "--wide", "--dyn-syms", unpacked / LIBRARY)
+    assert not is_installed or ("RPATH" not in dynamic and "RUNPATH" not in dynamic)
+    symbols = run("readelf", "--wide", "--dyn-syms", library)
     undefined = re.findall(r" UND (\S+)", symbols)
     # Torch's stable interface is C; a C++ symbol of torch or one of Python would bind the library to one version.
     assert not [

@@ -1,0 +1,286 @@
+"""The optimizers on a GPU: the bits of the CPU, nothing that waits, graphs, streams, gradient release, several processes.
+
+Skipped by name where there is no GPU. What does not need a real one runs over the emulated kernels too (test_emulated_gpu.py).
+What a user loses if these fail: training that goes on as it does on the CPU, at the speed of a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import flashoptim_cpp as flash
+import gpu_runs
+import pytest
+import torch
+from flashoptim_cpp import _operators as operators
+from support import ADAMW, RULES, SGD, Rule, assert_same, clones, ids, masters, parameters, run, same_bits
+
+EMULATED = operators.GPU_KERNELS == 2
+IS_REAL = operators.GPU_KERNELS == 1 and torch.cuda.is_available()
+GPU = "cuda" if IS_REAL else "cpu"
+
+pytestmark = pytest.mark.skipif(not IS_REAL and not EMULATED, reason="no CUDA device, or no CUDA kernels")
+real = pytest.mark.skipif(not IS_REAL, reason="no CUDA device")
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Inside, whatever makes the host wait for a GPU raises."""
+    if not IS_REAL:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(dtype: torch.dtype = torch.bfloat16) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(p.detach().to(GPU)) for p in parameters(dtype)]
+
+
+def give_gradients(given: list[torch.nn.Parameter], value: float = 1e-2) -> None:
+    for parameter in given:
+        parameter.grad = torch.full_like(parameter, value)
+
+
+@real
+def test_every_run_has_the_bits_of_the_cpu() -> None:
+    for (name, on_cpu), (_, found) in zip(gpu_runs.runs("cpu"), gpu_runs.runs("cuda"), strict=True):
+        assert found == on_cpu, name
+
+
+@pytest.mark.parametrize("rule", RULES, ids=ids(RULES))
+def test_states_and_counts_lie_where_the_weights_do(rule: Rule) -> None:
+    given = on_gpu()
+    optimizer = rule(given)
+    give_gradients(given)
+    optimizer.step()
+    for parameter in given:
+        state = optimizer.state[parameter]
+        assert state["step"].device == parameter.device and int(state["step"]) == 1
+        assert all(value.device == parameter.device for value in state.values())
+
+
+@pytest.mark.parametrize("policy", ["skip_element", "skip_step"])
+def test_no_step_waits(policy: str) -> None:
+    given = on_gpu()
+    lr = torch.tensor(1e-3, device=GPU)
+    groups = [{"params": given[:2], "lr": lr}, {"params": given[2:], "lr": 1e-2}]
+    optimizer = flash.FlashAdamW(groups, nonfinite=policy)
+    optimizer.found_inf = torch.zeros(1, device=GPU)
+    optimizer.grad_scale = torch.full((), 8.0, device=GPU)
+    give_gradients(given)
+    optimizer.step()
+    with nothing_waits():
+        for _ in range(3):
+            optimizer.clip_grad_norm_(1.0)
+            optimizer.step()
+            lr.mul_(0.5)
+    assert [int(optimizer.state[p]["step"]) for p in given] == [4] * len(given)
+
+
+def test_a_step_that_is_left_out_starts_no_momentum() -> None:
+    given, same = on_gpu(), on_gpu()
+    optimizer, reference = SGD(given), SGD(same)
+    give_gradients(given, float("inf"))
+    optimizer.found_inf = torch.ones(1, device=GPU)
+    optimizer.step()
+    assert all(int(optimizer.state[p]["step"]) == 0 for p in given)
+    optimizer.found_inf.zero_()
+    run(optimizer, given, 2)
+    run(reference, same, 2)
+    assert_same(optimizer, reference)
+
+
+def test_bad_elements_are_counted_and_warned_of_without_waiting() -> None:
+    given = on_gpu()
+    optimizer = ADAMW(given)
+    give_gradients(given)
+    optimizer.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            give_gradients(given)
+            given[1].grad[0, :3] = float("nan")  # type: ignore[index]
+            with nothing_waits():
+                optimizer.step()
+            if IS_REAL:
+                torch.cuda.synchronize()  # a loop on a GPU gives the counts time to arrive
+    assert optimizer.bad_elements() == {0: 0, 1: 36, 2: 0, 3: 0}
+    assert ["3 steps in a row" in str(w.message) for w in caught] == [True]
+
+
+def test_error_names_the_parameter() -> None:
+    given = on_gpu()
+    optimizer = ADAMW(given, nonfinite="error")
+    give_gradients(given)
+    given[2].grad[0, 0] = float("inf")  # type: ignore[index]
+    before = clones(given)
+    with pytest.raises(flash.NonFiniteError, match="parameter 2"):
+        optimizer.step()
+    assert all(map(same_bits, before, given))
+    assert optimizer.bad_elements()[2] == 1
+
+
+def test_a_state_that_was_saved_elsewhere_comes_to_the_weights() -> None:
+    given = on_gpu()
+    optimizer = run_some = ADAMW(given)
+    run(run_some, given, 3)
+    saved = torch.load(_saved(optimizer.state_dict()), map_location="cpu", weights_only=True)
+    copied = clones(given)
+    other = ADAMW(copied)
+    other.load_state_dict(saved)
+    run(optimizer, given, 2, first=3)
+    run(other, copied, 2, first=3)
+    assert_same(optimizer, other)
+
+
+def _saved(state: dict) -> str:
+    import tempfile
+
+    path = Path(tempfile.mkdtemp()) / "state.pt"
+    torch.save(state, path)
+    return str(path)
+
+
+def test_full_precision_weights_are_those_of_the_cpu() -> None:
+    given = on_gpu()
+    optimizer = ADAMW(given)
+    run(optimizer, given, 3)
+    on_cpu = [torch.nn.Parameter(p.detach().cpu()) for p in given]
+    other = ADAMW(on_cpu)
+    other.load_state_dict(optimizer.state_dict())
+    for mine, theirs in zip(masters(optimizer, given), masters(other, on_cpu), strict=True):
+        assert mine.device.type == GPU
+        assert same_bits(mine.cpu(), theirs)
+
+
+@real
+def test_grad_scaler_steps_without_waiting() -> None:
+    given = on_gpu(torch.float16)
+    optimizer = ADAMW(given)
+    scaler = torch.amp.GradScaler("cuda", init_scale=256.0, growth_interval=1000)
+
+    def train(value: float) -> None:
+        optimizer.zero_grad()
+        scaler.scale(sum((p.float() * value).sum() for p in given)).backward()
+        scaler.step(optimizer)
+
+    train(1e-2)
+    scaler.update()
+    before = clones(given)
+    with nothing_waits():
+        train(float("inf"))
+    assert all(map(same_bits, before, given))
+    scaler.update()
+    with nothing_waits():
+        train(1e-2)
+    assert [int(optimizer.state[p]["step"]) for p in given] == [2] * len(given)
+
+
+@real
+@pytest.mark.parametrize("rule", [SGD, ADAMW], ids=ids([SGD, ADAMW]))
+def test_a_captured_step_is_replayed_with_what_lies_on_the_device(rule: Rule) -> None:
+    given, same = on_gpu(), on_gpu()
+    lr, other_lr = (torch.tensor(1e-3, device=GPU) for _ in range(2))
+    optimizer, reference = rule(given, lr=lr), rule(same, lr=other_lr)
+    inputs = torch.zeros((), device=GPU)
+
+    def train(tensors: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        for tensor in tensors:
+            tensor.grad = torch.ones_like(tensor) * inputs
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        train(given, optimizer)
+    torch.cuda.current_stream().wait_stream(side)
+    train(same, reference)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train(given, optimizer)
+    for step in range(4):
+        inputs.fill_(0.01 * step)
+        for rate in (lr, other_lr):
+            rate.fill_(1e-3 / (step + 1))
+        graph.replay()
+        train(same, reference)
+        assert_same(optimizer, reference)
+        if step == 1:  # an ordinary step between replays changes nothing for the graph
+            train(given, optimizer)
+            train(same, reference)
+
+
+@real
+def test_steps_on_several_streams_follow_each_other() -> None:
+    given, same = on_gpu(), on_gpu()
+    optimizer, reference = ADAMW(given), ADAMW(same)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    for step in range(6):
+        stream = streams[step % 3]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run(optimizer, given, 1, first=step)
+        torch.cuda.current_stream().wait_stream(stream)
+    run(reference, same, 6)
+    torch.cuda.synchronize()
+    assert_same(optimizer, reference)
+
+
+@real
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_parameters_on_several_devices() -> None:
+    given = on_gpu()
+    for n, parameter in enumerate(given):
+        parameter.data = parameter.data.to(f"cuda:{n % 2}")
+    same = on_gpu()
+    optimizer, reference = ADAMW(given), ADAMW(same)
+    run(optimizer, given, 3)
+    run(reference, same, 3)
+    assert all(same_bits(a.cpu(), b.cpu()) for a, b in zip(given, same, strict=True))
+
+
+@real
+def test_fsdp2_and_nccl_on_one_gpu() -> None:
+    program = """
+import os, torch, torch.distributed as dist, flashoptim_cpp as flash
+from torch.distributed.fsdp import fully_shard
+from support import model, loss_of
+dist.init_process_group("nccl", rank=0, world_size=1)
+def train(sharded):
+    network = model().cuda()
+    if sharded:
+        fully_shard(network)
+    optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2, nonfinite="skip_step")
+    for step in range(3):
+        inputs, classes = __import__("support").batch(step)
+        loss = torch.nn.functional.cross_entropy(network(inputs.cuda()).float(), classes.cuda())
+        loss.backward()
+        optimizer.clip_grad_norm_(0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.full_tensor() if sharded else p for p in network.parameters()]
+for a, b in zip(train(True), train(False), strict=True):
+    assert torch.equal(a, b)
+print("same", flush=True)
+os._exit(0)
+"""
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "same" in done.stdout, done.stdout + done.stderr
