@@ -84,7 +84,8 @@ class StepPlan:
 
     def __init__(self) -> None:
         self.number: int = _ops.make_step_plan.default()
-        weakref.finalize(self, _ops.free_step_plan.default, self.number).atexit = False
+        self._end = weakref.finalize(self, _ops.free_step_plan.default, self.number)
+        self._end.atexit = False  # type: ignore[misc]  # the driver may be gone then
 
 
 def layout(

@@ -91,8 +91,8 @@ void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float*
                  void* /*stream*/) {
     double total = 0.0;
     for (std::int64_t block = 0; block < launch.blocks; ++block) {
-        double parts[kSumsInNormBlock];
-        for (int part = 0; part < kSumsInNormBlock; ++part) parts[part] = norm_part(launch, block, part);
+        double parts[kNormSums];
+        for (int part = 0; part < kNormSums; ++part) parts[part] = norm_part(launch, block, part);
         launch.sums[block] = norm_total(parts);
         total += launch.sums[block];
     }

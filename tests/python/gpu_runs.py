@@ -103,7 +103,9 @@ def digest(optimizer: Any) -> str:
     for name, value in sorted(snapshot(optimizer).items()):
         total.update(name.encode())
         if isinstance(value, Tensor):
-            total.update(local(value).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            total.update(
+                local(value).detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
     counts = sorted(optimizer.bad_elements().items())
     return f"{total.hexdigest()[:16]} {sum(count for _, count in counts)}"
 
