@@ -130,25 +130,18 @@ def test_error_names_the_parameter() -> None:
     assert optimizer.bad_elements()[2] == 1
 
 
-def test_a_state_that_was_saved_elsewhere_comes_to_the_weights() -> None:
+def test_a_state_that_was_saved_elsewhere_comes_to_the_weights(tmp_path: Path) -> None:
     given = on_gpu()
-    optimizer = run_some = ADAMW(given)
-    run(run_some, given, 3)
-    saved = torch.load(_saved(optimizer.state_dict()), map_location="cpu", weights_only=True)
+    optimizer = ADAMW(given)
+    run(optimizer, given, 3)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True)
     copied = clones(given)
     other = ADAMW(copied)
     other.load_state_dict(saved)
     run(optimizer, given, 2, first=3)
     run(other, copied, 2, first=3)
     assert_same(optimizer, other)
-
-
-def _saved(state: dict) -> str:
-    import tempfile
-
-    path = Path(tempfile.mkdtemp()) / "state.pt"
-    torch.save(state, path)
-    return str(path)
 
 
 def test_full_precision_weights_are_those_of_the_cpu() -> None:
@@ -171,7 +164,7 @@ def test_grad_scaler_steps_without_waiting() -> None:
 
     def train(value: float) -> None:
         optimizer.zero_grad()
-        scaler.scale(sum((p.float() * value).sum() for p in given)).backward()
+        scaler.scale(torch.stack([(p.float() * value).sum() for p in given]).sum()).backward()
         scaler.step(optimizer)
 
     train(1e-2)
@@ -254,7 +247,7 @@ def test_fsdp2_and_nccl_on_one_gpu() -> None:
     program = """
 import os, torch, torch.distributed as dist, flashoptim_cpp as flash
 from torch.distributed.fsdp import fully_shard
-from support import model, loss_of
+from support import batch, model
 dist.init_process_group("nccl", rank=0, world_size=1)
 def train(sharded):
     network = model().cuda()
@@ -262,7 +255,7 @@ def train(sharded):
         fully_shard(network)
     optimizer = flash.FlashAdamW(network.parameters(), lr=1e-2, nonfinite="skip_step")
     for step in range(3):
-        inputs, classes = __import__("support").batch(step)
+        inputs, classes = batch(step)
         loss = torch.nn.functional.cross_entropy(network(inputs.cuda()).float(), classes.cuda())
         loss.backward()
         optimizer.clip_grad_norm_(0.1)
