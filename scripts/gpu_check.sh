@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One call on a machine with an NVIDIA GPU: builds the CUDA backend for it, runs the tests on the device and the benchmark, and
-# leaves JSON and a table in bench/results. Needs what scripts/setup.sh --dev installs, and for the comparison a torch with CUDA and
-# the peers (pip install flashoptim bitsandbytes). Takes less than 10 minutes; --dry-run says what it would do and what is missing.
+# leaves JSON and a table in bench/results. Needs what scripts/setup.sh --dev installs, for the PyTorch package a torch with CUDA, and
+# for the comparison the peers too (pip install flashoptim bitsandbytes). Takes less than 10 minutes; --dry-run says what it would do and what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,11 +45,24 @@ architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/
 generator=()
 if command -v ninja > /dev/null; then generator=(-G Ninja); fi
 
+# The PyTorch package is tested where torch has this GPU.
+torch=$("$python" -c 'import torch; print(torch.utils.cmake_prefix_path if torch.cuda.is_available() else "")' 2> /dev/null || true)
+package=(-DFLASHOPTIM_BUILD_PYTHON=OFF) targets=(cuda_device_test flashoptim_bench_cuda)
+if [ -n "$torch" ]; then
+    package=(-DFLASHOPTIM_BUILD_PYTHON=ON -DTorch_DIR="$torch/Torch")
+    targets+=(flashoptim_operators)
+else
+    echo "gpu_check: without the PyTorch package: $python has no torch with a GPU" >&2
+fi
+
 step 60 cmake -S . -B "$build" "${generator[@]}" --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DFLASHOPTIM_CUDA=ON \
-    -DFLASHOPTIM_CUDA_ARCHITECTURES="${architecture:-90}" -DFLASHOPTIM_TORCH=OFF \
+    -DFLASHOPTIM_CUDA_ARCHITECTURES="${architecture:-90}" -DFLASHOPTIM_TORCH=OFF "${package[@]}" \
     -DFLASHOPTIM_BUILD_TESTS=ON -DFLASHOPTIM_BUILD_BENCH=ON -DFLASHOPTIM_INSTALL=OFF
-step 300 cmake --build "$build" --parallel --target cuda_device_test flashoptim_bench_cuda
+step 300 cmake --build "$build" --parallel --target "${targets[@]}"
 step 120 "$build/tests/cuda/cuda_device_test" --gtest_brief=1
+if [ -n "$torch" ]; then
+    step 180 env PYTHONPATH="$build/python" "$python" -m pytest -q tests/python/test_gpu.py
+fi
 if [ "$dry_run" = 1 ]; then
     step 540 "$python" bench/cuda_compare.py
     "$python" bench/cuda_compare.py --dry-run
