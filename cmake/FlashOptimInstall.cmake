@@ -27,10 +27,10 @@ endmacro()
 
 # In the order of their dependencies, which is the order in which the package file includes them.
 flashoptim_install_library(flashoptim core flashoptim)
+flashoptim_install_library(flashoptim_cuda cuda cuda)
 flashoptim_install_library(flashoptim_checkpoint checkpoint checkpoint)
 flashoptim_install_library(flashoptim_c c c)
 flashoptim_install_library(flashoptim_torch torch torch)
-flashoptim_install_library(flashoptim_cuda cuda cuda)
 
 # Torch stays where it is. CMake leaves out link folders inside the source tree, where .venv lies, so this one is named.
 foreach(target flashoptim_torch flashoptim_command)
@@ -41,7 +41,7 @@ endforeach()
 
 # Headers of libraries that are not installed would only disappoint.
 set(absent_headers "")
-foreach(pair "checkpoint:checkpoint.h" "c:c_api.h" "torch:libtorch.h" "cuda:cuda.h")
+foreach(pair "checkpoint:checkpoint.h" "c:c_api.h" "torch:libtorch.h" "cuda:cuda.h" "cuda:cuda_device.h")
     string(REPLACE ":" ";" pair "${pair}")
     list(GET pair 0 component)
     list(GET pair 1 header)
@@ -70,6 +70,9 @@ function(flashoptim_install_pkg_config target description)
     set(also_libraries "")
     if(type STREQUAL "STATIC_LIBRARY")
         set(also_libraries "-pthread $<IF:$<PLATFORM_ID:Darwin>,-lc++,-lstdc++> -lm")
+        if(target STREQUAL "flashoptim_cuda")
+            set(also_libraries "-L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt ${also_libraries}")
+        endif()
     endif()
     list(JOIN ARGN " " requires)
     file(RELATIVE_PATH up "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
@@ -92,6 +95,12 @@ endfunction()
 
 flashoptim_install_pkg_config(flashoptim "${PROJECT_DESCRIPTION}")
 flashoptim_install_pkg_config(flashoptim_checkpoint "Checkpoints of flashoptim as safetensors" flashoptim)
-flashoptim_install_pkg_config(flashoptim_c "flashoptim for C and any foreign function interface" flashoptim-checkpoint)
+flashoptim_install_pkg_config(flashoptim_cuda "The CUDA backend of flashoptim" flashoptim)
+set(cuda_of_c "")
+if(FLASHOPTIM_WITH_CUDA)
+    set(cuda_of_c flashoptim-cuda)
+endif()
+flashoptim_install_pkg_config(flashoptim_c "flashoptim for C and any foreign function interface"
+    flashoptim-checkpoint ${cuda_of_c})
 
 install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DATADIR}/licenses/flashoptim")

@@ -2,8 +2,10 @@
 #include "flashoptim/optimizer.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "exact_arithmetic.h"
 #include "flashoptim/quantize.h"
@@ -13,6 +15,14 @@
 namespace flashoptim {
 
 namespace {
+
+using DeviceList = std::optional<CountingStepper<Optimizer::ParameterId>>;
+
+/// What the host may read: memory of its own, or a copy of a device's.
+struct HostBytes {
+    std::span<std::byte> bytes;
+    std::shared_ptr<std::byte[]> copy;
+};
 
 struct Parameter {
     std::string name;
@@ -27,7 +37,14 @@ struct Parameter {
     std::int64_t steps = 0;
     bool has_momentum = false;
     std::uint64_t bad_elements = 0;
+    DeviceList alone;  // of step_parameter
 };
+
+constexpr const char* kWeightName = "weight";
+
+std::span<const std::uint16_t> scales_of(std::span<const std::byte> bytes) {
+    return {reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / sizeof(std::uint16_t)};
+}
 
 bool overlaps(const Parameter& a, const Parameter& b) {
     const auto begin = [](const Parameter& p) { return static_cast<const std::byte*>(p.weight.data); };
@@ -68,7 +85,10 @@ struct Optimizer::Impl {
             plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
         int stream = 0;
         const auto fit = [&](StateMemory& memory, const BufferPlan& wanted) {
-            if (!(memory.plan() == wanted)) memory = StateMemory(arena, wanted, stream);
+            if (!(memory.plan() == wanted)) {
+                memory = options.device ? StateMemory(*options.device, wanted)
+                                        : StateMemory(arena, wanted, stream);
+            }
             ++stream;
         };
         if (plan.first.count != p.plan.first.count) p.has_momentum = false;  // momentum came or went
@@ -120,18 +140,41 @@ struct Optimizer::Impl {
         return with_gradient;
     }
 
-    StepReport step(std::span<Parameter* const> chosen) {
+    /// What steps `list` on the device; null where there is none.
+    CountingStepper<ParameterId>* stepper_of(DeviceList& list) const {
+        if (options.device && !list) list.emplace(options.device->stepper());
+        return list ? &*list : nullptr;
+    }
+    void add_bad(ParameterId id, std::uint64_t count) { parameters[id].bad_elements += count; }
+    /// Waits for the counts that are still on the device.
+    void collect(DeviceList& list) {
+        if (list) list->collect([this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
+    }
+    void step_on_device(CountingStepper<ParameterId>& stepper, std::span<Parameter* const> chosen) {
+        std::vector<ParameterId> ids;
+        for (const auto* p : chosen) ids.push_back(static_cast<ParameterId>(p - parameters.data()));
+        stepper.step(items, std::move(ids),
+                     [this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
+    }
+
+    StepReport step(std::span<Parameter* const> chosen, DeviceList& list) {
         fill_items(chosen);
+        auto* const stepper = stepper_of(list);
         StepReport report;
         if (options.nonfinite != NonFinite::kSkipElement) {
-            report.bad_elements = count_bad_gradients(items, pool);
+            report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items)
+                                                     : count_bad_gradients(items, pool);
             if (report.bad_elements != 0) {
                 skip(chosen);
                 report.skipped = true;
                 return report;
             }
         }
-        report.bad_elements = flashoptim::step(items, pool, options.backend);
+        if (stepper != nullptr) {
+            step_on_device(*stepper, chosen);
+        } else {
+            report.bad_elements = flashoptim::step(items, pool, options.backend);
+        }
         for (auto* p : chosen) {
             ++p->steps;
             p->has_momentum = true;
@@ -156,12 +199,59 @@ struct Optimizer::Impl {
             "learning rate or the loss scale, or choose the policy skip_element");
     }
 
+    [[nodiscard]] HostBytes on_host(void* data, std::size_t bytes) const {
+        if (!options.device) return {{static_cast<std::byte*>(data), bytes}, nullptr};
+        auto copy = std::make_shared<std::byte[]>(bytes);
+        options.device->copy_to_host(copy.get(), data, bytes);
+        const std::span<std::byte> all(copy.get(), bytes);
+        return {all, std::move(copy)};
+    }
+    [[nodiscard]] HostBytes on_host(const StateMemory& memory) const {
+        return on_host(memory.data(), memory.bytes());
+    }
+    [[nodiscard]] HostBytes weight_on_host(const Parameter& p) const {
+        return on_host(p.weight.data, static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype));
+    }
+    [[nodiscard]] std::vector<float> moment_values(Moment moment, const Parameter& p,
+                                                   const StateMemory& codes,
+                                                   const StateMemory& scales) const {
+        if (codes.plan().count == 0) return {};
+        std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
+        const auto codes_here = on_host(codes), scales_here = on_host(scales);
+        dequantize_moment(moment, p.plan.moments, p.layout, codes_here.bytes, scales_of(scales_here.bytes),
+                          values);
+        return values;
+    }
+    struct NamedBuffer {
+        std::string name;
+        const StateMemory* memory;
+        bool is_scales;
+    };
+    [[nodiscard]] std::array<NamedBuffer, 5> buffers_of(const Parameter& p) const {
+        const bool is_sgd = rule == Rule::kSGD || rule == Rule::kSGDW;
+        const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
+        return {{{"error_bits", &p.correction, false},
+                 {first, &p.first, false},
+                 {first + "_scales", &p.first_scales, true},
+                 {"exp_avg_sq", &p.second, false},
+                 {"exp_avg_sq_scales", &p.second_scales, true}}};
+    }
+    void write(void* to, std::span<const std::byte> bytes) const {
+        if (bytes.empty()) return;
+        if (options.device) {
+            options.device->copy_from_host(to, bytes.data(), bytes.size());
+        } else {
+            std::memcpy(to, bytes.data(), bytes.size());
+        }
+    }
+
     Rule rule;
     OptimizerOptions options;
     ThreadPool pool;
     std::vector<Hyperparameters> groups;
     StateArena arena;
     std::vector<Parameter> parameters;
+    DeviceList all_on_device;
     float gradient_factor = 1.0F;
     // Of one call; kept so that a step allocates nothing.
     std::vector<Parameter*> with_gradient;
@@ -251,7 +341,13 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
         throw InvalidArgument("the gradient of " + p.name +
                               " has no data: use clear_gradient to take it away");
     }
-    p.gradient_in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
+    const bool in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
+    if (!in_order && impl_->options.device) {
+        throw InvalidArgument("the gradient of " + p.name +
+                              " lies in another memory order than its weight: on a device bring it into the "
+                              "weight's order first");
+    }
+    p.gradient_in_order = in_order;
     if (p.gradient_in_order) p.ordered_gradient = {};
     p.gradient = std::move(view);
     if (p.gradient.data == nullptr) p.gradient.data = &p;  // empty, but set: its step count advances
@@ -271,16 +367,18 @@ void Optimizer::set_gradient_factor(double factor) {
 
 double Optimizer::grad_norm() {
     impl_->fill_items(impl_->all_with_gradient());
+    if (auto* const stepper = impl_->stepper_of(impl_->all_on_device))
+        return (*stepper)->grad_norm(impl_->items);
     return flashoptim::grad_norm(impl_->items, impl_->pool);
 }
 
-StepReport Optimizer::step() { return impl_->step(impl_->all_with_gradient()); }
+StepReport Optimizer::step() { return impl_->step(impl_->all_with_gradient(), impl_->all_on_device); }
 StepReport Optimizer::step_parameter(ParameterId parameter) {
     auto* p = &impl_->at(parameter);
     if (p->gradient.data == nullptr) {
         throw InvalidArgument(p->name + " has no gradient: call set_gradient before step_parameter");
     }
-    return impl_->step({&p, 1});
+    return impl_->step({&p, 1}, p->alone);
 }
 
 std::int64_t Optimizer::step_count(ParameterId parameter) const { return impl_->at(parameter).steps; }
@@ -290,7 +388,10 @@ void Optimizer::set_step_count(ParameterId parameter, std::int64_t steps) {
     impl_->at(parameter).steps = steps;
 }
 std::uint64_t Optimizer::bad_elements(ParameterId parameter) const {
-    return impl_->at(parameter).bad_elements;
+    auto& p = impl_->at(parameter);
+    impl_->collect(impl_->all_on_device);
+    impl_->collect(p.alone);
+    return p.bad_elements;
 }
 
 std::vector<float> Optimizer::master(ParameterId parameter) const {
@@ -304,7 +405,8 @@ void Optimizer::copy_master(ParameterId parameter, std::span<float> to) const {
         throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
                               std::to_string(to.size()));
     }
-    join_weights(p.plan, p.weight.data, p.correction.data(), to);
+    const auto weight = impl_->weight_on_host(p), correction = impl_->on_host(p.correction);
+    join_weights(p.plan, weight.bytes.data(), correction.bytes.data(), to);
 }
 void Optimizer::set_master(ParameterId parameter, std::span<const float> values) {
     auto& p = impl_->at(parameter);
@@ -312,53 +414,65 @@ void Optimizer::set_master(ParameterId parameter, std::span<const float> values)
         throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
                               std::to_string(values.size()));
     }
-    split_weights(p.plan, values, p.weight.data, p.correction.data());
+    if (!impl_->options.device) return split_weights(p.plan, values, p.weight.data, p.correction.data());
+    std::vector<std::byte> weight(values.size() * size_of(p.weight.dtype)), correction(p.correction.bytes());
+    split_weights(p.plan, values, weight.data(), correction.data());
+    impl_->write(p.weight.data, weight);
+    impl_->write(p.correction.data(), correction);
 }
 void Optimizer::refresh_masters(ParameterId parameter) {
     const auto& correction = impl_->at(parameter).correction;
-    if (correction.bytes() != 0) std::memset(correction.data(), 0, correction.bytes());
+    if (correction.bytes() == 0) return;
+    if (impl_->options.device) return impl_->options.device->clear(correction.data(), correction.bytes());
+    std::memset(correction.data(), 0, correction.bytes());
 }
 void Optimizer::refresh_masters() {
     for (ParameterId p = 0; p < impl_->parameters.size(); ++p) refresh_masters(p);
 }
 
-namespace {
-
-std::vector<float> moment_values(Moment moment, const Parameter& p, const StateMemory& codes,
-                                 const StateMemory& scales) {
-    if (codes.plan().count == 0) return {};
-    std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
-    dequantize_moment(moment, p.plan.moments, p.layout, codes.span(), scales.scales(), values);
-    return values;
-}
-
-}  // namespace
-
 std::vector<float> Optimizer::first_moment(ParameterId parameter) const {
     const auto& p = impl_->at(parameter);
-    return moment_values(Moment::kFirst, p, p.first, p.first_scales);
+    return impl_->moment_values(Moment::kFirst, p, p.first, p.first_scales);
 }
 std::vector<float> Optimizer::second_moment(ParameterId parameter) const {
     const auto& p = impl_->at(parameter);
-    return moment_values(Moment::kSecond, p, p.second, p.second_scales);
+    return impl_->moment_values(Moment::kSecond, p, p.second, p.second_scales);
 }
 
 std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
-    auto& p = impl_->at(parameter);
-    const bool is_sgd = impl_->rule == Rule::kSGD || impl_->rule == Rule::kSGDW;
-    const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
+    const auto& p = impl_->at(parameter);
     std::vector<StateTensor> tensors;
-    const auto add = [&](const std::string& name, const StateMemory& buffer, bool is_scales) {
-        if (buffer.plan().count == 0) return;
-        const auto shape = is_scales ? std::vector<std::int64_t>{buffer.plan().count} : p.weight.shape;
-        tensors.push_back({name, buffer.plan().dtype, shape, buffer.span()});
-    };
-    add("error_bits", p.correction, false);
-    add(first, p.first, false);
-    add(first + "_scales", p.first_scales, true);
-    add("exp_avg_sq", p.second, false);
-    add("exp_avg_sq_scales", p.second_scales, true);
+    for (const auto& [name, buffer, is_scales] : impl_->buffers_of(p)) {
+        if (buffer->plan().count == 0) continue;
+        const auto shape = is_scales ? std::vector<std::int64_t>{buffer->plan().count} : p.weight.shape;
+        auto here = impl_->on_host(*buffer);
+        tensors.push_back({name, buffer->plan().dtype, shape, here.bytes, std::move(here.copy)});
+    }
     return tensors;
+}
+StateTensor Optimizer::stored_weight(ParameterId parameter) {
+    const auto& p = impl_->at(parameter);
+    auto here = impl_->weight_on_host(p);
+    return {kWeightName, p.weight.dtype, p.weight.shape, here.bytes, std::move(here.copy)};
+}
+void Optimizer::set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes) {
+    const auto& p = impl_->at(parameter);
+    void* to = p.weight.data;
+    std::size_t size = static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
+    if (name != kWeightName) {
+        size = 0;
+        for (const auto& buffer : impl_->buffers_of(p)) {
+            if (buffer.name != name) continue;
+            to = buffer.memory->data();
+            size = buffer.memory->bytes();
+        }
+    }
+    if (bytes.size() != size) {
+        throw InvalidArgument(p.name + " has " + std::to_string(size) + " bytes of " + std::string(name) +
+                              ", not " + std::to_string(bytes.size()) +
+                              ": give what state() or stored_weight() of the same storage gave");
+    }
+    impl_->write(to, bytes);
 }
 const StoragePlan& Optimizer::storage(ParameterId parameter) const { return impl_->at(parameter).plan; }
 const Layout& Optimizer::layout(ParameterId parameter) const { return impl_->at(parameter).layout; }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "flashoptim/device.h"
 #include "flashoptim/step.h"
 
 namespace flashoptim {
@@ -32,6 +33,8 @@ public:
     /// 4 KiB apart: the processor takes such loads and stores for one another.
     /// @throws std::bad_alloc
     StateMemory(StateArena& arena, const BufferPlan& plan, int stream = 0);
+    /// In memory of a device.
+    StateMemory(Device& device, const BufferPlan& plan) : plan_(plan), data_(device.allocate(plan.bytes())) {}
 
     [[nodiscard]] std::byte* data() const { return data_.get(); }
     [[nodiscard]] std::size_t bytes() const { return plan_.bytes(); }

@@ -39,7 +39,8 @@ typedef enum flashoptim_status {
     FLASHOPTIM_FORMAT_ERROR = 3,     /* a file whose content is not what it has to be */
     FLASHOPTIM_NONFINITE = 4,        /* bad gradients under FLASHOPTIM_NONFINITE_ERROR: nothing was stepped */
     FLASHOPTIM_OUT_OF_MEMORY = 5,
-    FLASHOPTIM_INTERNAL_ERROR = 6 /* anything else, such as threads that cannot be started */
+    FLASHOPTIM_INTERNAL_ERROR = 6, /* anything else, such as threads that cannot be started */
+    FLASHOPTIM_DEVICE_ERROR = 7    /* what CUDA refused; device memory that is full among it */
 } flashoptim_status;
 
 /* What the last failed call of this thread had to say: one line, cut after 1,023 bytes; "" if none has failed. Valid until the
@@ -82,6 +83,8 @@ typedef enum flashoptim_backend {
     FLASHOPTIM_BACKEND_NEON = 6
 } flashoptim_backend;
 
+typedef enum flashoptim_place { FLASHOPTIM_HOST = 0, FLASHOPTIM_CUDA = 1 } flashoptim_place;
+
 typedef enum flashoptim_moment {
     FLASHOPTIM_FIRST_MOMENT = 0,
     FLASHOPTIM_SECOND_MOMENT = 1
@@ -101,7 +104,17 @@ typedef struct flashoptim_options {
     int32_t reserved;               /* 0 */
     int64_t min_quantized_numel;    /* native: smaller tensors keep fp32 moments */
     int64_t min_quantized_numel_1d; /* the same for tensors of one dimension */
+    /* flashoptim_place of weights, gradients and state. With FLASHOPTIM_CUDA their addresses are those of memory of the device,
+       and steps are enqueued on the stream: they return at once under FLASHOPTIM_NONFINITE_SKIP_ELEMENT, where they write 0 to
+       `bad_elements` (flashoptim_bad_elements counts them). Every function that gives values waits for them. Refused where the
+       library was built without CUDA. */
+    int32_t place;
+    int32_t device; /* CUDA's number of it */
+    void* stream;   /* cudaStream_t; NULL: the default stream */
 } flashoptim_options;
+
+/* CUDA devices that a process can use; 0 also where the library was built without CUDA. */
+int32_t flashoptim_cuda_device_count(void);
 
 /* Fills in the defaults. `size` is sizeof(flashoptim_options). */
 flashoptim_status flashoptim_options_init(flashoptim_options* options, size_t size);
@@ -151,6 +164,9 @@ flashoptim_status flashoptim_create(int32_t rule, const flashoptim_hyperparamete
                                     const flashoptim_options* options, flashoptim_optimizer** optimizer);
 /* Frees the handle and the state, not the weights. NULL is allowed. */
 void flashoptim_destroy(flashoptim_optimizer* optimizer);
+
+/* Enqueues what follows on another stream of the optimizer's device. What is under way on the former one must come before it. */
+flashoptim_status flashoptim_set_stream(flashoptim_optimizer* optimizer, void* stream);
 
 /* Adds a parameter group; its number is written to `group`. */
 flashoptim_status flashoptim_add_group(flashoptim_optimizer* optimizer,

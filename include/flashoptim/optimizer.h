@@ -6,8 +6,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "flashoptim/device.h"
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
 #include "flashoptim/tensor_view.h"
@@ -22,6 +24,9 @@ struct OptimizerOptions {
         true;         // `paper` only: false takes NaN and Inf as they come, as its authors' code does
     int threads = 0;  // 0: OMP_NUM_THREADS if set, else as many as the machine has
     Backend backend = Backend::kAutomatic;
+    /// Null: memory of the host. Otherwise weights and gradients are in memory of this device, state is allocated there and steps
+    /// run there (cuda_device.h); threads and backend are then of no use. Optimizers may share a device.
+    std::shared_ptr<Device> device;
 };
 
 /// Bytes by kind.
@@ -33,23 +38,29 @@ struct MemoryReport {
 
 /// What a step did.
 struct StepReport {
-    std::uint64_t bad_elements = 0;  // of all parameters
-    bool skipped = false;            // NonFinite::kSkipStep found a bad gradient: nothing changed
+    /// Of all parameters. On a device steps of NonFinite::kSkipElement are not waited for: 0 here, Optimizer::bad_elements
+    /// counts them.
+    std::uint64_t bad_elements = 0;
+    bool skipped = false;  // NonFinite::kSkipStep found a bad gradient: nothing changed
 };
 
-/// One state buffer of a parameter, for saving and loading. Bytes are exactly what the optimizer computes with.
+/// One buffer of a parameter, for saving and loading. Bytes are exactly what the optimizer computes with.
 struct StateTensor {
     std::string
         name;  // "error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales", "momentum_buffer", ...
     DType dtype;
     std::vector<std::int64_t> shape;
     std::span<std::byte> bytes;
+    std::shared_ptr<std::byte[]> copy;  // of a device's memory: owns `bytes`
 };
 
 /// Base of all rules: parameters, groups, step counts, policies.
 ///
-/// Thread-safety: one optimizer serves one thread at a time; different optimizers may be used in different threads at once.
-/// Weights given to it must outlive it or be removed by destroying it; gradients are read during step() only.
+/// Thread-safety: one optimizer serves one thread at a time; different optimizers may be used in different threads at once, if they
+/// share no device. Weights given to it must outlive it or be removed by destroying it; gradients are read during step() only.
+///
+/// With OptimizerOptions::device steps are enqueued and return at once under NonFinite::kSkipElement; the other policies wait for the
+/// count of bad gradients. Everything that returns values waits: norms, counts, masters, moments and state are copied to the host.
 class Optimizer {
 public:
     using ParameterId = std::size_t;
@@ -87,7 +98,7 @@ public:
 
     /// Where the gradient lies (float32, bfloat16, float16; the weight's shape; any strides, also not dense). Not owned; read
     /// by every following step until it is changed or cleared.
-    /// @throws InvalidArgument for another shape or dtype.
+    /// @throws InvalidArgument for another shape or dtype; on a device also for another memory order than the weight's.
     void set_gradient(ParameterId parameter, const TensorView& gradient);
     void clear_gradient(ParameterId parameter);
     /// Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. Must be finite.
@@ -119,8 +130,14 @@ public:
     [[nodiscard]] std::vector<float> first_moment(ParameterId parameter) const;
     [[nodiscard]] std::vector<float> second_moment(ParameterId parameter) const;
 
-    /// The state buffers of a parameter as they lie. Writing into `bytes` replaces state; check_state afterwards.
+    /// The state buffers of a parameter: in memory of the host as they lie, so that writing into `bytes` replaces them; of a
+    /// device's copies.
     [[nodiscard]] std::vector<StateTensor> state(ParameterId parameter);
+    /// The same of the stored weight, under the name "weight".
+    [[nodiscard]] StateTensor stored_weight(ParameterId parameter);
+    /// Replaces a buffer, or the stored weight, by bytes such as these functions give, unchecked but for their number.
+    /// @throws InvalidArgument for a name that the parameter does not have or another number of bytes.
+    void set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes);
     [[nodiscard]] const StoragePlan& storage(ParameterId parameter) const;
     [[nodiscard]] const Layout& layout(ParameterId parameter) const;
     /// SGD: whether the momentum buffer has been filled.

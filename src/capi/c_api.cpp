@@ -10,8 +10,10 @@
 #include <string_view>
 #include <utility>
 
+#include "c_device.h"
 #include "c_types.h"
 #include "flashoptim/checkpoint.h"
+#include "flashoptim/cuda.h"
 #include "flashoptim/version.h"
 
 using namespace flashoptim;
@@ -64,6 +66,8 @@ flashoptim_status guarded(Body body) noexcept {
         return fail(FLASHOPTIM_FORMAT_ERROR, error.what());
     } catch (const NonFiniteError& error) {
         return fail(FLASHOPTIM_NONFINITE, error.what());
+    } catch (const cuda::Error& error) {
+        return fail(FLASHOPTIM_DEVICE_ERROR, error.what());
     } catch (const std::bad_alloc&) {
         return fail(FLASHOPTIM_OUT_OF_MEMORY, "out of memory: use smaller tensors or a smaller format");
     } catch (const std::exception& error) {
@@ -101,6 +105,8 @@ std::int32_t flashoptim_abi_version(void) { return FLASHOPTIM_ABI_VERSION; }
 const char* flashoptim_version(void) { return FLASHOPTIM_VERSION_STRING; }
 const char* flashoptim_last_error(void) { return last_error().data(); }
 
+std::int32_t flashoptim_cuda_device_count(void) { return capi::cuda_device_count(); }
+
 flashoptim_status flashoptim_options_init(flashoptim_options* options, size_t size) {
     return guarded([&] { write_struct(to_c(OptimizerOptions{}), size, kFirstOptions, options, "options"); });
 }
@@ -124,6 +130,10 @@ flashoptim_status flashoptim_create(std::int32_t rule, const flashoptim_hyperpar
 }
 void flashoptim_destroy(flashoptim_optimizer* optimizer) {
     std::unique_ptr<flashoptim_optimizer>{optimizer}.reset();
+}
+
+flashoptim_status flashoptim_set_stream(flashoptim_optimizer* optimizer, void* stream) {
+    return guarded([&] { set_cuda_stream(core(optimizer).options().device.get(), stream); });
 }
 
 flashoptim_status flashoptim_add_group(flashoptim_optimizer* optimizer,

@@ -3,6 +3,8 @@
 
 #include <vector>
 
+#include "c_device.h"
+
 namespace flashoptim::capi {
 
 namespace {
@@ -60,6 +62,9 @@ OptimizerOptions from_c(const flashoptim_options* options) {
     o.backend = to_enum(c.backend, Backend::kNeon, "backend");
     o.storage.min_quantized_numel = c.min_quantized_numel;
     o.storage.min_quantized_numel_1d = c.min_quantized_numel_1d;
+    if (to_enum(c.place, FLASHOPTIM_CUDA, "place") == FLASHOPTIM_CUDA) {
+        o.device = make_cuda_device(c.device, c.stream);
+    }
     return o;
 }
 

@@ -29,7 +29,7 @@ Rule to_rule(std::int32_t value);
 Moment to_moment(std::int32_t value);
 
 /// Bytes that the first version of a struct had: all up to the end of its last field then.
-constexpr std::size_t kFirstOptions = sizeof(flashoptim_options);
+constexpr std::size_t kFirstOptions = offsetof(flashoptim_options, place);
 constexpr std::size_t kFirstHyperparameters = sizeof(flashoptim_hyperparameters);
 constexpr std::size_t kFirstMemory = sizeof(flashoptim_memory);
 

@@ -7,7 +7,6 @@
 //
 // Tensors lie as the optimizer holds them, so their shapes are those of the parameters with dimensions in memory order.
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <set>
 #include <utility>
@@ -284,25 +283,22 @@ private:
                     "use the options that it was saved with, or allow the conversion");
             }
             staged.state = convert_state(std::move(staged.state), from, to, saved.shape,
-                                         optimizer_.weight(id).data, label_of(saved.name));
+                                         optimizer_.stored_weight(id).bytes.data(), label_of(saved.name));
             report_.converted.push_back(saved.name);
         }
         staged_.push_back(std::move(staged));
     }
 
     void commit() {
-        const auto copy = [](const std::vector<std::byte>& from, void* to) {
-            if (!from.empty()) std::memcpy(to, from.data(), from.size());
-        };
         for (std::size_t g = 0; g < manifest_.groups.size(); ++g) {
             optimizer_.set_hyperparameters(g, manifest_.groups[g]);
         }
         const auto buffers = buffers_of(manifest_.rule);
         for (const auto& staged : staged_) {
-            copy(staged.state.weight, optimizer_.weight(staged.id).data);
-            for (const auto& tensor : optimizer_.state(staged.id)) {
-                const auto buffer = std::ranges::find(buffers, tensor.name, &NamedBuffer::name);
-                copy(staged.state.*(buffer->bytes), tensor.bytes.data());
+            if (!staged.state.weight.empty()) optimizer_.set_stored(staged.id, "weight", staged.state.weight);
+            for (const auto& buffer : buffers) {
+                const auto& bytes = staged.state.*(buffer.bytes);
+                if (!bytes.empty()) optimizer_.set_stored(staged.id, buffer.name, bytes);
             }
             optimizer_.set_step_count(staged.id, staged.steps);
             optimizer_.set_has_momentum(staged.id, staged.has_momentum);
@@ -333,22 +329,22 @@ std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& 
         manifest.groups.push_back(optimizer.hyperparameters(g));
     std::vector<TensorFile> files = {{.name = kState, .tensors = {}}};
     if (options.weights) files.push_back({.name = kWeights, .tensors = {}});
+    std::vector<StateTensor> stored;  // with the copies of what lies on a device
     for (ParameterId id = 0; id < optimizer.parameter_count(); ++id) {
         const auto& weight = optimizer.weight(id);
         manifest.parameters.push_back(describe(optimizer, id));
         const auto shape = shape_in_memory(weight.shape, manifest.parameters.back().strides);
-        for (const auto& tensor : optimizer.state(id)) {
+        for (auto& tensor : optimizer.state(id)) {
             // Scales are counted in groups, everything else has the parameter's elements.
             const bool is_scales = tensor.shape != weight.shape;
             files[0].tensors.push_back({optimizer.name(id) + "." + tensor.name, storage_type_of(tensor.dtype),
                                         is_scales ? tensor.shape : shape, tensor.bytes});
+            stored.push_back(std::move(tensor));
         }
         if (options.weights) {
-            const auto bytes = static_cast<std::size_t>(weight.numel()) * size_of(weight.dtype);
-            files[1].tensors.push_back({optimizer.name(id),
-                                        storage_type_of(weight.dtype),
-                                        shape,
-                                        {static_cast<const std::byte*>(weight.data), bytes}});
+            stored.push_back(optimizer.stored_weight(id));
+            files[1].tensors.push_back(
+                {optimizer.name(id), storage_type_of(weight.dtype), shape, stored.back().bytes});
         }
     }
     return write(folder, to_json(manifest), files);

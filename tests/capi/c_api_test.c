@@ -414,6 +414,19 @@ static void* error_of_another_thread(void* name) {
 }
 
 /* Errors of one thread are not seen by another. */
+/* Without a GPU, or in a build without CUDA, a program learns in one line why it cannot have a device. */
+static void test_device_that_is_not_there(void) {
+    flashoptim_options options;
+    flashoptim_optimizer* none = NULL;
+    if (flashoptim_cuda_device_count() != 0) return;
+    EXPECT_OK(flashoptim_options_init(&options, sizeof options));
+    options.place = FLASHOPTIM_CUDA;
+    EXPECT(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none) != FLASHOPTIM_OK);
+    EXPECT(strstr(flashoptim_last_error(), "this build has no CUDA backend: configure it") != NULL ||
+           strstr(flashoptim_last_error(), "CUDA device 0 does not exist") != NULL);
+    EXPECT(none == NULL);
+}
+
 static void test_errors_belong_to_their_thread(void) {
     char before[1024];
     pthread_t other;
@@ -441,6 +454,7 @@ int main(int argc, char** argv) {
     test_shards();
     test_formats_alone();
     test_refusals();
+    test_device_that_is_not_there();
     if (failures != 0) fprintf(stderr, "%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }

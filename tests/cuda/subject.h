@@ -18,7 +18,10 @@ public:
     ~DeviceCopy() { (void)cudaFree(data_); }
     DeviceCopy(const DeviceCopy&) = delete;
     DeviceCopy& operator=(const DeviceCopy&) = delete;
-    void upload(const void* from) { check(cudaMemcpy(data_, from, bytes_, cudaMemcpyHostToDevice)); }
+    void upload(const void* from) { upload(from, bytes_); }
+    void upload(const void* from, std::size_t bytes) {
+        check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice));
+    }
     void download(void* to) const { check(cudaMemcpy(to, data_, bytes_, cudaMemcpyDeviceToHost)); }
     template <class T>
     [[nodiscard]] T* as() const {

@@ -1,0 +1,130 @@
+/* The C interface on a CUDA device, over the emulated runtime, whose device memory is memory of the host: if this fails, C programs on
+   a GPU train otherwise than on the CPU. Usage: c_api_on_cuda_test FOLDER (for what it saves). */
+#include <flashoptim/c_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = 64, COLUMNS = 96, COUNT = ROWS * COLUMNS };
+
+static int failures = 0;
+
+#define EXPECT(condition)                                                                   \
+    do {                                                                                    \
+        if (!(condition)) {                                                                 \
+            fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, \
+                    flashoptim_last_error());                                               \
+            ++failures;                                                                     \
+        }                                                                                   \
+    } while (0)
+#define EXPECT_OK(call) EXPECT((call) == FLASHOPTIM_OK)
+
+static const int64_t shape[2] = {ROWS, COLUMNS};
+
+/* A weight, its gradient and its optimizer. */
+typedef struct run {
+    float weight[COUNT], gradient[COUNT], master[COUNT];
+    flashoptim_optimizer* optimizer;
+} run;
+
+static void make_run(run* r, int32_t place, int32_t nonfinite) {
+    flashoptim_options options;
+    flashoptim_tensor weight = {r->weight, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    flashoptim_tensor gradient = {r->gradient, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    int n;
+    for (n = 0; n < COUNT; ++n) {
+        r->weight[n] = (float)(n % 97) / 97.0f - 0.5f;
+        r->gradient[n] = (float)(n % 89) / 890.0f - 0.05f;
+    }
+    EXPECT_OK(flashoptim_options_init(&options, sizeof options));
+    EXPECT(options.place == FLASHOPTIM_HOST && options.device == 0 && options.stream == NULL);
+    options.place = place;
+    options.nonfinite = nonfinite;
+    EXPECT_OK(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &r->optimizer));
+    EXPECT_OK(flashoptim_add_parameter(r->optimizer, &weight, "w", 0, NULL, NULL));
+    EXPECT_OK(flashoptim_set_gradient(r->optimizer, 0, &gradient));
+}
+
+static void expect_same(run* host, run* device) {
+    double norm[2];
+    uint64_t bad[2];
+    EXPECT(memcmp(host->weight, device->weight, sizeof host->weight) == 0);
+    EXPECT_OK(flashoptim_copy_master(host->optimizer, 0, host->master, COUNT));
+    EXPECT_OK(flashoptim_copy_master(device->optimizer, 0, device->master, COUNT));
+    EXPECT(memcmp(host->master, device->master, sizeof host->master) == 0);
+    EXPECT_OK(flashoptim_copy_moment(host->optimizer, 0, FLASHOPTIM_SECOND_MOMENT, host->master, COUNT));
+    EXPECT_OK(flashoptim_copy_moment(device->optimizer, 0, FLASHOPTIM_SECOND_MOMENT, device->master, COUNT));
+    EXPECT(memcmp(host->master, device->master, sizeof host->master) == 0);
+    EXPECT_OK(flashoptim_grad_norm(host->optimizer, &norm[0]));
+    EXPECT_OK(flashoptim_grad_norm(device->optimizer, &norm[1]));
+    EXPECT(norm[0] == norm[1]);
+    EXPECT_OK(flashoptim_bad_elements(host->optimizer, 0, &bad[0]));
+    EXPECT_OK(flashoptim_bad_elements(device->optimizer, 0, &bad[1]));
+    EXPECT(bad[0] == bad[1]);
+}
+
+static run host, device;
+
+static void test_same_bits_and_checkpoints(const char* folder) {
+    char path[4096];
+    int t;
+    make_run(&host, FLASHOPTIM_HOST, FLASHOPTIM_NONFINITE_SKIP_ELEMENT);
+    make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_SKIP_ELEMENT);
+    device.gradient[5] = host.gradient[5] = 1e30f; /* counted, not stepped */
+    for (t = 0; t < 3; ++t) {
+        EXPECT_OK(flashoptim_step(host.optimizer, NULL, NULL));
+        EXPECT_OK(flashoptim_step(device.optimizer, NULL, NULL));
+    }
+    expect_same(&host, &device);
+    EXPECT_OK(flashoptim_set_stream(device.optimizer, NULL));
+    EXPECT(flashoptim_set_stream(host.optimizer, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+
+    snprintf(path, sizeof path, "%s/c_api_on_cuda", folder);
+    EXPECT_OK(flashoptim_save(device.optimizer, path, 1));
+    EXPECT_OK(flashoptim_load(host.optimizer, path, 1, 0, NULL));
+    EXPECT_OK(flashoptim_step(host.optimizer, NULL, NULL));
+    EXPECT_OK(flashoptim_step(device.optimizer, NULL, NULL));
+    EXPECT(memcmp(host.weight, device.weight, sizeof host.weight) == 0);
+    flashoptim_destroy(host.optimizer);
+    flashoptim_destroy(device.optimizer);
+}
+
+static void test_policies(void) {
+    uint64_t bad = 0;
+    int32_t skipped = 0;
+    make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_SKIP_STEP);
+    device.gradient[7] = 1e30f;
+    EXPECT_OK(flashoptim_step(device.optimizer, &bad, &skipped));
+    EXPECT(bad == 1 && skipped == 1);
+    flashoptim_destroy(device.optimizer);
+    make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_ERROR);
+    device.gradient[7] = 1e30f;
+    EXPECT(flashoptim_step(device.optimizer, NULL, NULL) == FLASHOPTIM_NONFINITE);
+    flashoptim_destroy(device.optimizer);
+}
+
+static void test_refusals(void) {
+    flashoptim_options options;
+    flashoptim_optimizer* none = NULL;
+    EXPECT(flashoptim_cuda_device_count() == 1);
+    EXPECT_OK(flashoptim_options_init(&options, sizeof options));
+    options.place = FLASHOPTIM_CUDA;
+    options.device = 1;
+    EXPECT(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none) == FLASHOPTIM_DEVICE_ERROR);
+    EXPECT(strstr(flashoptim_last_error(), "CUDA device 1 does not exist") != NULL);
+    options.place = 2;
+    EXPECT(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "place is 2") != NULL);
+    /* A program of before devices knows less of the struct. */
+    options.size = offsetof(flashoptim_options, place);
+    EXPECT_OK(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none));
+    flashoptim_destroy(none);
+}
+
+int main(int argc, char** argv) {
+    if (argc != 2) return 2;
+    test_same_bits_and_checkpoints(argv[1]);
+    test_policies();
+    test_refusals();
+    return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
