@@ -239,10 +239,10 @@ struct OptimizerImpl;
 
 /// Base of the optimizers: a torch::optim::Optimizer over flashoptim::step.
 ///
-/// Parameters are leaf tensors on the CPU of float32, bfloat16 or float16, dense in any stride order. Everything that takes a
-/// parameter takes the very tensor that is in a parameter group and throws InvalidArgument for another one. A state is made
-/// when a parameter has its first gradient; after that its dtype, shape and strides must not change. A parameter that is taken
-/// out of its group loses its state. Errors are
+/// Parameters are leaf tensors on the CPU, or on CUDA devices where the library was built with CUDA, of float32, bfloat16 or
+/// float16, dense in any stride order. Everything that takes a parameter takes the very tensor that is in a parameter group and
+/// throws InvalidArgument for another one. A state is made on the parameter's device when it has its first gradient; after that
+/// dtype, shape, strides and device must not change. A parameter that is taken out of its group loses its state. Errors are
 /// flashoptim::Error; after one no parameter and no state has changed (under NonFinite::kError bad elements are counted).
 ///
 /// Thread-safety: one optimizer serves one thread at a time (with GradientRelease: any number of backward passes); different
@@ -264,7 +264,8 @@ public:
     /// @throws InvalidArgument for a gradient that is sparse, of another shape, of a dtype other than float32, bfloat16 and
     ///         float16 or on another device; NonFiniteError under NonFinite::kError.
     torch::Tensor step(LossClosure closure = nullptr) override;
-    /// What the last step() did. Under GradientRelease, where each parameter is a step: what the last one of them did;
+    /// What the last step() did. Elements that it skipped on CUDA under NonFinite::kSkipElement are not waited for and are 0
+    /// here; bad_elements() has them. Under GradientRelease, where each parameter is a step: what the last one of them did;
     /// bad_elements() has the sums.
     [[nodiscard]] const StepReport& last_step() const;
     /// Clears gradients, also those of set_gradient. (Not virtual in LibTorch: called through a torch::optim::Optimizer& it
@@ -286,7 +287,8 @@ public:
 
     /// Bytes that weights, states and gradients take at this moment.
     [[nodiscard]] MemoryReport memory_report() const;
-    /// Elements of a parameter (of all) whose gradient was not finite or huge; counted also where it kept a whole step back.
+    /// Elements of a parameter (of all) whose gradient was not finite or huge; counted also where it kept a whole step back. Waits
+    /// for the steps on CUDA, whose counts the parameter's state has only then.
     [[nodiscard]] std::int64_t bad_elements(const torch::Tensor& parameter) const;
     [[nodiscard]] std::int64_t bad_elements() const;
 

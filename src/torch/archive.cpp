@@ -133,6 +133,7 @@ std::vector<LoadedGroup> load_groups(InputArchive& archive, OptimizerImpl& impl)
 }  // namespace
 
 void FlashOptimizer::save(OutputArchive& archive) const {
+    impl_->collect_counts();
     archive.write(kVersionKey, kVersion);
     archive.write("rule", std::string(name_of(impl_->rule)));
     const auto& groups = param_groups();
@@ -156,6 +157,7 @@ void FlashOptimizer::save(OutputArchive& archive) const {
 void FlashOptimizer::load(InputArchive& archive) {
     const torch::NoGradGuard no_gradients;
     impl_->refresh();
+    impl_->collect_counts();  // or they would be added to those that are loaded
     std::vector<LoadedGroup> loaded;
     try {
         loaded = load_groups(archive, *impl_);

@@ -101,11 +101,13 @@ MemoryReport FlashOptimizer::memory_report() const {
 
 std::int64_t FlashOptimizer::bad_elements(const torch::Tensor& parameter) const {
     const auto* state = impl_->state_of(impl_->find(parameter));
+    impl_->collect_counts();
     return state == nullptr ? 0 : state->bad_elements();
 }
 
 std::int64_t FlashOptimizer::bad_elements() const {
     std::int64_t sum = 0;
+    impl_->collect_counts();
     for (const auto* parameter : impl_->all()) {
         if (const auto* state = impl_->state_of(*parameter)) sum += state->bad_elements();
     }
@@ -115,13 +117,14 @@ std::int64_t FlashOptimizer::bad_elements() const {
 torch::Tensor FlashOptimizer::master(const torch::Tensor& tensor) {
     const torch::NoGradGuard no_gradients;
     const auto& parameter = impl_->find(tensor);
-    auto masters = torch::empty_strided(tensor.sizes(), tensor.strides(), torch::dtype(torch::kFloat32));
     const auto* state = impl_->state_of(parameter);
-    if (state == nullptr) return masters.copy_(tensor);
-    const auto corrections = state->error_bits();
-    join_weights(parameter.plan, tensor.const_data_ptr(),
+    auto masters = torch::empty_strided(tensor.sizes(), tensor.strides(), torch::dtype(torch::kFloat32));
+    if (state == nullptr) return on_device(masters.copy_(tensor), tensor.device());
+    const auto weight = on_device(tensor.detach(), torch::kCPU);
+    const auto corrections = on_device(state->error_bits(), torch::kCPU);
+    join_weights(parameter.plan, weight.const_data_ptr(),
                  corrections.defined() ? corrections.const_data_ptr() : nullptr, memory_of<float>(masters));
-    return masters;
+    return on_device(masters, tensor.device());
 }
 
 void FlashOptimizer::set_master(const torch::Tensor& tensor, const torch::Tensor& values) {
@@ -132,11 +135,17 @@ void FlashOptimizer::set_master(const torch::Tensor& tensor, const torch::Tensor
                               (values.defined() ? describe(values) : "undefined") +
                               "; give floating-point values of the parameter's shape");
     }
-    const auto masters = in_order(values.detach(), tensor.strides(), torch::kFloat32);
+    const auto masters = in_order(on_device(values.detach(), torch::kCPU), tensor.strides(), torch::kFloat32);
     auto& state = impl_->ensure_state(parameter);
-    const auto& corrections = state.error_bits();
-    split_weights(parameter.plan, memory_of<const float>(masters), tensor.mutable_data_ptr(),
+    // On the CPU themselves, else copies of them.
+    const auto weight = on_device(tensor.detach(), torch::kCPU);
+    const auto corrections = on_device(state.error_bits(), torch::kCPU);
+    split_weights(parameter.plan, memory_of<const float>(masters), weight.mutable_data_ptr(),
                   corrections.defined() ? corrections.mutable_data_ptr() : nullptr);
+    if (!tensor.is_cpu()) {
+        tensor.detach().copy_(weight);
+        if (corrections.defined()) state.error_bits().copy_(corrections);
+    }
     torch::autograd::impl::bump_version(tensor);
 }
 
@@ -161,6 +170,7 @@ void FlashOptimizer::load_state_tensors(const torch::Tensor& tensor,
     const torch::NoGradGuard no_gradients;
     const auto& parameter = impl_->find(tensor);
     const auto* old = impl_->state_of(parameter);
+    impl_->collect_counts();
     const auto scalars = old == nullptr ? new_state(impl_->rule) : std::unique_ptr<FlashParamState>();
     std::unique_ptr<FlashParamState> state;
     if (!tensors.empty()) {
@@ -184,6 +194,7 @@ void FlashOptimizer::set_step_count(const torch::Tensor& parameter, std::int64_t
 void FlashOptimizer::set_bad_elements(const torch::Tensor& parameter, std::int64_t elements) {
     if (elements < 0)
         throw InvalidArgument("a count of bad elements is " + std::to_string(elements) + "; give 0 or more");
+    impl_->collect_counts();
     impl_->ensure_state(impl_->find(parameter)).bad_elements(elements);
 }
 

@@ -117,8 +117,8 @@ void OptimizerImpl::adopt(const torch::Tensor& tensor, std::size_t group, std::s
     if (!tensor.defined()) refuse("is undefined; give tensors that hold memory");
     parameter.name += " (" + describe(tensor) + ')';
     if (tensor.layout() != torch::kStrided) refuse("is not a strided tensor; give a dense one");
-    if (!tensor.device().is_cpu()) {
-        refuse("is on " + tensor.device().str() + "; all parameters must be on the CPU");
+    if (const auto obstacle = obstacle_of(tensor.device())) {
+        refuse("is on " + tensor.device().str() + "; " + *obstacle);
     }
     if (!is_steppable(tensor.scalar_type())) {
         refuse("has a dtype that cannot be stepped; cast it to float32, bfloat16 or float16");
@@ -128,6 +128,7 @@ void OptimizerImpl::adopt(const torch::Tensor& tensor, std::size_t group, std::s
     parameter.tensor = tensor;
     parameter.group = group;
     parameter.generation = generation_;
+    parameter.device = tensor.device();
     parameter.layout = layout_of(view_of(tensor), parameter.name);
     parameter.plan = plan_of(rule, options_of(parameter), tensor, parameter.layout, parameter.name);
     parameters_.emplace(tensor.unsafeGetTensorImpl(), std::move(parameter));
@@ -156,7 +157,7 @@ void OptimizerImpl::refuse_shared_memory() {
 
 void OptimizerImpl::update(Parameter& parameter) {
     const auto& tensor = parameter.tensor;
-    const bool same = tensor.device().is_cpu() &&
+    const bool same = tensor.device() == parameter.device &&
                       dtype_of(tensor.scalar_type()) == parameter.plan.weight_dtype &&
                       tensor.numel() == parameter.layout.numel &&
                       tensor.strides() == at::IntArrayRef(parameter.layout.strides);
@@ -179,7 +180,8 @@ void OptimizerImpl::change_plan(Parameter& parameter, const StoragePlan& plan) {
                 "set them back, or make a new optimizer and set its masters");
         }
         auto fresh = new_state(rule);
-        allocate_state(parameter, plan, parameter.layout, parameter.tensor.strides(), *fresh);
+        allocate_state(parameter, plan, parameter.layout, parameter.tensor.strides(), parameter.device,
+                       *fresh);
         state->first_moment(fresh->first_moment());
         state->first_moment_scales(fresh->first_moment_scales());
         state->has_momentum(false);
@@ -206,7 +208,8 @@ FlashParamState* OptimizerImpl::state_of(const Parameter& parameter) const {
 FlashParamState& OptimizerImpl::ensure_state(const Parameter& parameter) {
     if (auto* state = state_of(parameter)) return *state;
     auto state = new_state(rule);
-    allocate_state(parameter, parameter.plan, parameter.layout, parameter.tensor.strides(), *state);
+    allocate_state(parameter, parameter.plan, parameter.layout, parameter.tensor.strides(), parameter.device,
+                   *state);
     set_state(parameter, std::move(state));
     return *state_of(parameter);
 }

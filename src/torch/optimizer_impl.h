@@ -4,6 +4,7 @@
 
 #include <torch/torch.h>
 
+#include <map>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -11,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "device_backend.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/libtorch.h"
 #include "flashoptim/step.h"
@@ -23,10 +25,12 @@ struct Parameter {
     std::string name;  // for messages
     std::size_t group = 0;
     Layout layout;
-    StoragePlan plan;              // that its state was made by, if it has one
+    StoragePlan plan;  // that its state was made by, if it has one
+    torch::Device device = torch::kCPU;
     const void* memory = nullptr;  // that is known not to be shared with another parameter
     torch::Tensor gradient;        // instead of tensor.grad(), if defined
     std::uint64_t generation = 0;  // of the last look at the parameter groups that found it
+    DeviceList alone;              // of gradient release
 };
 
 /// Shared by an optimizer, the handle of its gradient release and the hooks; outlives each of them.
@@ -37,8 +41,10 @@ struct ReleaseControl {
     bool said_so = false;
 };
 
-/// Items for the core, and what must stay alive beside them.
+/// Items for the core on one device, and what must stay alive beside them.
 struct StepBatch {
+    torch::Device device;
+    CountingStepper<const void*>* stepper;  // null on the CPU
     std::vector<StepItem> items;
     std::vector<Parameter*> parameters;
     std::vector<torch::Tensor> gradients;
@@ -65,6 +71,8 @@ struct OptimizerImpl {
     /// The state, made of zeros if there is none.
     FlashParamState& ensure_state(const Parameter& parameter);
     void clear_correction(const Parameter& parameter);
+    /// Brings counts of bad elements that are still on a device into the states; waits.
+    void collect_counts();
     void set_state(const Parameter& parameter, std::unique_ptr<FlashParamState> state);
 
     /// Takes a gradient in place of the tensor's own; an undefined one takes it back.
@@ -100,17 +108,25 @@ private:
     /// The gradient, checked and in the parameter's memory order; nothing of an undefined one.
     static std::optional<torch::Tensor> ordered_gradient(const Parameter& parameter,
                                                          const torch::Tensor& gradient);
-    /// Adds an item, without making a state for it.
-    void append(Parameter& parameter, const torch::Tensor& gradient, StepBatch& batch);
-    StepBatch all_with_gradients();
+    /// Adds an item to the batch of its device, without making a state for it. `list`: of those that step on a device.
+    void append(Parameter& parameter, const torch::Tensor& gradient, DeviceList& list,
+                std::vector<StepBatch>& batches);
+    std::vector<StepBatch> all_with_gradients();
     /// Makes the states that are missing and steps.
-    void run(StepBatch& batch);
-    /// Adds the bad elements of item n to its parameter's count.
-    void count_bad(const StepBatch& batch, std::size_t n) const;
+    void run(std::vector<StepBatch>& batches);
+    /// Counts bad gradients and says whether a policy keeps the step back.
+    bool is_kept_back(std::vector<StepBatch>& batches);
+    void step_batch(StepBatch& batch);
+    /// Adds to the parameter's count of bad elements.
+    void count_bad(const void* key, std::uint64_t count);
+    [[nodiscard]] NonFinite policy_of(const Parameter& parameter) const {
+        return options_of(parameter).nonfinite_policy();
+    }
 
     std::unordered_map<const void*, Parameter> parameters_;
     std::uint64_t generation_ = 0;
     std::optional<ThreadPool> pool_;
+    std::map<torch::DeviceIndex, DeviceList> device_lists_;  // of step_all
 };
 
 }  // namespace flashoptim::libtorch

@@ -7,14 +7,20 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-torch::Tensor zeros(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides) {
-    if (plan.count == 0) return {};
-    return torch::empty_strided(sizes, strides, torch::dtype(torch_dtype_of(plan.dtype))).zero_();
+torch::TensorOptions options_of(const BufferPlan& plan, const torch::Device& device) {
+    return torch::dtype(torch_dtype_of(plan.dtype)).device(device);
 }
 
-torch::Tensor scale_zeros(const BufferPlan& plan, const StoragePlan& storage, const Layout& layout) {
+torch::Tensor zeros(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides,
+                    const torch::Device& device) {
     if (plan.count == 0) return {};
-    const auto options = torch::dtype(torch_dtype_of(plan.dtype));
+    return torch::empty_strided(sizes, strides, options_of(plan, device)).zero_();
+}
+
+torch::Tensor scale_zeros(const BufferPlan& plan, const StoragePlan& storage, const Layout& layout,
+                          const torch::Device& device) {
+    if (plan.count == 0) return {};
+    const auto options = options_of(plan, device);
     if (storage.moments == MomentStorage::kNative)
         return torch::zeros({layout.rows, layout.groups_per_row()}, options);
     return torch::zeros({plan.count}, options);
@@ -65,13 +71,21 @@ std::unique_ptr<FlashParamState> new_state(Rule rule) {
 }
 
 void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
-                    at::IntArrayRef strides, FlashParamState& state) {
+                    at::IntArrayRef strides, const torch::Device& device, FlashParamState& state) {
     const auto sizes = parameter.tensor.sizes();
-    state.error_bits(zeros(plan.correction, sizes, strides));
-    state.first_moment(zeros(plan.first, sizes, strides));
-    state.first_moment_scales(scale_zeros(plan.first_scales, plan, layout));
-    state.second_moment(zeros(plan.second, sizes, strides));
-    state.second_moment_scales(scale_zeros(plan.second_scales, plan, layout));
+    state.error_bits(zeros(plan.correction, sizes, strides, device));
+    state.first_moment(zeros(plan.first, sizes, strides, device));
+    state.first_moment_scales(scale_zeros(plan.first_scales, plan, layout, device));
+    state.second_moment(zeros(plan.second, sizes, strides, device));
+    state.second_moment_scales(scale_zeros(plan.second_scales, plan, layout, device));
+}
+
+void move_state(FlashParamState& state, const torch::Device& device) {
+    state.error_bits(on_device(state.error_bits(), device));
+    state.first_moment(on_device(state.first_moment(), device));
+    state.first_moment_scales(on_device(state.first_moment_scales(), device));
+    state.second_moment(on_device(state.second_moment(), device));
+    state.second_moment_scales(on_device(state.second_moment_scales(), device));
 }
 
 }  // namespace flashoptim::libtorch

@@ -16,9 +16,11 @@ StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor&
                     const std::string& name);
 /// An empty state of a rule.
 std::unique_ptr<FlashParamState> new_state(Rule rule);
-/// Zeros for the buffers that a plan asks for, for a parameter that lies so.
+/// Zeros on a device for the buffers that a plan asks for, for a parameter that lies so.
 void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
-                    at::IntArrayRef strides, FlashParamState& state);
+                    at::IntArrayRef strides, const torch::Device& device, FlashParamState& state);
+/// Brings every tensor of a state to a device.
+void move_state(FlashParamState& state, const torch::Device& device);
 /// Where the core finds them. @throws InvalidArgument if somebody has exchanged a tensor of the state for another kind.
 StateBuffers buffers(const FlashParamState& state, const StoragePlan& plan, const std::string& parameter);
 

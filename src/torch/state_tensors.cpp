@@ -109,7 +109,8 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& op
     }
 
     auto saved = new_state(rule);
-    allocate_state(parameter, order.plan, order.layout, order.strides, *saved);
+    // On the CPU, which checks and converts.
+    allocate_state(parameter, order.plan, order.layout, order.strides, torch::kCPU, *saved);
     take(tensors, "error_bits", parameter.name, saved->error_bits());
     take(tensors, first, parameter.name, saved->first_moment());
     take(tensors, first + "_scales", parameter.name, saved->first_moment_scales());
@@ -130,10 +131,11 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& op
         state->error_bits(saved->error_bits());
         state->first_moment(saved->first_moment()).first_moment_scales(saved->first_moment_scales());
         state->second_moment(saved->second_moment()).second_moment_scales(saved->second_moment_scales());
+        move_state(*state, parameter.device);
         return state;
     }
     const auto plan = plan_of(rule, options, parameter.tensor, parameter.layout, parameter.name);
-    allocate_state(parameter, plan, parameter.layout, strides, *state);
+    allocate_state(parameter, plan, parameter.layout, strides, torch::kCPU, *state);
     if (saved->error_bits().defined()) state->error_bits().copy_(saved->error_bits());
     try {
         reorder_moment(Moment::kFirst, parameter, order, saved->first_moment(), saved->first_moment_scales(),
@@ -145,6 +147,7 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& op
         throw FormatError(parameter.name + ": its state cannot be encoded in another memory order (" +
                           error.what() + "); load it into a parameter of the strides that it was saved with");
     }
+    move_state(*state, parameter.device);
     return state;
 }
 

@@ -11,7 +11,7 @@
 
 namespace flashoptim::libtorch {
 
-/// A state of copies of `tensors` for `plan`; its scalars are those of `scalars`.
+/// A state of copies of `tensors` on the parameter's device for `plan`; its scalars are those of `scalars`.
 /// @param saved_strides  strides of the parameter when it was saved; empty: those of now
 /// @throws FormatError for tensors that are not such a state.
 std::unique_ptr<FlashParamState> restore_state(Rule rule, const FlashOptions& options,

@@ -1,4 +1,6 @@
 // A step: gradients are checked and brought into their parameter's order, then the core is called once.
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -18,8 +20,10 @@ std::optional<torch::Tensor> OptimizerImpl::ordered_gradient(const Parameter& pa
     if (gradient.layout() != torch::kStrided) {
         refuse("is sparse; make it dense (for an embedding: EmbeddingOptions().sparse(false))");
     }
-    if (!gradient.device().is_cpu())
-        refuse("is on " + gradient.device().str() + "; move it to the parameter's device, the CPU");
+    if (gradient.device() != tensor.device()) {
+        refuse("is on " + gradient.device().str() + "; move it to the parameter's device, " +
+               tensor.device().str());
+    }
     if (!is_steppable(gradient.scalar_type())) {
         refuse("is " + name_of(gradient.scalar_type()) + "; give float32, bfloat16 or float16");
     }
@@ -29,9 +33,17 @@ std::optional<torch::Tensor> OptimizerImpl::ordered_gradient(const Parameter& pa
     return in_order(gradient.detach(), tensor.strides(), gradient.scalar_type());
 }
 
-void OptimizerImpl::append(Parameter& parameter, const torch::Tensor& given, StepBatch& batch) {
+void OptimizerImpl::append(Parameter& parameter, const torch::Tensor& given, DeviceList& list,
+                           std::vector<StepBatch>& batches) {
     auto gradient = ordered_gradient(parameter, given);
     if (!gradient) return;
+    const auto& device = parameter.device;
+    auto place = std::ranges::find(batches, device, &StepBatch::device);
+    if (place == batches.end()) {
+        if (is_on_device(device) && !list) list.emplace(make_stepper(device));
+        place = batches.insert(batches.end(), {device, list ? &*list : nullptr, {}, {}, {}});
+    }
+    auto& batch = *place;
     const auto& options = options_of(parameter);
     StepItem item;
     item.layout = &parameter.layout;
@@ -55,51 +67,85 @@ void OptimizerImpl::append(Parameter& parameter, const torch::Tensor& given, Ste
     batch.gradients.push_back(std::move(*gradient));
 }
 
-void OptimizerImpl::count_bad(const StepBatch& batch, std::size_t n) const {
-    auto& state = *state_of(*batch.parameters[n]);
-    state.bad_elements(state.bad_elements() + static_cast<std::int64_t>(batch.items[n].bad_elements));
+void OptimizerImpl::count_bad(const void* key, std::uint64_t count) {
+    const auto found = parameters_.find(key);
+    auto* const state = found == parameters_.end() ? nullptr : state_of(found->second);
+    if (state != nullptr) state->bad_elements(state->bad_elements() + static_cast<std::int64_t>(count));
 }
 
-void OptimizerImpl::run(StepBatch& batch) {
-    last_step = {};
-    if (batch.items.empty()) return;
-    for (std::size_t n = 0; n < batch.items.size(); ++n) {
-        const auto& parameter = *batch.parameters[n];
-        if (state_of(parameter) == nullptr)
-            batch.items[n].state = buffers(ensure_state(parameter), parameter.plan, parameter.name);
-    }
-    const auto policy_of = [&](std::size_t n) { return options_of(*batch.parameters[n]).nonfinite_policy(); };
-    bool must_count = false;
-    for (std::size_t n = 0; n < batch.items.size(); ++n)
-        must_count = must_count || policy_of(n) != NonFinite::kSkipElement;
-    if (must_count) {
-        last_step.bad_elements = count_bad_gradients(batch.items, pool());
+void OptimizerImpl::collect_counts() {
+    const auto collect = [this](DeviceList& list) {
+        if (list) list->collect([this](const void* key, std::uint64_t count) { count_bad(key, count); });
+    };
+    for (auto& [index, list] : device_lists_) collect(list);
+    for (auto& [key, parameter] : parameters_) collect(parameter.alone);
+}
+
+bool OptimizerImpl::is_kept_back(std::vector<StepBatch>& batches) {
+    const auto keeps_back = [this](const Parameter* p) { return policy_of(*p) != NonFinite::kSkipElement; };
+    const bool must_count = std::ranges::any_of(
+        batches, [&](const StepBatch& batch) { return std::ranges::any_of(batch.parameters, keeps_back); });
+    if (!must_count) return false;
+    for (auto& batch : batches) {
+        last_step.bad_elements += batch.stepper != nullptr
+                                      ? (*batch.stepper)->count_bad_gradients(batch.items)
+                                      : count_bad_gradients(batch.items, pool());
         for (std::size_t n = 0; n < batch.items.size(); ++n) {
-            if (batch.items[n].bad_elements != 0 && policy_of(n) != NonFinite::kSkipElement)
-                last_step.skipped = true;
-        }
-        if (last_step.skipped) {
-            for (std::size_t n = 0; n < batch.items.size(); ++n) count_bad(batch, n);
-            for (std::size_t n = 0; n < batch.items.size(); ++n) {
-                if (batch.items[n].bad_elements == 0 || policy_of(n) != NonFinite::kError) continue;
-                throw NonFiniteError(batch.parameters[n]->name + ": " +
-                                     std::to_string(batch.items[n].bad_elements) +
-                                     " elements of its gradient are NaN, infinite or at least 2^48; nothing "
-                                     "was stepped: lower the "
-                                     "loss scale or the learning rate, or choose NonFinite::kSkipElement");
-            }
-            return;
+            if (batch.items[n].bad_elements != 0 && keeps_back(batch.parameters[n])) last_step.skipped = true;
         }
     }
-    last_step.bad_elements = flashoptim::step(batch.items, pool());
+    return last_step.skipped;
+}
+
+void OptimizerImpl::step_batch(StepBatch& batch) {
+    if (batch.stepper != nullptr) {
+        std::vector<const void*> keys;
+        for (const auto* p : batch.parameters) keys.push_back(p->tensor.unsafeGetTensorImpl());
+        batch.stepper->step(batch.items, std::move(keys),
+                            [this](const void* key, std::uint64_t count) { count_bad(key, count); });
+    } else {
+        last_step.bad_elements += flashoptim::step(batch.items, pool());
+    }
     for (std::size_t n = 0; n < batch.items.size(); ++n) {
         const auto& item = batch.items[n];
         const auto& parameter = *batch.parameters[n];
         auto& state = *state_of(parameter);
         state.step(item.step);
-        count_bad(batch, n);
         if (state.first_moment().defined()) state.has_momentum(true);
         if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
+        if (batch.stepper == nullptr && item.bad_elements != 0)
+            count_bad(parameter.tensor.unsafeGetTensorImpl(), item.bad_elements);
+    }
+}
+
+void OptimizerImpl::run(std::vector<StepBatch>& batches) {
+    last_step = {};
+    for (auto& batch : batches) {
+        for (std::size_t n = 0; n < batch.items.size(); ++n) {
+            const auto& parameter = *batch.parameters[n];
+            if (state_of(parameter) == nullptr)
+                batch.items[n].state = buffers(ensure_state(parameter), parameter.plan, parameter.name);
+        }
+    }
+    if (!is_kept_back(batches)) {
+        last_step.bad_elements = 0;
+        for (auto& batch : batches) step_batch(batch);
+        return;
+    }
+    for (const auto& batch : batches) {
+        for (std::size_t n = 0; n < batch.items.size(); ++n)
+            count_bad(batch.parameters[n]->tensor.unsafeGetTensorImpl(), batch.items[n].bad_elements);
+    }
+    for (const auto& batch : batches) {
+        for (std::size_t n = 0; n < batch.items.size(); ++n) {
+            if (batch.items[n].bad_elements == 0 || policy_of(*batch.parameters[n]) != NonFinite::kError)
+                continue;
+            throw NonFiniteError(batch.parameters[n]->name + ": " +
+                                 std::to_string(batch.items[n].bad_elements) +
+                                 " elements of its gradient are NaN, infinite or at least 2^48; nothing "
+                                 "was stepped: lower the "
+                                 "loss scale or the learning rate, or choose NonFinite::kSkipElement");
+        }
     }
 }
 
@@ -117,18 +163,18 @@ void OptimizerImpl::clear_gradients() {
     for (auto& [key, parameter] : parameters_) parameter.gradient.reset();
 }
 
-StepBatch OptimizerImpl::all_with_gradients() {
-    StepBatch batch;
+std::vector<StepBatch> OptimizerImpl::all_with_gradients() {
+    std::vector<StepBatch> batches;
     for (auto* parameter : all()) {
         append(*parameter, parameter->gradient.defined() ? parameter->gradient : parameter->tensor.grad(),
-               batch);
+               device_lists_[parameter->device.index()], batches);
     }
-    return batch;
+    return batches;
 }
 
 void OptimizerImpl::step_all() {
-    auto batch = all_with_gradients();
-    run(batch);
+    auto batches = all_with_gradients();
+    run(batches);
 }
 
 void OptimizerImpl::step_one(const torch::Tensor& tensor) {
@@ -137,14 +183,24 @@ void OptimizerImpl::step_one(const torch::Tensor& tensor) {
     check_hyperparameters(rule, options_of(parameter).hyperparameters());
     update(parameter);
     if (parameter.memory != tensor.const_data_ptr()) refresh();
-    StepBatch batch;
-    append(parameter, tensor.grad(), batch);
-    run(batch);
+    std::vector<StepBatch> batches;
+    append(parameter, tensor.grad(), parameter.alone, batches);
+    run(batches);
 }
 
 double OptimizerImpl::grad_norm() {
-    const auto batch = all_with_gradients();
-    return batch.items.empty() ? 0.0 : flashoptim::grad_norm(batch.items, pool());
+    const auto batches = all_with_gradients();
+    const auto norm_of = [&](const StepBatch& batch) {
+        return batch.stepper != nullptr ? (*batch.stepper)->grad_norm(batch.items)
+                                        : flashoptim::grad_norm(batch.items, pool());
+    };
+    if (batches.size() == 1) return norm_of(batches.front());
+    double sum = 0.0;
+    for (const auto& batch : batches) {
+        const double norm = norm_of(batch);
+        sum += norm * norm;
+    }
+    return std::sqrt(sum);
 }
 
 int OptimizerImpl::threads() const { return chosen_threads.value_or(at::get_num_threads()); }

@@ -76,8 +76,15 @@ torch::Tensor in_order(const torch::Tensor& values, at::IntArrayRef strides, tor
         same_memory_order(values.sizes(), values.strides(), strides)) {
         return values;
     }
-    auto copy = torch::empty_strided(values.sizes(), strides, torch::dtype(dtype));
+    auto copy = torch::empty_strided(values.sizes(), strides, torch::dtype(dtype).device(values.device()));
     copy.copy_(values);
+    return copy;
+}
+
+torch::Tensor on_device(const torch::Tensor& tensor, const torch::Device& device) {
+    if (!tensor.defined() || tensor.device() == device) return tensor;
+    auto copy = torch::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(device));
+    copy.copy_(tensor);
     return copy;
 }
 

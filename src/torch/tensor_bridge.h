@@ -25,13 +25,16 @@ std::string name_of(torch::Dtype dtype);
 std::string describe(const torch::Tensor& tensor);
 std::string describe(at::IntArrayRef sizes);
 
-/// View of a strided CPU tensor of one of the core's dtypes.
+/// View of a strided tensor of one of the core's dtypes.
 TensorView view_of(const torch::Tensor& tensor);
 
 /// The values in memory of these strides and dtype: the tensor itself if it lies so, else a copy.
 torch::Tensor in_order(const torch::Tensor& values, at::IntArrayRef strides, torch::Dtype dtype);
 
-/// The memory of a dense tensor; nothing of an undefined one.
+/// The tensor itself if it is there, else a copy with the same strides; undefined for an undefined one.
+torch::Tensor on_device(const torch::Tensor& tensor, const torch::Device& device);
+
+/// The memory of a dense tensor on the CPU; nothing of an undefined one.
 template <class T>
 std::span<T> memory_of(const torch::Tensor& tensor) {
     if (!tensor.defined()) return {};

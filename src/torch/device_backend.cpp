@@ -1,0 +1,79 @@
+// Torch's CUDA devices and streams through c10, which needs none of torch's CUDA headers: a build with the CPU's torch is the same.
+#include "device_backend.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "flashoptim/error.h"
+
+#if defined(FLASHOPTIM_WITH_CUDA)
+#include "flashoptim/cuda_device.h"
+#endif
+
+namespace flashoptim::libtorch {
+
+bool is_on_device(const c10::Device& device) {
+#if defined(FLASHOPTIM_EMULATED_CUDA)  // of the tests: tensors of the CPU stand for those of device 0
+    return device.is_cpu();
+#else
+    return !device.is_cpu();
+#endif
+}
+
+std::optional<std::string> obstacle_of(const c10::Device& device) {
+    if (!is_on_device(device)) return std::nullopt;
+#if defined(FLASHOPTIM_WITH_CUDA)
+    if (device.is_cuda() || device.is_cpu()) return std::nullopt;
+    return "all parameters must be on the CPU or on CUDA devices";
+#else
+    if (!device.is_cuda()) return "all parameters must be on the CPU";
+    return "this build has no CUDA backend: configure it where nvcc of CUDA 12.4 or later is, with "
+           "-DFLASHOPTIM_CUDA=ON, or move the model to the CPU";
+#endif
+}
+
+#if defined(FLASHOPTIM_WITH_CUDA)
+namespace {
+
+void* current_stream(const c10::Device& device) {
+    if (!device.is_cuda()) return nullptr;
+    const c10::impl::VirtualGuardImpl guard(device.type());
+    return guard.getStreamNativeHandle(guard.getStream(device));
+}
+
+/// Each call on the stream that is current then.
+class Stepper final : public DeviceStepper {
+public:
+    explicit Stepper(const c10::Device& device)
+        : device_(device),
+          backend_(device.has_index() && device.is_cuda() ? device.index() : 0),
+          stepper_(backend_.stepper()) {}
+
+    void step(std::span<const StepItem> items) override { now().step(items); }
+    void collect(std::span<std::uint64_t> counts) override { now().collect(counts); }
+    std::uint64_t count_bad_gradients(std::span<StepItem> items) override {
+        return now().count_bad_gradients(items);
+    }
+    double grad_norm(std::span<const StepItem> items) override { return now().grad_norm(items); }
+
+private:
+    DeviceStepper& now() {
+        backend_.set_stream(current_stream(device_));
+        return *stepper_;
+    }
+    c10::Device device_;
+    cuda::Device backend_;
+    std::unique_ptr<DeviceStepper> stepper_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceStepper> make_stepper(const c10::Device& device) {
+    return std::make_unique<Stepper>(device);
+}
+#else
+std::unique_ptr<DeviceStepper> make_stepper(const c10::Device& device) {
+    throw InvalidArgument("parameters on " + device.str() + ": " + obstacle_of(device).value());
+}
+#endif
+
+}  // namespace flashoptim::libtorch
