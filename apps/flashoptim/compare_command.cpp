@@ -105,6 +105,12 @@ Json run_train(const CompareArguments& shared, const std::vector<std::string>& o
     return read_json(summary)["runs"][0];
 }
 
+/// Of the memory that the model lies in.
+std::int64_t peak_bytes(const Json& run) {
+    const auto on_device = run["peak_device_bytes"].get<std::int64_t>();
+    return on_device > 0 ? on_device : run["peak_resident_bytes"].get<std::int64_t>();
+}
+
 /// Peak memory of a process that holds the model of `format` but neither gradients nor optimizer.
 std::int64_t model_peak(const CompareArguments& arguments, const std::string& format,
                         std::map<bool, std::int64_t>& known) {
@@ -113,7 +119,7 @@ std::int64_t model_peak(const CompareArguments& arguments, const std::string& fo
     const auto summary = arguments.options.out / (is_reference ? "model-fp32.json" : "model-bf16.json");
     const auto run =
         run_train(arguments, {"--format", format, "--hold-model", "--json", summary.string()}, summary);
-    return known[is_reference] = run["peak_resident_bytes"].get<std::int64_t>();
+    return known[is_reference] = peak_bytes(run);
 }
 
 /// The arguments of the command line that every run shares, as name=value: a flag may have a value, and a value may look like a name.
@@ -170,8 +176,7 @@ Json run_all(const CompareArguments& arguments, const std::vector<PlannedRun>& r
         if (arguments.no_checkpoint) own.emplace_back("--no-final-checkpoint");
         auto result = run_train(arguments, own, folder / "summary.json");
         const auto base = model_peak(arguments, run.format, model_peaks);
-        result["peak_above_model_bytes"] =
-            std::max<std::int64_t>(result["peak_resident_bytes"].get<std::int64_t>() - base, 0);
+        result["peak_above_model_bytes"] = std::max<std::int64_t>(peak_bytes(result) - base, 0);
         result["name"] = run.name();
         summary["runs"].push_back(std::move(result));
     }

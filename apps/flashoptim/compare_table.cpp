@@ -46,7 +46,7 @@ std::vector<Row> rows_for(const Json& runs) {
             return fmt::format("{:.4f}", run["bytes_per_parameter"][kind].get<double>());
         };
     };
-    return {
+    std::vector<Row> rows = {
         {"bytes/parameter: weights", per_parameter("weights")},
         {"  corrections", per_parameter("corrections")},
         {"  moments", per_parameter("moments")},
@@ -78,6 +78,14 @@ std::vector<Row> rows_for(const Json& runs) {
         {"optimizer step", [](const Json& run) { return milliseconds(run["optimizer_step_seconds"]); }},
         {"whole step", [](const Json& run) { return milliseconds(run["step_seconds"]); }},
     };
+    const auto on_device = [](const Json& run) { return run.value("peak_device_bytes", std::int64_t{0}); };
+    if (std::ranges::any_of(runs, [&](const Json& run) { return on_device(run) > 0; })) {
+        const auto above = std::ranges::find(rows, std::string("  above the model alone"),
+                                             [](const Row& r) { return r.name; });
+        rows.insert(above,
+                    {"peak memory on the device", [=](const Json& run) { return bytes(on_device(run)); }});
+    }
+    return rows;
 }
 
 std::string title(const Json& run) {

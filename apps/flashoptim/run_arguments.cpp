@@ -110,6 +110,12 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->capture_default_str()
         ->group(loop);
     command
+        .add_option(
+            "--device", options.device,
+            "cpu, cuda or cuda:N, which needs a LibTorch and a build with CUDA; a run goes on on another")
+        ->capture_default_str()
+        ->group(loop);
+    command
         .add_option("--threads", options.threads,
                     "Threads of LibTorch and the optimizer; 0: LibTorch's choice")
         ->capture_default_str()

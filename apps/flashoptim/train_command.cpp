@@ -55,6 +55,9 @@ void print_result(const trainer::TrainOptions& options, const trainer::TrainResu
     line("total", memory.total());
     line("autocast copies", memory.autocast_copies);
     print("{:<20} {:>10}\n", "peak resident", human_bytes(result.peak_resident_bytes));
+    if (result.peak_device_bytes > 0) {
+        print("{:<20} {:>10}\n", "peak on device", human_bytes(result.peak_device_bytes));
+    }
     if (result.checkpoint_bytes > 0) {
         print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes),
               result.checkpoint.string());

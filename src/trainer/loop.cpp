@@ -12,6 +12,7 @@
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
 #include "trainer/data/sampler.h"
+#include "trainer/device.h"
 #include "trainer/gradient_accumulator.h"
 #include "trainer/hook_timer.h"
 #include "trainer/memory.h"
@@ -82,11 +83,11 @@ int set_threads(int threads) {
     return at::get_num_threads();
 }
 
-// Loss of one batch; the tensors borrow its memory for the forward pass only, backward keeps the tensors' own references.
-torch::Tensor loss_of(Model& model, TokenBatch& batch) {
+// Loss of one batch; on the CPU the tensors borrow its memory for the forward pass only, backward keeps the tensors' own references.
+torch::Tensor loss_of(Model& model, TokenBatch& batch, const torch::Device& device) {
     const std::vector<std::int64_t> shape = {batch.rows, batch.sequence};
-    return model.forward(torch::from_blob(batch.inputs.data(), shape, torch::kInt64),
-                         torch::from_blob(batch.targets.data(), shape, torch::kInt64));
+    return model.forward(torch::from_blob(batch.inputs.data(), shape, torch::kInt64).to(device),
+                         torch::from_blob(batch.targets.data(), shape, torch::kInt64).to(device));
 }
 
 // One run: its parts in the order in which they depend on each other.
@@ -95,6 +96,7 @@ public:
     Run(const TrainOptions& options, TrainObserver& observer)
         : options_(resolve(options)),
           observer_(observer),
+          device_(find_device(options_.device)),
           threads_(set_threads(options_.threads)),
           data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
           fields_(run_fields(options_, data_.training.size, threads_)) {
@@ -102,6 +104,7 @@ public:
             resumed_from_ = find_checkpoint(options_.resume);
         }
         model_ = make_model(options_.model, model_build(options_));
+        model_->to(device_);
         parameters_ = model_->parameters();
         optimizer_ = make_optimizer(options_.optimizer, options_.schedule.peak, *model_);
         optimizer_->set_threads(threads_);
@@ -176,8 +179,10 @@ private:
         }
         if (release_ == nullptr) {
             record.gradient_norm = clip();
+            wait_for(device_);
             const Stopwatch alone;
             optimizer_->step();
+            wait_for(device_);
             record.optimizer_seconds = alone.seconds();
         } else {
             record.optimizer_seconds = release_timer_->take_seconds();
@@ -211,7 +216,7 @@ private:
             TokenBatch batch =
                 training_batch(data_.training, options_.seed, step_, part * options_.batch_size,
                                options_.batch_size, options_.sequence_length);
-            const torch::Tensor loss = loss_of(*model_, batch);
+            const torch::Tensor loss = loss_of(*model_, batch, device_);
             loss_sum += loss.item<double>();
             (factor == 1.0 ? loss : loss * factor).backward();
         }
@@ -235,7 +240,7 @@ private:
         for (std::int64_t index = 0; index < options_.evaluation_batches; ++index) {
             TokenBatch batch = validation_batch(data_.validation, index, options_.evaluation_batches,
                                                 options_.batch_size, options_.sequence_length);
-            sum += loss_of(*model_, batch).item<double>();
+            sum += loss_of(*model_, batch, device_).item<double>();
         }
         return sum / static_cast<double>(options_.evaluation_batches);
     }
@@ -272,6 +277,7 @@ private:
         result_.step_seconds = median(step_seconds_);
         result_.optimizer_step_seconds = median(optimizer_seconds_);
         result_.peak_resident_bytes = process_memory().peak_resident;
+        result_.peak_device_bytes = peak_tensor_bytes(device_);
         // A run that was complete before it was resumed has measured nothing; the summary of its training stays.
         const fs::path summary = options_.out / "summary.json";
         if (!options_.out.empty() && (!step_seconds_.empty() || !fs::exists(summary))) {
@@ -283,6 +289,7 @@ private:
 
     TrainOptions options_;
     TrainObserver& observer_;
+    torch::Device device_;
     int threads_;
     DataSet data_;
     RunFields fields_;
@@ -308,12 +315,14 @@ TrainResult train(const TrainOptions& options, TrainObserver& observer) {
 
 TrainResult hold_model(const TrainOptions& requested) {
     const TrainOptions options = resolve(requested);
+    const torch::Device device = find_device(options.device);
     set_threads(options.threads);
     const DataSet data = open_data(options.data, *options.model.vocabulary_size, options.sequence_length);
     const auto model = make_model(options.model, model_build(options));
+    model->to(device);
     TokenBatch batch =
         training_batch(data.training, options.seed, 0, 0, options.batch_size, options.sequence_length);
-    const torch::Tensor loss = loss_of(*model, batch);
+    const torch::Tensor loss = loss_of(*model, batch, device);
     TrainResult result;
     result.loss = loss.item<double>();
     for (const torch::Tensor& parameter : model->parameters()) {
@@ -322,6 +331,7 @@ TrainResult hold_model(const TrainOptions& requested) {
     }
     result.memory.autocast_copies = model->autocast_copy_bytes();
     result.peak_resident_bytes = process_memory().peak_resident;
+    result.peak_device_bytes = peak_tensor_bytes(device);
     return result;
 }
 

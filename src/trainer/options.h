@@ -51,6 +51,8 @@ struct TrainOptions {
     double loss_factor = 1.0;       ///< multiplies the loss before backward and is not taken out again
     std::uint64_t seed = 0;         ///< of initial weights and batches
     bool activation_checkpointing = false;
+    /// "cpu", "cuda" or "cuda:1": of the model, its data and the optimizer. Checkpoints do not depend on it.
+    std::string device = "cpu";
     int threads = 0;  ///< of LibTorch and optimizer; 0: as many as LibTorch takes by itself
 
     std::int64_t evaluation_interval = 100;  ///< steps; the last step is always evaluated

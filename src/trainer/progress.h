@@ -82,10 +82,11 @@ struct TrainResult {
     std::optional<double> validation_loss;  ///< after the last step
     std::int64_t bad_elements = 0;  ///< gradient elements that were skipped because they were not finite
     MemoryByKind memory;
-    std::int64_t peak_resident_bytes = 0;          ///< of the process, as the operating system measured it
-    std::int64_t checkpoint_bytes = 0;             ///< of the last checkpoint; 0: none was written
-    std::filesystem::path checkpoint;              ///< the last one
-    std::optional<double> step_seconds;            ///< median
+    std::int64_t peak_resident_bytes = 0;  ///< of the process, as the operating system measured it
+    std::int64_t peak_device_bytes = 0;    ///< of tensors in memory of a GPU; 0: the run was on the CPU
+    std::int64_t checkpoint_bytes = 0;     ///< of the last checkpoint; 0: none was written
+    std::filesystem::path checkpoint;      ///< the last one
+    std::optional<double> step_seconds;    ///< median
     std::optional<double> optimizer_step_seconds;  ///< median
 };
 

@@ -53,7 +53,7 @@ std::span<std::byte> bytes_of(const torch::Tensor& tensor) {
 }  // namespace
 
 void TensorList::add(const std::string& name, const torch::Tensor& tensor) {
-    kept_.push_back(tensor.detach().contiguous());
+    kept_.push_back(tensor.detach().to(torch::kCPU).contiguous());
     const torch::Tensor& kept = kept_.back();
     data_.push_back({name, storage_type(kept.scalar_type(), name), kept.sizes().vec(), bytes_of(kept)});
 }
@@ -64,7 +64,7 @@ void read_into(const checkpoint::SafetensorsFile& file, const std::string& name,
     const checkpoint::TensorInfo& info = file.tensor(name, storage_type(target.scalar_type(), name), shape);
     const torch::NoGradGuard no_grad;
     torch::Tensor destination = target.detach();
-    if (destination.is_contiguous()) {
+    if (destination.is_cpu() && destination.is_contiguous()) {
         file.read(info, bytes_of(destination));
     } else {
         destination.copy_(read_tensor(file, info));

@@ -13,7 +13,7 @@ namespace flashoptim::trainer {
 
 using NamedTensor = std::pair<std::string, torch::Tensor>;
 
-/// Describes CPU tensors for writing, in row order. Tensors that do not lie in row order are copied, the others are borrowed.
+/// Describes tensors for writing, in row order. Those that do not lie in row order or on the CPU are copied, the others are borrowed.
 class TensorList {
 public:
     /// Throws InvalidArgument for a dtype that files do not have, naming the tensor.

@@ -76,6 +76,13 @@ def assert_refused(result: subprocess.CompletedProcess[str], *named: str) -> Non
         assert word in errors[0]
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_device_that_is_not_there_is_refused(text: Path, tmp_path: Path, command: str) -> None:
+    for device, reason in (("cuda:99", "is not there"), ("tpu", "choose cpu, cuda or cuda:N")):
+        arguments = ["--data", text, *TINY, "--steps", 1, "--out", tmp_path / "out", "--device", device]
+        assert_refused(run(command, *arguments), f"device '{device}'", reason)
+
+
 def metrics_without_times(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in csv.DictReader(file)]
