@@ -1,23 +1,34 @@
 #!/usr/bin/env bash
 # One call on a machine with an NVIDIA GPU: builds the CUDA backend for it, runs the tests on the device and the benchmark, and
-# leaves JSON and a table in bench/results. Needs what scripts/setup.sh --dev installs, for the PyTorch package a torch with CUDA, and
-# for the comparison the peers too (pip install flashoptim bitsandbytes). Takes less than 10 minutes; --dry-run says what it would do and what is missing.
+# leaves JSON and tables in bench/results. In less than 10 minutes.
+#   scripts/gpu_check.sh                 tests and benchmark
+#   scripts/gpu_check.sh --demos TEXT    afterwards the demonstrations (up to an hour), into out/: an 8 B model; losses on TEXT,
+#                                        a file or folder
+#   --dry-run                            says what it would do and what is missing
+# Needs a CUDA toolkit, CMake, a C++ compiler and a Python whose torch sees the GPU: PYTHON, or the first of python3 and .venv that
+# has one (scripts/setup.sh may have put the CPU's torch into .venv). The C++ tests need GoogleTest and nlohmann-json, those of the
+# Python package pytest, and the comparison its peers (pip install flashoptim bitsandbytes): what is missing is said and left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dry_run=0
-build=build/cuda
-python=.venv/bin/python
-[ -x "$python" ] || python=python3
-case "${1:-}" in
-    "") ;;
-    --dry-run) dry_run=1 ;;
-    *)
-        echo "usage: scripts/gpu_check.sh [--dry-run]" >&2
-        exit 2
-        ;;
-esac
+dry_run=0 demos=0 text=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --dry-run) dry_run=1 ;;
+        --demos)
+            demos=1 text=${2:-}
+            [ -e "$text" ] || { echo "gpu_check: --demos $text: give a file or folder of text" >&2; exit 2; }
+            shift
+            ;;
+        *) sed -n '4,7p' "$0" >&2; exit 2 ;;
+    esac
+    shift
+done
 
+say() { echo "gpu_check: $*" >&2; }
+has() { command -v "$1" > /dev/null 2>&1; }
+has_header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | "${CXX:-c++}" -E -x c++ - > /dev/null 2>&1; }
+sees_gpu() { "$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' > /dev/null 2>&1; }
 step() {  # step SECONDS COMMAND...: runs it, or says it
     local limit=$1
     shift
@@ -30,43 +41,74 @@ step() {  # step SECONDS COMMAND...: runs it, or says it
 }
 
 missing=0
-for tool in cmake nvcc nvidia-smi "$python"; do
-    if ! command -v "$tool" > /dev/null && ! { [ "$tool" = nvcc ] && [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; }; then
-        echo "gpu_check: $tool is missing" >&2
+require() {  # require CONDITION WHAT
+    if ! eval "$1"; then
+        say "missing: $2"
         missing=1
     fi
-done
-if [ "$dry_run" = 0 ] && [ "$missing" = 1 ]; then
-    exit 1
+}
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    for candidate in python3 .venv/bin/python; do
+        if has "$candidate" && sees_gpu "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+require 'has cmake' "cmake"
+require 'has "${CXX:-c++}"' "a C++ compiler"
+require 'has nvcc || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]' "nvcc of CUDA 12.4 or later, in PATH or CUDA_HOME"
+require 'has nvidia-smi' "nvidia-smi: is there a driver?"
+require '[ -n "$python" ] && sees_gpu "$python"' "a Python whose torch sees a GPU: name one as PYTHON"
+[ "$dry_run" = 1 ] || [ "$missing" = 0 ] || exit 1
+if [ -z "$python" ]; then  # of a dry run
+    python=python3
+    [ ! -x .venv/bin/python ] || python=.venv/bin/python
 fi
 
-# The compute capability without its point, as 90; the newest known where there is no GPU to ask.
+# The compute capability without its point, as 90; where there is no GPU to ask, that of an H100.
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ' || true)
-generator=()
-if command -v ninja > /dev/null; then generator=(-G Ninja); fi
-
-# The PyTorch package is tested where torch has this GPU.
-torch=$("$python" -c 'import torch; print(torch.utils.cmake_prefix_path if torch.cuda.is_available() else "")' 2> /dev/null || true)
-package=(-DFLASHOPTIM_BUILD_PYTHON=OFF) targets=(cuda_device_test flashoptim_bench_cuda)
-if [ -n "$torch" ]; then
-    package=(-DFLASHOPTIM_BUILD_PYTHON=ON -DTorch_DIR="$torch/Torch")
-    targets+=(flashoptim_operators)
+build=build/cuda-check
+generator=() torch_folder=() tests=OFF targets=(flashoptim_bench_cuda)
+if has ninja; then generator=(-G Ninja); fi
+if has_header gtest/gtest.h && has_header nlohmann/json.hpp; then
+    tests=ON targets+=(cuda_device_test)
 else
-    echo "gpu_check: without the PyTorch package: $python has no torch with a GPU" >&2
+    say "left out: the C++ tests, which need GoogleTest and nlohmann-json"
+fi
+package=OFF
+if folder=$("$python" -c 'import torch; print(torch.utils.cmake_prefix_path)' 2> /dev/null); then
+    package=ON torch_folder=(-DTorch_DIR="$folder/Torch") targets+=(flashoptim_operators)
 fi
 
-step 60 cmake -S . -B "$build" "${generator[@]}" --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DFLASHOPTIM_CUDA=ON \
-    -DFLASHOPTIM_CUDA_ARCHITECTURES="${architecture:-90}" -DFLASHOPTIM_TORCH=OFF "${package[@]}" \
-    -DFLASHOPTIM_BUILD_TESTS=ON -DFLASHOPTIM_BUILD_BENCH=ON -DFLASHOPTIM_INSTALL=OFF
-step 300 cmake --build "$build" --parallel --target "${targets[@]}"
-step 120 "$build/tests/cuda/cuda_device_test" --gtest_brief=1
-if [ -n "$torch" ]; then
-    step 180 env PYTHONPATH="$build/python" "$python" -m pytest -q tests/python/test_gpu.py
+step 60 cmake -S . -B "$build" "${generator[@]}" "${torch_folder[@]}" --log-level=WARNING -DCMAKE_BUILD_TYPE=Release \
+    -DFLASHOPTIM_CUDA=ON -DFLASHOPTIM_CUDA_ARCHITECTURES="${architecture:-90}" -DFLASHOPTIM_TORCH=OFF \
+    -DFLASHOPTIM_BUILD_PYTHON="$package" -DFLASHOPTIM_BUILD_TESTS="$tests" -DFLASHOPTIM_BUILD_CHECKPOINT="$tests" \
+    -DFLASHOPTIM_BUILD_BENCH=ON -DFLASHOPTIM_INSTALL=OFF
+step 240 cmake --build "$build" --parallel --target "${targets[@]}"
+failed=0
+if [ "$tests" = ON ]; then step 90 "$build/tests/cuda/cuda_device_test" --gtest_brief=1 || failed=1; fi
+if [ "$package" = ON ]; then
+    export PYTHONPATH="$PWD/$build/python${PYTHONPATH:+:$PYTHONPATH}"
+    if ! "$python" -c 'import pytest' 2> /dev/null; then
+        say "left out: the tests of the Python package, which need pytest"
+    else
+        step 150 "$python" -m pytest -q tests/python/test_gpu.py || failed=1
+    fi
 fi
+library="$build/bench/libflashoptim_bench_cuda.so"
 if [ "$dry_run" = 1 ]; then
-    step 540 "$python" bench/cuda_compare.py
-    "$python" bench/cuda_compare.py --dry-run
+    step 480 "$python" bench/cuda_compare.py --library "$library"
+    if [ "$package" = ON ]; then "$python" bench/cuda_compare.py --library "$library" --dry-run; fi
 else
-    # What the build and the tests have left of ten minutes, less what a case may take that has just begun.
-    step 540 "$python" bench/cuda_compare.py --minutes "$(((540 - SECONDS) / 60 > 2 ? (540 - SECONDS) / 60 - 1 : 1))"
+    # What build and tests have left of ten minutes, less what a case may take that has just begun.
+    minutes=$(((540 - SECONDS) / 60 > 2 ? (540 - SECONDS) / 60 - 1 : 1))
+    step $((590 - SECONDS > 60 ? 590 - SECONDS : 60)) "$python" bench/cuda_compare.py --library "$library" --minutes "$minutes" ||
+        failed=1
 fi
+if [ "$demos" = 1 ]; then
+    step 1900 "$python" bench/gpu_llama.py || failed=1
+    step 1800 "$python" bench/gpu_loss.py --text "$text" || failed=1
+fi
+exit "$failed"

@@ -6,6 +6,7 @@ What a user loses if these fail: the first thing that they try.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -120,3 +121,35 @@ def test_bad_input_is_named_in_one_line(options: tuple[str, ...], named: str) ->
     lines = [line for line in done.stderr.splitlines() if line.startswith("finetune_llm: ")]
     assert len(lines) == 1, done.stderr
     assert named in lines[0]
+
+
+# What a rented hour on a GPU is for must not end in a typing error.
+def test_demonstrations_for_a_gpu(tmp_path: Path) -> None:
+    tiny = (
+        "--device",
+        "cpu",
+        "--model",
+        "tiny",
+        "--steps",
+        2,
+        "--batch",
+        1,
+        "--sequence",
+        32,
+        "--out",
+        tmp_path,
+    )
+    done = run(ROOT / "bench" / "gpu_loss.py", "--text", ROOT / "README.md", *tiny)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "gpu-loss.json").read_text())["runs"]
+    assert [len(r["losses"]) for r in runs] == [2, 2, 2]
+    assert max(r["losses"][0] for r in runs) - min(r["losses"][0] for r in runs) < 0.02  # the same beginning
+    assert (tmp_path / "gpu-loss.png").stat().st_size > 0
+    done = run(ROOT / "bench" / "gpu_llama.py", *tiny)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "gpu-llama.json").read_text())["rows"]
+    assert len(rows) == 3
+    assert all(row["peak_bytes"] > 0 and row["tokens_per_second"] > 0 for row in rows)
+    done = run(ROOT / "bench" / "gpu_loss.py", "--text", tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
