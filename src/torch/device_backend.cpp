@@ -11,9 +11,9 @@
 
 namespace flashoptim::libtorch {
 
-bool is_on_device(const c10::Device& device) {
-#if defined(FLASHOPTIM_EMULATED_CUDA)  // of the tests: tensors of the CPU stand for those of device 0
-    return device.is_cpu();
+bool is_on_device([[maybe_unused]] const c10::Device& device) {
+#if defined(FLASHOPTIM_EMULATED_CUDA)  // of the tests: the CPU stands for device 0
+    return true;
 #else
     return !device.is_cpu();
 #endif

@@ -189,7 +189,17 @@ void OptimizerImpl::step_one(const torch::Tensor& tensor) {
 }
 
 double OptimizerImpl::grad_norm() {
-    const auto batches = all_with_gradients();
+    auto batches = all_with_gradients();
+    for (auto& batch : batches) {
+        for (auto& item : batch.items) {
+            // Before its first step a parameter has no state. None is needed, but a device asks for what the plan has.
+            const auto& s = item.state;
+            if (s.correction != nullptr || s.first != nullptr || s.second != nullptr) continue;
+            StoragePlan bare;
+            bare.weight_dtype = item.plan.weight_dtype;
+            item.plan = bare;
+        }
+    }
     const auto norm_of = [&](const StepBatch& batch) {
         return batch.stepper != nullptr ? (*batch.stepper)->grad_norm(batch.items)
                                         : flashoptim::grad_norm(batch.items, pool());

@@ -120,4 +120,7 @@ void for_each_kind(const Check& check) {
     }
 }
 
+/// Of `count` elements that a step skipped those that its report has: on a device none, which is asked for them later.
+std::uint64_t reported_at_once(std::uint64_t count);
+
 }  // namespace flashoptim::libtorch
