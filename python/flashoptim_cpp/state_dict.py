@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import element_scales
 from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
@@ -35,8 +36,8 @@ def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[in
     return tuple(extents)
 
 
-def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
-    """The scales as they are written, or None where they cannot be cut as the parameter is."""
+def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
+    """The scales as they are written: in a shape that can be cut as the parameter is."""
     tensor, scales = parameter.tensor, moment.scales
     numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
     in_rows = moment.storage == Storage.NATIVE or (whole_row_length % 32 == 0 and not is_vector)
@@ -48,7 +49,7 @@ def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
             return scales
         return scales.view(_scales_shape(tensor.shape, rows, -(-row_length // 32)))
     if not in_rows:
-        return None
+        return wrap(element_scales.repeated(scales, parameter.local), tensor)
     whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
     whole = _scales_shape(tensor.shape, whole_rows, -(-whole_row_length // 32))
     part = _scales_shape(tensor.shape, rows, -(-row_length // 32))
@@ -68,10 +69,10 @@ def _like_parameter(parameter: Parameter, value: torch.Tensor) -> torch.Tensor:
 
 
 def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: bool) -> State:
-    scales = _saved_scales(parameter, moment) if compress and moment.is_quantized() else None
-    if scales is None:
+    if not compress or not moment.is_quantized():
         return {name: _like_parameter(parameter, moment.materialize())}
-    return {name + QUANTIZED: _like_parameter(parameter, moment.codes), name + SCALES: scales}
+    codes = _like_parameter(parameter, moment.codes)
+    return {name + QUANTIZED: codes, name + SCALES: _saved_scales(parameter, moment)}
 
 
 def saved_state(parameter: Parameter, state: State, compress: bool, corrections: bool = True) -> State:

@@ -209,7 +209,15 @@ PHASES = {
             checkpoints.save,
             checkpoints.a_fresh_template_changes_nothing,
             checkpoints.full_state_dict,
+            checkpoints.full_state_dict_in_paper,
         )
     },
-    "load": {check.__name__: check for check in (checkpoints.load, checkpoints.bad_shards_are_refused)},
+    "load": {
+        check.__name__: check
+        for check in (
+            checkpoints.load,
+            checkpoints.paper_under_another_cut,
+            checkpoints.bad_shards_are_refused,
+        )
+    },
 }

@@ -33,8 +33,9 @@ NAMES = {
         "save",
         "a_fresh_template_changes_nothing",
         "full_state_dict",
+        "full_state_dict_in_paper",
     ],
-    "load": ["load", "bad_shards_are_refused"],
+    "load": ["load", "paper_under_another_cut", "bad_shards_are_refused"],
 }
 
 
