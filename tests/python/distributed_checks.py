@@ -178,6 +178,43 @@ def zero_redundancy(folder: Path, rank: int, size: int) -> None:
                 assert support.same_bits(whole["state"][index][key], value), key
 
 
+def zero_redundancy_agrees(folder: Path, rank: int, size: int) -> None:
+    """A NaN in a parameter that one rank steps keeps all ranks back; later steps go on, whatever the learning rate."""
+    for policy in ("skip_step", "error"):
+        network = support.model()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer: Any = ZeroRedundancyOptimizer(
+                network.parameters(), optimizer_class=flash.FlashAdamW, lr=0.0, nonfinite=policy
+            )
+        given = list(network.parameters())
+        for step, lr in enumerate((0.0, 1e-2, 1e-2)):  # a warm-up
+            optimizer.param_groups[0]["lr"] = lr
+            for p, g in zip(given, support.gradients(given, step), strict=True):
+                p.grad = g
+            if lr == 0.0:
+                for p in given[1:]:
+                    assert p.grad is not None
+                    p.grad.zero_()
+            optimizer.step()
+        before = [p.detach().clone() for p in given]
+        assert given[0].grad is not None
+        given[0].grad[0, 0] = float("nan")
+        try:
+            optimizer.step()
+        except flash.NonFiniteError:
+            assert policy == "error"
+        else:
+            assert policy == "skip_step"
+        assert all(support.same_bits(p, q) for p, q in zip(given, before, strict=True)), policy
+        for p, g in zip(given, support.gradients(given, 3), strict=True):
+            p.grad = g
+        optimizer.step()
+        assert not any(support.same_bits(p, q) for p, q in zip(given, before, strict=True))
+        steps = {int(state["step"]) for state in optimizer.optim.state.values()}
+        assert steps == {4}, steps
+
+
 def accumulated_in_fp32(folder: Path, rank: int, size: int) -> None:
     """accumulate_fp32 under FSDP2: two backwards, one step."""
     network = sharded(torch.bfloat16)
@@ -205,6 +242,7 @@ PHASES = {
             gradient_norm,
             masters_of_shards,
             zero_redundancy,
+            zero_redundancy_agrees,
             accumulated_in_fp32,
             checkpoints.save,
             checkpoints.a_fresh_template_changes_nothing,

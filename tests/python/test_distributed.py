@@ -29,6 +29,7 @@ NAMES = {
         "gradient_norm",
         "masters_of_shards",
         "zero_redundancy",
+        "zero_redundancy_agrees",
         "accumulated_in_fp32",
         "save",
         "a_fresh_template_changes_nothing",
