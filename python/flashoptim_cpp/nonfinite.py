@@ -112,7 +112,7 @@ def follow_zero_redundancy() -> None:
     register_optimizer_step_pre_hook(_tell_ranks)
 
 
-def _tell_ranks(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+def _tell_ranks(outer: Any, args: Any, kwargs: Any) -> None:  # noqa: ANN401
     inside = getattr(getattr(outer, "optim", None), "_bad", None)
     if isinstance(inside, BadElements) and hasattr(outer, "process_group"):
         inside.ranks = outer.process_group, outer.join_device

@@ -28,6 +28,7 @@ NAMES = {
         "verdict_over_ranks",
         "gradient_norm",
         "masters_of_shards",
+        "full_precision_of_shards",
         "zero_redundancy",
         "zero_redundancy_agrees",
         "accumulated_in_fp32",
