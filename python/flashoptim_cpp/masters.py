@@ -151,15 +151,16 @@ def full_precision(model: torch.nn.Module, optimizer: "FlashOptimizer") -> Itera
     """Inside, the model's parameters are its full-precision weights: for evaluation, averages of weights and export.
 
     On leaving, weights and corrections are as before, bit for bit; what was written inside is rounded and split anew.
-    Parameters that are not the optimizer's are fp32 inside too. Those of a sharded model (FSDP2) are other tensors inside:
-    ask the model for them. FSDP2 computes in fp32 then, whatever its mixed precision; all ranks enter and leave together.
+    Parameters that are not the optimizer's, and buffers, are fp32 inside too. Parameters of a sharded model (FSDP2) are other tensors
+    inside: ask the model for them. FSDP2 computes in fp32 then, whatever its mixed precision; all ranks enter and leave together.
 
     Raises:
         TypeError: for a model under FSDP2 of a torch version that works in another way; use get_fp32_model_state_dict.
     """
     fsdp.reshard(model)
     tensors = [p for p in dict.fromkeys(_unwrapped(model).parameters()) if p.dtype in _NARROW]
-    whole = {tensor: tensor.data for tensor in tensors if not is_sharded(tensor)}
+    buffers = [b for b in dict.fromkeys(_unwrapped(model).buffers()) if b.dtype in _NARROW]
+    whole = {tensor: tensor.data for tensor in (*tensors, *buffers) if not is_sharded(tensor)}
     sharded = {
         tensor: torch.nn.Parameter(wrap(_master(optimizer, tensor), tensor), tensor.requires_grad)
         for tensor in tensors

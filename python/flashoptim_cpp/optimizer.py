@@ -242,6 +242,11 @@ class FlashOptimizer(OptimizerStates):
             table.step(own, factor, grad_scale, found_inf)
             self._bad.take(table)
 
+    @torch.no_grad()
+    def _ensure_state_initialized(self, p: torch.Tensor, hparams: dict[str, Any] | None = None) -> None:
+        """Makes the state that the first step of a parameter would make. The authors' tests call it by this name."""
+        self._prepare(p, self._find_group(p))
+
     def _gradients_of(
         self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
     ) -> list[list[torch.Tensor]]:

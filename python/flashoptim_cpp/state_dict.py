@@ -131,7 +131,9 @@ def _merged(group: Group, saved: Group) -> Group:
         merged[key] = group[key]
     for key, value in group.items():
         merged.setdefault(key, value)
-    merged["params"] = group["params"]
+    for own in ("params", "param_names"):
+        if own in group:
+            merged[own] = group[own]
     if "betas" in merged:
         merged["betas"] = tuple(merged["betas"])
     return merged
@@ -146,6 +148,16 @@ def _check_shape_of(groups: list[Group], saved: list[Group]) -> None:
                 f"parameter group {n} of the state dict has {len(other['params'])} parameters, "
                 f"that of this optimizer {len(group['params'])}"
             )
+
+
+def _saved_numbers(group: Group, saved: Group) -> list[int]:
+    """The number in the state dict of each parameter of the group: by name where both have the same names, else by place."""
+    names, saved_names = group.get("param_names") or [], saved.get("param_names") or []
+    numbers = list(saved["params"])
+    if sorted(names) != sorted(saved_names) or len(names) != len(numbers):
+        return numbers
+    by_name = dict(zip(saved_names, numbers, strict=True))
+    return [by_name[name] for name in names]
 
 
 def _differs(saved: Saved, group: Group) -> bool:
@@ -180,7 +192,7 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
     for group, saved_group in _pairs(merged, saved_groups):
         check_group(optimizer.rule, group)
         storage = saved_storage(saved_group)
-        for tensor, number in zip(group["params"], saved_group["params"], strict=True):
+        for tensor, number in zip(group["params"], _saved_numbers(group, saved_group), strict=True):
             taken.add(number)
             raw = given["state"].get(number)
             if raw is None or (isinstance(raw, dict) and not raw):
