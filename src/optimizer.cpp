@@ -131,32 +131,29 @@ struct Optimizer::Impl {
                 return report;
             }
         }
-        flashoptim::step(items, pool, options.backend);
-        for (std::size_t n = 0; n < chosen.size(); ++n) {
-            ++chosen[n]->steps;
-            chosen[n]->has_momentum = true;
-            chosen[n]->bad_elements += items[n].bad_elements;
-            report.bad_elements += items[n].bad_elements;
+        report.bad_elements = flashoptim::step(items, pool, options.backend);
+        for (auto* p : chosen) {
+            ++p->steps;
+            p->has_momentum = true;
         }
+        if (report.bad_elements != 0) count_bad(chosen);
         return report;
     }
 
+    void count_bad(std::span<Parameter* const> chosen) const {
+        for (std::size_t n = 0; n < chosen.size(); ++n) chosen[n]->bad_elements += items[n].bad_elements;
+    }
+
     void skip(std::span<Parameter* const> chosen) const {
-        const Parameter* first_bad = nullptr;
-        std::uint64_t count = 0;
-        for (std::size_t n = 0; n < chosen.size(); ++n) {
-            chosen[n]->bad_elements += items[n].bad_elements;
-            if (first_bad == nullptr && items[n].bad_elements != 0) {
-                first_bad = chosen[n];
-                count = items[n].bad_elements;
-            }
-        }
-        if (options.nonfinite == NonFinite::kError && first_bad != nullptr) {
-            throw NonFiniteError(
-                "the gradient of " + first_bad->name + " has " + std::to_string(count) +
-                " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
-                "learning rate or the loss scale, or choose the policy skip_element");
-        }
+        count_bad(chosen);
+        if (options.nonfinite != NonFinite::kError) return;
+        const auto bad =
+            std::ranges::find_if(items, [](const StepItem& item) { return item.bad_elements != 0; });
+        throw NonFiniteError(
+            "the gradient of " + chosen[static_cast<std::size_t>(bad - items.begin())]->name + " has " +
+            std::to_string(bad->bad_elements) +
+            " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
+            "learning rate or the loss scale, or choose the policy skip_element");
     }
 
     Rule rule;

@@ -162,8 +162,9 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-/// One step of every item; fills bad_elements. Bits do not depend on threads, backend or the cut of tensors.
-void step(std::span<StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
+/// One step of every item; fills bad_elements and returns their sum. Bits do not depend on threads, backend or the cut of
+/// tensors.
+std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
 
 /// Counts bad gradients (bad_elements of each item) and changes nothing else; returns their sum.
 std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool);

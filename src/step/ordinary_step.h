@@ -52,7 +52,7 @@ public:
         if (whole < s.count) {
             const auto size = static_cast<int>(s.count - whole);
             Tail tail(s, block_at(s, whole), size);
-            if (step_tail(s, tail.block(), place_at(s, whole), Ahead(s, whole))) {
+            if (step_tail(s, tail.block(), size, place_at(s, whole), Ahead(s, whole))) {
                 tail.write_back();
             } else {
                 bad += refer(s, whole, size);
@@ -161,16 +161,19 @@ private:
         return w;
     }
 
-    static bool step_tail(const Segment& s, const Block& b, std::uint32_t place, const Ahead& ahead) {
+    /// Steps a padded block of which `size` elements count.
+    static bool step_tail(const Segment& s, const Block& b, int size, std::uint32_t place,
+                          const Ahead& ahead) {
         if constexpr (kGrouped) {
             return step_groups(s, b, kTail, place, ahead);
         } else {
             alignas(64) float gradient[kTail];
             read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, kTail, gradient);
             bool is_ordinary = true;
-            for (int e = 0; e < kTail; e += kUnitSize) {
+            for (int e = 0; e < size; e += kUnitSize) {
                 ahead.fetch(e);
-                is_ordinary = step_unit(s, b, gradient, e, place) && is_ordinary;
+                const int vectors = (size - e + L::kWidth - 1) / L::kWidth;
+                is_ordinary = step_unit(s, b, gradient, e, place, vectors) && is_ordinary;
             }
             return is_ordinary;
         }
@@ -304,20 +307,22 @@ private:
         std::uint64_t bad = 0;
         for (int e = 0; e < size; e += kUnitSize) {
             ahead.fetch(e);
-            if (!step_unit(s, b, gradient, e, place)) [[unlikely]] {
+            if (!step_unit(s, b, gradient, e, place, L::kUnit)) [[unlikely]] {
                 bad += refer(s, at + e, kUnitSize);
             }
         }
         return bad;
     }
 
+    /// Steps the first `vectors` of a unit; the others it takes for zeros.
     static FLASHOPTIM_INLINE bool step_unit(const Segment& s, const Block& b, const float* gradient, int e,
-                                            std::uint32_t place) {
+                                            std::uint32_t place, int vectors) {
         const StepScalars& k = *s.scalars;
         Watch watch;
-        Unit weight, first, second;
+        Unit weight{}, first{}, second{};
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
+            if (j >= vectors) break;
             typename M::template OldFirst<L> old_first{};
             typename M::template OldSecond<L> old_second{};
             const int at = e + j * L::kWidth;

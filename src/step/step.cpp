@@ -3,8 +3,10 @@
 #include "flashoptim/step.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <optional>
+#include <utility>
 
 #include "step/dispatch.h"
 #include "step/float_environment.h"
@@ -23,8 +25,8 @@ std::byte* advance(void* buffer, std::int64_t count, DType dtype) {
     return static_cast<std::byte*>(buffer) + count * static_cast<std::int64_t>(size_of(dtype));
 }
 
-Segment segment_of(const Workspace& work, const PreparedItem& prepared, std::int64_t begin,
-                   std::int64_t count) {
+void describe(Segment& s, const Workspace& work, const PreparedItem& prepared, std::int64_t begin,
+              std::int64_t count) {
     const auto& kind = work.kinds[prepared.kind];
     const auto& item = *prepared.item;
     const auto& layout = *item.layout;
@@ -37,7 +39,6 @@ Segment segment_of(const Workspace& work, const PreparedItem& prepared, std::int
     const auto scale_at = [&](void* scales) {
         return scales == nullptr ? nullptr : static_cast<std::uint16_t*>(scales) + group;
     };
-    Segment s;
     s.weight = advance(item.weight, begin, item.plan.weight_dtype);
     s.correction = advance(item.state.correction, begin, item.plan.correction.dtype);
     s.first = advance(item.state.first, begin, item.plan.first.dtype);
@@ -51,10 +52,10 @@ Segment segment_of(const Workspace& work, const PreparedItem& prepared, std::int
     s.check_gradient = item.check_gradient || !item.plan.paper_arithmetic;
     s.place = static_cast<std::uint32_t>(index % kDitherPeriod);
     s.count = count;
+    s.following = nullptr;
     s.scalars = &kind.scalars;
     s.dither = kind.dither;
     s.reference = kind.reference;
-    return s;
 }
 
 /// The segments of a job, one after the other.
@@ -71,7 +72,7 @@ public:
         const auto begin = chunk.begin + done_;
         const auto column = begin == 0 ? 0 : begin % prepared.rows.length;
         const auto count = std::min(chunk.end - begin, prepared.rows.length - column);
-        segment = segment_of(work_, prepared, begin, count);
+        describe(segment, work_, prepared, begin, count);
         done_ += count;
         if (chunk.begin + done_ == chunk.end) {
             ++chunk_;
@@ -86,16 +87,24 @@ private:
     std::int64_t done_ = 0;  // of the chunk
 };
 
-void step_job(const Workspace& work, std::size_t job) {
+void add_bad(std::uint64_t& count, std::uint64_t bad) {
+    std::atomic_ref(count).fetch_add(bad, std::memory_order_relaxed);
+}
+
+void step_job(Workspace& work, std::size_t job) {
     Segments segments(work, work.jobs[job], work.jobs[job + 1]);
-    Segment segment, following;
-    const auto* item = segments.take(segment);
+    std::array<Segment, 2> both;  // in turns: a copy would wait for what has just been written in pieces
+    auto *segment = &both[0], *following = &both[1];
+    const auto* item = segments.take(*segment);
     while (item != nullptr) {
-        const auto* const next_item = segments.take(following);
-        if (next_item != nullptr && next_item->kind == item->kind) segment.following = &following;
-        const auto bad = work.kinds[item->kind].kernel(segment);
-        if (bad != 0) std::atomic_ref(item->item->bad_elements).fetch_add(bad, std::memory_order_relaxed);
-        segment = following;
+        const auto* const next_item = segments.take(*following);
+        if (next_item != nullptr && next_item->kind == item->kind) segment->following = following;
+        const auto bad = work.kinds[item->kind].kernel(*segment);
+        if (bad != 0) {
+            add_bad(item->item->bad_elements, bad);
+            add_bad(work.bad_elements, bad);
+        }
+        std::swap(segment, following);
         item = next_item;
     }
 }
@@ -162,11 +171,9 @@ struct StepRun {
         }
         close_jobs(*work_);
         run_jobs([](void* context, std::int64_t n) {
-            step_job(*static_cast<const Workspace*>(context), static_cast<std::size_t>(n));
+            step_job(*static_cast<Workspace*>(context), static_cast<std::size_t>(n));
         });
-        std::uint64_t total = 0;
-        for (const auto& item : items) total += item.bad_elements;
-        return total;
+        return work_->bad_elements;
     }
 
     double norm(std::span<const StepItem> items) {
@@ -215,8 +222,8 @@ private:
     Workspace* work_ = nullptr;
 };
 
-void step(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
-    StepRun(pool).run(items, backend, &Kernels::run);
+std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
+    return StepRun(pool).run(items, backend, &Kernels::run);
 }
 
 std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool) {

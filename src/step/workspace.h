@@ -36,7 +36,8 @@ struct Workspace {
     std::vector<Chunk> chunks;
     std::vector<std::size_t>
         jobs;  // the first chunk of each, and the end: chunks are handed out by the piece of work
-    std::vector<double> sums;  // of each chunk's gradients
+    std::vector<double> sums;        // of each chunk's gradients
+    std::uint64_t bad_elements = 0;  // of all items
     std::vector<std::int64_t> dither_steps;
     std::vector<std::unique_ptr<DitherTables>> dither;  // of dither_steps; more are kept for later
 
@@ -46,6 +47,7 @@ struct Workspace {
         chunks.clear();
         jobs.clear();
         sums.clear();
+        bad_elements = 0;
         dither_steps.clear();
     }
     const DitherTables* dither_of(std::int64_t step) {

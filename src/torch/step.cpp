@@ -91,8 +91,7 @@ void OptimizerImpl::run(StepBatch& batch) {
             return;
         }
     }
-    flashoptim::step(batch.items, pool());
-    last_step.bad_elements = 0;
+    last_step.bad_elements = flashoptim::step(batch.items, pool());
     for (std::size_t n = 0; n < batch.items.size(); ++n) {
         const auto& item = batch.items[n];
         const auto& parameter = *batch.parameters[n];
@@ -100,7 +99,6 @@ void OptimizerImpl::run(StepBatch& batch) {
         state.step(item.step);
         count_bad(batch, n);
         if (state.first_moment().defined()) state.has_momentum(true);
-        last_step.bad_elements += item.bad_elements;
         if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
     }
 }
