@@ -114,7 +114,9 @@ class Parameter:
 
     def __init__(self, tensor: torch.Tensor, name: str) -> None:
         if tensor.is_inference():
-            raise ValueError(f"{name} was made in torch.inference_mode(); make the model outside of it, or clone it there")
+            raise ValueError(
+                f"{name} was made in torch.inference_mode(); make the model outside of it, or clone it there"
+            )
         self.tensor = tensor
         self.name = name
         self.is_sharded = is_sharded(tensor)

@@ -274,4 +274,6 @@ def test_parameters_in_another_order_are_found_by_name() -> None:
     renamed.load_state_dict(saved)  # other names: by place
     assert renamed.param_groups[0]["param_names"][0] == "module.first"
     for p, q in zip(given, others, strict=True):
-        assert support.same_bits(optimizer.state[p]["exp_avg"].quantized, renamed.state[q]["exp_avg"].quantized)
+        assert support.same_bits(
+            optimizer.state[p]["exp_avg"].quantized, renamed.state[q]["exp_avg"].quantized
+        )

@@ -26,7 +26,9 @@ def recipe() -> str:
 
 
 @pytest.mark.parametrize(
-    ("rule", "theirs"), [(ADAMW, "AdamW8bit"), (LION, "Lion8bit"), (SGD, "SGD8bit")], ids=["adamw", "lion", "sgd"]
+    ("rule", "theirs"),
+    [(ADAMW, "AdamW8bit"), (LION, "Lion8bit"), (SGD, "SGD8bit")],
+    ids=["adamw", "lion", "sgd"],
 )
 def test_moments_of_bitsandbytes(rule: Rule, theirs: str) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
