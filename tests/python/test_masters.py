@@ -166,6 +166,7 @@ def test_buffers_are_in_full_precision_too() -> None:
     optimizer = flash.FlashAdamW(network.parameters())
     support.run(optimizer, list(network.parameters()), 1)
     mask, mean = network[0].mask, network[1].running_mean
+    assert isinstance(mask, torch.Tensor)
     assert isinstance(mean, torch.Tensor)
     before = mean.clone()
     with optimizer.full_precision(network):
