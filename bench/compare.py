@@ -61,6 +61,7 @@ def measure(
     title: str, contestants: list[Contestant], parameters: int, rounds: int, at_once: bool
 ) -> dict[str, Any]:
     """Times all in turns (at_once), or one after another with the bandwidth before and after each."""
+    print(f"compare: {title}, threads: {torch.get_num_threads()}", file=sys.stderr, flush=True)
     bandwidth = Bandwidth()
     rates: list[float] = []
     running: dict[str, Any] = {}

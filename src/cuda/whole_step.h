@@ -16,8 +16,7 @@ namespace flashoptim::cuda {
 
 /// Kinds whose scalars one launch computes: they travel as the kernel's argument, of at most 4 KiB.
 constexpr int kKindsInLaunch = 32;
-constexpr int kSumsInNormBlock = 16;
-constexpr int kNormBlocksInBlock = kThreads / kSumsInNormBlock;
+constexpr int kNormBlocksInBlock = kThreads / kNormSums;
 
 /// Values in device memory that a step reads when it runs, each null where there is none.
 struct DeviceSources {
@@ -81,7 +80,7 @@ FLASHOPTIM_INLINE const TensorEntry& tensor_of_norm_block(const NormLaunch& laun
     return launch.tensors[low];
 }
 
-/// Sum `part` of a block: every sixteenth element from there (step/instantiate.h, sum_of_squares).
+/// Sum `part` of a block: every kNormSums-th element from there (step/instantiate.h, sum_of_squares).
 FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block, int part) {
     const TensorEntry& t = tensor_of_norm_block(launch, block);
     const float factor = t.gradient_factor * launch.control->gradient_factor;
@@ -97,12 +96,12 @@ FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block,
     if (t.gradient_dtype == DType::kFloat32) {
         const auto* from = static_cast<const float*>(t.gradient) + begin;
         FLASHOPTIM_UNROLL_LOADS
-        for (int e = part; e < size; e += kSumsInNormBlock) add(sum, from[e]);
+        for (int e = part; e < size; e += kNormSums) add(sum, from[e]);
     } else {
         const auto* from = static_cast<const std::uint16_t*>(t.gradient) + begin;
         const bool is_bfloat16 = t.gradient_dtype == DType::kBFloat16;
         FLASHOPTIM_UNROLL_LOADS
-        for (int e = part; e < size; e += kSumsInNormBlock) {
+        for (int e = part; e < size; e += kNormSums) {
             const std::uint32_t bits = from[e];
             add(sum, is_bfloat16 ? bfloat16_to_float<CudaLanes>(bits) : float16_to_float<CudaLanes>(bits));
         }
@@ -110,10 +109,10 @@ FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block,
     return sum;
 }
 
-/// The sixteen sums of a block, added in order.
+/// The sums of a block, added in order.
 FLASHOPTIM_INLINE double norm_total(const double* parts) {
     double total = 0.0;
-    for (int n = 0; n < kSumsInNormBlock; ++n) total += parts[n];
+    for (int n = 0; n < kNormSums; ++n) total += parts[n];
     return total;
 }
 

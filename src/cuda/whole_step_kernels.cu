@@ -39,9 +39,8 @@ __global__ void advance_kernel(std::int64_t* steps_done, const Control* control,
 
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ NormLaunch launch) {
     __shared__ double parts[kThreads];
-    const auto block =
-        static_cast<std::int64_t>(blockIdx.x) * kNormBlocksInBlock + threadIdx.x / kSumsInNormBlock;
-    const auto part = static_cast<int>(threadIdx.x % kSumsInNormBlock);
+    const auto block = static_cast<std::int64_t>(blockIdx.x) * kNormBlocksInBlock + threadIdx.x / kNormSums;
+    const auto part = static_cast<int>(threadIdx.x % kNormSums);
     if (block < launch.blocks) parts[threadIdx.x] = norm_part(launch, block, part);
     __syncthreads();
     if (block < launch.blocks && part == 0) launch.sums[block] = norm_total(parts + threadIdx.x);

@@ -6,6 +6,7 @@
 #include "step/fused_step.h"
 #include "step/kernel_types.h"
 #include "step/ordinary_step.h"
+#include "step/rows.h"
 
 namespace flashoptim {
 
@@ -24,38 +25,51 @@ Kernels find_kernels(Rule rule, bool momentum, const StoragePlan& plan) {
                               []<class R, class M, class W>() { return kernels_of<L, R, M, W>(); });
 }
 
-/// Sixteen interleaved sums in double, added up in order: fixed by element index, whatever the width of the lanes. The square of a
-/// float is exact in double.
-template <class L>
-double sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
-    constexpr int kChunk = 256, kSums = 16;
-    typename L::Doubles sums[kSums / L::kWidth] = {};
+/// kNormSums interleaved sums in double, added up in order: fixed by element index, whatever the width of the lanes. The square
+/// of a float is exact in double. Bad elements are left out if kChecked.
+template <class L, bool kChecked>
+double interleaved_sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
+    constexpr int kChunk = 256, kLine = 64, kAhead = 4096;  // elements; bytes
+    typename L::Doubles sums[kNormSums / L::kWidth] = {};
     alignas(64) float values[kChunk];
     const auto* from = static_cast<const std::byte*>(gradient);
     for (std::int64_t at = 0; at < count; at += kChunk) {
         const auto size = static_cast<int>(count - at < kChunk ? count - at : kChunk);
         const auto* chunk = from + at * static_cast<std::int64_t>(size_of(dtype));
         if (size == kChunk) {
+            for (int line = 0; line < kChunk * static_cast<int>(size_of(dtype)); line += kLine) {
+                __builtin_prefetch(chunk + kAhead + line);
+            }
             read_gradient<L>(chunk, dtype, factor, kChunk, values);
         } else {
             alignas(64) std::byte padded[kChunk * 4] = {};
             std::memcpy(padded, chunk, static_cast<std::size_t>(size) * size_of(dtype));
             read_gradient<L>(padded, dtype, factor, kChunk, values);
         }
-        for (int e = 0; e < kChunk; e += kSums) {
+        for (int e = 0; e < kChunk; e += kNormSums) {
             FLASHOPTIM_UNROLL
-            for (int n = 0; n < kSums; n += L::kWidth) {
-                const auto g = L::load_f32(values + e + n);
-                const auto is_good = L::less(absolute<L>(g), L::broadcast(0x1p48F));
-                L::add_squares(L::select(is_good, g, L::broadcast(0.0F)), sums[n / L::kWidth]);
+            for (int n = 0; n < kNormSums; n += L::kWidth) {
+                auto g = L::load_f32(values + e + n);
+                if constexpr (kChecked) {
+                    const auto is_good = L::less(absolute<L>(g), L::broadcast(0x1p48F));
+                    g = L::select(is_good, g, L::broadcast(0.0F));
+                }
+                L::add_squares(g, sums[n / L::kWidth]);
             }
         }
     }
-    double in_order[kSums];
+    double in_order[kNormSums];
     std::memcpy(in_order, sums, sizeof in_order);
     double total = 0.0;
     for (const double sum : in_order) total += sum;
     return total;
+}
+
+/// The square of a bad element alone is 2^96: a smaller sum has none.
+template <class L>
+double sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
+    const double sum = interleaved_sum_of_squares<L, false>(gradient, dtype, factor, count);
+    return sum < 0x1p96 ? sum : interleaved_sum_of_squares<L, true>(gradient, dtype, factor, count);
 }
 
 template <class L>

@@ -9,6 +9,8 @@ namespace flashoptim {
 
 /// Elements in each block of the gradient norm: its sums are formed by blocks on every backend.
 constexpr std::int64_t kNormBlock = 1 << 14;
+/// Interleaved sums in each block, added up in order: what the additions' latency leaves room for.
+constexpr int kNormSums = 32;
 
 /// Rows as the kernels see them: several rows are one run where groups and indices go on without a break.
 struct Rows {

@@ -38,8 +38,8 @@ struct Subject {
                                 list_.norm_blocks(), &control_, sums.data()};
         double total = 0.0;
         for (std::int64_t block = 0; block < launch.blocks; ++block) {
-            double parts[kSumsInNormBlock];
-            for (int part = 0; part < kSumsInNormBlock; ++part) parts[part] = norm_part(launch, block, part);
+            double parts[kNormSums];
+            for (int part = 0; part < kNormSums; ++part) parts[part] = norm_part(launch, block, part);
             total += norm_total(parts);
         }
         return double_sqrt(total);
