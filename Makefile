@@ -36,7 +36,7 @@ test:  ## every test, the linters and the build without Torch; ends with the ten
 test-integrations:  ## the Python package with transformers, accelerate and Lightning, which it installs from PyPI
 	@$(SETUP) --dev
 	@$(CONFIGURE)
-	@$(BUILD)
+	@$(BUILD) --target flashoptim_operators
 	@scripts/test_integrations.sh
 
 bench:  ## the benchmarks: backends one by one, then the step beside its peers (QUICK=1: under 5 minutes)

@@ -3,7 +3,7 @@
     PYTHONPATH=build/release/python python bench/python_step.py
 
 Every figure is a median over rounds in which all contestants were measured one after another; the ratios are medians of the
-ratios within a round. Nothing here is a test.
+ratios within a round. One and two threads by default. Nothing here is a test.
 """
 
 from __future__ import annotations
@@ -51,17 +51,9 @@ CONTESTANTS: dict[str, tuple[Callable[[list[torch.nn.Parameter]], torch.optim.Op
 OURS, THEIRS = "ours, bfloat16", ("torch fused, fp32", "torch fused, bfloat16", "torch foreach, fp32")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tensors", type=int, default=300)
-    parser.add_argument("--numel", type=int, default=64, help="elements of each tensor")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=20, help="steps of each contestant in a round")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def measure(arguments: argparse.Namespace, threads: int) -> dict[str, list[float]]:
+    """Seconds of a step of each contestant, in each round."""
+    torch.set_num_threads(threads)
     running = {
         name: stepper(make, arguments.tensors, arguments.numel, dtype)
         for name, (make, dtype) in CONTESTANTS.items()
@@ -70,12 +62,32 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, optimizer in running.items():
             times[name].append(seconds(optimizer, arguments.calls))
-    print(f"{arguments.tensors} tensors of {arguments.numel} elements, {arguments.threads} thread(s)")
+    return times
+
+
+def report(arguments: argparse.Namespace, threads: int, times: dict[str, list[float]]) -> None:
+    """Medians, and the ratios to the others."""
+    print(f"{arguments.tensors} tensors of {arguments.numel} elements, {threads} thread(s)")
     for name, taken in times.items():
         print(f"{name:24}{statistics.median(taken) * 1e6:10.1f} us a step")
     for name in THEIRS:
         ratio = statistics.median(a / b for a, b in zip(times[OURS], times[name], strict=True))
         print(f"{OURS} / {name}: {ratio:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tensors", type=int, default=300)
+    parser.add_argument("--numel", type=int, default=64, help="elements of each tensor")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=20, help="steps of each contestant in a round")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    for n, threads in enumerate(arguments.threads):
+        print(end="\n" if n else "")
+        report(arguments, threads, measure(arguments, threads))
 
 
 if __name__ == "__main__":

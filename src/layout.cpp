@@ -76,6 +76,12 @@ std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& sha
     return strides;
 }
 
+bool Layout::splits_groups() const {
+    const auto end = column_offset + row_length;
+    return numel > 0 &&
+           (column_offset % kGroupSize != 0 || (end % kGroupSize != 0 && end != whole_row_length));
+}
+
 Layout layout_of(const TensorView& tensor, std::string_view name) {
     return layout_of(
         tensor, Shard{tensor.shape, tensor.strides, std::vector<std::int64_t>(tensor.shape.size(), 0)}, name);
@@ -134,18 +140,16 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
         layout.rows = layout.numel > 0 ? 1 : 0;
     }
     if (layout.numel == 0) return layout;
-    const bool is_cut = layout.row_length != layout.whole_row_length;
     if (partial) {
         refuse(name, tensor,
                "cuts each row of the whole tensor " + to_text(whole) +
                    " into several pieces: shard it along its first dimensions in memory order");
     }
-    const auto end = layout.column_offset + layout.row_length;
-    if (is_cut && (layout.column_offset % kGroupSize != 0 ||
-                   (end % kGroupSize != 0 && end != layout.whole_row_length))) {
+    if (!layout.one_dimensional && layout.splits_groups()) {
         refuse(name, tensor,
                "cuts a row of the whole tensor " + to_text(whole) + " at column " +
-                   std::to_string(layout.column_offset) + " to " + std::to_string(end) +
+                   std::to_string(layout.column_offset) + " to " +
+                   std::to_string(layout.column_offset + layout.row_length) +
                    ": cut rows at multiples of 32");
     }
     return layout;

@@ -31,13 +31,16 @@ struct Layout {
 
     /// Groups of 32 in one row of this part.
     [[nodiscard]] std::int64_t groups_per_row() const { return (row_length + kGroupSize - 1) / kGroupSize; }
+    /// Whether this part begins or ends inside a group of the whole tensor: a vector may, where its moments have no groups.
+    [[nodiscard]] bool splits_groups() const;
 
     bool operator==(const Layout&) const = default;
 };
 
 /// The layout of `tensor`; `name` is used in errors.
 /// @throws InvalidArgument if the tensor is not dense (expanded, overlapping, with holes), a shape or stride is negative, or a
-///         shard's pieces of a row do not begin at multiples of 32 of that row or do not lie together.
+///         shard's pieces of a row do not begin at multiples of 32 of that row or do not lie together. A vector may be cut
+///         anywhere: plan_storage refuses that where its moments would be quantized.
 Layout layout_of(const TensorView& tensor, std::string_view name = "tensor");
 Layout layout_of(const TensorView& tensor, const Shard& shard, std::string_view name = "tensor");
 

@@ -74,7 +74,8 @@ struct StoragePlan {
 };
 
 /// Plans the buffers of a parameter. SGD without momentum has no moments.
-/// @throws InvalidArgument for a weight that is not float32, bfloat16 or float16, or bits that are not 0, 16, 24, 32 (`paper`: 0, 24, 32).
+/// @throws InvalidArgument for a weight that is not float32, bfloat16 or float16, bits that are not 0, 16, 24, 32 (`paper`: 0, 24, 32),
+///         or a vector that is cut inside a group of 32 whose `native` moments are quantized.
 StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, const StorageOptions& options,
                          DType weight_dtype, const Layout& layout, std::string_view name = "tensor");
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _operators as ops
+from . import element_scales
 from .moment import Moment
 from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, check_format
 from .parameter import Parameter, Plan, State, integers, plan_of, row_major, strides_of
@@ -252,8 +253,11 @@ class _Reader:
 
     def _elements(self, key: str, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
         """A tensor of the parameter's shape: this rank's part, a copy that lies as it did when it was saved."""
+        return self._part(key, self._tensor(key, dtypes))
+
+    def _part(self, key: str, whole: torch.Tensor) -> torch.Tensor:
         tensor = self.parameter.tensor
-        value = local_like(self._tensor(key, dtypes), tensor)
+        value = local_like(whole, tensor)
         shape = self.parameter.local.shape
         if value.shape != shape and is_sharded(tensor) and value.shape == tensor.shape:
             value = slice_of(value, tensor)
@@ -285,18 +289,49 @@ class _Reader:
             )
         storage = FORMATS[self.saved.format]
         codes = self._elements(name + QUANTIZED, (torch.uint8 if kind else torch.int8,))
-        moment = Moment(codes, self._scales(name + SCALES, storage), self.layout, kind, storage)
+        scales = self._saved_scales(name + SCALES, storage)
+        by_element = self._by_element(name + SCALES, scales) if storage == Storage.PAPER else None
+        if by_element is None:
+            flat = self._flat_scales(name + SCALES, scales, storage)
+        else:
+            groups = element_scales.of_groups(by_element)
+            if groups is None:  # cut otherwise
+                values = element_scales.decode(
+                    codes, by_element, kind, lambda moment: self._check(moment, name)
+                )
+                return Moment.encode(values, self.layout, kind, Storage.FP32)
+            flat = groups
+        moment = Moment(codes, flat, self.layout, kind, storage)
         self._check(moment, name)
         return moment
 
-    def _scales(self, key: str, storage: Storage) -> torch.Tensor:
-        weight = self.parameter.local.dtype
+    def _saved_scales(self, key: str, storage: Storage) -> torch.Tensor:
         if storage == Storage.NATIVE:
-            scales = self._tensor(key, (torch.bfloat16,))
-        else:
-            # The authors' package stores the bytes of fp16 scales as bf16 beside bf16 weights.
-            cast = (torch.bfloat16,) if weight == torch.bfloat16 else ()
-            scales = self._tensor(key, (torch.float16, *cast))
+            return self._tensor(key, (torch.bfloat16,))
+        # The authors' package stores the bytes of fp16 scales as bf16 beside bf16 weights.
+        cast = (torch.bfloat16,) if self.parameter.local.dtype == torch.bfloat16 else ()
+        return self._tensor(key, (torch.float16, *cast))
+
+    def _by_element(self, key: str, scales: torch.Tensor) -> torch.Tensor | None:
+        """The scale of each element of this rank's part, or None where there are scales of its groups."""
+        tensor = self.parameter.tensor
+        if scales.shape != tensor.shape:
+            *_, whole_row_length, _, _, is_vector = self.layout.tolist()
+            in_rows = whole_row_length % element_scales.GROUP == 0 and not is_vector
+            if (
+                not is_sharded(tensor)
+                or in_rows
+                or scales.numel() != -(-tensor.numel() // element_scales.GROUP)
+            ):
+                return None
+            # The groups run over the whole tensor: it was saved by one that had it whole.
+            if is_sharded(scales):
+                scales = scales.full_tensor()  # type: ignore[attr-defined]
+            whole = torch.empty(tensor.shape, dtype=torch.int8, device=scales.device)
+            scales = element_scales.repeated(scales.reshape(-1), whole)
+        return self._part(key, scales).view(torch.float16)
+
+    def _flat_scales(self, key: str, scales: torch.Tensor, storage: Storage) -> torch.Tensor:
         groups = self._groups(storage)
         if is_sharded(scales):
             scales = local_like(scales, self.parameter.tensor)
@@ -333,7 +368,7 @@ class _Reader:
         base["quantize"] = moment.is_quantized()
         if moment.storage == Storage.FP32 and base["format"] == "native":
             base["format"] = "fp32"
-        plan = integers(plan_of(self.rule, base, self.layout, torch.float32, name))
+        plan = integers(plan_of(self.rule, base, moment.layout, torch.float32, name))
         try:
             ops.check_moment(moment.codes, moment.scales, moment.layout, plan, moment.kind)
         except (RuntimeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from . import _operators as ops
+from . import fsdp
 from .options import WEIGHT_DTYPES
 from .parameter import Parameter, masters_of
 from .sharding import is_sharded, local_like, local_of, slice_of, wrap
@@ -121,6 +122,7 @@ def set_fp32_model_state_dict(
     optimizer: "FlashOptimizer", model: torch.nn.Module, fp32_state_dict: dict[str, torch.Tensor]
 ) -> None:
     """See FlashOptimizer."""
+    fsdp.reshard(model)
     values = {}
     for name, tensor in _unwrapped(model).named_parameters():
         if name not in fp32_state_dict:
@@ -149,39 +151,46 @@ def full_precision(model: torch.nn.Module, optimizer: "FlashOptimizer") -> Itera
     """Inside, the model's parameters are its full-precision weights: for evaluation, averages of weights and export.
 
     On leaving, weights and corrections are as before, bit for bit; what was written inside is rounded and split anew.
-    Parameters that are not the optimizer's are fp32 inside too.
+    Parameters that are not the optimizer's, and buffers, are fp32 inside too. Parameters of a sharded model (FSDP2) are other tensors
+    inside: ask the model for them. FSDP2 computes in fp32 then, whatever its mixed precision; all ranks enter and leave together.
 
     Raises:
-        TypeError: for a model under FSDP, which holds the dtype of its parameters; use get_fp32_model_state_dict.
+        TypeError: for a model under FSDP2 of a torch version that works in another way; use get_fp32_model_state_dict.
     """
-    tensors = list(dict.fromkeys(_unwrapped(model).parameters()))
-    if any(is_sharded(tensor) for tensor in tensors):
-        raise TypeError(
-            "full_precision does not support sharded parameters; use optimizer.get_fp32_model_state_dict"
-        )
-    narrow = {tensor: tensor.data for tensor in tensors if tensor.dtype in _NARROW}
+    fsdp.reshard(model)
+    tensors = [p for p in dict.fromkeys(_unwrapped(model).parameters()) if p.dtype in _NARROW]
+    buffers = [b for b in dict.fromkeys(_unwrapped(model).buffers()) if b.dtype in _NARROW]
+    whole = {tensor: tensor.data for tensor in (*tensors, *buffers) if not is_sharded(tensor)}
+    sharded = {
+        tensor: torch.nn.Parameter(wrap(_master(optimizer, tensor), tensor), tensor.requires_grad)
+        for tensor in tensors
+        if is_sharded(tensor)
+    }
     for module in model.modules():
         module.__dict__["_flashoptim_recasts"] = False
-    for tensor in narrow:
+    for tensor in whole:
         tensor.data = _master(optimizer, tensor)
     try:
-        yield model
+        with fsdp.exchanged(model, sharded):
+            yield model
     finally:
         for module in model.modules():
             module.__dict__.pop("_flashoptim_recasts", None)
         with torch.no_grad():
-            for tensor, weight in narrow.items():
-                _leave(optimizer, tensor, weight)
+            for tensor, weight in whole.items():
+                inside, tensor.data = tensor.data, weight
+                _take_over(optimizer, tensor, inside)
+            for tensor, wide in sharded.items():
+                _take_over(optimizer, tensor, local_of(wide))
 
 
-def _leave(optimizer: "FlashOptimizer", tensor: torch.Tensor, weight: torch.Tensor) -> None:
-    """Puts the stored weight back, with what was written into its full-precision value."""
-    inside, tensor.data = tensor.data, weight
+def _take_over(optimizer: "FlashOptimizer", tensor: torch.Tensor, inside: torch.Tensor) -> None:
+    """After the stored weight was put back: what was written into its full-precision value `inside`."""
     parameter = optimizer._parameters.get(tensor)
     is_same = torch.equal(_master_bits(optimizer, tensor, parameter), inside.view(torch.int32))
     if parameter is None or parameter.plan is None:
         if not is_same:
-            tensor.copy_(inside)
+            local_of(tensor).copy_(inside)
         return
     if is_same:
         parameter.keep_correction()
@@ -192,7 +201,8 @@ def _leave(optimizer: "FlashOptimizer", tensor: torch.Tensor, weight: torch.Tens
 def _master_bits(
     optimizer: "FlashOptimizer", tensor: torch.Tensor, parameter: Parameter | None
 ) -> torch.Tensor:
+    weight = local_of(tensor).detach()
     if parameter is None or parameter.plan is None:
-        return tensor.detach().float().view(torch.int32)
+        return weight.float().view(torch.int32)
     correction = optimizer.state[tensor].get("error_bits")
-    return masters_of(tensor.detach(), correction, parameter.plan).view(torch.int32)
+    return masters_of(weight, correction, parameter.plan).view(torch.int32)

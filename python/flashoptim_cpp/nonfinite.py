@@ -1,9 +1,11 @@
 """Gradients that are NaN, infinite or at least 2^48: the policies of a whole step, the counts, the warning."""
 
 import warnings
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from . import _operators as ops
 from .errors import NonFiniteError
@@ -57,6 +59,8 @@ class BadElements:
     def __init__(self) -> None:
         self._streaks: dict[Parameter, int] = {}
         self._watches: dict[Table, _Watch] = {}
+        # In a step of ZeroRedundancyOptimizer: its process group, whose ranks step other parameters, and a device of theirs.
+        self.ranks: tuple[Any, torch.device] | None = None
 
     def take(self, table: Table) -> None:
         """Takes over what a step has counted."""
@@ -146,15 +150,16 @@ class BadElements:
         gradients: list[list[torch.Tensor]],
         clip: torch.Tensor | None,
     ) -> tuple[bool, torch.Tensor | None]:
-        """Whether the policies forbid the step, here or on another rank that holds parts of the parameters.
+        """Whether the policies forbid the step, here or on another rank that holds parts or others of the parameters.
 
         Returns:
             Whether they do, and what `found_inf` is to be in the step: where all is on GPUs and no policy is "error" the
-            verdict is there, and nobody waits for it.
+            verdict is there, and nobody waits for it; the ranks of ZeroRedundancyOptimizer do.
 
         Raises:
             NonFiniteError: where the policy is "error".
         """
+        ranks, self.ranks = self.ranks, None
         grad_scale, found_inf = optimizer._amp()
         policies = {group["nonfinite"] for group in optimizer.param_groups}
         if policies == {POLICIES[0]}:
@@ -164,12 +169,16 @@ class BadElements:
         ]
         # While gradients are released each parameter has a step, and a verdict, of its own.
         judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
-        if "error" not in policies and all(ops.is_gpu(local_of(tensor).device) for tensor in judged):
+        if (
+            ranks is None
+            and "error" not in policies
+            and all(ops.is_gpu(local_of(tensor).device) for tensor in judged)
+        ):
             return False, self._verdict_on_gpu(judged, tables, counted, found_inf)
         if found_inf is not None and float(found_inf) != 0.0:
             counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself
         levels = _levels(judged, tables, counted)
-        verdict = int(levels.max()) if judged else 0
+        verdict = _largest(int(levels.max()) if judged else 0, ranks)
         if verdict == 0:
             return False, found_inf
         for table, counts in zip(tables, counted, strict=True):
@@ -177,7 +186,8 @@ class BadElements:
         if POLICIES[verdict] == "error":
             where = [optimizer._name_of(judged[n]) for n in levels.nonzero().flatten().tolist()]
             raise NonFiniteError(
-                f"gradients are NaN, infinite or at least 2^48: {_listed(where)}; nothing was stepped: lower the "
+                "gradients are NaN, infinite or at least 2^48: "
+                f"{_listed(where) or 'of parameters of another rank'}; nothing was stepped: lower the "
                 'learning rate or the loss scale, or use nonfinite="skip_element"'
             )
         return True, found_inf
@@ -207,6 +217,30 @@ class BadElements:
             left_out = verdict.to(table.device, torch.int64, non_blocking=True)
             table.bad.add_(counts * left_out)
         return found
+
+
+def _largest(verdict: int, ranks: tuple[Any, torch.device] | None) -> int:
+    if ranks is None:
+        return verdict
+    group, device = ranks
+    everyones = torch.tensor(verdict, device=device)
+    torch.distributed.all_reduce(everyones, torch.distributed.ReduceOp.MAX, group=group)
+    return int(everyones)
+
+
+@cache
+def follow_zero_redundancy() -> None:
+    """From now on a ZeroRedundancyOptimizer tells the optimizer inside, before each step, who the other ranks are.
+
+    It gives each rank an optimizer of its own for a part of the parameters, which knows nothing of the rest.
+    """
+    register_optimizer_step_pre_hook(_tell_ranks)
+
+
+def _tell_ranks(outer: Any, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+    inside = getattr(getattr(outer, "optim", None), "_bad", None)
+    if isinstance(inside, BadElements) and hasattr(outer, "process_group"):
+        inside.ranks = outer.process_group, outer.join_device
 
 
 def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch.Tensor]) -> torch.Tensor:

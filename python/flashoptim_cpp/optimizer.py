@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, cast
 
@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from . import masters
 from . import state_dict as saving
 from .gradients import accumulate_in_fp32, grad_norm
+from .nonfinite import follow_zero_redundancy
 from .numerics import check_learning_rate, measure
 from .options import DEFAULT_BITS, DefaultBits, Group, check_group, number
 from .report import config_text, memory_report
@@ -128,6 +129,8 @@ class FlashOptimizer(OptimizerStates):
         self._begin()
         super().__init__(params, options)
         self._check_weights(bits, was_asked)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            follow_zero_redundancy()
 
     def _check_weights(self, bits: int | None, was_asked: bool) -> None:
         dtypes = {tensor.dtype for tensor, _ in self._tensors_and_groups()}
@@ -247,6 +250,11 @@ class FlashOptimizer(OptimizerStates):
             if table.is_captured():
                 self._captured.append(table)
 
+    @torch.no_grad()
+    def _ensure_state_initialized(self, p: torch.Tensor, hparams: dict[str, Any] | None = None) -> None:
+        """Makes the state that the first step of a parameter would make. The authors' tests call it by this name."""
+        self._prepare(p, self._find_group(p))
+
     def _gradients_of(
         self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
     ) -> list[list[torch.Tensor]]:
@@ -265,6 +273,8 @@ class FlashOptimizer(OptimizerStates):
         """
         # The states first: a learning rate may lie on a GPU.
         if any(self.state.values()) or any(number(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        if self._bad.ranks is not None:  # the other ranks of ZeroRedundancyOptimizer may have gradients
             return False
         moves = any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
         shared = [tensor for tensor, _ in self._tensors_and_groups() if is_sharded(tensor)]
@@ -384,6 +394,27 @@ class FlashOptimizer(OptimizerStates):
             ValueError: for a weight that is not fp32 or has another shape; nothing has changed.
         """
         masters.set_fp32_model_state_dict(self, model, fp32_state_dict)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def refresh_masters(self, params: Iterable[torch.Tensor] | None = None) -> None:
+        """Takes weights as they are now for the full-precision ones: drops their corrections.
+
+        For writes that cannot be noticed, those through `.data` that leave a weight where it lies. Without this call its
+        former correction stays, which moves the full-precision weight by at most half a unit in the last place of the
+        stored one. Every other write is noticed by itself.
+
+        Args:
+            params: the parameters that were written; all by default.
+
+        Raises:
+            ValueError: for a tensor that is not a parameter of this optimizer; nothing has changed.
+        """
+        tensors = [tensor for tensor, _ in self._tensors_and_groups()] if params is None else list(params)
+        groups = [self._find_group(tensor) for tensor in tensors]
+        for tensor, group in zip(tensors, groups, strict=True):
+            if self.state.get(tensor):
+                self._drop_correction(self._prepare(tensor, group))
 
     # Copies
 

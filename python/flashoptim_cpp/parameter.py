@@ -63,7 +63,7 @@ def layout_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
     """The layout of a parameter, or of this rank's part of it.
 
     Raises:
-        ValueError: for memory that is not dense, or a cut inside a group of 32 of a moment that could be quantized.
+        ValueError: for memory that is not dense, or rows that are cut inside a group of 32.
     """
     local = local_of(parameter)
     shape, strides, offset = tuple(local.shape), strides_of(local), (0,) * local.dim()
@@ -74,56 +74,32 @@ def layout_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
     try:
         return ops.layout(shape, strides, whole, whole_strides, offset)
     except ValueError as error:
-        row = _vector_layout(parameter, local, offset) if is_sharded(parameter) else None
-        if row is None:
-            raise ValueError(f"{name}: {error}") from None
-        return row
-
-
-def _vector_layout(
-    parameter: torch.Tensor, local: torch.Tensor, offset: tuple[int, ...]
-) -> torch.Tensor | None:
-    """The layout of a part of a vector that is cut inside a group: vectors that stay in fp32 have no groups."""
-    long = [n for n, size in enumerate(parameter.shape) if size != 1]
-    if len(long) != 1 or not local.is_contiguous():
-        return None
-    numel, whole = local.numel(), parameter.numel()
-    return integers([numel, 1, numel, whole, whole, 0, offset[long[0]], 1])
-
-
-def is_cut_in_groups(layout: torch.Tensor) -> bool:
-    """Whether a part of a row begins or ends inside a group of 32 of the whole tensor."""
-    numel, _, row_length, _, whole_row_length, _, column, _ = layout.tolist()
-    end = column + row_length
-    return numel > 0 and (column % 32 != 0 or (end % 32 != 0 and end != whole_row_length))
+        raise ValueError(f"{name}: {error}") from None
 
 
 def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, name: str) -> Plan:
     """The buffers of a parameter of this layout under the options of its group.
 
     Raises:
-        ValueError: for a weight's dtype that cannot be stepped.
+        ValueError: for a weight's dtype that cannot be stepped, and a vector that is cut inside a group of 32.
     """
     if dtype not in WEIGHT_DTYPES:
         raise ValueError(f"{name} is {dtype}; cast it to float32, bfloat16 or float16")
-    row = ops.plan(
-        layout,
-        int(rule),
-        number(group.get("momentum", 0.0)),
-        int(FORMATS[group["format"]]),
-        group["master_weight_bits"] or 0,
-        bool(group["quantize"]),
-        group["min_quantized_numel"],
-        group["min_quantized_numel_1d"],
-        WEIGHT_DTYPES.index(dtype),
-    )
-    plan = Plan(*row.tolist())
-    if plan.storage == Storage.NATIVE and is_cut_in_groups(layout):
-        raise ValueError(
-            f"{name}, a vector of {layout.tolist()[3]} elements, is cut at column {layout.tolist()[6]}, inside a group of 32; "
-            "raise min_quantized_numel_1d above its length, or cut it at multiples of 32"
+    try:
+        row = ops.plan(
+            layout,
+            int(rule),
+            number(group.get("momentum", 0.0)),
+            int(FORMATS[group["format"]]),
+            group["master_weight_bits"] or 0,
+            bool(group["quantize"]),
+            group["min_quantized_numel"],
+            group["min_quantized_numel_1d"],
+            WEIGHT_DTYPES.index(dtype),
         )
-    return plan
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return Plan(*row.tolist())
 
 
 def masters_of(weight: torch.Tensor, correction: torch.Tensor | None, plan: Plan) -> torch.Tensor:
@@ -137,6 +113,10 @@ class Parameter:
     """One parameter of an optimizer, with what is not part of its saved state."""
 
     def __init__(self, tensor: torch.Tensor, name: str) -> None:
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name} was made in torch.inference_mode(); make the model outside of it, or clone it there"
+            )
         self.tensor = tensor
         self.name = name
         self.is_sharded = is_sharded(tensor)

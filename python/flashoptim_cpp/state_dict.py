@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import element_scales
 from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
@@ -35,8 +36,8 @@ def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[in
     return tuple(extents)
 
 
-def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
-    """The scales as they are written, or None where they cannot be cut as the parameter is."""
+def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
+    """The scales as they are written: in a shape that can be cut as the parameter is."""
     tensor, scales = parameter.tensor, moment.scales
     numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
     in_rows = moment.storage == Storage.NATIVE or (whole_row_length % 32 == 0 and not is_vector)
@@ -48,7 +49,7 @@ def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor | None:
             return scales
         return scales.view(_scales_shape(tensor.shape, rows, -(-row_length // 32)))
     if not in_rows:
-        return None
+        return wrap(element_scales.repeated(scales, parameter.local), tensor)
     whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
     whole = _scales_shape(tensor.shape, whole_rows, -(-whole_row_length // 32))
     part = _scales_shape(tensor.shape, rows, -(-row_length // 32))
@@ -68,10 +69,10 @@ def _like_parameter(parameter: Parameter, value: torch.Tensor) -> torch.Tensor:
 
 
 def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: bool) -> State:
-    scales = _saved_scales(parameter, moment) if compress and moment.is_quantized() else None
-    if scales is None:
+    if not compress or not moment.is_quantized():
         return {name: _like_parameter(parameter, moment.materialize())}
-    return {name + QUANTIZED: _like_parameter(parameter, moment.codes), name + SCALES: scales}
+    codes = _like_parameter(parameter, moment.codes)
+    return {name + QUANTIZED: codes, name + SCALES: _saved_scales(parameter, moment)}
 
 
 def saved_state(parameter: Parameter, state: State, compress: bool, corrections: bool = True) -> State:
@@ -130,7 +131,9 @@ def _merged(group: Group, saved: Group) -> Group:
         merged[key] = group[key]
     for key, value in group.items():
         merged.setdefault(key, value)
-    merged["params"] = group["params"]
+    for own in ("params", "param_names"):
+        if own in group:
+            merged[own] = group[own]
     if "betas" in merged:
         merged["betas"] = tuple(merged["betas"])
     return merged
@@ -145,6 +148,16 @@ def _check_shape_of(groups: list[Group], saved: list[Group]) -> None:
                 f"parameter group {n} of the state dict has {len(other['params'])} parameters, "
                 f"that of this optimizer {len(group['params'])}"
             )
+
+
+def _saved_numbers(group: Group, saved: Group) -> list[int]:
+    """The number in the state dict of each parameter of the group: by name where both have the same names, else by place."""
+    names, saved_names = group.get("param_names") or [], saved.get("param_names") or []
+    numbers = list(saved["params"])
+    if sorted(names) != sorted(saved_names) or len(names) != len(numbers):
+        return numbers
+    by_name = dict(zip(saved_names, numbers, strict=True))
+    return [by_name[name] for name in names]
 
 
 def _differs(saved: Saved, group: Group) -> bool:
@@ -179,7 +192,7 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
     for group, saved_group in _pairs(merged, saved_groups):
         check_group(optimizer.rule, group)
         storage = saved_storage(saved_group)
-        for tensor, number in zip(group["params"], saved_group["params"], strict=True):
+        for tensor, number in zip(group["params"], _saved_numbers(group, saved_group), strict=True):
             taken.add(number)
             raw = given["state"].get(number)
             if raw is None or (isinstance(raw, dict) and not raw):

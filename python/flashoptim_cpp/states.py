@@ -103,15 +103,18 @@ class OptimizerStates(torch.optim.Optimizer):
 
     def _reset_correction(self, parameter: Parameter) -> None:
         """The weight was written by somebody else: what was beyond its precision is no more."""
+        if parameter.was_loaded and "error_bits" in self.state[parameter.tensor]:
+            self._warn_once(
+                "order",
+                "weights were written after the optimizer's state was loaded, and their corrections reset; load the "
+                "model before its optimizer",
+            )
+        self._drop_correction(parameter)
+
+    def _drop_correction(self, parameter: Parameter) -> None:
         correction = self.state[parameter.tensor].get("error_bits")
         if correction is not None:
             correction.zero_()
-            if parameter.was_loaded:
-                self._warn_once(
-                    "order",
-                    "weights were written after the optimizer's state was loaded, and their corrections reset; load the "
-                    "model before its optimizer",
-                )
         parameter.keep_correction()
 
     def _forget(self) -> None:

@@ -1,7 +1,7 @@
 // The face of the CUDA backend: keeps a list's descriptors on the device and enqueues what a step consists of.
 #include <algorithm>
 #include <cstring>
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "cuda/launchers.h"
@@ -25,7 +25,7 @@ Launchers find_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
 template <class T>
 std::byte* written(std::byte* to, const std::vector<T>& list) {
     const auto bytes = list.size() * sizeof(T);
-    if (bytes != 0) std::memcpy(to, list.data(), bytes);
+    if (bytes != 0) std::memcpy(to, static_cast<const void*>(list.data()), bytes);
     return to + bytes;
 }
 
@@ -235,7 +235,7 @@ struct StepPlan::Impl {
     std::size_t counted = 0;                // tensors of the last step
     std::uint64_t* bad_elements = nullptr;  // of each of them
     NonFinite nonfinite = NonFinite::kSkipElement;
-    std::optional<Uploader> uploader{std::in_place};
+    std::unique_ptr<Uploader> uploader = std::make_unique<Uploader>();
     std::unique_ptr<OnDevice> on_device = std::make_unique<OnDevice>();
     std::vector<std::unique_ptr<OnDevice>> captured;  // what graphs read
 };

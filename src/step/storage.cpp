@@ -50,6 +50,14 @@ StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, cons
         return plan;
     }
     const bool paper = options.format == Format::kPaper;
+    if (!paper && layout.splits_groups()) {
+        throw InvalidArgument(
+            std::string(name) + " is a part of a vector of " + std::to_string(layout.whole_numel) +
+            " elements that begins at " + std::to_string(layout.column_offset) + " and ends at " +
+            std::to_string(layout.column_offset + layout.row_length) +
+            ", inside a group of 32: cut it at multiples of 32, or raise min_quantized_numel_1d "
+            "above its length");
+    }
     plan.moments = paper ? MomentStorage::kPaper : MomentStorage::kNative;
     const auto groups =
         paper ? (layout.numel + kGroupSize - 1) / kGroupSize : layout.rows * layout.groups_per_row();

@@ -103,8 +103,24 @@ TEST(Layout, ShardsOfRowsAndColumns) {
 TEST(Layout, ShardsThatSplitAGroupAreRefused) {
     expect_refused<InvalidArgument>("multiples of 32", [] { shard({10, 60}, {10, 100}, {0, 0}); });
     expect_refused<InvalidArgument>("multiples of 32", [] { shard({10, 68}, {10, 100}, {0, 16}); });
-    expect_refused<InvalidArgument>("multiples of 32", [] { shard({31}, {100}, {0}); });
     expect_refused<InvalidArgument>("several pieces", [] { shard({4, 2, 32}, {4, 8, 64}, {0, 0, 0}); });
+}
+
+TEST(Layout, VectorsAreCutAnywhereUnlessTheirMomentsAreQuantized) {
+    const auto part = shard({31, 1}, {100, 1}, {50, 0});
+    EXPECT_EQ(part.column_offset, 50);
+    EXPECT_TRUE(part.splits_groups());
+    EXPECT_FALSE(shard({36}, {100}, {64}).splits_groups());
+    const auto plan = [&](Format format, std::int64_t min_numel_1d) {
+        StorageOptions options;
+        options.format = format;
+        options.min_quantized_numel_1d = min_numel_1d;
+        return plan_storage(Rule::kAdamW, {}, options, DType::kBFloat16, part, "bias").moments;
+    };
+    EXPECT_EQ(plan(Format::kNative, 101), MomentStorage::kFloat32);
+    EXPECT_EQ(plan(Format::kPaper, 0), MomentStorage::kPaper);  // its groups run over the part alone
+    expect_refused<InvalidArgument>("bias is a part of a vector of 100 elements",
+                                    [&] { plan(Format::kNative, 100); });
 }
 
 TEST(Layout, ShardsOutsideTheirWholeAreRefused) {

@@ -16,7 +16,8 @@ import flashoptim_cpp as flash
 import support
 import torch
 import torch.distributed as dist
-from distributed_models import RULES, gather, sharded, step_with, whole
+from distributed_models import RULES, Network, fully_shard_by_layers, gather, sharded, step_with, whole
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -126,7 +127,7 @@ def gradient_norm(folder: Path, rank: int, size: int) -> None:
 
 
 def masters_of_shards(folder: Path, rank: int, size: int) -> None:
-    """get/set_fp32_model_state_dict work on shards; full_precision says that it does not."""
+    """get/set_fp32_model_state_dict work on shards, also while the model holds gathered parameters after an evaluation."""
     network = sharded(torch.bfloat16)
     optimizer = flash.FlashAdamW(network.parameters())
     for step in range(2):
@@ -134,20 +135,60 @@ def masters_of_shards(folder: Path, rank: int, size: int) -> None:
     before = gather(network, optimizer)
     taken = optimizer.get_fp32_model_state_dict(network)
     assert all(value.dtype == torch.float32 for value in taken.values())
-    try:
-        with flash.full_precision(network, optimizer):
-            pass
-    except TypeError as error:
-        assert "get_fp32_model_state_dict" in str(error)
+    with torch.no_grad():
+        network(support.batch(0)[0])
     after = gather(network, optimizer)
     assert all(support.same_bits(before[key], after[key]) for key in before)
     kept = copy.deepcopy(taken)
     with torch.no_grad():
         for p in network.parameters():
             support.local(p).fill_(0.25)
+        network(support.batch(0)[0])
     optimizer.set_fp32_model_state_dict(network, kept)
     restored = optimizer.get_fp32_model_state_dict(network)
     assert all(support.same_bits(restored[name], kept[name]) for name in kept)
+
+
+def full_precision_of_shards(folder: Path, rank: int, size: int) -> None:
+    """Evaluated, exported and written in fp32 under FSDP2, before the first forward, after it and with mixed precision.
+
+    What comes out is what the full-precision weights give in a plain model; training goes on as if nothing had been.
+    """
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for policy in (MixedPrecisionPolicy(), mixed):
+        network, twin = (fully_shard_by_layers(Network().bfloat16(), policy) for _ in range(2))
+        optimizer, other = (flash.FlashAdamW(n.parameters(), lr=1e-2) for n in (network, twin))
+        for _ in range(2):
+            with optimizer.full_precision(network):  # before the first forward
+                assert {p.dtype for p in network.parameters()} == {torch.float32}
+        inputs, classes = support.batch(rank)
+        for _ in range(2):
+            for module, stepper in ((network, optimizer), (twin, other)):
+                torch.nn.functional.cross_entropy(module(inputs).float(), classes).backward()
+                stepper.step()
+                stepper.zero_grad()
+            before = gather(network, optimizer)
+            masters = {k: whole(v, v) for k, v in optimizer.get_fp32_model_state_dict(network).items()}
+            plain = Network()
+            plain.load_state_dict(masters)
+            with torch.no_grad(), optimizer.full_precision(network):
+                found = network(inputs.float())
+                assert torch.equal(found, plain(inputs.float()))
+                exported = network.state_dict()
+                assert all(support.same_bits(whole(exported[k], exported[k]), v) for k, v in masters.items())
+            assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+            after = gather(network, optimizer)
+            assert all(support.same_bits(before[key], after[key]) for key in before)
+        expected = gather(twin, other)
+        assert all(support.same_bits(expected[key], after[key]) for key in expected)
+        with torch.no_grad(), optimizer.full_precision(network):
+            local = support.local(network.tall)
+            local.fill_(0.123456)
+        written = optimizer.get_fp32_model_state_dict(network)["tall"]
+        # 24 bits of a weight keep 2^-16 of it.
+        torch.testing.assert_close(
+            support.local(written), torch.full_like(local, 0.123456), rtol=2.0**-16, atol=0
+        )
 
 
 def zero_redundancy(folder: Path, rank: int, size: int) -> None:
@@ -178,6 +219,43 @@ def zero_redundancy(folder: Path, rank: int, size: int) -> None:
                 assert support.same_bits(whole["state"][index][key], value), key
 
 
+def zero_redundancy_agrees(folder: Path, rank: int, size: int) -> None:
+    """A NaN in a parameter that one rank steps keeps all ranks back; later steps go on, whatever the learning rate."""
+    for policy in ("skip_step", "error"):
+        network = support.model()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer: Any = ZeroRedundancyOptimizer(
+                network.parameters(), optimizer_class=flash.FlashAdamW, lr=0.0, nonfinite=policy
+            )
+        given = list(network.parameters())
+        for step, lr in enumerate((0.0, 1e-2, 1e-2)):  # a warm-up
+            optimizer.param_groups[0]["lr"] = lr
+            for p, g in zip(given, support.gradients(given, step), strict=True):
+                p.grad = g
+            if lr == 0.0:
+                for p in given[1:]:
+                    assert p.grad is not None
+                    p.grad.zero_()
+            optimizer.step()
+        before = [p.detach().clone() for p in given]
+        assert given[0].grad is not None
+        given[0].grad[0, 0] = float("nan")
+        try:
+            optimizer.step()
+        except flash.NonFiniteError:
+            assert policy == "error"
+        else:
+            assert policy == "skip_step"
+        assert all(support.same_bits(p, q) for p, q in zip(given, before, strict=True)), policy
+        for p, g in zip(given, support.gradients(given, 3), strict=True):
+            p.grad = g
+        optimizer.step()
+        assert not any(support.same_bits(p, q) for p, q in zip(given, before, strict=True))
+        steps = {int(state["step"]) for state in optimizer.optim.state.values()}
+        assert steps == {4}, steps
+
+
 def accumulated_in_fp32(folder: Path, rank: int, size: int) -> None:
     """accumulate_fp32 under FSDP2: two backwards, one step."""
     network = sharded(torch.bfloat16)
@@ -204,12 +282,22 @@ PHASES = {
             verdict_over_ranks,
             gradient_norm,
             masters_of_shards,
+            full_precision_of_shards,
             zero_redundancy,
+            zero_redundancy_agrees,
             accumulated_in_fp32,
             checkpoints.save,
             checkpoints.a_fresh_template_changes_nothing,
             checkpoints.full_state_dict,
+            checkpoints.full_state_dict_in_paper,
         )
     },
-    "load": {check.__name__: check for check in (checkpoints.load, checkpoints.bad_shards_are_refused)},
+    "load": {
+        check.__name__: check
+        for check in (
+            checkpoints.load,
+            checkpoints.paper_under_another_cut,
+            checkpoints.bad_shards_are_refused,
+        )
+    },
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from support import ADAMW, LION, SGD
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Tensor = torch.Tensor
@@ -35,6 +35,14 @@ class Network(torch.nn.Module):
 def sharded(dtype: torch.dtype) -> Network:
     network = Network().to(dtype)
     fully_shard(network)
+    return network
+
+
+def fully_shard_by_layers(network: Network, policy: MixedPrecisionPolicy) -> Network:
+    """As large models are cut: layers apart, the rest with the whole."""
+    for layer in (network.first, network.second):
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(network, mp_policy=policy)
     return network
 
 

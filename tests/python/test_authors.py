@@ -1,7 +1,7 @@
 """The authors' own code beside ours in the `paper` format: 100 steps of each optimizer, and states exchanged both ways.
 
 What a user loses if these fail: continuing here what was begun there, and the other way round. A development test: it needs
-`pip install --no-deps flashoptim==0.1.4 triton` (FLASHOPTIM_AUTHORS_PYTHON names an interpreter that has them) and
+`pip install --no-deps flashoptim==0.1.4 triton`, or 0.1.3 (FLASHOPTIM_AUTHORS_PYTHON names an interpreter that has them), and
 authors_on_cpu.py (FLASHOPTIM_AUTHORS_ON_CPU), and is skipped where one of them is absent.
 
 Differences that remain, and why:
@@ -9,6 +9,7 @@ Differences that remain, and why:
 - Their state dict holds corrections in the weights' dtype and scales by bits in bfloat16; ours in their own dtypes.
 - Their loader makes `step` a float, as torch does where a group says `fused`.
 - Their SGD, SGDW and Lion count no steps: loaded states of these begin at step 0, which `paper` does not use.
+- 0.1.3 saves moments without codes in bfloat16, and its loader casts scales to the weights' dtype: ours cannot go on there.
 - Without quantization they keep moments in the weights' dtype; ours are fp32, so only fp32 weights can be compared.
 """
 
@@ -44,7 +45,13 @@ def absent() -> str:
     return ""
 
 
+def is_013() -> bool:
+    words = [PYTHON, "-c", "import importlib.metadata as m; print(m.version('flashoptim'))"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.startswith("0.1.3")
+
+
 MISSING = absent()
+IS_013 = not MISSING and is_013()
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
     pytest.mark.filterwarnings("ignore:.*master_weight_bits=None:UserWarning"),
@@ -150,6 +157,7 @@ def test_their_state_goes_on_here(
     given["weights"] = [state["weights"] for state in theirs[name]["steps"][HALF - 1]]
     optimizer, parameters = ours(given)
     optimizer.load_state_dict(exchanged["half"][name, compress])
+    compress = compress and not (IS_013 and name == "adamw-fp32-unquantised")
     for index, p in enumerate(parameters):
         expected = theirs[name]["steps"][HALF - 1][index]
         if compress:
@@ -168,6 +176,7 @@ def test_their_state_goes_on_here(
             torch.testing.assert_close(p.detach(), expected["weights"], rtol=0.05, atol=0.02)
 
 
+@pytest.mark.skipif(IS_013, reason="0.1.3 casts the scales that it loads")
 @pytest.mark.parametrize("name", CASES)
 def test_our_state_goes_on_there(
     name: str, theirs: dict[str, dict[str, Any]], exchanged: dict[str, Any]
@@ -188,7 +197,9 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory, theirs: dict[str, dict[s
     jobs, back = [], []
     for name, compress in HALVES:
         half = job(name, HALF)
-        half["arguments"] |= {"compress_state_dict": compress}
+        # 0.1.3 refuses to compress what is not quantized.
+        is_quantized = half["arguments"].get("quantize", True)
+        half["arguments"] |= {"compress_state_dict": compress and is_quantized}
         jobs.append(half)
     for name in CASES:
         optimizer, parameters = ours(job(name, HALF))

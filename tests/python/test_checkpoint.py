@@ -255,3 +255,25 @@ def test_resuming_warns_of_nothing() -> None:
         other = flash.FlashAdamW(support.clones(given))
         other.load_state_dict(through_a_file(optimizer.state_dict()))
         support.run(other, other.param_groups[0]["params"], 1, first=2)
+
+
+def test_parameters_in_another_order_are_found_by_name() -> None:
+    """Two of one shape: taken by place, each would go on with the moments of the other, and nobody would notice."""
+    given, others = (support.parameters(shapes=((64, 96), (64, 96), (130, 40))) for _ in range(2))
+    names = ("first", "second", "third")
+    optimizer = flash.FlashAdamW(list(zip(names, given, strict=True)))
+    support.run(optimizer, given, 2)
+    saved = through_a_file(optimizer.state_dict())
+    turned = flash.FlashAdamW(list(zip(names, others, strict=True))[::-1])
+    turned.load_state_dict(saved)
+    assert turned.param_groups[0]["param_names"] == list(names[::-1])
+    for p, q in zip(given, others, strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert support.same_bits(optimizer.state[p][key].quantized, turned.state[q][key].quantized)
+    renamed = flash.FlashAdamW([(f"module.{name}", q) for name, q in zip(names, others, strict=True)])
+    renamed.load_state_dict(saved)  # other names: by place
+    assert renamed.param_groups[0]["param_names"][0] == "module.first"
+    for p, q in zip(given, others, strict=True):
+        assert support.same_bits(
+            optimizer.state[p]["exp_avg"].quantized, renamed.state[q]["exp_avg"].quantized
+        )

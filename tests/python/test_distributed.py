@@ -28,13 +28,16 @@ NAMES = {
         "verdict_over_ranks",
         "gradient_norm",
         "masters_of_shards",
+        "full_precision_of_shards",
         "zero_redundancy",
+        "zero_redundancy_agrees",
         "accumulated_in_fp32",
         "save",
         "a_fresh_template_changes_nothing",
         "full_state_dict",
+        "full_state_dict_in_paper",
     ],
-    "load": ["load", "bad_shards_are_refused"],
+    "load": ["load", "paper_under_another_cut", "bad_shards_are_refused"],
 }
 
 

@@ -24,10 +24,8 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY} is not 
 SUITES = (
     "test_gpu.py",
     "test_checkpoint.py",
-    "test_copies_and_hooks.py",
     "test_gradient_release.py",
     "test_nonfinite.py",
-    "test_parameters.py",
     "test_protocol.py",
 )
 

@@ -159,6 +159,24 @@ def test_full_precision_for_a_while(rule: Rule) -> None:
     support.assert_same(first, second)
 
 
+def test_buffers_are_in_full_precision_too() -> None:
+    """A product of a bfloat16 buffer and an fp32 weight would be an error; what is written into a buffer inside is kept."""
+    network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64)).bfloat16()
+    network[0].register_buffer("mask", torch.eye(64, dtype=torch.bfloat16))
+    optimizer = flash.FlashAdamW(network.parameters())
+    support.run(optimizer, list(network.parameters()), 1)
+    mask, mean = network[0].mask, network[1].running_mean
+    assert isinstance(mask, torch.Tensor)
+    assert isinstance(mean, torch.Tensor)
+    before = mean.clone()
+    with optimizer.full_precision(network):
+        assert (torch.ones(2, 64) @ mask).dtype == torch.float32
+        network(torch.ones(4, 64))
+    assert mask.dtype == mean.dtype == torch.bfloat16
+    assert torch.equal(mask, torch.eye(64, dtype=torch.bfloat16))
+    assert not torch.equal(mean, before)
+
+
 def test_full_precision_ends_after_an_error_too() -> None:
     network = support.model()
     optimizer = flash.FlashAdamW(network.parameters())

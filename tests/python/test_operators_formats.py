@@ -129,7 +129,10 @@ def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="not dense"):
         operators.layout([4, 4], [0, 1], [4, 4], [0, 1], [0, 0])
     with pytest.raises(ValueError, match="multiples of 32"):
-        operators.layout([100], [1], [300], [1], [50])
+        operators.layout([4, 100], [100, 1], [4, 300], [300, 1], [0, 50])
+    part = operators.layout([100], [1], [300], [1], [50])
+    with pytest.raises(ValueError, match="multiples of 32"):
+        operators.plan(part, 3, 0.9, 0, 24, True, 0, 0, 1)
 
 
 def samples() -> dict[str, tuple[Any, ...]]:

@@ -109,3 +109,14 @@ def test_a_state_in_the_form_of_a_file_is_taken_in() -> None:
     _step(other, 3)
     assert torch.equal(p, q)
     assert torch.equal(optimizer.state[p]["exp_avg"].codes, other.state[q]["exp_avg"].codes)
+
+
+def test_a_state_is_made_before_the_first_step_by_the_authors_name() -> None:
+    """Their tests look at moments of zeros this way."""
+    p = torch.nn.Parameter(torch.randn(64, 96).bfloat16())
+    optimizer = flash.FlashAdamW([p])
+    optimizer._ensure_state_initialized(p, hparams={})
+    assert not optimizer.state[p]["exp_avg"].materialize().any()
+    assert int(optimizer.state[p]["step"]) == 0
+    with pytest.raises(ValueError, match="not managed"):
+        optimizer._ensure_state_initialized(torch.ones(3))

@@ -82,6 +82,29 @@ def test_a_resumed_model_keeps_its_corrections() -> None:
     support.assert_same(optimizer, resumed)
 
 
+@pytest.mark.parametrize("number_format", ["native", "paper"])
+def test_writes_through_data_are_told_by_refresh_masters(number_format: str) -> None:
+    """They cannot be noticed; what is left of the former correction is below the stored weight's own rounding."""
+    [p, q] = support.parameters(shapes=((64, 96), (70, 80)))
+    optimizer = flash.FlashAdamW([p, q], format=number_format)
+    support.run(optimizer, [p, q], 3)
+    _, untouched = support.masters(optimizer, [p, q])
+    p.data.clamp_(-0.5, 0.5)
+    [master] = support.masters(optimizer, [p])
+    spacing = 2.0 ** (p.detach().float().abs().log2().floor() - 7)
+    assert bool(((master - p.detach().float()).abs() <= spacing / 2).all())
+    optimizer.refresh_masters([p])
+    for master, expected in zip(
+        support.masters(optimizer, [p, q]), (p.detach().float(), untouched), strict=True
+    ):
+        assert support.same_bits(master, expected)
+    with pytest.raises(ValueError, match="not managed"):
+        optimizer.refresh_masters([q, torch.ones(3)])
+    optimizer.refresh_masters()
+    [master] = support.masters(optimizer, [q])
+    assert support.same_bits(master, q.detach().float())
+
+
 def test_own_steps_are_not_mistaken_for_writes() -> None:
     """The master moves by 1e-6 a step, far below a bfloat16: it must arrive, but for 100 roundings of fp32."""
     p = torch.nn.Parameter(torch.ones(64, 96, dtype=torch.bfloat16))

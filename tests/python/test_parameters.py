@@ -229,3 +229,12 @@ def test_small_tensors_keep_exact_moments_by_default() -> None:
         optimizer: Any = flash.FlashAdamW(given, **options)
         support.run(optimizer, given, 1)
         assert [optimizer.state[p]["exp_avg"].is_quantized() for p in given] == quantised, options
+
+
+def test_inference_tensors_are_refused_by_name() -> None:
+    with torch.inference_mode():
+        p = torch.nn.Parameter(torch.ones(64, 96))
+    optimizer = flash.FlashAdamW([("head", p)])
+    p.grad = torch.ones(64, 96)
+    with pytest.raises(ValueError, match=r"head was made in torch\.inference_mode"):
+        optimizer.step()

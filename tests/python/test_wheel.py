@@ -22,7 +22,7 @@ RELEASE = ROOT / "build" / "release" / "CMakeCache.txt"
 VERSION = re.findall(r'VERSION_STRING "(.*)"', (ROOT / "include/flashoptim/version.h").read_text())[0]
 LIBRARY = "flashoptim_cpp/libflashoptim_operators.so"
 BUILT = ROOT / "build" / "release" / "python"
-WITH_CUDA = operators.GPU_KERNELS == 1
+WITH_CUDA = operators.GPU_KERNELS == 1 and (BUILT / LIBRARY).exists()
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
