@@ -45,8 +45,10 @@ TEST(CApiInCpp, StructsLieAsDocumented) {
     EXPECT_TRUE(std::is_standard_layout_v<flashoptim_options>);
     EXPECT_EQ(offsetof(flashoptim_options, format), sizeof(size_t));
     EXPECT_EQ(offsetof(flashoptim_options, min_quantized_numel), sizeof(size_t) + 8 * sizeof(std::int32_t));
-    EXPECT_EQ(sizeof(flashoptim_options),
+    EXPECT_EQ(offsetof(flashoptim_options, place),
               sizeof(size_t) + 8 * sizeof(std::int32_t) + 2 * sizeof(std::int64_t));
+    EXPECT_EQ(sizeof(flashoptim_options),
+              sizeof(size_t) + 10 * sizeof(std::int32_t) + 2 * sizeof(std::int64_t) + sizeof(void*));
     EXPECT_EQ(sizeof(flashoptim_hyperparameters),
               sizeof(size_t) + 8 * sizeof(double) + 4 * sizeof(std::int32_t));
     EXPECT_EQ(sizeof(flashoptim_memory), sizeof(size_t) + 7 * sizeof(std::uint64_t));
@@ -65,6 +67,7 @@ TEST(CApiInCpp, DefaultsAreThoseOfTheLibrary) {
     ASSERT_EQ(flashoptim_options_init(&options, sizeof options), FLASHOPTIM_OK);
     EXPECT_EQ(options.master_weight_bits, StorageOptions{}.master_weight_bits);
     EXPECT_EQ(options.min_quantized_numel_1d, StorageOptions{}.min_quantized_numel_1d);
+    EXPECT_EQ(options.place, FLASHOPTIM_HOST);
 }
 
 }  // namespace flashoptim
