@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "release" / "src"
 CORE = BUILD / "libflashoptim.a"
 TORCH = BUILD / "torch" / "libflashoptim_torch.a"
+CUDA = BUILD / "cuda" / "libflashoptim_cuda.a"
+CMAKE_CACHE = ROOT / "build" / "release" / "CMakeCache.txt"
 PYTHON = ROOT / "build" / "release" / "python"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```cpp\n(.*?)```", README, re.DOTALL)
@@ -40,6 +42,13 @@ def compile_and_run(source: str, folder: Path, *flags: str) -> None:
     subprocess.run([folder / "example"], check=True, timeout=300)
 
 
+def cuda_flags() -> list[str]:
+    """What a build with the CUDA backend links in addition."""
+    cache = CMAKE_CACHE.read_text(encoding="utf-8")
+    runtime = re.findall(r"^CUDA_cudart_static_LIBRARY:FILEPATH=(.*cudart_static\.a)$", cache, re.MULTILINE)
+    return [str(CUDA), *runtime, "-ldl", "-lrt"] if CUDA.exists() else []
+
+
 @pytest.mark.skipif(not CORE.exists(), reason=f"{CORE} is not built")
 def test_core_example(tmp_path: Path) -> None:
     compile_and_run(example_that_includes("flashoptim/flashoptim.h"), tmp_path, str(CORE), "-lpthread")
@@ -56,6 +65,7 @@ def test_libtorch_example(tmp_path: Path) -> None:
     flags += [flag for folder in cpp_extension.include_paths() for flag in ("-isystem", folder)]
     flags += [
         str(TORCH),
+        *cuda_flags(),
         str(CORE),
         f"-L{libraries}",
         f"-Wl,-rpath,{libraries}",
