@@ -5,21 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS = 64, COLUMNS = 96, COUNT = ROWS * COLUMNS };
-
-static int failures = 0;
-
-#define EXPECT(condition)                                                                   \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, \
-                    flashoptim_last_error());                                               \
-            ++failures;                                                                     \
-        }                                                                                   \
-    } while (0)
-#define EXPECT_OK(call) EXPECT((call) == FLASHOPTIM_OK)
-
-static const int64_t shape[2] = {ROWS, COLUMNS};
+#include "../capi/support.h"
 
 /* A weight, its gradient and its optimizer. */
 typedef struct run {
