@@ -33,7 +33,7 @@ RARE = re.compile(
 # fp16 gradients are scaled by 2^112, eight at a time; scales may be fp16 too.
 HALF = "5.19229685853"
 # Where a run of eight passes the end of the dither's period: only in rows that are not whole.
-PERIOD = re.compile(r"ISETP\.G[TE]\.U32.*, 0x(1ff|200),")
+PERIOD = re.compile(r"ISETP\.G[TE]\.U32.*, (0x1ff|-?0x200),")
 # The check of a root's operand: where a kernel has roots without it too, those with it are the rare ones.
 GUARDED_ROOT = re.compile(r"0xf3000000|-0xd000000")
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")

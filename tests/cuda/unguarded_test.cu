@@ -38,7 +38,13 @@ __global__ void compare_quotients(std::uint64_t seed, unsigned long long* differ
     const auto dividend = ((127U - 96U + (exponents >> 16U) % 156U) << 23U) | (random & 0x807fffffU);
     const auto a = n % 1024 == 0 ? Fast::from_bits(random & 0x80000000U) : Fast::from_bits(dividend);
     const auto d = Fast::from_bits(divisor);
-    if (Fast::bits(Fast::divide(a, d)) != Fast::bits(ScalarLanes::divide(a, d))) atomicAdd(different, 1ULL);
+    // Without a limit, and with one that many quotients pass.
+    for (const auto limit : {Fast::from_bits(kInfinityBits), 1.0F}) {
+        const auto expected = ScalarLanes::smaller_magnitude(ScalarLanes::divide(a, d), limit);
+        if (Fast::bits(Fast::limited_quotient(a, d, limit)) != Fast::bits(expected)) {
+            atomicAdd(different, 1ULL);
+        }
+    }
 }
 
 /// How many results differ over `runs` calls of `launch`.

@@ -135,7 +135,11 @@ constexpr std::uint32_t kInfinityBits = 0x7f800000U;
 
 template <class L>
 FLASHOPTIM_INLINE typename L::Float absolute(typename L::Float x) {
-    return L::from_bits(L::bits(x) & kMagnitudeBits);
+    if constexpr (requires { L::absolute(x); }) {
+        return L::absolute(x);
+    } else {
+        return L::from_bits(L::bits(x) & kMagnitudeBits);
+    }
 }
 /// `magnitude` with the sign of `sign`.
 template <class L>

@@ -32,10 +32,20 @@ struct AdamRule {
         first = old_first.plus(new_first);
         second = old_second.plus(new_second);
         root = L::sqrt(second);
-        const auto ratio =
-            L::divide(first, L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon)));
-        const auto update = L::smaller_magnitude(ratio, L::broadcast(k.update_limit));
+        const auto denominator = L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon));
+        const auto update = limited_quotient<L>(first, denominator, L::broadcast(k.update_limit));
         w = L::fma(update, L::broadcast(-k.learning_rate), w * k.weight_factor);
+    }
+
+    /// a / d with a magnitude of at most `limit`; d is not negative.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float limited_quotient(typename L::Float a, typename L::Float d,
+                                                                typename L::Float limit) {
+        if constexpr (requires { L::limited_quotient(a, d, limit); }) {
+            return L::limited_quotient(a, d, limit);
+        } else {
+            return L::smaller_magnitude(L::divide(a, d), limit);
+        }
     }
 
     /// The scalars of step `t` (1 in the first).

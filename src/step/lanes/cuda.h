@@ -37,6 +37,14 @@ struct CudaLanes : ScalarLanes {
 #endif
         return from_bits(merge_bits(kSign, bits(sign), bits(smaller)));
     }
+    /// An instruction takes the magnitude of an operand for nothing, where the compiler sees that it is one.
+    static FLASHOPTIM_INLINE Float absolute(Float x) {
+#if defined(__CUDA_ARCH__)
+        return fabsf(x);
+#else
+        return from_bits(bits(x) & ~kSign);
+#endif
+    }
     /// The larger one of `largest` and |x|; a NaN in x never counts.
     static FLASHOPTIM_INLINE Float max_magnitude(Float largest, Float x) {
 #if defined(__CUDA_ARCH__)
@@ -146,20 +154,21 @@ private:
 
 /// The same with quotients and roots whose operands are known to be of middling size: the instructions that the compiler itself
 /// makes of a correctly rounded division and root, without its check of every operand's range. With the bits of CudaLanes where
-///     a / d: |d| is in [2^-60, 2^30], |a| is 0 or in [kSmallest, 2^60];    root of a: a is 0 or in [kSmallest, 2^100].
+///     a / d: d is in [2^-60, 2^30], |a| is 0 or in [kSmallest, 2^60];    root of a: a is 0 or in [kSmallest, 2^100].
 struct CudaUnguardedLanes : CudaLanes {
     static constexpr float kSmallest = 0x1p-96F;
 
-    static FLASHOPTIM_INLINE Float divide(Float a, Float d) {
+    /// a / d with a magnitude of at most `limit`.
+    static FLASHOPTIM_INLINE Float limited_quotient(Float a, Float d, Float limit) {
 #if defined(__CUDA_ARCH__)
         Float reciprocal;
         asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(d));
         reciprocal = fma(reciprocal, fma(-d, reciprocal, 1.0F), reciprocal);
         const Float near = a * reciprocal;
         const Float quotient = fma(reciprocal, fma(-d, near, a), near);
-        return with_sign<CudaLanes>(quotient, a);  // which a zero would lose
+        return smaller_with_sign(fabsf(quotient), limit, a);  // a zero has lost its sign on the way
 #else
-        return CudaLanes::divide(a, d);
+        return smaller_magnitude(divide(a, d), limit);
 #endif
     }
     static FLASHOPTIM_INLINE Float sqrt(Float a) {
