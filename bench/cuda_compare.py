@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--library", type=Path, default=ROOT / "build/cuda/bench/libflashoptim_bench_cuda.so")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the results")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=7.0, help="nothing runs longer than that")
+    parser.add_argument("--seconds", type=float, default=420.0, help="nothing runs longer than that")
     parser.add_argument("--dry-run", action="store_true", help="say what would be timed, and what is missing")
     parser.add_argument("--case", choices=cases(), help="one parameter list alone, into --folder")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -162,7 +162,7 @@ def main() -> int:
         str(arguments.rounds),
     ]
     command += [part for name in arguments.without for part in ("--without", name)]
-    deadline = time.monotonic() + arguments.minutes * 60
+    deadline = time.monotonic() + arguments.seconds
     results: list[dict[str, Any]] = []
     left_out: list[str] = []
     for title in wanted:
