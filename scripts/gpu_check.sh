@@ -117,7 +117,7 @@ if [ "$dry_run" = 1 ]; then
 else
     # What build and tests have left, but for the time in which the benchmark ends.
     seconds=$((end - SECONDS - 20 > 30 ? end - SECONDS - 20 : 30))
-    step 480 "$python" bench/cuda_compare.py --library "$library" --seconds "$seconds" || failed=1
+    step 560 "$python" bench/cuda_compare.py --library "$library" --seconds "$seconds" || failed=1
 fi
 if [ "$demos" = 1 ]; then
     end=$((SECONDS + 3700))
