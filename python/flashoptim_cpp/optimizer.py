@@ -38,6 +38,7 @@ _OF_ONE_PROCESS = {
     "_captured",
     "_clip_coefficient",
     "_gradient_release",
+    "_release_lock",
     "_warned",
     "grad_scale",
     "found_inf",

@@ -1,6 +1,7 @@
 """The part of an optimizer that knows where each parameter's memory and state lie, and gathers them for a step."""
 
 import itertools
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -32,6 +33,7 @@ class OptimizerStates(torch.optim.Optimizer):
         self._clip_coefficient: torch.Tensor | None = None
         self._captured: list[Table] = []  # used in CUDA graphs, which need them as long as they are replayed
         self._gradient_release = False
+        self._release_lock = threading.RLock()  # the same thread again: pre_step may go backward itself
         self._warned: set[str] = set()
 
     def _warn_once(self, about: str, text: str) -> None:
