@@ -241,6 +241,9 @@ class FlashOptimizer(OptimizerStates):
                 for parameter, n in zip(table.parameters, table.group_of, strict=True):
                     check_learning_rate(self.rule, parameter, table.groups[n])
         parts = self._gradients_of(tables, tensors, gradients)
+        if len(tables) > 1:  # the operator sees one of them
+            for table, own in zip(tables, parts, strict=True):
+                table.check_gradients(own)
         is_refused, found_inf = self._bad.judge(self, tables, parts, clip)
         if is_refused:
             return

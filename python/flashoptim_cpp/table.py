@@ -1,5 +1,6 @@
 """What one call of the step operator needs, made once for a set of parameters and kept while nothing about them changes."""
 
+import re
 from itertools import chain
 from operator import is_
 from typing import Any, cast
@@ -8,7 +9,7 @@ import torch
 
 from . import _operators as ops
 from .moment import FIRST, SECOND, Moment
-from .options import POLICIES, Group, Rule, hyperparameters, storage_key
+from .options import POLICIES, WEIGHT_DTYPES, Group, Rule, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
 
 _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
@@ -170,26 +171,62 @@ class Table:
     def _plan_number(self) -> int:
         return self._plan.number if self._plan else 0
 
+    def _with_names(self, error: ValueError) -> ValueError:
+        """The error of an operator, which knows tensors by their place in its lists."""
+
+        def named(match: re.Match[str]) -> str:
+            argument, name = match[1], self.parameters[int(match[2])].name
+            if argument == "weights":
+                return name
+            return f"the gradient of {name}" if argument == "gradients" else f"{argument} of {name}"
+
+        return ValueError(re.sub(r"\b([a-z_]+)\[(\d+)\]", named, str(error)))
+
+    def check_gradients(self, gradients: list[torch.Tensor]) -> None:
+        """Refuses what a step would, where another table must not step before that is known.
+
+        Raises:
+            ValueError: for a gradient that is sparse, on another device, or of another dtype or shape.
+        """
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            name = f"the gradient of {parameter.name}"
+            if gradient.layout != torch.strided:
+                raise ValueError(f"{name} is sparse: make it dense (for an embedding: sparse=False)")
+            if gradient.device != self.device:
+                raise ValueError(f"{name} is on {gradient.device}: it must be on {self.device}")
+            if gradient.dtype not in WEIGHT_DTYPES:
+                raise ValueError(f"{name} is {gradient.dtype}: give float32, bfloat16 or float16")
+            if gradient.shape != parameter.local.shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(gradient.shape)}: it must be {tuple(parameter.local.shape)}"
+                )
+
     def count_bad(
         self, gradients: list[torch.Tensor], clip: torch.Tensor | None, grad_scale: torch.Tensor | None
     ) -> torch.Tensor:
         """Bad elements of each gradient, on the device of this table."""
-        return ops.count_bad(
-            self.weights,
-            gradients,
-            self.rows,
-            self.hyperparameters(),
-            self._here(grad_scale),
-            corrections=self.corrections,
-            clip_coefficient=self._here(clip),
-            plan=self._plan_number,
-        )
+        try:
+            return ops.count_bad(
+                self.weights,
+                gradients,
+                self.rows,
+                self.hyperparameters(),
+                self._here(grad_scale),
+                corrections=self.corrections,
+                clip_coefficient=self._here(clip),
+                plan=self._plan_number,
+            )
+        except ValueError as error:
+            raise self._with_names(error) from None
 
     def grad_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """The norm of these gradients, bad elements left out, on the device of this table."""
-        return ops.grad_norm(
-            self.weights, gradients, self.rows, self.hyperparameters(), plan=self._plan_number
-        )
+        try:
+            return ops.grad_norm(
+                self.weights, gradients, self.rows, self.hyperparameters(), plan=self._plan_number
+            )
+        except ValueError as error:
+            raise self._with_names(error) from None
 
     def step(
         self,
@@ -199,24 +236,27 @@ class Table:
         found_inf: torch.Tensor | None,
     ) -> None:
         """One step; bad elements are added to `bad`."""
-        ops.step_(
-            self.weights,
-            gradients,
-            self.corrections,
-            self.codes[FIRST],
-            self.scales[FIRST],
-            self.codes[SECOND],
-            self.scales[SECOND],
-            self.steps,
-            self.bad,
-            self.rows,
-            self.hyperparameters(),
-            self._here(grad_scale),
-            self._here(found_inf),
-            clip_coefficient=self._here(clip),
-            learning_rates=self._learning_rates(),
-            plan=self._plan_number,
-        )
+        try:
+            ops.step_(
+                self.weights,
+                gradients,
+                self.corrections,
+                self.codes[FIRST],
+                self.scales[FIRST],
+                self.codes[SECOND],
+                self.scales[SECOND],
+                self.steps,
+                self.bad,
+                self.rows,
+                self.hyperparameters(),
+                self._here(grad_scale),
+                self._here(found_inf),
+                clip_coefficient=self._here(clip),
+                learning_rates=self._learning_rates(),
+                plan=self._plan_number,
+            )
+        except ValueError as error:
+            raise self._with_names(error) from None
         self.turns += 1
         torch.autograd.graph.increment_version(self.tensors)
         for parameter in self.parameters:
