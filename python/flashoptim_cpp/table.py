@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 
 from . import _operators as ops
+from . import capture
+from .counters import Counter
 from .moment import FIRST, SECOND, Moment
 from .options import POLICIES, WEIGHT_DTYPES, Group, Rule, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
@@ -24,7 +26,13 @@ class Table:
     """The buffers and rows of parameters that have a gradient, all on one device."""
 
     def __init__(
-        self, rule: Rule, parameters: list[Parameter], states: list[State], groups: list[Group]
+        self,
+        rule: Rule,
+        parameters: list[Parameter],
+        states: list[State],
+        groups: list[Group],
+        counter: Counter,
+        plan: ops.StepPlan | None,
     ) -> None:
         self.rule = rule
         self.parameters = parameters
@@ -35,9 +43,8 @@ class Table:
         self.steps = [state["step"] for state in states]
         self.device = parameters[0].local.device
         self.is_on_gpu = ops.is_gpu(self.device)
-        self._plan = ops.StepPlan() if self.is_on_gpu else None
-        self.turns = 0  # steps, or refusals of one
-        self.bad = torch.zeros(len(parameters), dtype=torch.int64, device=self.device)
+        self._plan = plan
+        self.counter, self.bad = counter, counter.counts
         self._given_groups = groups
         self.groups: list[Group] = []
         self.group_of: list[int] = []
@@ -57,6 +64,8 @@ class Table:
         self._rates: torch.Tensor | None = None
         self._policies: list[bool] = []
         self._stops = _NOTHING
+        if self.is_on_gpu:
+            self.stops()
 
     def _gather_buffers(self) -> None:
         def listed(buffers: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -127,23 +136,28 @@ class Table:
 
     def is_captured(self) -> bool:
         """Whether what is enqueued now becomes part of a CUDA graph."""
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return capture.is_capturing(self.device)
 
     def stops(self) -> torch.Tensor:
         """For each parameter 1 if its bad elements stop the whole step, else 0."""
         policies = [self.groups[n]["nonfinite"] != POLICIES[0] for n in self.group_of]
         if policies != self._policies:
+            if self.is_captured():
+                capture.refuse(
+                    "nonfinite of a parameter group has changed since the last step", "take a step before"
+                )
             self._policies = policies
             self._stops = torch.tensor(policies, dtype=torch.int64, device=self.device)
         return self._stops
 
-    def _lr_is_on_gpu(self, group: Group) -> bool:
+    def lr_is_on_gpu(self, group: Group) -> bool:
+        """Whether the kernels read the learning rate themselves."""
         lr = group["lr"]
         return self.is_on_gpu and isinstance(lr, torch.Tensor) and ops.is_gpu(lr.device)
 
     def hyperparameters(self) -> torch.Tensor:
         """One row for each group."""
-        numbers = [hyperparameters(group, self._lr_is_on_gpu(group)) for group in self.groups]
+        numbers = [hyperparameters(group, self.lr_is_on_gpu(group)) for group in self.groups]
         if numbers != self._numbers:
             self._numbers = numbers
             self._hyperparameters = torch.tensor(numbers, dtype=torch.float64, device="cpu")
@@ -151,7 +165,7 @@ class Table:
 
     def _learning_rates(self) -> torch.Tensor | None:
         """Learning rates that lie on a GPU, for each group, in this table's memory, where a graph reads them again."""
-        chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self._lr_is_on_gpu(group)]
+        chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self.lr_is_on_gpu(group)]
         if not chosen:
             return None
         if self._rates is None:
@@ -257,7 +271,7 @@ class Table:
             )
         except ValueError as error:
             raise self._with_names(error) from None
-        self.turns += 1
+        self.counter.turns += 1
         torch.autograd.graph.increment_version(self.tensors)
         for parameter in self.parameters:
             parameter.version = cast(int, parameter.version) + 1
