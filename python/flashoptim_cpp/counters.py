@@ -1,6 +1,5 @@
 """Counters of bad elements: where tables add them up, and copies of those on a GPU that arrive on the host by themselves."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -71,25 +70,27 @@ class Board:
         self._turns_of_coming = {counter: counter.turns for counter in self.counters}
         self._arrival = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
 
-    def received(self, waits: bool = False) -> Iterator[tuple[Counter, list[int] | None, bool]]:
+    def received(self, waits: bool = False) -> list[tuple[Counter, list[int] | None, bool]]:
         """What is new in a copy that has arrived: of each table what it counted since (None: nothing), and whether it took a turn."""
         if self._coming is None:
-            return
+            return []
         if self._arrival is not None:
             if waits:
                 self._arrival.synchronize()
             elif not self._arrival.query():
-                return
+                return []
         counts, self._coming = self._coming, None
         new = counts - self._seen[: len(counts)]
         self._seen[: len(counts)] = counts
         is_new = bool(new.any())
+        found: list[tuple[Counter, list[int] | None, bool]] = []
         for counter, turns in self._turns_of_coming.items():
             took_turn, counter.seen_turns = turns != counter.seen_turns, turns
             begin = self._begins[counter]
             part = new[begin : begin + len(counter.parameters)] if is_new else None
-            yield counter, None if part is None or not part.any() else part.tolist(), took_turn
+            found.append((counter, None if part is None or not part.any() else part.tolist(), took_turn))
         self._let_go()
+        return found
 
     def _let_go(self) -> None:
         """Of counters whose last counts have arrived."""
