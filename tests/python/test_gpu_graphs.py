@@ -6,9 +6,11 @@ What a user loses if these fail: a graph that trains as the steps that it was ca
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import flashoptim_cpp as flash
@@ -190,6 +192,21 @@ def alternate(optimizer: Any, given: list[torch.nn.Parameter], steps: int, alone
                 optimizer.step_param(p)
         else:
             optimizer.step()
+
+
+@pytest.mark.skipif(not EMULATED, reason="a real GPU is not full when a test wants it")
+def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever allocation of the first step fails: torch gives back what it holds, and the step is taken once."""
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    library = ctypes.CDLL(str(Path(operators.__file__).with_name("libflashoptim_operators.so")))
+    out_of_memory = 2
+    _, reference = warm()
+    for successes in range(4):
+        library.flashoptim_emulated_fail(b"cudaMalloc", out_of_memory, successes)
+        _, optimizer = warm()
+        assert len(emptied) == successes + 1
+        assert_same(optimizer, reference)
 
 
 def plans_made() -> int:
