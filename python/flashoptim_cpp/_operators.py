@@ -41,7 +41,8 @@ _Result = TypeVar("_Result")
 def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
     """The operator, with a ValueError for what it refuses: torch has one type of error for all.
 
-    Torch may hold the whole memory of a GPU without using it: then it gives back what it does not use, and the call is made again.
+    Torch may hold the whole memory of a GPU without using it: then it gives back what it does not use, and the call
+    is made again.
     """
 
     def call(*arguments: object) -> _Result:

@@ -1,4 +1,4 @@
-"""CUDA graphs: whether a step is being captured, and the refusal of what a graph would repeat at every replay or cannot hold."""
+"""CUDA graphs: whether a step is being captured, and the refusal of what a graph would repeat or cannot hold."""
 
 from collections.abc import Iterable
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""Counters of bad elements: where tables add them up, and copies of those on a GPU that arrive on the host by themselves."""
+"""Counters of bad elements: where tables add them up, and copies of those on a GPU, which arrive by themselves."""
 
 from dataclasses import dataclass, field
 
@@ -52,7 +52,7 @@ class Board:
         return counter
 
     def take_turn(self, counter: Counter) -> None:
-        """After a step of a table: sends the counts once in each round of all tables, which is after every step of a single one."""
+        """After a step of a table: sends all counts, once in each round of the tables (every step where there is one)."""
         if counter is self._leader or self._leader is None or counter in self._since_sent:
             self._leader = counter
             self._since_sent.clear()
@@ -71,7 +71,10 @@ class Board:
         self._arrival = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
 
     def received(self, waits: bool = False) -> list[tuple[Counter, list[int] | None, bool]]:
-        """What is new in a copy that has arrived: of each table what it counted since (None: nothing), and whether it took a turn."""
+        """What is new in a copy that has arrived.
+
+        Of each table: what it has counted since (None: nothing), and whether it took a turn.
+        """
         if self._coming is None:
             return []
         if self._arrival is not None:

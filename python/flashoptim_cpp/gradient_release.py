@@ -18,7 +18,7 @@ _KEPT = "_flashoptim_release"
 
 
 class _Kept(list[FlashOptimizer]):
-    """Optimizers that a module keeps alive. Copies and pickles of the module keep none: they have no hooks either."""
+    """Optimizers that a module keeps alive. Copies of the module keep none: they have no hooks either."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return list, ()
@@ -74,7 +74,7 @@ def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torc
 
 
 def _keep(optimizer: FlashOptimizer, model: torch.nn.Module, released: set[torch.Tensor]) -> list[_Kept]:
-    """Lets every module with released parameters keep the optimizer: else nobody would step what it goes on training."""
+    """Lets every module with released parameters keep the optimizer: they are trained as long as it lives."""
     keepers = []
     for module in model.modules():
         if released.isdisjoint(module.parameters(recurse=False)):

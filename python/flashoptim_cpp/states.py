@@ -194,8 +194,9 @@ class OptimizerStates(torch.optim.Optimizer):
         ]
 
     def _plan_for(self, device: torch.device, tensors: int) -> StepPlan | None:
-        """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter alone, whose list is short
-        and whose turn comes among all others' in each step.
+        """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter alone.
+
+        Those take turns in each step where gradients are released, and would be uploaded each time.
         """
         if not is_gpu(device):
             return None

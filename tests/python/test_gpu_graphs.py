@@ -1,7 +1,8 @@
 """What a CUDA graph may take in, and what a step keeps on a GPU from call to call.
 
-Over the emulated kernels nothing is captured: there the package is told that it is, which is enough for what it refuses then.
-What a user loses if these fail: a graph that trains as the steps that it was captured from, or the memory of a GPU.
+Over the emulated kernels nothing is captured: there the package is told that it is, which is enough for what it
+refuses then. What a user loses if these fail: a graph that trains as the steps that it was captured from, or the
+memory of a GPU.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch may hold memory that it does not use, where the kernels' own runtime finds none."""
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    full = "cudaMalloc failed with cudaErrorMemoryAllocation (out of memory): see whether free memory is what it needs"
+    full = "cudaMalloc failed with cudaErrorMemoryAllocation (out of memory): see whether memory is free"
 
     def failing(times: int, why: str = full) -> Any:
         calls: list[int] = []
