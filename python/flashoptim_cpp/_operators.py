@@ -19,6 +19,7 @@ What the core refuses raises ValueError, a moment that no step writes RuntimeErr
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,23 +28,34 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from . import capture
+
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
 # How the message of an argument that was refused begins.
 _REFUSED = "flashoptim_cpp refuses: "
+# What a plan says that finds no memory for its lists, before anything is enqueued.
+_NO_MEMORY = re.compile(r"cudaMalloc failed with cudaErrorMemoryAllocation")
 _Result = TypeVar("_Result")
 
 
 def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
-    """The operator, with a ValueError for what it refuses: torch has one type of error for all."""
+    """The operator, with a ValueError for what it refuses: torch has one type of error for all.
+
+    Torch may hold the whole memory of a GPU without using it: then it gives back what it does not use, and the call
+    is made again.
+    """
 
     def call(*arguments: object) -> _Result:
         try:
             return operator(*arguments)
         except RuntimeError as error:
             _, refused, why = str(error).partition(_REFUSED)
-            if not refused:
+            if refused:
+                raise ValueError(why.partition("\n")[0]) from None
+            if not _NO_MEMORY.search(str(error)) or capture.is_capturing_now():
                 raise
-            raise ValueError(why.partition("\n")[0]) from None
+        torch.cuda.empty_cache()
+        return operator(*arguments)
 
     return call
 

@@ -13,18 +13,33 @@ from .optimizer import FlashOptimizer
 PreStep = Callable[[torch.Tensor, dict[str, Any]], bool]
 
 
+# Where a module keeps the optimizers that step its parameters.
+_KEPT = "_flashoptim_release"
+
+
+class _Kept(list[FlashOptimizer]):
+    """Optimizers that a module keeps alive. Copies of the module keep none: they have no hooks either."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return list, ()
+
+
 @dataclass
 class GradientReleaseHandle:
-    """Ends gradient release. Lives on without being kept: dropping it does not end the release."""
+    """Ends gradient release. Dropping it does not: the model keeps the optimizer that steps it."""
 
     _hooks: list[RemovableHandle] = field(repr=False)
     _optimizer: FlashOptimizer = field(repr=False)
+    _keepers: list[_Kept] = field(repr=False)
 
     def remove(self) -> None:
         """Takes the hooks away: step() and zero_grad() do their work again."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for keeper in self._keepers:
+            keeper.remove(self._optimizer)
+        self._keepers.clear()
         self._optimizer._gradient_release = False
 
     @property
@@ -34,20 +49,41 @@ class GradientReleaseHandle:
 
 
 def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torch.Tensor], None]:
+    # The collector does not see what hooks refer to, and the optimizer refers to the parameters.
     to_optimizer = weakref.ref(optimizer)
 
     def step_and_free(parameter: torch.Tensor) -> None:
         alive = to_optimizer()
-        if alive is None or parameter.grad is None:
-            return
-        try:
-            group = alive._find_group(parameter)
-            if pre_step is None or pre_step(parameter, group):
-                alive.step_param(parameter, group)
-        finally:
-            parameter.grad = None
+        if alive is None:
+            raise RuntimeError(
+                "the optimizer that gradients are released to is gone, and the modules whose parameters it steps; "
+                "keep the optimizer as long as its parameters are trained"
+            )
+        # Autograd has a thread for each device.
+        with alive._release_lock:
+            if parameter.grad is None:
+                return
+            try:
+                group = alive._find_group(parameter)
+                if pre_step is None or pre_step(parameter, group):
+                    alive.step_param(parameter, group)
+            finally:
+                parameter.grad = None
 
     return step_and_free
+
+
+def _keep(optimizer: FlashOptimizer, model: torch.nn.Module, released: set[torch.Tensor]) -> list[_Kept]:
+    """Lets every module with released parameters keep the optimizer: they are trained as long as it lives."""
+    keepers = []
+    for module in model.modules():
+        if released.isdisjoint(module.parameters(recurse=False)):
+            continue
+        if not isinstance(module.__dict__.get(_KEPT), _Kept):
+            module.__dict__[_KEPT] = _Kept()
+        module.__dict__[_KEPT].append(optimizer)
+        keepers.append(module.__dict__[_KEPT])
+    return keepers
 
 
 def _refuse_wrappers(model: torch.nn.Module) -> None:
@@ -98,10 +134,7 @@ def enable_gradient_release(
     _refuse_wrappers(model)
     managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
     hook = _hook(optimizer, pre_step)
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(hook)
-        for parameter in model.parameters()
-        if parameter.requires_grad and parameter in managed
-    ]
+    released = [p for p in model.parameters() if p.requires_grad and p in managed]
+    hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in released]
     optimizer._gradient_release = True
-    return GradientReleaseHandle(hooks, optimizer)
+    return GradientReleaseHandle(hooks, optimizer, _keep(optimizer, model, set(released)))

@@ -2,12 +2,14 @@
 
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from . import _operators as ops
+from .capture import is_capturing_any, refuse
+from .counters import Board, Counter
 from .errors import NonFiniteError
 from .options import POLICIES
 from .parameter import Parameter
@@ -21,34 +23,6 @@ if TYPE_CHECKING:
 _STREAK = 3
 
 
-class _Watch:
-    """What is known on the host of the counts of a table on a GPU: a copy of them that arrives by itself."""
-
-    def __init__(self, table: Table) -> None:
-        self.seen = torch.zeros(table.bad.shape, dtype=torch.int64, device="cpu")
-        self.turns = table.turns  # at which they were so
-        self._coming: torch.Tensor | None = None
-        self._turns_of_coming = 0
-        self._arrival: torch.cuda.Event | None = None
-
-    def send(self, table: Table) -> None:
-        """Enqueues a copy, unless one is under way."""
-        if self._coming is not None:
-            return
-        is_cuda = table.device.type == "cuda"
-        self._coming = torch.empty(table.bad.shape, dtype=torch.int64, device="cpu", pin_memory=is_cuda)
-        self._coming.copy_(table.bad, non_blocking=True)
-        self._turns_of_coming = table.turns
-        self._arrival = torch.cuda.current_stream(table.device).record_event() if is_cuda else None
-
-    def received(self) -> tuple[torch.Tensor, int] | None:
-        """The counts that have arrived, and the turn at which they were so."""
-        if self._coming is None or (self._arrival is not None and not self._arrival.query()):
-            return None
-        counts, self._coming = self._coming, None
-        return counts, self._turns_of_coming
-
-
 class BadElements:
     """Counts of bad gradient elements, kept by parameter.
 
@@ -58,68 +32,74 @@ class BadElements:
 
     def __init__(self) -> None:
         self._streaks: dict[Parameter, int] = {}
-        self._watches: dict[Table, _Watch] = {}
+        self._boards: list[Board] = []
         # In a step of ZeroRedundancyOptimizer: its process group, whose ranks step other parameters, and a device of theirs.
         self.ranks: tuple[Any, torch.device] | None = None
+
+    def counter(self, parameters: list[Parameter], device: torch.device) -> Counter:
+        """Counters for a table of these parameters, at 0."""
+        if not ops.is_gpu(device):
+            return Counter(parameters, torch.zeros(len(parameters), dtype=torch.int64, device=device))
+        for board in self._boards:
+            if board.device == device and (found := board.counter(parameters)) is not None:
+                return found
+        self._boards.append(Board(device, len(parameters)))
+        return cast(Counter, self._boards[-1].counter(parameters))
 
     def take(self, table: Table) -> None:
         """Takes over what a step has counted."""
         if table.is_on_gpu:
-            self._take_what_arrived(table)
+            self._take_what_arrived(table.counter)
         elif table.bad.any():
-            self.add(table, table.bad.tolist())
+            self.add(table.counter, table.bad.tolist())
             table.bad.zero_()
         else:
-            self._end_streaks(table)
+            self._end_streaks(table.counter)
 
-    def _take_what_arrived(self, table: Table) -> None:
-        if table.is_captured():
-            return
-        if table not in self._watches:
-            self._watches[table] = _Watch(table)
-        watch = self._watches[table]
-        self._receive(table, watch)  # what was sent in an earlier step
-        watch.send(table)
-        self._receive(table, watch)
+    def _take_what_arrived(self, counter: Counter) -> None:
+        for board in self._boards:
+            self._receive(board)  # what was sent in an earlier step
+        self._boards = [board for board in self._boards if board.counters]
+        for board in self._boards:
+            if counter in board:
+                board.take_turn(counter)
+                self._receive(board)
 
-    def _receive(self, table: Table, watch: _Watch) -> None:
-        received = watch.received()
-        if received is not None:
-            self._look(table, watch, *received)
-
-    def _look(self, table: Table, watch: _Watch, counts: torch.Tensor, turns: int) -> None:
+    def _receive(self, board: Board, waits: bool = False) -> None:
         """Compares counts with those seen before; several steps that came between are judged as one."""
-        if torch.equal(counts, watch.seen):
-            if turns != watch.turns:
-                self._end_streaks(table)
-        elif turns != watch.turns:
-            self.add(table, (counts - watch.seen).tolist())
-        else:  # a graph was replayed
-            for parameter, count in zip(table.parameters, (counts - watch.seen).tolist(), strict=True):
-                parameter.bad_elements += count
-        watch.seen, watch.turns = counts.clone(), turns
+        for counter, new, took_turn in board.received(waits):
+            if new is None:
+                if took_turn:
+                    self._end_streaks(counter)
+            elif took_turn:
+                self.add(counter, new)
+            else:  # a graph was replayed
+                for parameter, count in zip(counter.parameters, new, strict=True):
+                    parameter.bad_elements += count
 
     def collect(self) -> None:
         """Takes over all that was counted on GPUs; waits for them."""
-        for table, watch in self._watches.items():
-            watch.received()
-            self._look(table, watch, table.bad.cpu(), table.turns)
+        for board in self._boards:
+            self._receive(board, waits=True)
+            board.send()
+            self._receive(board, waits=True)
 
     def leave(self, table: Table) -> None:
-        """Takes over what a table has counted that is used no more; waits for its GPU."""
-        if table in self._watches and not table.is_captured():
-            watch = self._watches.pop(table)
-            self._look(table, watch, table.bad.cpu(), table.turns)
+        """Takes over, once it has arrived, what a table has counted that is used no more."""
+        table.counter.is_left = True
+        for board in self._boards:
+            if table.counter in board:
+                board.send()
 
-    def _end_streaks(self, table: Table) -> None:
+    def _end_streaks(self, counter: Counter) -> None:
         if self._streaks:
-            for parameter in table.parameters:
+            for parameter in counter.parameters:
                 self._streaks.pop(parameter, None)
 
-    def add(self, table: Table, counts: list[int]) -> None:
+    def add(self, counter: Counter, counts: list[int]) -> None:
         """Adds the counts of one step, and warns where there was one too many in a row."""
         tired = []
-        for parameter, count in zip(table.parameters, counts, strict=True):
+        for parameter, count in zip(counter.parameters, counts, strict=True):
             parameter.bad_elements += count
             if count == 0:
                 self._streaks.pop(parameter, None)
@@ -138,10 +118,10 @@ class BadElements:
         """Adds the counts of a step that was refused."""
         if table.is_on_gpu:
             table.bad.add_(counts)
-            table.turns += 1
+            table.counter.turns += 1
             self.take(table)
         else:
-            self.add(table, counts.tolist())
+            self.add(table.counter, counts.tolist())
 
     def judge(
         self,
@@ -164,16 +144,20 @@ class BadElements:
         policies = {group["nonfinite"] for group in optimizer.param_groups}
         if policies == {POLICIES[0]}:
             return False, found_inf
+        # While gradients are released each parameter has a step, and a verdict, of its own.
+        judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
+        is_on_gpu = all(ops.is_gpu(local_of(tensor).device) for tensor in judged)
+        waits = ranks is not None or "error" in policies or not is_on_gpu
+        if waits and is_capturing_any(table.device for table in tables):
+            policy = "error" if "error" in policies else "skip_step"
+            other = "skip_step" if ranks is None and is_on_gpu else "skip_element"
+            refuse(
+                f'nonfinite="{policy}" would wait for the counts of bad gradients', f'use nonfinite="{other}"'
+            )
         counted = [
             table.count_bad(own, clip, grad_scale) for table, own in zip(tables, gradients, strict=True)
         ]
-        # While gradients are released each parameter has a step, and a verdict, of its own.
-        judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
-        if (
-            ranks is None
-            and "error" not in policies
-            and all(ops.is_gpu(local_of(tensor).device) for tensor in judged)
-        ):
+        if not waits:
             return False, self._verdict_on_gpu(judged, tables, counted, found_inf)
         if found_inf is not None and float(found_inf) != 0.0:
             counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself

@@ -4,10 +4,12 @@ import math
 
 import torch
 
+from .capture import refuse
 from .errors import NumericsError
 from .options import Group, Rule, number
 from .parameter import Parameter
 from .sharding import all_reduce_max, local_of
+from .table import Table
 
 _EXPONENT_BITS = {torch.float16: 5, torch.bfloat16: 8, torch.float32: 8}
 # A step of just less than half a unit in the last place is lost.
@@ -23,6 +25,23 @@ def measure(parameter: Parameter) -> float:
     if parameter.is_sharded:
         largest = all_reduce_max(largest, [parameter.tensor])
     return float(largest)
+
+
+def check_learning_rates(rule: Rule, tables: list[Table]) -> None:
+    """Checks each parameter of a step.
+
+    Raises:
+        NumericsError: where the learning rate is too small for one. Nothing was changed.
+    """
+    for table in tables:
+        waits_for_lr = any(map(table.lr_is_on_gpu, table.groups))
+        if (waits_for_lr or any(p.max_abs is None for p in table.parameters)) and table.is_captured():
+            refuse(
+                "check_numerics would wait for " + ("lr" if waits_for_lr else "the largest weights"),
+                "use check_numerics=False, or a number as lr and a step before",
+            )
+        for parameter, n in zip(table.parameters, table.group_of, strict=True):
+            check_learning_rate(rule, parameter, table.groups[n])
 
 
 def check_learning_rate(rule: Rule, parameter: Parameter, group: Group) -> None:

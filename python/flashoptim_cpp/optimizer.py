@@ -11,14 +11,14 @@ from torch.optim.optimizer import ParamsT
 
 from . import masters
 from . import state_dict as saving
+from .capture import is_capturing_any
 from .gradients import accumulate_in_fp32, grad_norm
 from .nonfinite import follow_zero_redundancy
-from .numerics import check_learning_rate, measure
+from .numerics import check_learning_rates, measure
 from .options import DEFAULT_BITS, DefaultBits, Group, check_group, number
 from .report import config_text, memory_report
 from .sharding import all_reduce_max, is_sharded, local_like
 from .states import OptimizerStates
-from .table import Table
 
 Bits = Literal[16, 24, 32] | None
 # 24, and known not to be the caller's wish.
@@ -32,12 +32,14 @@ _ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
 _OF_ONE_PROCESS = {
     "_parameters",
     "_tables",
+    "_plans",
     "_places",
     "_places_of",
     "_bad",
     "_captured",
     "_clip_coefficient",
     "_gradient_release",
+    "_release_lock",
     "_warned",
     "grad_scale",
     "found_inf",
@@ -236,43 +238,34 @@ class FlashOptimizer(OptimizerStates):
             return
         tables = self._tables_for(tensors, groups) if tensors else []
         if self._check_numerics:
-            for table in tables:
-                for parameter, n in zip(table.parameters, table.group_of, strict=True):
-                    check_learning_rate(self.rule, parameter, table.groups[n])
+            check_learning_rates(self.rule, tables)
         parts = self._gradients_of(tables, tensors, gradients)
+        if len(tables) > 1:  # the operator sees one of them
+            for table, own in zip(tables, parts, strict=True):
+                table.check_gradients(own)
         is_refused, found_inf = self._bad.judge(self, tables, parts, clip)
         if is_refused:
             return
         grad_scale, _ = self._amp()
+        is_captured = any(table.is_captured() for table in tables)
         for table, own in zip(tables, parts, strict=True):
             table.step(own, clip, grad_scale, found_inf)
-            self._bad.take(table)
-            if table.is_captured():
-                self._captured.append(table)
+            if not is_captured:
+                self._bad.take(table)
 
     @torch.no_grad()
     def _ensure_state_initialized(self, p: torch.Tensor, hparams: dict[str, Any] | None = None) -> None:
         """Makes the state that the first step of a parameter would make. The authors' tests call it by this name."""
         self._prepare(p, self._find_group(p))
 
-    def _gradients_of(
-        self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> list[list[torch.Tensor]]:
-        if len(tables) == 1 and not tables[0].is_sharded:
-            return [gradients]
-        given = dict(zip(tensors, gradients, strict=True))
-        return [[local_like(given[tensor], tensor) for tensor in table.tensors] for table in tables]
-
-    def _amp(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What GradScaler has put here: the loss scale, and whether it found an infinite gradient."""
-        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-
     def _is_probe(self, tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:
         """Whether this is the step with learning rate 0 and gradients of 0 by which torch.distributed.checkpoint makes
         an optimizer create its states. It creates them, and is no step.
         """
         # The states first: a learning rate may lie on a GPU.
-        if any(self.state.values()) or any(number(group["lr"]) != 0.0 for group in self.param_groups):
+        if any(self.state.values()) or is_capturing_any(tensor.device for tensor in tensors):
+            return False
+        if any(number(group["lr"]) != 0.0 for group in self.param_groups):
             return False
         if self._bad.ranks is not None:  # the other ranks of ZeroRedundancyOptimizer may have gradients
             return False

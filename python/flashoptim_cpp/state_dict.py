@@ -78,7 +78,8 @@ def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: boo
 def saved_state(parameter: Parameter, state: State, compress: bool, corrections: bool = True) -> State:
     """What a state dict holds of a parameter. Tensors are the optimizer's own, not copies."""
     step = state["step"]
-    saved: State = {"step": step if compress else step.to(torch.float32)}
+    # torch.optim keeps counts on the CPU, and brings them to the weights itself where it wants them there.
+    saved: State = {"step": step if compress else step.to("cpu", torch.float32)}
     for name, value in state.items():
         if isinstance(value, Moment):
             saved.update(_saved_moment(parameter, name, value, compress))
@@ -221,6 +222,9 @@ def _apply(
 ) -> None:
     # In place: hooks and schedulers keep their groups.
     for group, changed in _pairs(optimizer.param_groups, merged):
+        lr = group["lr"]
+        if isinstance(lr, torch.Tensor):  # graphs that were captured with it go on reading it
+            changed["lr"] = lr.fill_(float(changed["lr"]))
         group.clear()
         group.update(changed)
     optimizer.state = defaultdict(dict, states)

@@ -1,20 +1,24 @@
 """The part of an optimizer that knows where each parameter's memory and state lie, and gathers them for a step."""
 
 import itertools
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import torch
 
+from ._operators import StepPlan, is_gpu
+from .capture import is_capturing_any, refuse
 from .conversion import fit
 from .nonfinite import BadElements
 from .options import Group, Rule
 from .parameter import Parameter, State
+from .sharding import local_like
 from .table import Table
 
-# Tables are kept for each parameter alone (gradients released) and for as many sets of them, and a few more.
-_SPARE_TABLES = 16
+# Sets of parameters whose tables are kept, beside those of each parameter alone (gradients released).
+_MOST_SETS = 16
 
 
 class OptimizerStates(torch.optim.Optimizer):
@@ -30,8 +34,10 @@ class OptimizerStates(torch.optim.Optimizer):
         self._places_of: list[tuple[int, int]] = []
         self._bad = BadElements()
         self._clip_coefficient: torch.Tensor | None = None
+        self._plans: dict[torch.device, StepPlan] = {}
         self._captured: list[Table] = []  # used in CUDA graphs, which need them as long as they are replayed
         self._gradient_release = False
+        self._release_lock = threading.RLock()  # the same thread again: pre_step may go backward itself
         self._warned: set[str] = set()
 
     def _warn_once(self, about: str, text: str) -> None:
@@ -133,18 +139,37 @@ class OptimizerStates(torch.optim.Optimizer):
         key = tuple(map(id, tensors))
         tables = self._tables.get(key)
         if tables is None or not self._are_current(tables, groups):
-            is_full = len(self._tables) > 2 * len(self._parameters) + _SPARE_TABLES
-            self._drop_tables(list(self._tables) if is_full else [key])
+            if is_capturing_any(tensor.device for tensor in tensors):
+                self._refuse_new_table(tensors)
+            self._drop_tables([key])
+            sets = [known for known in self._tables if len(known) > 1]
+            self._drop_tables(sets[: max(0, len(sets) + 1 - _MOST_SETS)])
             tables = self._tables[key] = self._make_tables(tensors, groups)
+        elif len(key) > 1 and len(self._tables) > 1:
+            self._tables[key] = self._tables.pop(key)  # the set that was not used for longest goes first
         for table in tables:
+            is_captured = table.is_captured()
             if table.versions() != [parameter.version for parameter in table.parameters]:
+                if is_captured:
+                    _refuse_writes(table.parameters)
                 self._notice_writes(table.parameters)
+            if is_captured and table not in self._captured:
+                self._captured.append(table)
         return tables
+
+    def _refuse_new_table(self, tensors: list[torch.Tensor]) -> None:
+        """A graph would make states, and set counters to 0, anew at every replay."""
+        bare = [tensor for tensor in tensors if not self.state.get(tensor)]
+        what = "states, or which parameters have a gradient, have changed since the last step"
+        if bare:
+            what = f"{self._name_of(bare[0])} has no state yet"
+        refuse(what, "take a step, or call grad_norm(), with the same gradients before")
 
     def _drop_tables(self, keys: list[tuple[int, ...]]) -> None:
         for key in keys:
             for table in self._tables.pop(key, ()):
-                self._bad.leave(table)
+                if table not in self._captured:  # a graph that is replayed goes on counting
+                    self._bad.leave(table)
 
     def _are_current(self, tables: list[Table], groups: list[Group]) -> bool:
         if len(tables) == 1 and not tables[0].has_groups(groups):
@@ -161,7 +186,53 @@ class OptimizerStates(torch.optim.Optimizer):
             their_groups.append(group)
         for parameters, _, _ in by_device.values():
             _refuse_shared_memory(parameters)
-        return [Table(self.rule, *lists) for lists in by_device.values()]
+        return [
+            Table(
+                self.rule, *lists, self._bad.counter(lists[0], device), self._plan_for(device, len(tensors))
+            )
+            for device, lists in by_device.items()
+        ]
+
+    def _plan_for(self, device: torch.device, tensors: int) -> StepPlan | None:
+        """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter alone.
+
+        Those take turns in each step where gradients are released, and would be uploaded each time.
+        """
+        if not is_gpu(device):
+            return None
+        if tensors == 1:
+            return StepPlan()
+        if device not in self._plans:
+            self._plans[device] = StepPlan()
+        return self._plans[device]
+
+    # What a step is given
+
+    def _gradients_of(
+        self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
+    ) -> list[list[torch.Tensor]]:
+        if len(tables) == 1 and not tables[0].is_sharded:
+            return [gradients]
+        given = dict(zip(tensors, gradients, strict=True))
+        return [[local_like(given[tensor], tensor) for tensor in table.tensors] for table in tables]
+
+    def _amp(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What GradScaler has put here: the loss scale, and whether it found an infinite gradient.
+
+        It puts the number 0 where no parameter has a gradient.
+        """
+        given = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        grad_scale, found_inf = (value if isinstance(value, torch.Tensor) else None for value in given)
+        return grad_scale, found_inf
+
+
+def _refuse_writes(parameters: list[Parameter]) -> None:
+    """A graph would drop the corrections at every replay."""
+    written = next(p for p in parameters if p.version != p.current_version())
+    refuse(
+        f"{written.name} was written since its last step",
+        "take a step, or call refresh_masters(), before",
+    )
 
 
 def _refuse_shared_memory(parameters: list[Parameter]) -> None:

@@ -1,5 +1,6 @@
 """What one call of the step operator needs, made once for a set of parameters and kept while nothing about them changes."""
 
+import re
 from itertools import chain
 from operator import is_
 from typing import Any, cast
@@ -7,8 +8,10 @@ from typing import Any, cast
 import torch
 
 from . import _operators as ops
+from . import capture
+from .counters import Counter
 from .moment import FIRST, SECOND, Moment
-from .options import POLICIES, Group, Rule, hyperparameters, storage_key
+from .options import POLICIES, WEIGHT_DTYPES, Group, Rule, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
 
 _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
@@ -23,7 +26,13 @@ class Table:
     """The buffers and rows of parameters that have a gradient, all on one device."""
 
     def __init__(
-        self, rule: Rule, parameters: list[Parameter], states: list[State], groups: list[Group]
+        self,
+        rule: Rule,
+        parameters: list[Parameter],
+        states: list[State],
+        groups: list[Group],
+        counter: Counter,
+        plan: ops.StepPlan | None,
     ) -> None:
         self.rule = rule
         self.parameters = parameters
@@ -34,9 +43,8 @@ class Table:
         self.steps = [state["step"] for state in states]
         self.device = parameters[0].local.device
         self.is_on_gpu = ops.is_gpu(self.device)
-        self._plan = ops.StepPlan() if self.is_on_gpu else None
-        self.turns = 0  # steps, or refusals of one
-        self.bad = torch.zeros(len(parameters), dtype=torch.int64, device=self.device)
+        self._plan = plan
+        self.counter, self.bad = counter, counter.counts
         self._given_groups = groups
         self.groups: list[Group] = []
         self.group_of: list[int] = []
@@ -56,6 +64,8 @@ class Table:
         self._rates: torch.Tensor | None = None
         self._policies: list[bool] = []
         self._stops = _NOTHING
+        if self.is_on_gpu:
+            self.stops()
 
     def _gather_buffers(self) -> None:
         def listed(buffers: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -126,23 +136,28 @@ class Table:
 
     def is_captured(self) -> bool:
         """Whether what is enqueued now becomes part of a CUDA graph."""
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return capture.is_capturing(self.device)
 
     def stops(self) -> torch.Tensor:
         """For each parameter 1 if its bad elements stop the whole step, else 0."""
         policies = [self.groups[n]["nonfinite"] != POLICIES[0] for n in self.group_of]
         if policies != self._policies:
+            if self.is_captured():
+                capture.refuse(
+                    "nonfinite of a parameter group has changed since the last step", "take a step before"
+                )
             self._policies = policies
             self._stops = torch.tensor(policies, dtype=torch.int64, device=self.device)
         return self._stops
 
-    def _lr_is_on_gpu(self, group: Group) -> bool:
+    def lr_is_on_gpu(self, group: Group) -> bool:
+        """Whether the kernels read the learning rate themselves."""
         lr = group["lr"]
         return self.is_on_gpu and isinstance(lr, torch.Tensor) and ops.is_gpu(lr.device)
 
     def hyperparameters(self) -> torch.Tensor:
         """One row for each group."""
-        numbers = [hyperparameters(group, self._lr_is_on_gpu(group)) for group in self.groups]
+        numbers = [hyperparameters(group, self.lr_is_on_gpu(group)) for group in self.groups]
         if numbers != self._numbers:
             self._numbers = numbers
             self._hyperparameters = torch.tensor(numbers, dtype=torch.float64, device="cpu")
@@ -150,7 +165,7 @@ class Table:
 
     def _learning_rates(self) -> torch.Tensor | None:
         """Learning rates that lie on a GPU, for each group, in this table's memory, where a graph reads them again."""
-        chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self._lr_is_on_gpu(group)]
+        chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self.lr_is_on_gpu(group)]
         if not chosen:
             return None
         if self._rates is None:
@@ -170,26 +185,62 @@ class Table:
     def _plan_number(self) -> int:
         return self._plan.number if self._plan else 0
 
+    def _with_names(self, error: ValueError) -> ValueError:
+        """The error of an operator, which knows tensors by their place in its lists."""
+
+        def named(match: re.Match[str]) -> str:
+            argument, name = match[1], self.parameters[int(match[2])].name
+            if argument == "weights":
+                return name
+            return f"the gradient of {name}" if argument == "gradients" else f"{argument} of {name}"
+
+        return ValueError(re.sub(r"\b([a-z_]+)\[(\d+)\]", named, str(error)))
+
+    def check_gradients(self, gradients: list[torch.Tensor]) -> None:
+        """Refuses what a step would, where another table must not step before that is known.
+
+        Raises:
+            ValueError: for a gradient that is sparse, on another device, or of another dtype or shape.
+        """
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            name = f"the gradient of {parameter.name}"
+            if gradient.layout != torch.strided:
+                raise ValueError(f"{name} is sparse: make it dense (for an embedding: sparse=False)")
+            if gradient.device != self.device:
+                raise ValueError(f"{name} is on {gradient.device}: it must be on {self.device}")
+            if gradient.dtype not in WEIGHT_DTYPES:
+                raise ValueError(f"{name} is {gradient.dtype}: give float32, bfloat16 or float16")
+            if gradient.shape != parameter.local.shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(gradient.shape)}: it must be {tuple(parameter.local.shape)}"
+                )
+
     def count_bad(
         self, gradients: list[torch.Tensor], clip: torch.Tensor | None, grad_scale: torch.Tensor | None
     ) -> torch.Tensor:
         """Bad elements of each gradient, on the device of this table."""
-        return ops.count_bad(
-            self.weights,
-            gradients,
-            self.rows,
-            self.hyperparameters(),
-            self._here(grad_scale),
-            corrections=self.corrections,
-            clip_coefficient=self._here(clip),
-            plan=self._plan_number,
-        )
+        try:
+            return ops.count_bad(
+                self.weights,
+                gradients,
+                self.rows,
+                self.hyperparameters(),
+                self._here(grad_scale),
+                corrections=self.corrections,
+                clip_coefficient=self._here(clip),
+                plan=self._plan_number,
+            )
+        except ValueError as error:
+            raise self._with_names(error) from None
 
     def grad_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """The norm of these gradients, bad elements left out, on the device of this table."""
-        return ops.grad_norm(
-            self.weights, gradients, self.rows, self.hyperparameters(), plan=self._plan_number
-        )
+        try:
+            return ops.grad_norm(
+                self.weights, gradients, self.rows, self.hyperparameters(), plan=self._plan_number
+            )
+        except ValueError as error:
+            raise self._with_names(error) from None
 
     def step(
         self,
@@ -199,25 +250,28 @@ class Table:
         found_inf: torch.Tensor | None,
     ) -> None:
         """One step; bad elements are added to `bad`."""
-        ops.step_(
-            self.weights,
-            gradients,
-            self.corrections,
-            self.codes[FIRST],
-            self.scales[FIRST],
-            self.codes[SECOND],
-            self.scales[SECOND],
-            self.steps,
-            self.bad,
-            self.rows,
-            self.hyperparameters(),
-            self._here(grad_scale),
-            self._here(found_inf),
-            clip_coefficient=self._here(clip),
-            learning_rates=self._learning_rates(),
-            plan=self._plan_number,
-        )
-        self.turns += 1
+        try:
+            ops.step_(
+                self.weights,
+                gradients,
+                self.corrections,
+                self.codes[FIRST],
+                self.scales[FIRST],
+                self.codes[SECOND],
+                self.scales[SECOND],
+                self.steps,
+                self.bad,
+                self.rows,
+                self.hyperparameters(),
+                self._here(grad_scale),
+                self._here(found_inf),
+                clip_coefficient=self._here(clip),
+                learning_rates=self._learning_rates(),
+                plan=self._plan_number,
+            )
+        except ValueError as error:
+            raise self._with_names(error) from None
+        self.counter.turns += 1
         torch.autograd.graph.increment_version(self.tensors)
         for parameter in self.parameters:
             parameter.version = cast(int, parameter.version) + 1

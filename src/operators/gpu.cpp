@@ -89,9 +89,10 @@ private:
     std::int64_t last_ = 0;
     std::map<std::int64_t, std::shared_ptr<Plans>> plans_;
 };
+/// Never destroyed: a plan that still lives when the process ends would call a driver that may be gone by then.
 Registry& registry() {
-    static Registry plans;
-    return plans;
+    static Registry* const kPlans = std::make_unique<Registry>().release();
+    return *kPlans;
 }
 
 }  // namespace

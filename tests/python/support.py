@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import flashoptim_cpp as flash
@@ -14,6 +17,12 @@ Tensor = torch.Tensor
 
 # Two large tensors, whose moments are quantised, and two small ones, whose moments stay fp32 in `native`.
 SHAPES = ((64, 96), (130, 40), (7, 5), (40,))
+
+
+def environment() -> dict[str, str]:
+    """For a child process, which finds the package and these tests' modules as they were found here."""
+    here = str(Path(__file__).resolve().parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
 
 
 @dataclass(frozen=True)

@@ -277,3 +277,18 @@ def test_parameters_in_another_order_are_found_by_name() -> None:
         assert support.same_bits(
             optimizer.state[p]["exp_avg"].quantized, renamed.state[q]["exp_avg"].quantized
         )
+
+
+def test_a_learning_rate_in_a_tensor_stays_that_tensor() -> None:
+    """Whoever holds it, a graph or a scheduler, goes on reading and writing what the optimizer steps with."""
+    lr = torch.tensor([1e-2])
+    optimizer: Any = flash.FlashAdamW(support.parameters(), lr=lr)
+    for given, wanted in ((torch.tensor(3e-3), 3e-3), (5e-3, 5e-3)):
+        saved = flash.FlashAdamW(support.parameters(), lr=given).state_dict()
+        optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["lr"] is lr
+        assert lr.tolist() == torch.tensor([wanted]).tolist()
+    plain: Any = flash.FlashAdamW(support.parameters(), lr=1e-3)
+    plain.load_state_dict(optimizer.state_dict())
+    assert plain.param_groups[0]["lr"] is not lr
+    assert float(plain.param_groups[0]["lr"]) == float(lr)

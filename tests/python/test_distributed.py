@@ -7,12 +7,12 @@ distributed_checks.py and run once, in one go, in processes of their own.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import support
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -41,17 +41,12 @@ NAMES = {
 }
 
 
-def environment() -> dict[str, str]:
-    """The package is found by the children as it was found here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("distributed")
     done = subprocess.run(
         [sys.executable, str(HERE / "distributed_worker.py"), str(folder)],
-        env=environment(),
+        env=support.environment(),
         capture_output=True,
         text=True,
         timeout=900,

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY} is not 
 # Tests of what an optimizer does that hold wherever its kernels run.
 SUITES = (
     "test_gpu.py",
+    "test_gpu_graphs.py",
     "test_checkpoint.py",
     "test_gradient_release.py",
     "test_nonfinite.py",

@@ -5,6 +5,7 @@ What a user loses if these fail: the first thing that they try.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_llama
 import pytest
 import torch
 
@@ -121,6 +123,23 @@ def test_bad_input_is_named_in_one_line(options: tuple[str, ...], named: str) ->
     lines = [line for line in done.stderr.splitlines() if line.startswith("finetune_llm: ")]
     assert len(lines) == 1, done.stderr
     assert named in lines[0]
+
+
+@pytest.mark.parametrize("row", gpu_llama.ROWS)
+def test_every_row_of_the_demonstration_trains(row: str) -> None:
+    """Nobody keeps what make_step returns but the loop."""
+    is_reference = row == "torch-fp32"
+    model = gpu_llama.make_decoder(
+        gpu_llama.SHAPES["tiny"], torch.device("cpu"), torch.float32 if is_reference else torch.bfloat16
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    step = gpu_llama.make_step(row, model, 1e-2)
+    gc.collect()
+    tokens = torch.arange(33)[None]
+    for _ in range(2):
+        step(model(tokens[:, :-1], tokens[:, 1:]))
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
 
 
 # What a rented hour on a GPU is for must not end in a typing error.

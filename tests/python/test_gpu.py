@@ -6,7 +6,6 @@ What a user loses if these fail: training that goes on as it does on the CPU, at
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import warnings
@@ -17,6 +16,7 @@ from pathlib import Path
 import flashoptim_cpp as flash
 import gpu_runs
 import pytest
+import support
 import torch
 from flashoptim_cpp import _operators as operators
 from support import ADAMW, RULES, SGD, Rule, assert_same, clones, ids, masters, parameters, run, same_bits
@@ -115,7 +115,8 @@ def test_bad_elements_are_counted_and_warned_of_without_waiting() -> None:
             if IS_REAL:
                 torch.cuda.synchronize()  # a loop on a GPU gives the counts time to arrive
     assert optimizer.bad_elements() == {0: 0, 1: 36, 2: 0, 3: 0}
-    assert ["3 steps in a row" in str(w.message) for w in caught] == [True]
+    said = [str(warning.message) for warning in caught]  # torch has warnings of its own
+    assert sum("3 steps in a row" in text for text in said) == 1, said
 
 
 def test_error_names_the_parameter() -> None:
@@ -242,6 +243,33 @@ def test_parameters_on_several_devices() -> None:
     assert all(same_bits(a.cpu(), b.cpu()) for a, b in zip(given, same, strict=True))
 
 
+def child(program: str, **environment: str) -> str:
+    """What a process of its own prints that ends well."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**support.environment(), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_process_ends_with_a_live_optimizer() -> None:
+    """What it leaves on a GPU is the driver's to give back, which may be gone before the last object is."""
+    program = f"""
+import torch, flashoptim_cpp as flash
+p = torch.nn.Parameter(torch.ones(64, 96, device="{GPU}"))
+optimizer = flash.FlashAdamW([p])
+p.grad = torch.ones_like(p)
+optimizer.step()
+print("stepped")
+"""
+    assert child(program).strip() == "stepped"
+
+
 @real
 def test_fsdp2_and_nccl_on_one_gpu() -> None:
     program = """
@@ -267,13 +295,5 @@ for a, b in zip(train(True), train(False), strict=True):
 print("same", flush=True)
 os._exit(0)
 """
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parent,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and "same" in done.stdout, done.stdout + done.stderr
+    said = child(program, MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
+    assert "same" in said

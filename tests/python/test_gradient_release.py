@@ -5,8 +5,13 @@ What a user loses if these fail: the 2 bytes per parameter that gradients cost, 
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+import threading
+import time
 import warnings
+import weakref
 from typing import Any
 
 import flashoptim_cpp as flash
@@ -191,8 +196,72 @@ def test_policies_hold_per_parameter(policy: str) -> None:
     assert optimizer.bad_elements()["2.weight"] == network.get_parameter("2.weight").numel()
 
 
+def test_a_model_keeps_what_steps_it() -> None:
+    """Nobody else keeps the optimizer or the handle; both go with the model."""
+    network, same = support.model(), support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    flash.enable_gradient_release(network, optimizer)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    reference = flash.FlashAdamW(same.parameters())
+    train(same, reference, range(3))
+    for step in range(3):
+        support.loss_of(network, step).backward()
+    for p, q in zip(network.parameters(), same.parameters(), strict=True):
+        assert support.same_bits(p, q)
+        assert p.grad is None
+    del network, p
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_copy_of_the_model_keeps_nothing() -> None:
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    with flash_release(network, optimizer):
+        for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            support.loss_of(copied, 0).backward()
+            assert all(p.grad is not None for p in copied.parameters())
+            other = flash.FlashAdamW(copied.parameters())
+            with flash_release(copied, other):
+                train(copied, other, range(1))
+            assert len(other.state) == 4
+    assert not optimizer.state
+
+
+def test_threads_of_autograd_step_one_after_another() -> None:
+    """A model over two GPUs has a thread of autograd for each of them."""
+    network = support.model()
+    optimizer = flash.FlashAdamW(network.parameters())
+    inside: list[bool] = []
+    met: list[int] = []
+
+    def note(_: torch.Tensor, __: dict[str, Any]) -> bool:
+        inside.append(True)
+        time.sleep(0.01)
+        met.append(len(inside))
+        inside.pop()
+        return True
+
+    def release(p: torch.nn.Parameter) -> None:
+        for hook in p._post_accumulate_grad_hooks.values():
+            hook(p)
+
+    with flash_release(network, optimizer, pre_step=note):
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        threads = [threading.Thread(target=release, args=(p,)) for p in network.parameters()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert met == [1] * 4
+    assert [int(optimizer.state[p]["step"]) for p in network.parameters()] == [1] * 4
+
+
 def test_the_optimizer_may_go_first() -> None:
-    """Hooks keep no dead optimizer alive."""
+    """After remove() nothing of it is left in the model."""
     network = support.model()
     optimizer = flash.FlashAdamW(network.parameters())
     handle = flash.enable_gradient_release(network, optimizer)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
+from flashoptim_cpp import capture
 from operator_calls import BACKENDS, DTYPES, FORMATS, RULES, Call
 from support import same_bits
 
@@ -272,6 +273,36 @@ def test_momentum_that_came_needs_a_new_plan() -> None:
     call.hyperparameters[0, 5] = 0.9
     with pytest.raises(ValueError, match=r"plan does not fit its layout, rule or momentum"):
         call.step(random(seed=1))
+
+
+def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch may hold memory that it does not use, where the kernels' own runtime finds none."""
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    full = "cudaMalloc failed with cudaErrorMemoryAllocation (out of memory): see whether memory is free"
+
+    def failing(times: int, why: str = full) -> Any:
+        calls: list[int] = []
+
+        def operator(value: int) -> int:
+            calls.append(value)
+            if len(calls) <= times:
+                raise RuntimeError(why)
+            return len(calls)
+
+        return operators._checked(operator)
+
+    assert failing(1)(7) == 2
+    assert len(emptied) == 1
+    with pytest.raises(RuntimeError, match="cudaMalloc failed"):
+        failing(2)(7)
+    assert len(emptied) == 2
+    with pytest.raises(RuntimeError, match="launch"):  # tensors may have been stepped
+        failing(1, "the launch of a step's kernel failed with cudaErrorMemoryAllocation (out of memory)")(7)
+    monkeypatch.setattr(capture, "is_capturing_now", lambda: True)
+    with pytest.raises(RuntimeError, match="cudaMalloc failed"):
+        failing(1)(7)
+    assert len(emptied) == 2
 
 
 def test_nothing_is_kept_of_a_call_whether_it_succeeds_or_not() -> None:

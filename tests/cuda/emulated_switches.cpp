@@ -1,0 +1,8 @@
+// What tests in Python decide about the emulated runtime that lies inside the package's library, by ctypes.
+#include "emulated_runtime.h"
+
+extern "C" [[gnu::visibility("default")]] void flashoptim_emulated_fail(const char* call, int error,
+                                                                        int successes);
+extern "C" void flashoptim_emulated_fail(const char* call, int error, int successes) {
+    flashoptim::cuda::emulated::fail(call, static_cast<cudaError_t>(error), successes);
+}
