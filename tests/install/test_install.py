@@ -48,7 +48,10 @@ def prefix(request: pytest.FixtureRequest) -> Path:
     """A moved installation of everything that needs no Torch."""
     kind: str = request.param
     build = WORK / f"build-{kind}"
-    options = [f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}"]
+    options = [
+        f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}",
+        "-DFLASHOPTIM_CUDA_ARCHITECTURES=80",
+    ]
     options += [f"-DFLASHOPTIM_{what}=OFF" for what in ("TORCH", "BUILD_TESTS", "BUILD_BENCH", "BUILD_APPS")]
     run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options)
     run("cmake", "--build", build)
