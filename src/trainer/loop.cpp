@@ -114,7 +114,7 @@ public:
         }
         if (options_.optimizer.gradient_release) {
             release_ = std::make_unique<libtorch::GradientRelease>(*optimizer_);
-            release_timer_ = std::make_unique<HookTimer>(parameters_);
+            if (device_.is_cpu()) release_timer_ = std::make_unique<HookTimer>(parameters_);
         } else if (options_.accumulation > 1) {
             accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
         }
@@ -184,7 +184,7 @@ private:
             optimizer_->step();
             wait_for(device_);
             record.optimizer_seconds = alone.seconds();
-        } else {
+        } else if (release_timer_ != nullptr) {
             record.optimizer_seconds = release_timer_->take_seconds();
         }
         if (result_.memory.parameters == 0) {
@@ -204,7 +204,7 @@ private:
         record.seconds = whole.seconds();
         record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
         step_seconds_.push_back(record.seconds);
-        optimizer_seconds_.push_back(record.optimizer_seconds);
+        if (record.optimizer_seconds) optimizer_seconds_.push_back(*record.optimizer_seconds);
         return record;
     }
 
