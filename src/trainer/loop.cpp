@@ -223,15 +223,10 @@ private:
         return loss_sum / parts;
     }
 
-    // Norm before clipping. The factor is that of torch.nn.utils.clip_grad_norm_.
+    // Norm before clipping.
     double clip() {
-        constexpr double kTorchClipEpsilon = 1e-6;
-        optimizer_->set_gradient_factor(1.0);
-        const double norm = optimizer_->grad_norm();
-        if (options_.clip_norm > 0.0) {
-            optimizer_->set_gradient_factor(std::min(1.0, options_.clip_norm / (norm + kTorchClipEpsilon)));
-        }
-        return norm;
+        return options_.clip_norm > 0.0 ? optimizer_->clip_grad_norm(options_.clip_norm).item<double>()
+                                        : optimizer_->grad_norm();
     }
 
     double evaluate() {
