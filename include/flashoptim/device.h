@@ -25,7 +25,7 @@ struct DeviceNumbers {
 };
 
 /// Steps lists of tensors in memory of a device, and keeps from step to step what the device knows about the last
-/// list. Items are those of step.h with buffers and gradients on the device. Serves one thread at a time.
+/// lists. Items are those of step.h with buffers and gradients on the device. Serves one thread at a time.
 class DeviceStepper {
 public:
     virtual ~DeviceStepper() = default;

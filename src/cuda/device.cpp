@@ -1,5 +1,6 @@
 // The CUDA device of the framework-free optimizers: memory, copies and steps on one stream.
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "cuda/memory.h"
@@ -41,8 +42,7 @@ namespace {
 
 class Stepper final : public DeviceStepper {
 public:
-    explicit Stepper(std::shared_ptr<const DeviceQueue> queue)
-        : queue_(std::move(queue)), plan_(queue_->device) {}
+    explicit Stepper(std::shared_ptr<const DeviceQueue> queue) : queue_(std::move(queue)) {}
 
     void step(std::span<const StepItem> items, std::size_t list, const DeviceNumbers& numbers) override {
         refuse_capture();
@@ -53,7 +53,7 @@ public:
         StepOptions options;
         options.device = values_of(items, numbers);
         options.device.bad_elements = reinterpret_cast<std::uint64_t*>(counters.memory.get());
-        plan_.step(items, options, queue_->stream);
+        plan_of(items).step(items, options, queue_->stream);
     }
     void collect(std::size_t list, std::span<std::uint64_t> counts) override {
         if (list >= counters_.size()) return;  // its first step failed
@@ -69,7 +69,7 @@ public:
         StepOptions options;
         options.device = values_of(items, numbers);
         std::vector<std::uint64_t> counts(items.size());
-        const auto sum = plan_.count_bad_gradients(items, options, counts, queue_->stream);
+        const auto sum = plan_of(items).count_bad_gradients(items, options, counts, queue_->stream);
         for (std::size_t n = 0; n < items.size(); ++n) items[n].bad_elements = counts[n];
         return sum;
     }
@@ -83,7 +83,7 @@ public:
     }
     void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers, double* norm) override {
         refuse_capture();
-        plan_.grad_norm(items, values_of(items, numbers), norm, 1.0, nullptr, queue_->stream);
+        plan_of(items).grad_norm(items, values_of(items, numbers), norm, 1.0, nullptr, queue_->stream);
     }
 
 private:
@@ -91,6 +91,35 @@ private:
         std::shared_ptr<std::byte> memory;
         std::size_t bytes = 0;
     };
+
+    /// What the device knows of a list, and by what the list is found again.
+    struct KnownList {
+        const void* first;
+        const void* last;
+        std::size_t count;
+        StepPlan plan;
+    };
+
+    /// The plan that had these items last, else the one that was not used for longest. Two networks that take turns find
+    /// their descriptors on the device; more plans would take more memory there.
+    StepPlan& plan_of(std::span<const StepItem> items) {
+        constexpr std::size_t kPlans = 2;
+        const void* const first = items.empty() ? nullptr : items.front().weight;
+        const void* const last = items.empty() ? nullptr : items.back().weight;
+        auto known = std::find_if(known_.begin(), known_.end(), [&](const KnownList& list) {
+            return list.first == first && list.last == last && list.count == items.size();
+        });
+        if (known == known_.end()) {
+            if (known_.size() < kPlans)
+                known_.push_back({first, last, items.size(), StepPlan(queue_->device)});
+            known = std::prev(known_.end());
+            known->first = first;
+            known->last = last;
+            known->count = items.size();
+        }
+        std::rotate(known_.begin(), known, std::next(known));
+        return known_.front().plan;
+    }
 
     /// A graph would repeat what the host says of a step.
     void refuse_capture() const {
@@ -120,7 +149,7 @@ private:
     }
 
     std::shared_ptr<const DeviceQueue> queue_;
-    StepPlan plan_;
+    std::vector<KnownList> known_;  // the last used one first
     std::shared_ptr<std::byte> norm_;
     std::vector<Counters> counters_;  // of each list
     std::vector<ItemValues> item_values_;
