@@ -153,8 +153,7 @@ struct Optimizer::Impl {
     void step_on_device(CountingStepper<ParameterId>& stepper, std::span<Parameter* const> chosen) {
         std::vector<ParameterId> ids;
         for (const auto* p : chosen) ids.push_back(static_cast<ParameterId>(p - parameters.data()));
-        stepper.step(items, std::move(ids),
-                     [this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
+        stepper.step(items, ids, [this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
     }
 
     StepReport step(std::span<Parameter* const> chosen, DeviceList& list) {
@@ -162,7 +161,7 @@ struct Optimizer::Impl {
         auto* const stepper = stepper_of(list);
         StepReport report;
         if (options.nonfinite != NonFinite::kSkipElement) {
-            report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items)
+            report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items, {})
                                                      : count_bad_gradients(items, pool);
             if (report.bad_elements != 0) {
                 skip(chosen);

@@ -153,9 +153,10 @@ void add_optimizer_arguments(CLI::App& command, RunArguments& arguments) {
         ->capture_default_str()
         ->group(optimizer);
     command
-        .add_flag(
-            "--gradient-release", arguments.options.optimizer.gradient_release,
-            "Step each parameter inside backward and free its gradient; needs --clip 0 and no accumulation")
+        .add_flag("--gradient-release", arguments.options.optimizer.gradient_release,
+                  "Step each parameter inside backward and free its gradient; needs --clip 0 and no "
+                  "accumulation; on a "
+                  "GPU the optimizer is then not timed alone")
         ->group(optimizer);
 }
 

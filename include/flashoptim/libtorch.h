@@ -262,11 +262,12 @@ public:
     /// Evaluates the closure, if there is one, and steps every parameter that has a gradient.
     /// @return the closure's loss
     /// @throws InvalidArgument for a gradient that is sparse, of another shape, of a dtype other than float32, bfloat16 and
-    ///         float16 or on another device; NonFiniteError under NonFinite::kError.
+    ///         float16 or on another device, or while a CUDA graph is captured, whose replays would repeat one step count;
+    ///         NonFiniteError under NonFinite::kError.
     torch::Tensor step(LossClosure closure = nullptr) override;
     /// What the last step() did. Elements that it skipped on CUDA under NonFinite::kSkipElement are not waited for and are 0
-    /// here; bad_elements() has them. Under GradientRelease, where each parameter is a step: what the last one of them did;
-    /// bad_elements() has the sums.
+    /// here; bad_elements() has them. Nor does it say that found_inf kept back a step on CUDA that did not wait. Under
+    /// GradientRelease, where each parameter is a step: what the last one of them did; bad_elements() has the sums.
     [[nodiscard]] const StepReport& last_step() const;
     /// Clears gradients, also those of set_gradient. (Not virtual in LibTorch: called through a torch::optim::Optimizer& it
     /// clears only the parameters' own.)
@@ -278,8 +279,22 @@ public:
     void set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient);
     /// Multiplies every gradient as it is read: 1 / loss scale times clip coefficient. 1 at first. Must be finite.
     void set_gradient_factor(double factor);
-    /// Norm of all gradients times the factor; bad elements are left out. The same bits with any number of threads.
+    /// Loss scale: gradients are also multiplied by 1 / scale, as fp32, from now on. The tensor has one float32 element, on any
+    /// device, and is read when a step runs, so that nobody waits for one beside the parameters (the host does for parameters on
+    /// the CPU). It is kept, not copied; an undefined tensor takes it back.
+    /// @throws InvalidArgument for another dtype or number of elements.
+    void set_grad_scale(const torch::Tensor& scale);
+    /// The same kind of tensor: where it is not 0 when a step runs, nothing is stepped and nothing counted, as where torch's
+    /// GradScaler finds an infinity. Steps of parameters on CUDA are then counted there, and their state has the count only after
+    /// step_count(), has_momentum(), bad_elements() or save(), which wait.
+    void set_found_inf(const torch::Tensor& found_inf);
+    /// Norm of all gradients times the factor and 1 / grad scale; bad elements are left out. The same bits with any number of
+    /// threads. Waits for gradients on CUDA.
     [[nodiscard]] double grad_norm();
+    /// The same as a float64 tensor on the device of the gradients (on the CPU if some are there), for which nobody waits.
+    /// The next step() also multiplies gradients by min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does.
+    /// @throws InvalidArgument for a norm that is negative or NaN, and under GradientRelease.
+    torch::Tensor clip_grad_norm(double max_norm);
 
     /// Threads of a step; until they are set, those that at::get_num_threads() says at each step. Results do not depend on them.
     void set_threads(int threads);

@@ -1,5 +1,6 @@
 // The CUDA device of the framework-free optimizers: memory, copies and steps on one stream.
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "cuda/memory.h"
@@ -41,44 +42,117 @@ namespace {
 
 class Stepper final : public DeviceStepper {
 public:
-    explicit Stepper(std::shared_ptr<const DeviceQueue> queue)
-        : queue_(std::move(queue)), plan_(queue_->device), norm_(queue_->allocate(sizeof(double))) {}
+    explicit Stepper(std::shared_ptr<const DeviceQueue> queue) : queue_(std::move(queue)) {}
 
-    void step(std::span<const StepItem> items) override {
+    void step(std::span<const StepItem> items, std::size_t list, const DeviceNumbers& numbers) override {
+        refuse_capture();
+        if (list >= counters_.size()) counters_.resize(list + 1);
+        auto& counters = counters_[list];
         const auto needed = items.size() * sizeof(std::uint64_t);
-        if (needed > count_bytes_) {  // another list, so all counts have been collected
-            counts_ = queue_->allocate(needed);
-            count_bytes_ = needed;
-        }
+        if (needed > counters.bytes) counters = {queue_->allocate(needed), needed};  // of a new list
         StepOptions options;
-        options.device.bad_elements = reinterpret_cast<std::uint64_t*>(counts_.get());
-        plan_.step(items, options, queue_->stream);
+        options.device = values_of(items, numbers);
+        options.device.bad_elements = reinterpret_cast<std::uint64_t*>(counters.memory.get());
+        plan_of(items).step(items, options, queue_->stream);
     }
-    void collect(std::span<std::uint64_t> counts) override {
-        const auto bytes = std::min(counts.size_bytes(), count_bytes_);
+    void collect(std::size_t list, std::span<std::uint64_t> counts) override {
+        if (list >= counters_.size()) return;  // its first step failed
+        const auto& counters = counters_[list];
+        const auto bytes = std::min(counts.size_bytes(), counters.bytes);
         std::vector<std::uint64_t> counted(bytes / sizeof(std::uint64_t));
-        queue_->copy(counted.data(), counts_.get(), bytes, cudaMemcpyDeviceToHost);
-        queue_->clear(counts_.get(), bytes);
+        queue_->copy(counted.data(), counters.memory.get(), bytes, cudaMemcpyDeviceToHost);
+        queue_->clear(counters.memory.get(), bytes);
         for (std::size_t n = 0; n < counted.size(); ++n) counts[n] += counted[n];
     }
-    std::uint64_t count_bad_gradients(std::span<StepItem> items) override {
+    std::uint64_t count_bad_gradients(std::span<StepItem> items, const DeviceNumbers& numbers) override {
+        refuse_capture();
+        StepOptions options;
+        options.device = values_of(items, numbers);
         std::vector<std::uint64_t> counts(items.size());
-        const auto sum = plan_.count_bad_gradients(items, {}, counts, queue_->stream);
+        const auto sum = plan_of(items).count_bad_gradients(items, options, counts, queue_->stream);
         for (std::size_t n = 0; n < items.size(); ++n) items[n].bad_elements = counts[n];
         return sum;
     }
     double grad_norm(std::span<const StepItem> items) override {
-        plan_.grad_norm(items, {}, reinterpret_cast<double*>(norm_.get()), 1.0, nullptr, queue_->stream);
+        if (norm_ == nullptr) norm_ = queue_->allocate(sizeof(double));
+        auto* const on_device = reinterpret_cast<double*>(norm_.get());
+        grad_norm(items, {}, on_device);
         double norm = 0.0;
-        queue_->copy(&norm, norm_.get(), sizeof norm, cudaMemcpyDeviceToHost);
+        queue_->copy(&norm, on_device, sizeof norm, cudaMemcpyDeviceToHost);
         return norm;
+    }
+    void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers, double* norm) override {
+        refuse_capture();
+        plan_of(items).grad_norm(items, values_of(items, numbers), norm, 1.0, nullptr, queue_->stream);
     }
 
 private:
+    struct Counters {
+        std::shared_ptr<std::byte> memory;
+        std::size_t bytes = 0;
+    };
+
+    /// What the device knows of a list, and by what the list is found again.
+    struct KnownList {
+        const void* first;
+        const void* last;
+        std::size_t count;
+        StepPlan plan;
+    };
+
+    /// The plan that had these items last, else the one that was not used for longest. Two networks that take turns find
+    /// their descriptors on the device; more plans would take more memory there.
+    StepPlan& plan_of(std::span<const StepItem> items) {
+        constexpr std::size_t kPlans = 2;
+        const void* const first = items.empty() ? nullptr : items.front().weight;
+        const void* const last = items.empty() ? nullptr : items.back().weight;
+        auto known = std::find_if(known_.begin(), known_.end(), [&](const KnownList& list) {
+            return list.first == first && list.last == last && list.count == items.size();
+        });
+        if (known == known_.end()) {
+            if (known_.size() < kPlans)
+                known_.push_back({first, last, items.size(), StepPlan(queue_->device)});
+            known = std::prev(known_.end());
+            known->first = first;
+            known->last = last;
+            known->count = items.size();
+        }
+        std::rotate(known_.begin(), known, std::next(known));
+        return known_.front().plan;
+    }
+
+    /// A graph would repeat what the host says of a step.
+    void refuse_capture() const {
+        const CurrentDevice current(queue_->device);
+        cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+        check_cuda(cudaStreamIsCapturing(queue_->on(), &status), "cudaStreamIsCapturing");
+        if (status == cudaStreamCaptureStatusNone) return;
+        throw InvalidArgument(
+            "an optimizer cannot be captured in a CUDA graph: its replays would repeat one step count and "
+            "learning rate; step outside of the capture, or use flashoptim::cuda::StepPlan with steps_done");
+    }
+
+    /// The spans in it hold until the next call.
+    DeviceValues values_of(std::span<const StepItem> items, const DeviceNumbers& numbers) {
+        item_values_.assign(numbers.steps_done.size(), {});
+        for (std::size_t n = 0; n < item_values_.size(); ++n) {
+            if (numbers.steps_done[n] == nullptr) continue;
+            item_values_[n].steps_done = numbers.steps_done[n];
+            item_values_[n].unfilled_at = items[n].step - 1;
+        }
+        DeviceValues values;
+        values.grad_scale = numbers.grad_scale;
+        values.clip_coefficient = numbers.clip_coefficient;
+        values.found_inf = numbers.found_inf;
+        values.items = item_values_;
+        return values;
+    }
+
     std::shared_ptr<const DeviceQueue> queue_;
-    StepPlan plan_;
-    std::shared_ptr<std::byte> norm_, counts_;
-    std::size_t count_bytes_ = 0;
+    std::vector<KnownList> known_;  // the last used one first
+    std::shared_ptr<std::byte> norm_;
+    std::vector<Counters> counters_;  // of each list
+    std::vector<ItemValues> item_values_;
 };
 
 }  // namespace

@@ -1,7 +1,11 @@
 // Torch's CUDA devices and streams through c10, which needs none of torch's CUDA headers: a build with the CPU's torch is the same.
 #include "device_backend.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <string_view>
+#include <type_traits>
 
 #include "flashoptim/error.h"
 
@@ -40,25 +44,48 @@ void* current_stream(const c10::Device& device) {
     return guard.getStreamNativeHandle(guard.getStream(device));
 }
 
+/// What `call` returns. Torch keeps memory that its tensors gave back, often the whole card: where CUDA has none left
+/// for ours, torch is made to give it up, and the call is made again.
+template <class Call>
+auto with_memory(const c10::Device& device, const Call& call) {
+    try {
+        return call();
+    } catch (const cuda::Error& error) {
+        if (std::string_view(error.what()).find("cudaErrorMemoryAllocation") == std::string_view::npos) throw;
+    }
+    if (device.is_cuda()) c10::getDeviceAllocator(device.type())->emptyCache();
+    return call();
+}
+
 /// Each call on the stream that is current then.
 class Stepper final : public DeviceStepper {
 public:
     explicit Stepper(const c10::Device& device)
         : device_(device),
           backend_(device.has_index() && device.is_cuda() ? device.index() : 0),
-          stepper_(backend_.stepper()) {}
+          stepper_(with_memory(device, [this] { return backend_.stepper(); })) {}
 
-    void step(std::span<const StepItem> items) override { now().step(items); }
-    void collect(std::span<std::uint64_t> counts) override { now().collect(counts); }
-    std::uint64_t count_bad_gradients(std::span<StepItem> items) override {
-        return now().count_bad_gradients(items);
+    void step(std::span<const StepItem> items, std::size_t list, const DeviceNumbers& numbers) override {
+        now([&](DeviceStepper& stepper) { stepper.step(items, list, numbers); });
     }
-    double grad_norm(std::span<const StepItem> items) override { return now().grad_norm(items); }
+    void collect(std::size_t list, std::span<std::uint64_t> counts) override {
+        now([&](DeviceStepper& stepper) { stepper.collect(list, counts); });
+    }
+    std::uint64_t count_bad_gradients(std::span<StepItem> items, const DeviceNumbers& numbers) override {
+        return now([&](DeviceStepper& stepper) { return stepper.count_bad_gradients(items, numbers); });
+    }
+    double grad_norm(std::span<const StepItem> items) override {
+        return now([&](DeviceStepper& stepper) { return stepper.grad_norm(items); });
+    }
+    void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers, double* norm) override {
+        now([&](DeviceStepper& stepper) { stepper.grad_norm(items, numbers, norm); });
+    }
 
 private:
-    DeviceStepper& now() {
+    template <class Call>
+    std::invoke_result_t<Call, DeviceStepper&> now(const Call& call) {
         backend_.set_stream(current_stream(device_));
-        return *stepper_;
+        return with_memory(device_, [&] { return call(*stepper_); });
     }
     c10::Device device_;
     cuda::Device backend_;

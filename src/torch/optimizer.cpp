@@ -10,6 +10,20 @@
 
 namespace flashoptim::libtorch {
 
+namespace {
+
+torch::Tensor one_number(const torch::Tensor& number, const std::string& name) {
+    if (!number.defined()) return {};
+    if (number.numel() != 1 || number.scalar_type() != torch::kFloat32 ||
+        number.layout() != torch::kStrided) {
+        throw InvalidArgument(name + " is " + describe(number) +
+                              "; give a float32 tensor of one element, or an undefined one");
+    }
+    return number.detach();
+}
+
+}  // namespace
+
 FlashOptimizer::FlashOptimizer(Rule rule, std::unique_ptr<FlashOptions> defaults,
                                const std::vector<torch::optim::OptimizerParamGroup>& groups)
     : Optimizer(std::vector<torch::optim::OptimizerParamGroup>(), std::move(defaults)),
@@ -70,9 +84,25 @@ void FlashOptimizer::set_gradient_factor(double factor) {
     impl_->gradient_factor = factor;
 }
 
+void FlashOptimizer::set_grad_scale(const torch::Tensor& scale) {
+    impl_->gradient_numbers.grad_scale = one_number(scale, "the grad scale");
+}
+
+void FlashOptimizer::set_found_inf(const torch::Tensor& found_inf) {
+    impl_->gradient_numbers.found_inf = one_number(found_inf, "found_inf");
+}
+
 double FlashOptimizer::grad_norm() {
     const torch::NoGradGuard no_gradients;
-    return impl_->grad_norm();
+    return impl_->grad_norm().item<double>();
+}
+
+torch::Tensor FlashOptimizer::clip_grad_norm(double max_norm) {
+    if (!(max_norm >= 0.0)) {
+        throw InvalidArgument("the maximal norm is " + std::to_string(max_norm) + "; give 0 or more");
+    }
+    const torch::NoGradGuard no_gradients;
+    return impl_->clip_grad_norm(max_norm);
 }
 
 void FlashOptimizer::set_threads(int threads) {
@@ -183,12 +213,15 @@ void FlashOptimizer::load_state_tensors(const torch::Tensor& tensor,
 
 std::int64_t FlashOptimizer::step_count(const torch::Tensor& parameter) const {
     const auto* state = impl_->state_of(impl_->find(parameter));
+    impl_->collect_steps();
     return state == nullptr ? 0 : state->step();
 }
 
 void FlashOptimizer::set_step_count(const torch::Tensor& parameter, std::int64_t steps) {
     if (steps < 0) throw InvalidArgument("a step count is " + std::to_string(steps) + "; give 0 or more");
-    impl_->ensure_state(impl_->find(parameter)).step(steps);
+    auto& state = impl_->ensure_state(impl_->find(parameter));
+    impl_->collect_steps();
+    state.step(steps);
 }
 
 void FlashOptimizer::set_bad_elements(const torch::Tensor& parameter, std::int64_t elements) {
@@ -200,11 +233,14 @@ void FlashOptimizer::set_bad_elements(const torch::Tensor& parameter, std::int64
 
 bool FlashOptimizer::has_momentum(const torch::Tensor& parameter) const {
     const auto* state = impl_->state_of(impl_->find(parameter));
+    impl_->collect_steps();
     return state != nullptr && state->has_momentum();
 }
 
 void FlashOptimizer::set_has_momentum(const torch::Tensor& parameter, bool has) {
-    impl_->ensure_state(impl_->find(parameter)).has_momentum(has);
+    auto& state = impl_->ensure_state(impl_->find(parameter));
+    impl_->collect_steps();
+    state.has_momentum(has);
 }
 
 }  // namespace flashoptim::libtorch

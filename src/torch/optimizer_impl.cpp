@@ -103,6 +103,9 @@ void OptimizerImpl::refresh() {
 
 template <class Condition>
 void OptimizerImpl::forget_if(const Condition& condition) {
+    // What a device has counted of them must not be taken for a new tensor's.
+    if (std::ranges::any_of(parameters_, [&](const auto& entry) { return condition(entry.second); }))
+        collect_counts();
     std::erase_if(parameters_, [&](const auto& entry) {
         const bool forget = condition(entry.second);
         if (forget) set_state(entry.second, nullptr);
@@ -179,6 +182,7 @@ void OptimizerImpl::change_plan(Parameter& parameter, const StoragePlan& plan) {
                 ": format, master_weight_bits, quantize or min_quantized_numel changed after its first step; "
                 "set them back, or make a new optimizer and set its masters");
         }
+        collect_steps();  // they know of the former momentum
         auto fresh = new_state(rule);
         allocate_state(parameter, plan, parameter.layout, parameter.tensor.strides(), parameter.device,
                        *fresh);

@@ -27,10 +27,12 @@ struct Parameter {
     Layout layout;
     StoragePlan plan;  // that its state was made by, if it has one
     torch::Device device = torch::kCPU;
-    const void* memory = nullptr;  // that is known not to be shared with another parameter
-    torch::Tensor gradient;        // instead of tensor.grad(), if defined
-    std::uint64_t generation = 0;  // of the last look at the parameter groups that found it
-    DeviceList alone;              // of gradient release
+    const void* memory = nullptr;   // that is known not to be shared with another parameter
+    torch::Tensor gradient;         // instead of tensor.grad(), if defined
+    std::uint64_t generation = 0;   // of the last look at the parameter groups that found it
+    DeviceList alone;               // of gradient release
+    torch::Tensor steps_done;       // int64 on its device: steps beyond those that its state knows of
+    bool counts_on_device = false;  // whether there may be any
 };
 
 /// Shared by an optimizer, the handle of its gradient release and the hooks; outlives each of them.
@@ -41,6 +43,11 @@ struct ReleaseControl {
     bool said_so = false;
 };
 
+/// Tensors of one fp32 number that holds for all gradients; each may be undefined.
+struct GradientNumbers {
+    torch::Tensor grad_scale, clip_coefficient, found_inf;
+};
+
 /// Items for the core on one device, and what must stay alive beside them.
 struct StepBatch {
     torch::Device device;
@@ -48,6 +55,10 @@ struct StepBatch {
     std::vector<StepItem> items;
     std::vector<Parameter*> parameters;
     std::vector<torch::Tensor> gradients;
+    GradientNumbers here{};                   // on the device of a stepper
+    std::vector<std::int64_t*> steps_done{};  // of each item, or empty
+
+    [[nodiscard]] DeviceNumbers numbers() const;
 };
 
 struct OptimizerImpl {
@@ -71,8 +82,10 @@ struct OptimizerImpl {
     /// The state, made of zeros if there is none.
     FlashParamState& ensure_state(const Parameter& parameter);
     void clear_correction(const Parameter& parameter);
-    /// Brings counts of bad elements that are still on a device into the states; waits.
+    /// Brings counts that are still on a device, of bad elements and of steps, into the states; waits.
     void collect_counts();
+    /// Those of steps alone. Waits only after steps that found_inf on a device might keep back.
+    void collect_steps();
     void set_state(const Parameter& parameter, std::unique_ptr<FlashParamState> state);
 
     /// Takes a gradient in place of the tensor's own; an undefined one takes it back.
@@ -82,7 +95,9 @@ struct OptimizerImpl {
     void step_all();
     /// Steps one parameter by tensor.grad(), without looking at the others.
     void step_one(const torch::Tensor& tensor);
-    double grad_norm();
+    /// fp64, on the device where all gradients are, else on the CPU.
+    torch::Tensor grad_norm();
+    torch::Tensor clip_grad_norm(double max_norm);
 
     /// Whether gradient release does the steps; says so the first time.
     bool is_released();
@@ -94,6 +109,7 @@ struct OptimizerImpl {
     Rule rule;
     std::optional<int> chosen_threads;
     double gradient_factor = 1.0;
+    GradientNumbers gradient_numbers;
     StepReport last_step;
     std::weak_ptr<ReleaseControl> release;
 
@@ -113,7 +129,15 @@ private:
                 std::vector<StepBatch>& batches);
     std::vector<StepBatch> all_with_gradients();
     /// Makes the states that are missing and steps.
-    void run(std::vector<StepBatch>& batches);
+    void run(std::vector<StepBatch>& batches, const GradientNumbers& numbers);
+    /// Brings what gradients are multiplied by to where they are read: to the device, or into the items.
+    static void bring_factors(std::vector<StepBatch>& batches, const GradientNumbers& numbers);
+    /// Whether found_inf keeps the step back, as far as the host must know; else the devices look.
+    bool is_found_inf(std::vector<StepBatch>& batches, const torch::Tensor& found_inf);
+    /// Has steps counted on the device where only it knows whether they were made.
+    static void count_on_device(std::vector<StepBatch>& batches);
+    /// Whether a policy looks at all gradients before anything is stepped.
+    bool must_count(const std::vector<StepBatch>& batches) const;
     /// Counts bad gradients and says whether a policy keeps the step back.
     bool is_kept_back(std::vector<StepBatch>& batches);
     void step_batch(StepBatch& batch);

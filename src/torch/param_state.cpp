@@ -1,5 +1,6 @@
 // Writing what an optimizer keeps of a parameter into an archive, and reading it. Whether it fits is judged by the optimizer.
 #include "flashoptim/libtorch.h"
+#include "tensor_bridge.h"
 
 namespace flashoptim::libtorch {
 
@@ -39,7 +40,9 @@ void FlashParamState::serialize(torch::serialize::OutputArchive& archive) const 
     archive.write("step", step());
     archive.write("bad_elements", bad_elements());
     archive.write("has_momentum", has_momentum());
-    for (const auto& [name, tensor] : tensors()) archive.write(name, tensor, /*is_buffer=*/true);
+    // On the CPU: torch could not read an archive of a GPU's tensors on a machine without one.
+    for (const auto& [name, tensor] : tensors())
+        archive.write(name, on_device(tensor, torch::kCPU), /*is_buffer=*/true);
 }
 
 void FlashParamState::serialize(torch::serialize::InputArchive& archive) {

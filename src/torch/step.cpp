@@ -1,6 +1,5 @@
 // A step: gradients are checked and brought into their parameter's order, then the core is called once.
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 
@@ -79,16 +78,22 @@ void OptimizerImpl::collect_counts() {
     };
     for (auto& [index, list] : device_lists_) collect(list);
     for (auto& [key, parameter] : parameters_) collect(parameter.alone);
+    collect_steps();
+}
+
+bool OptimizerImpl::must_count(const std::vector<StepBatch>& batches) const {
+    return std::ranges::any_of(batches, [&](const StepBatch& batch) {
+        return std::ranges::any_of(batch.parameters,
+                                   [&](const auto* p) { return policy_of(*p) != NonFinite::kSkipElement; });
+    });
 }
 
 bool OptimizerImpl::is_kept_back(std::vector<StepBatch>& batches) {
+    if (!must_count(batches)) return false;
     const auto keeps_back = [this](const Parameter* p) { return policy_of(*p) != NonFinite::kSkipElement; };
-    const bool must_count = std::ranges::any_of(
-        batches, [&](const StepBatch& batch) { return std::ranges::any_of(batch.parameters, keeps_back); });
-    if (!must_count) return false;
     for (auto& batch : batches) {
         last_step.bad_elements += batch.stepper != nullptr
-                                      ? (*batch.stepper)->count_bad_gradients(batch.items)
+                                      ? (*batch.stepper)->count_bad_gradients(batch.items, batch.numbers())
                                       : count_bad_gradients(batch.items, pool());
         for (std::size_t n = 0; n < batch.items.size(); ++n) {
             if (batch.items[n].bad_elements != 0 && keeps_back(batch.parameters[n])) last_step.skipped = true;
@@ -101,8 +106,9 @@ void OptimizerImpl::step_batch(StepBatch& batch) {
     if (batch.stepper != nullptr) {
         std::vector<const void*> keys;
         for (const auto* p : batch.parameters) keys.push_back(p->tensor.unsafeGetTensorImpl());
-        batch.stepper->step(batch.items, std::move(keys),
-                            [this](const void* key, std::uint64_t count) { count_bad(key, count); });
+        batch.stepper->step(
+            batch.items, keys, [this](const void* key, std::uint64_t count) { count_bad(key, count); },
+            batch.numbers());
     } else {
         last_step.bad_elements += flashoptim::step(batch.items, pool());
     }
@@ -110,15 +116,17 @@ void OptimizerImpl::step_batch(StepBatch& batch) {
         const auto& item = batch.items[n];
         const auto& parameter = *batch.parameters[n];
         auto& state = *state_of(parameter);
-        state.step(item.step);
-        if (state.first_moment().defined()) state.has_momentum(true);
+        if (!parameter.counts_on_device) {
+            state.step(item.step);
+            if (state.first_moment().defined()) state.has_momentum(true);
+        }
         if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
         if (batch.stepper == nullptr && item.bad_elements != 0)
             count_bad(parameter.tensor.unsafeGetTensorImpl(), item.bad_elements);
     }
 }
 
-void OptimizerImpl::run(std::vector<StepBatch>& batches) {
+void OptimizerImpl::run(std::vector<StepBatch>& batches, const GradientNumbers& numbers) {
     last_step = {};
     for (auto& batch : batches) {
         for (std::size_t n = 0; n < batch.items.size(); ++n) {
@@ -127,6 +135,12 @@ void OptimizerImpl::run(std::vector<StepBatch>& batches) {
                 batch.items[n].state = buffers(ensure_state(parameter), parameter.plan, parameter.name);
         }
     }
+    bring_factors(batches, numbers);
+    if (is_found_inf(batches, numbers.found_inf)) {
+        last_step.skipped = true;
+        return;
+    }
+    count_on_device(batches);
     if (!is_kept_back(batches)) {
         last_step.bad_elements = 0;
         for (auto& batch : batches) step_batch(batch);
@@ -174,7 +188,9 @@ std::vector<StepBatch> OptimizerImpl::all_with_gradients() {
 
 void OptimizerImpl::step_all() {
     auto batches = all_with_gradients();
-    run(batches);
+    const auto numbers = gradient_numbers;
+    gradient_numbers.clip_coefficient.reset();  // of these gradients only
+    run(batches, numbers);
 }
 
 void OptimizerImpl::step_one(const torch::Tensor& tensor) {
@@ -185,32 +201,7 @@ void OptimizerImpl::step_one(const torch::Tensor& tensor) {
     if (parameter.memory != tensor.const_data_ptr()) refresh();
     std::vector<StepBatch> batches;
     append(parameter, tensor.grad(), parameter.alone, batches);
-    run(batches);
-}
-
-double OptimizerImpl::grad_norm() {
-    auto batches = all_with_gradients();
-    for (auto& batch : batches) {
-        for (auto& item : batch.items) {
-            // Before its first step a parameter has no state. None is needed, but a device asks for what the plan has.
-            const auto& s = item.state;
-            if (s.correction != nullptr || s.first != nullptr || s.second != nullptr) continue;
-            StoragePlan bare;
-            bare.weight_dtype = item.plan.weight_dtype;
-            item.plan = bare;
-        }
-    }
-    const auto norm_of = [&](const StepBatch& batch) {
-        return batch.stepper != nullptr ? (*batch.stepper)->grad_norm(batch.items)
-                                        : flashoptim::grad_norm(batch.items, pool());
-    };
-    if (batches.size() == 1) return norm_of(batches.front());
-    double sum = 0.0;
-    for (const auto& batch : batches) {
-        const double norm = norm_of(batch);
-        sum += norm * norm;
-    }
-    return std::sqrt(sum);
+    run(batches, {gradient_numbers.grad_scale, {}, gradient_numbers.found_inf});
 }
 
 int OptimizerImpl::threads() const { return chosen_threads.value_or(at::get_num_threads()); }

@@ -10,7 +10,8 @@
 namespace flashoptim::trainer {
 
 /// Measures the hooks that the parameters have when it is made; whoever set them must outlive it. Its destructor leaves them as they
-/// were. Not thread-safe: for backward passes on the CPU, which run on one thread.
+/// were. Not thread-safe: for backward passes on the CPU, which run on one thread and have done
+/// their work when a hook returns.
 class HookTimer {
 public:
     explicit HookTimer(const std::vector<torch::Tensor>& parameters);

@@ -114,7 +114,7 @@ public:
         }
         if (options_.optimizer.gradient_release) {
             release_ = std::make_unique<libtorch::GradientRelease>(*optimizer_);
-            release_timer_ = std::make_unique<HookTimer>(parameters_);
+            if (device_.is_cpu()) release_timer_ = std::make_unique<HookTimer>(parameters_);
         } else if (options_.accumulation > 1) {
             accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
         }
@@ -184,7 +184,7 @@ private:
             optimizer_->step();
             wait_for(device_);
             record.optimizer_seconds = alone.seconds();
-        } else {
+        } else if (release_timer_ != nullptr) {
             record.optimizer_seconds = release_timer_->take_seconds();
         }
         if (result_.memory.parameters == 0) {
@@ -204,7 +204,7 @@ private:
         record.seconds = whole.seconds();
         record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
         step_seconds_.push_back(record.seconds);
-        optimizer_seconds_.push_back(record.optimizer_seconds);
+        if (record.optimizer_seconds) optimizer_seconds_.push_back(*record.optimizer_seconds);
         return record;
     }
 
@@ -223,15 +223,10 @@ private:
         return loss_sum / parts;
     }
 
-    // Norm before clipping. The factor is that of torch.nn.utils.clip_grad_norm_.
+    // Norm before clipping.
     double clip() {
-        constexpr double kTorchClipEpsilon = 1e-6;
-        optimizer_->set_gradient_factor(1.0);
-        const double norm = optimizer_->grad_norm();
-        if (options_.clip_norm > 0.0) {
-            optimizer_->set_gradient_factor(std::min(1.0, options_.clip_norm / (norm + kTorchClipEpsilon)));
-        }
-        return norm;
+        return options_.clip_norm > 0.0 ? optimizer_->clip_grad_norm(options_.clip_norm).item<double>()
+                                        : optimizer_->grad_norm();
     }
 
     double evaluate() {

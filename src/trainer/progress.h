@@ -49,8 +49,9 @@ struct StepRecord {
     std::int64_t tokens = 0;              ///< seen since the first step of the run
     double tokens_per_second = 0.0;
     double seconds = 0.0;  ///< data, forward, backward and optimizer; not evaluation or checkpoint
-    /// The optimizer alone, also where gradient release runs it inside backward.
-    double optimizer_seconds = 0.0;
+    /// The optimizer alone, also where gradient release runs it inside backward; none of that on a GPU, which is only told to step
+    /// there and is not waited for.
+    std::optional<double> optimizer_seconds;
     std::int64_t resident_bytes = 0;
 };
 
@@ -87,7 +88,7 @@ struct TrainResult {
     std::int64_t checkpoint_bytes = 0;     ///< of the last checkpoint; 0: none was written
     std::filesystem::path checkpoint;      ///< the last one
     std::optional<double> step_seconds;    ///< median
-    std::optional<double> optimizer_step_seconds;  ///< median
+    std::optional<double> optimizer_step_seconds;  ///< median; none where none was measured
 };
 
 }  // namespace flashoptim::trainer

@@ -67,11 +67,89 @@ TEST_F(OnCuda, WhatCudaRefusesIsNamedAndChangesNothing) {
     EXPECT_TRUE(torch::equal(parameter, torch::ones_like(parameter)));
     EXPECT_EQ(optimizer.step_count(parameter), 0);
     cuda::emulated::set_device_count(1);
-    cuda::emulated::fail("cudaMalloc", cudaErrorMemoryAllocation, 1);
+    cuda::emulated::fail("cudaMalloc", cudaErrorInvalidValue, 1);
     EXPECT_THROW(optimizer.step(), cuda::Error);
     EXPECT_EQ(optimizer.step_count(parameter), 0);
     optimizer.step();
     EXPECT_EQ(optimizer.step_count(parameter), 1);
+}
+
+// What clips, scales and keeps back is read on the device: a wait for it in every step would leave the device idle.
+TEST_F(OnCuda, ClippingAndLossScalesWaitForNothing) {
+    auto parameter = parameter_with_gradient();
+    AdamW optimizer({parameter}, 1e-2);
+    optimizer.set_grad_scale(torch::full({}, 4.0F));
+    optimizer.set_found_inf(torch::zeros({1}));
+    std::size_t before = 0;
+    for (int t = 1; t <= 4; ++t) {
+        optimizer.clip_grad_norm(0.5);
+        optimizer.step();
+        if (t == 1) before = cuda::emulated::waits();  // the list was new, first without states
+    }
+    EXPECT_EQ(cuda::emulated::waits(), before);
+    EXPECT_EQ(optimizer.step_count(parameter), 4);
+}
+
+// Two networks that take turns, or experts of which some are idle, change the set of gradients in every step.
+TEST_F(OnCuda, OtherSetsOfGradientsAreNotWaitedFor) {
+    std::vector<torch::Tensor> all, gradients;
+    for (int n = 0; n < 7; ++n) {
+        all.push_back(parameter_with_gradient(NAN));
+        gradients.push_back(all.back().grad());
+    }
+    AdamW optimizer(all, 1e-2);
+    std::vector<std::int64_t> steps(all.size());
+    const auto step_with = [&](std::size_t set) {
+        for (std::size_t n = 0; n < all.size(); ++n) {
+            const bool has = (set >> n & 1U) != 0;
+            all[n].mutable_grad() = has ? gradients[n] : torch::Tensor();
+            steps[n] += has ? 1 : 0;
+        }
+        optimizer.step();
+    };
+    step_with(1);
+    step_with(6);
+    const auto before = cuda::emulated::waits();
+    for (const std::size_t set : {1U, 6U, 1U, 6U}) step_with(set);
+    EXPECT_EQ(cuda::emulated::waits(), before) << "of two sets the device knows both";
+    cuda::emulated::fail("cudaStreamSynchronize", cudaErrorInvalidValue);
+    for (const std::size_t set : {7U, 1U, 2U, 6U, 7U}) step_with(set);
+    EXPECT_THROW((void)optimizer.bad_elements(), cuda::Error) << "a step has waited for the device";
+    for (std::size_t set = 1; set < 128; ++set) step_with(set);
+    for (std::size_t n = 0; n < all.size(); ++n) {
+        EXPECT_EQ(optimizer.bad_elements(all[n]), steps[n]);
+        EXPECT_EQ(optimizer.step_count(all[n]), steps[n]);
+    }
+}
+
+// Its replays would repeat one step count and learning rate.
+TEST_F(OnCuda, CaptureIsRefusedAndChangesNothing) {
+    for (const bool has_stepped : {false, true}) {
+        auto parameter = parameter_with_gradient();
+        AdamW optimizer({parameter}, 1e-2);
+        if (has_stepped) optimizer.step();
+        const auto before = parameter.detach().clone();
+        cuda::emulated::set_captured(nullptr, true);
+        const auto of_step = message_of<InvalidArgument>([&] { optimizer.step(); });
+        const auto of_norm = message_of<InvalidArgument>([&] { optimizer.clip_grad_norm(1.0); });
+        cuda::emulated::set_captured(nullptr, false);
+        EXPECT_TRUE(contains(of_step, "cannot be captured in a CUDA graph")) << of_step;
+        EXPECT_EQ(of_step, of_norm);
+        EXPECT_TRUE(torch::equal(parameter, before));
+        EXPECT_EQ(optimizer.step_count(parameter), has_stepped ? 1 : 0);
+    }
+}
+
+// Torch may keep the whole card for tensors that are gone, and gives it back when it is asked.
+TEST_F(OnCuda, MemoryThatTorchKeepsIsAskedFor) {
+    for (int successes = 0; successes < 4; ++successes) {
+        auto parameter = parameter_with_gradient();
+        AdamW optimizer({parameter}, 1e-2);
+        cuda::emulated::fail("cudaMalloc", cudaErrorMemoryAllocation, successes);
+        optimizer.step();
+        EXPECT_EQ(optimizer.step_count(parameter), 1);
+        EXPECT_LT(parameter[3][6].item<float>(), 1.0F);
+    }
 }
 
 // On another device than the CPU and CUDA nothing can be stepped.

@@ -359,6 +359,7 @@ TEST(Metrics, RowsAfterTheResumedStepAreDropped) {
         if (step % 2 == 0) {
             record.validation_loss = 1.5;
             record.gradient_norm = 0.25;
+            record.optimizer_seconds = 0.5;
         }
         return record;
     };
@@ -377,8 +378,8 @@ TEST(Metrics, RowsAfterTheResumedStepAreDropped) {
         metrics.append(row(5));
     }
     EXPECT_EQ(read_all(file), cut);
-    EXPECT_TRUE(contains(cut, "\n2,0.2,1.5,0.001,0.25,200,0,0,0,0\n")) << cut;
-    EXPECT_TRUE(contains(cut, "\n3,0.30000000000000004,,0.001,,300,0,0,0,0\n")) << cut;
+    EXPECT_TRUE(contains(cut, "\n2,0.2,1.5,0.001,0.25,200,0,0,0.5,0\n")) << cut;
+    EXPECT_TRUE(contains(cut, "\n3,0.30000000000000004,,0.001,,300,0,0,,0\n")) << cut;
 
     std::ofstream(file) << "step,other\n1,2\n";
     EXPECT_THROW(MetricsFile(file, 1), FormatError);

@@ -1,0 +1,146 @@
+// Numbers that hold for all gradients and may lie on a device: loss scale, clip coefficient, found_inf, and the norm
+// behind the second. They stay where they are unless parameters on the CPU need them, so that nobody waits for them.
+#include <algorithm>
+
+#include "optimizer_impl.h"
+
+namespace flashoptim::libtorch {
+
+namespace {
+
+/// The same number on that device; undefined for an undefined one.
+torch::Tensor brought(const torch::Tensor& number, const torch::Device& device) {
+    return number.defined() ? number.to(device, /*non_blocking=*/true) : number;
+}
+
+const float* memory_of_number(const torch::Tensor& number) {
+    return number.defined() ? number.const_data_ptr<float>() : nullptr;
+}
+
+}  // namespace
+
+DeviceNumbers StepBatch::numbers() const {
+    return {memory_of_number(here.grad_scale), memory_of_number(here.clip_coefficient),
+            memory_of_number(here.found_inf), steps_done};
+}
+
+void OptimizerImpl::bring_factors(std::vector<StepBatch>& batches, const GradientNumbers& numbers) {
+    std::optional<float> factor;  // of the CPU: the same operations in the same order as on a device
+    for (auto& batch : batches) {
+        if (batch.stepper != nullptr) {
+            batch.here.grad_scale = brought(numbers.grad_scale, batch.device);
+            batch.here.clip_coefficient = brought(numbers.clip_coefficient, batch.device);
+            continue;
+        }
+        if (!factor) {
+            factor = numbers.grad_scale.defined() ? 1.0F / numbers.grad_scale.item<float>() : 1.0F;
+            if (numbers.clip_coefficient.defined()) *factor *= numbers.clip_coefficient.item<float>();
+        }
+        for (auto& item : batch.items) item.gradient_factor *= *factor;
+    }
+}
+
+bool OptimizerImpl::is_found_inf(std::vector<StepBatch>& batches, const torch::Tensor& found_inf) {
+    if (!found_inf.defined()) return false;
+    // Parameters on the CPU are stepped by the host, and under these policies it waits anyway.
+    const bool host_must_know =
+        must_count(batches) ||
+        std::ranges::any_of(batches, [](const StepBatch& batch) { return batch.stepper == nullptr; });
+    if (host_must_know) return found_inf.item<float>() != 0.0F;
+    for (auto& batch : batches) batch.here.found_inf = brought(found_inf, batch.device);
+    return false;
+}
+
+void OptimizerImpl::count_on_device(std::vector<StepBatch>& batches) {
+    for (auto& batch : batches) {
+        const bool may_be_kept_back = batch.here.found_inf.defined();
+        bool counts = false;
+        for (auto* parameter : batch.parameters) {
+            if (may_be_kept_back && !parameter->counts_on_device) {
+                if (!parameter->steps_done.defined()) {
+                    parameter->steps_done =
+                        torch::zeros({}, torch::dtype(torch::kInt64).device(batch.device));
+                }
+                parameter->counts_on_device = true;
+            }
+            counts = counts || parameter->counts_on_device;
+        }
+        if (!counts) continue;
+        for (const auto* parameter : batch.parameters) {
+            batch.steps_done.push_back(parameter->counts_on_device
+                                           ? parameter->steps_done.mutable_data_ptr<std::int64_t>()
+                                           : nullptr);
+        }
+    }
+}
+
+void OptimizerImpl::collect_steps() {
+    std::map<torch::DeviceIndex, std::vector<Parameter*>> counting;
+    for (auto& [key, parameter] : parameters_) {
+        if (parameter.counts_on_device) counting[parameter.device.index()].push_back(&parameter);
+    }
+    for (const auto& [index, parameters] : counting) {
+        std::vector<torch::Tensor> counters;
+        for (const auto* parameter : parameters) counters.push_back(parameter->steps_done);
+        const auto done = torch::stack(counters).to(torch::kCPU);
+        for (std::size_t n = 0; n < parameters.size(); ++n) {
+            auto& parameter = *parameters[n];
+            const auto steps = done.const_data_ptr<std::int64_t>()[n];
+            auto* const state = state_of(parameter);
+            if (state != nullptr && steps != 0) {
+                state->step(state->step() + steps);
+                if (state->first_moment().defined()) state->has_momentum(true);
+            }
+            parameter.steps_done.zero_();
+            parameter.counts_on_device = false;
+        }
+    }
+}
+
+torch::Tensor OptimizerImpl::grad_norm() {
+    auto batches = all_with_gradients();
+    for (auto& batch : batches) {
+        for (auto& item : batch.items) {
+            // Before its first step a parameter has no state. None is needed, but a device asks for what the plan has.
+            const auto& s = item.state;
+            if (s.correction != nullptr || s.first != nullptr || s.second != nullptr) continue;
+            StoragePlan bare;
+            bare.weight_dtype = item.plan.weight_dtype;
+            item.plan = bare;
+        }
+    }
+    bring_factors(batches, {gradient_numbers.grad_scale, {}, {}});
+    count_on_device(batches);  // as the step does, so that the device finds the list that it knows
+    std::vector<torch::Tensor> norms;
+    bool all_on_devices = !batches.empty();
+    for (auto& batch : batches) {
+        auto norm = torch::zeros({}, torch::dtype(torch::kFloat64).device(batch.device));
+        if (batch.stepper != nullptr) {
+            (*batch.stepper)->grad_norm(batch.items, batch.numbers(), norm.mutable_data_ptr<double>());
+        } else {
+            norm.fill_(flashoptim::grad_norm(batch.items, pool()));
+            all_on_devices = false;
+        }
+        norms.push_back(norm);
+    }
+    if (norms.size() == 1) return norms.front();
+    const auto home = all_on_devices ? batches.front().device : torch::Device(torch::kCPU);
+    auto sum = torch::zeros({}, torch::dtype(torch::kFloat64).device(home));
+    for (const auto& norm : norms) sum += norm.to(home, /*non_blocking=*/all_on_devices).square();
+    return sum.sqrt();
+}
+
+torch::Tensor OptimizerImpl::clip_grad_norm(double max_norm) {
+    constexpr double kTorchClipEpsilon = 1e-6;
+    if (!release.expired()) {
+        throw InvalidArgument(
+            "gradients cannot be clipped by the norm of all while GradientRelease frees them one by one; "
+            "remove it first");
+    }
+    const auto norm = grad_norm();
+    gradient_numbers.clip_coefficient =
+        torch::full_like(norm, max_norm).div_(norm + kTorchClipEpsilon).clamp_max_(1.0).to(torch::kFloat32);
+    return norm;
+}
+
+}  // namespace flashoptim::libtorch
