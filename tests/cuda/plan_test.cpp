@@ -37,6 +37,24 @@ TEST_F(CudaPlan, StepWaitsForNothing) {
     }
 }
 
+// If a list that was refused leaves a trace, the next step runs on the descriptors of the one before: it writes other tensors.
+TEST_F(CudaPlan, AListThatIsRefusedLeavesNoTrace) {
+    auto first = two_tensors(), second = two_tensors(), expected = two_tensors();
+    for (auto* set : {&first, &second, &expected}) set->fill_gradients(1);
+    StepPlan plan;
+    plan.step(first.items(), {}, nullptr);
+    const auto stepped_once = first.bytes();
+    auto items = second.items();
+    items[1].gradient = nullptr;
+    expect_refused<InvalidArgument>("tensor 1: its weight or gradient is null",
+                                    [&] { plan.step(items, {}, nullptr); });
+    plan.step(std::span(second.items()).first(1), {}, nullptr);
+    ThreadPool pool(1);
+    step(std::span(expected.items()).first(1), pool, Backend::kScalar);
+    EXPECT_TRUE(first.bytes() == stepped_once);
+    EXPECT_TRUE(second.bytes() == expected.bytes());
+}
+
 // A graph reads the list at every replay: if a later list were written over it, a replay would step with other gradients' addresses.
 TEST_F(CudaPlan, WhatAGraphReadsIsLeftAsItIs) {
     auto set = two_tensors(), other = two_tensors();
