@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/block_step.h"
+#include "cuda/launch_kernel.cuh"
 #include "cuda/launchers.h"
 
 namespace flashoptim::cuda {
@@ -64,12 +65,12 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__
 }
 
 template <class R, class M, class W>
-void launch_step(const Launch& launch, void* stream) {
-    step_kernel<R, M, W><<<launch.chunk_count, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+cudaError_t launch_step(const Launch& launch, void* stream) {
+    return launch_kernel(&step_kernel<R, M, W>, launch.chunk_count, kThreads, stream, launch);
 }
 template <class R, class W>
-void launch_count(const Launch& launch, void* stream) {
-    count_kernel<R, W><<<launch.chunk_count, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+cudaError_t launch_count(const Launch& launch, void* stream) {
+    return launch_kernel(&count_kernel<R, W>, launch.chunk_count, kThreads, stream, launch);
 }
 
 }  // namespace flashoptim::cuda

@@ -13,7 +13,7 @@ namespace flashoptim::cuda {
 
 inline void check_cuda(cudaError_t status, const char* call) {
     if (status == cudaSuccess) return;
-    (void)cudaGetLastError();  // or the next launch would be taken for the one that failed
+    (void)cudaGetLastError();  // it has been told: nobody shall find it again
     throw Error(std::string(call) + " failed with " + cudaGetErrorName(status) + " (" +
                 cudaGetErrorString(status) +
                 "): see whether driver, device and free memory are what the program needs");

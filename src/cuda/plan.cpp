@@ -169,8 +169,7 @@ struct StepPlan::Impl {
             p.source_count =
                 static_cast<std::uint32_t>(std::min<std::size_t>(kSourcesInLaunch, sources.size() - begin));
             std::copy_n(sources.begin() + static_cast<std::ptrdiff_t>(begin), p.source_count, p.sources);
-            launch_preparation(p, stream);
-            check_cuda(cudaGetLastError(), "the launch of a step's scalars");
+            check_cuda(launch_preparation(p, stream), "the launch of a step's scalars");
         }
     }
 
@@ -181,11 +180,10 @@ struct StepPlan::Impl {
         if (std::binary_search(counts.begin(), counts.end(), steps_done)) steps_done = nullptr;
         if (counts.empty() && steps_done == nullptr) return;
         const auto size = sizes();
-        launch_advance(
-            {descriptor<std::int64_t*>(size.tensors + size.kinds), static_cast<std::uint32_t>(counts.size()),
-             stops_at_bad_gradients, steps_done, on_device->control.as<Control>()},
-            stream);
-        check_cuda(cudaGetLastError(), "the launch that advances step counts");
+        const Advance launch{descriptor<std::int64_t*>(size.tensors + size.kinds),
+                             static_cast<std::uint32_t>(counts.size()), stops_at_bad_gradients, steps_done,
+                             on_device->control.as<Control>()};
+        check_cuda(launch_advance(launch, stream), "the launch that advances step counts");
     }
 
     void launch(Launcher Launchers::* kernel, bool stops_at_bad_gradients, cudaStream_t stream) {
@@ -198,8 +196,7 @@ struct StepPlan::Impl {
                                 bad_elements,
                                 range.count,
                                 stops_at_bad_gradients};
-            (range.launchers.*kernel)(launch, stream);
-            check_cuda(cudaGetLastError(), "the launch of a step's kernel");
+            check_cuda((range.launchers.*kernel)(launch, stream), "the launch of a step's kernel");
         }
     }
 
@@ -297,8 +294,7 @@ void StepPlan::grad_norm(std::span<const StepItem> items, const DeviceValues& va
     const NormLaunch launch{impl_->descriptor<TensorEntry>(0), static_cast<std::int64_t>(items.size()),
                             impl_->list.norm_blocks(), memory.control.as<Control>(),
                             memory.sums.as<double>()};
-    launch_norm(launch, norm, max_norm, clip_coefficient, on);
-    check_cuda(cudaGetLastError(), "the launch of the gradient norm");
+    check_cuda(launch_norm(launch, norm, max_norm, clip_coefficient, on), "the launch of the gradient norm");
 }
 
 void StepPlan::bad_elements(std::span<std::uint64_t> counts, void* stream) const {

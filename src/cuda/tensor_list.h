@@ -2,6 +2,8 @@
 // No CUDA call lives here, so that the emulation in the tests reads the same.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -91,7 +93,7 @@ struct Launch {
 };
 
 /// How the kernels for one rule and storage are started.
-using Launcher = void (*)(const Launch& launch, void* stream);
+using Launcher = cudaError_t (*)(const Launch& launch, void* stream);
 struct Launchers {
     Launcher step = nullptr;
     Launcher count_bad = nullptr;

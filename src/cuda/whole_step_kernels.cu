@@ -5,7 +5,7 @@
 namespace flashoptim::cuda {
 
 #define FLASHOPTIM_COUNT_KERNEL(...) \
-    template void launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*);
+    template cudaError_t launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*);
 
 FLASHOPTIM_COUNT_KERNEL(NativeFloat32Weight)
 FLASHOPTIM_COUNT_KERNEL(Bfloat16Weight24)
@@ -72,22 +72,22 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void launch_preparation(const Preparation& preparation, void* stream) {
+cudaError_t launch_preparation(const Preparation& preparation, void* stream) {
     const auto blocks = preparation.kind_count / kScalarThreads + 1;
-    preparation_kernel<<<blocks, kScalarThreads, 0, static_cast<cudaStream_t>(stream)>>>(preparation);
+    return launch_kernel(&preparation_kernel, blocks, kScalarThreads, stream, preparation);
 }
-void launch_advance(const Advance& launch, void* stream) {
+cudaError_t launch_advance(const Advance& launch, void* stream) {
     const auto blocks = launch.count / kScalarThreads + 1;
-    advance_kernel<<<blocks, kScalarThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+    return launch_kernel(&advance_kernel, blocks, kScalarThreads, stream, launch);
 }
-void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream) {
-    const auto blocks = (launch.blocks + kNormBlocksInBlock - 1) / kNormBlocksInBlock;
+cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
+                        void* stream) {
+    const auto blocks = static_cast<unsigned>((launch.blocks + kNormBlocksInBlock - 1) / kNormBlocksInBlock);
     if (blocks != 0) {
-        norm_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            launch);
+        const auto status = launch_kernel(&norm_kernel, blocks, kThreads, stream, launch);
+        if (status != cudaSuccess) return status;
     }
-    norm_sum_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch, norm, max_norm,
-                                                                           coefficient);
+    return launch_kernel(&norm_sum_kernel, 1, kThreads, stream, launch, norm, max_norm, coefficient);
 }
 
 }  // namespace flashoptim::cuda

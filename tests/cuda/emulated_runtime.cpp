@@ -88,6 +88,10 @@ void fail(const char* call, cudaError_t error, int successes) {
     const std::scoped_lock lock(runtime().mutex);
     runtime().failures[call] = {error, successes};
 }
+cudaError_t launched() {
+    const auto error = failure_of("cudaLaunchKernelExC");
+    return error == cudaSuccess ? cudaSuccess : failed(error);
+}
 void set_captured(cudaStream_t stream, bool is_captured) {
     const std::scoped_lock lock(runtime().mutex);
     if (is_captured) {
@@ -144,7 +148,6 @@ const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(error);
 }
 cudaError_t cudaGetLastError() {
-    if (const auto error = failure_of("cudaGetLastError"); error != cudaSuccess) return error;
     const auto error = last_error;
     last_error = cudaSuccess;
     return error;

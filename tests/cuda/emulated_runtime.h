@@ -11,8 +11,11 @@ namespace flashoptim::cuda::emulated {
 void set_device_count(int count);
 
 /// The call of this name that comes after `successes` more fails once with `error`: "cudaMalloc", ...; the launch of a kernel is
-/// seen to fail by "cudaGetLastError".
+/// "cudaLaunchKernelExC".
 void fail(const char* call, cudaError_t error, int successes = 0);
+
+/// What the launch of a kernel does first.
+cudaError_t launched();
 
 /// Whether work on this stream is being captured: then it cannot be waited for, and while any is, threads whose mode of capture is not
 /// relaxed cannot allocate and wait at all.

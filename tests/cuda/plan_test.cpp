@@ -190,9 +190,24 @@ TEST_F(CudaPlan, WhatCudaRefusesIsNamed) {
     EXPECT_TRUE(before == set.bytes());
     plan.step(set.items(), {}, nullptr);  // once there is memory again
     EXPECT_FALSE(before == set.bytes());
-    emulated::fail("cudaGetLastError", cudaErrorInvalidDeviceFunction);
-    expect_refused<Error>("the launch of a step's scalars failed with cudaErrorInvalidDeviceFunction",
-                          [&] { plan.step(set.items(), {}, nullptr); });
+    const char* const launches[] = {"the launch of a step's scalars", "the launch of a step's kernel"};
+    for (int n = 0; n < 2; ++n) {
+        emulated::fail("cudaLaunchKernelExC", cudaErrorInvalidDeviceFunction, n);
+        expect_refused<Error>(std::string(launches[n]) + " failed with cudaErrorInvalidDeviceFunction",
+                              [&] { plan.step(set.items(), {}, nullptr); });
+    }
+}
+
+// An error that the application did not look at is its own: it must not be told of a step that runs, nor be taken away.
+TEST_F(CudaPlan, ErrorsOfTheApplicationAreItsOwn) {
+    auto set = two_tensors();
+    set.fill_gradients(1);
+    StepPlan plan;
+    double norm = 0.0;
+    EXPECT_EQ(cudaSetDevice(99), cudaErrorInvalidDevice);
+    EXPECT_NO_THROW(plan.step(set.items(), {NonFinite::kSkipStep, {}}, nullptr));
+    EXPECT_NO_THROW(plan.grad_norm(set.items(), {}, &norm, 1.0, nullptr, nullptr));
+    EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidDevice);
 }
 
 TEST_F(CudaPlan, ErrorPolicyIsCheckedAfterwards) {
