@@ -37,32 +37,14 @@ bool is_captured(cudaStream_t stream) {
 
 }  // namespace
 
-int device_count() {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        (void)cudaGetLastError();  // no driver, or none for this runtime
-        return 0;
-    }
-    return count;
-}
-
 struct StepPlan::Impl {
-    explicit Impl(int wanted) : device(wanted) {
-        const int count = device_count();
-        if (device < 0 || device >= count) {
-            throw Error("CUDA device " + std::to_string(device) + " does not exist: this process sees " +
-                        std::to_string(count) +
-                        "; choose another, or see to the driver and CUDA_VISIBLE_DEVICES");
-        }
-    }
+    explicit Impl(int wanted) : device(wanted) { check_device(device); }
     ~Impl() {
-        // Memory is given back on the device that it lies on, after what still runs there.
-        int former = -1;
-        if (cudaGetDevice(&former) == cudaSuccess) (void)cudaSetDevice(device);
+        if (!uses_device) return;
+        const GivingBack now(device);
         on_device.reset();
         captured.clear();
         uploader.reset();
-        if (former >= 0) (void)cudaSetDevice(former);
     }
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
@@ -118,6 +100,7 @@ struct StepPlan::Impl {
     }
 
     void upload(const Sizes& size, cudaStream_t stream) {
+        uses_device = true;
         auto& memory = *on_device;
         memory.kinds.reserve(size.scalars);
         memory.bad_elements.reserve(size.bad_elements);
@@ -227,6 +210,7 @@ struct StepPlan::Impl {
     }
 
     int device;
+    bool uses_device = false;  // has allocated there
     TensorList list;
     bool must_upload_tensors = true, must_upload_chunks = true;
     std::size_t counted = 0;                // tensors of the last step

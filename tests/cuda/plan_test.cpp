@@ -18,6 +18,7 @@ TensorSet two_tensors(const RuleCase& rule = rule_cases()[4]) {
 class CudaPlan : public ::testing::Test {
     void TearDown() override {
         emulated::set_device_count(1);
+        emulated::set_driver_version(CUDART_VERSION);
         emulated::set_captured(nullptr, false);
         EXPECT_EQ(emulated::allocated_bytes(0), 0U);
         EXPECT_EQ(emulated::allocated_bytes(1), 0U);
@@ -165,6 +166,7 @@ TEST_F(CudaPlan, SharedCountsAndManyGroups) {
 
 TEST_F(CudaPlan, UsesTheMemoryOfItsDeviceWhateverIsCurrent) {
     emulated::set_device_count(2);
+    EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
     auto set = two_tensors();
     set.fill_gradients(1);
     {
@@ -177,6 +179,63 @@ TEST_F(CudaPlan, UsesTheMemoryOfItsDeviceWhateverIsCurrent) {
         EXPECT_EQ(current, 0);
     }
     EXPECT_EQ(emulated::allocated_bytes(1), 0U);
+}
+
+// A process for each device: were CUDA begun on device 0 by each of them, that would cost its memory some 500 MB a process.
+TEST_F(CudaPlan, BeginsNothingOnOtherDevices) {
+    emulated::set_device_count(2);
+    auto set = two_tensors();
+    set.fill_gradients(1);
+    {
+        const StepPlan unused(0);
+        StepPlan plan(1);
+        EXPECT_FALSE(emulated::is_in_use(1));
+        plan.step(set.items(), {}, nullptr);
+        std::uint64_t counts[2];
+        plan.bad_elements(counts, nullptr);
+        EXPECT_TRUE(emulated::is_in_use(1));
+        EXPECT_EQ(cudaSetDevice(1), cudaSuccess);
+    }
+    EXPECT_FALSE(emulated::is_in_use(0));
+}
+
+// cudaFree and its like spoil a capture that is under way, which may be somebody else's.
+TEST_F(CudaPlan, IsGivenBackDuringACapture) {
+    auto set = two_tensors();
+    set.fill_gradients(1);
+    auto plan = std::make_unique<StepPlan>();
+    plan->step(set.items(), {}, nullptr);
+    emulated::set_captured(nullptr, true);
+    plan.reset();
+    EXPECT_EQ(emulated::allocated_bytes(0), 0U);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+}
+
+TEST_F(CudaPlan, SaysWhyADeviceCannotBeUsed) {
+    const auto make = [] { const StepPlan plan; };
+    emulated::set_driver_version(11080);
+    expect_refused<Error>(
+        "the driver is for CUDA 11.8 and this library was built with CUDA 13.0; update the driver", make);
+    emulated::set_driver_version(0);
+    expect_refused<Error>("CUDA device 0 does not exist: this process sees 0", make);
+    emulated::set_driver_version(CUDART_VERSION);
+    emulated::fail("cudaGetDeviceCount", cudaErrorInitializationError);
+    expect_refused<Error>("if it was forked from one that had used CUDA, start processes with spawn", make);
+    emulated::set_device_count(0);
+    expect_refused<Error>("CUDA device 0 does not exist: this process sees 0", make);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+}
+
+TEST_F(CudaPlan, ErrorsOfKernelsHaveTheirRemedies) {
+    auto set = two_tensors();
+    set.fill_gradients(1);
+    StepPlan plan;
+    for (const auto& [error, remedy] : {std::pair{cudaErrorIllegalAddress, "in memory of the device"},
+                                        std::pair{cudaErrorNoKernelImageForDevice, "compute capability 8.0"},
+                                        std::pair{cudaErrorUnsupportedPtxVersion, "update the driver"}}) {
+        emulated::fail("cudaLaunchKernelExC", error);
+        expect_refused<Error>(remedy, [&] { plan.step(set.items(), {}, nullptr); });
+    }
 }
 
 TEST_F(CudaPlan, WhatCudaRefusesIsNamed) {
