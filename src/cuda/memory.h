@@ -35,7 +35,6 @@ public:
         return static_cast<T*>(data_);
     }
 
-private:
     void release() {
         if (data_ == nullptr) return;
         if constexpr (kOnDevice) {
@@ -46,6 +45,8 @@ private:
         data_ = nullptr;
         size_ = 0;
     }
+
+private:
     void* data_ = nullptr;
     std::size_t size_ = 0;
 };

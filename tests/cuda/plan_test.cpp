@@ -77,6 +77,51 @@ TEST_F(CudaPlan, WhatAGraphReadsIsLeftAsItIs) {
     EXPECT_EQ(emulated::allocated_bytes(0), after);
 }
 
+// Capturing again and again, with steps in between, must not take new memory each time that nobody reads.
+TEST_F(CudaPlan, OnlyWhatGraphsReadIsKept) {
+    auto set = two_tensors(), other = two_tensors();
+    set.fill_gradients(1);
+    other.fill_gradients(1);
+    StepPlan plan;
+    plan.step(other.items(), {}, nullptr);
+    const auto one_list = emulated::allocated_bytes(0);
+    std::size_t captured_once = 0;
+    for (int n = 1; n <= 4; ++n) {
+        emulated::set_captured(nullptr, true);
+        plan.step(set.items(), {}, nullptr);
+        emulated::set_captured(nullptr, false);
+        plan.step(other.items(), {}, nullptr);
+        const auto captured = emulated::allocated_bytes(0) - one_list;
+        if (n == 1) captured_once = captured;
+        EXPECT_EQ(captured, static_cast<std::size_t>(n) * captured_once) << "capture " << n;
+    }
+    plan.release_captured();
+    EXPECT_EQ(emulated::allocated_bytes(0), one_list);
+    plan.step(other.items(), {}, nullptr);
+    for (int n = 0; n < 2; ++n) plan.step(set.items(), {}, nullptr);
+    EXPECT_EQ(emulated::allocated_bytes(0), one_list);
+    EXPECT_TRUE(set.bytes() == other.bytes());  // each was stepped six times
+}
+
+// The list of the last capture stays the plan's own when graphs are gone, the one from before it does not.
+TEST_F(CudaPlan, ReleasesRightAfterACapture) {
+    auto set = two_tensors(), other = two_tensors();
+    set.fill_gradients(1);
+    other.fill_gradients(1);
+    StepPlan plan;
+    plan.step(other.items(), {}, nullptr);
+    const auto one_list = emulated::allocated_bytes(0);
+    emulated::set_captured(nullptr, true);
+    plan.step(set.items(), {}, nullptr);
+    plan.release_captured();
+    emulated::set_captured(nullptr, false);
+    EXPECT_EQ(emulated::allocated_bytes(0), one_list);
+    plan.step(set.items(), {}, nullptr);
+    EXPECT_EQ(emulated::allocated_bytes(0), one_list);
+    plan.step(other.items(), {}, nullptr);
+    EXPECT_TRUE(set.bytes() == other.bytes());
+}
+
 TEST_F(CudaPlan, NormCanBeCaptured) {
     auto set = two_tensors();
     set.fill_gradients(1);
@@ -280,6 +325,37 @@ TEST_F(CudaPlan, ErrorPolicyIsCheckedAfterwards) {
     set.fill_gradients(1);
     plan.step(set.items(), {NonFinite::kError, {}}, nullptr);
     EXPECT_NO_THROW(plan.check(nullptr));
+}
+
+// What a step leaves to be asked for is of that step: a loop that takes a norm or counts before it asks must not be told otherwise.
+TEST_F(CudaPlan, NormsAndCountsLeaveTheVerdictOnTheStep) {
+    auto bad = two_tensors(), good = two_tensors(), longer = two_tensors();
+    longer.append(two_tensors());
+    bad.fill_gradients(2);  // with NaN in both
+    good.fill_gradients(1);
+    longer.fill_gradients(2);
+    StepPlan plan;
+    EXPECT_FALSE(plan.was_skipped(nullptr));
+    double norm = 0.0;
+    const auto measure = [&](TensorSet& set, std::uint64_t expected) {
+        plan.grad_norm(set.items(), {}, &norm, 1.0, nullptr, nullptr);
+        EXPECT_EQ(plan.count_bad_gradients(set.items(), {}, {}, nullptr), expected);
+        EXPECT_NE(plan.bad_gradients(), plan.bad_elements());
+    };
+    std::uint64_t counts[2];
+    plan.step(bad.items(), {NonFinite::kError, {}}, nullptr);
+    measure(good, 0);
+    measure(longer, 4);
+    EXPECT_TRUE(plan.was_skipped(nullptr));
+    expect_refused<NonFiniteError>("2 elements of the gradients", [&] { plan.check(nullptr); });
+    plan.bad_elements(counts, nullptr);
+    EXPECT_EQ(counts[0], 1U);
+
+    plan.step(good.items(), {}, nullptr);
+    measure(bad, 2);
+    EXPECT_FALSE(plan.was_skipped(nullptr));
+    plan.bad_elements(counts, nullptr);
+    EXPECT_EQ(counts[0], 0U);
 }
 
 TEST_F(CudaPlan, BuffersThatAreMissingAreNamed) {
