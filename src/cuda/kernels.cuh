@@ -47,6 +47,12 @@ public:
     static __device__ __forceinline__ void add(std::uint64_t* counter, unsigned count) {
         atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
     }
+    /// Every thread calls it, also with 0: one of each warp adds for all.
+    template <class... Counter>
+    static __device__ __forceinline__ void add_of_all(unsigned count, Counter*... counters) {
+        const auto sum = __reduce_add_sync(kAllLanes, count);
+        if (sum != 0 && threadIdx.x % warpSize == 0) (add(counters, sum), ...);
+    }
 
 private:
     static constexpr unsigned kAllLanes = 0xffffffffU;

@@ -50,6 +50,10 @@ public:
         }
     }
     static void add(std::uint64_t* counter, unsigned count) { *counter += count; }
+    template <class... Counter>
+    static void add_of_all(unsigned count, Counter*... counters) {
+        (add(counters, count), ...);
+    }
 
 private:
     std::unique_ptr<Thread[]> threads_;
