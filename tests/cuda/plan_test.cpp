@@ -53,7 +53,7 @@ TEST_F(CudaPlan, AListThatIsRefusedLeavesNoTrace) {
     ThreadPool pool(1);
     step(std::span(expected.items()).first(1), pool, Backend::kScalar);
     EXPECT_TRUE(first.bytes() == stepped_once);
-    EXPECT_TRUE(second.bytes() == expected.bytes());
+    EXPECT_TRUE(second.same_as(expected));
 }
 
 // A graph reads the list at every replay: if a later list were written over it, a replay would step with other gradients' addresses.
@@ -100,7 +100,7 @@ TEST_F(CudaPlan, OnlyWhatGraphsReadIsKept) {
     plan.step(other.items(), {}, nullptr);
     for (int n = 0; n < 2; ++n) plan.step(set.items(), {}, nullptr);
     EXPECT_EQ(emulated::allocated_bytes(0), one_list);
-    EXPECT_TRUE(set.bytes() == other.bytes());  // each was stepped six times
+    EXPECT_TRUE(set.same_as(other));  // each was stepped six times
 }
 
 // The list of the last capture stays the plan's own when graphs are gone, the one from before it does not.
@@ -119,7 +119,7 @@ TEST_F(CudaPlan, ReleasesRightAfterACapture) {
     plan.step(set.items(), {}, nullptr);
     EXPECT_EQ(emulated::allocated_bytes(0), one_list);
     plan.step(other.items(), {}, nullptr);
-    EXPECT_TRUE(set.bytes() == other.bytes());
+    EXPECT_TRUE(set.same_as(other));
 }
 
 TEST_F(CudaPlan, NormCanBeCaptured) {
@@ -167,7 +167,7 @@ TEST_F(CudaPlan, ValuesOfSingleItems) {
             found_inf = 0.0F;
             step(expected.items(), pool, Backend::kScalar);
             plan.step(found.items(), options, nullptr);
-            ASSERT_TRUE(expected.bytes() == found.bytes()) << rule.name << ", step " << t;
+            ASSERT_TRUE(expected.same_as(found)) << rule.name << ", step " << t;
             EXPECT_EQ(steps[0], t);
             EXPECT_EQ(steps[1], 7 + t);
         }
@@ -200,7 +200,7 @@ TEST_F(CudaPlan, SharedCountsAndManyGroups) {
     ThreadPool pool(1);
     step(expected.items(), pool, Backend::kScalar);
     plan.step(found.items(), options, nullptr);
-    EXPECT_TRUE(expected.bytes() == found.bytes());
+    EXPECT_TRUE(expected.same_as(found));
     EXPECT_EQ(shared, 1);
     EXPECT_EQ(own, 1);
     values.pop_back();
