@@ -30,12 +30,12 @@ StorageCase native24(DType weight = DType::kBFloat16) {
 }
 
 class CudaKernels : public ::testing::TestWithParam<RuleCase> {
-    void SetUp() override {
-        if (!Subject::is_here()) GTEST_SKIP() << "no CUDA device";
-    }
+    void SetUp() override { need_device(); }
 };
 INSTANTIATE_TEST_SUITE_P(Rules, CudaKernels, ::testing::ValuesIn(rule_cases()),
                          [](const auto& rule) { return rule.param.name; });
+class CudaNorm : public OnDevice {};
+class CudaList : public OnDevice {};
 
 }  // namespace
 
@@ -238,8 +238,7 @@ TEST(CudaDevice, ThatDoesNotExistIsNamed) {
                           [&] { const StepPlan plan(count); });
 }
 
-TEST(CudaNorm, HasTheBitsOfTheCpu) {
-    if (!Subject::is_here()) GTEST_SKIP() << "no CUDA device";
+TEST_F(CudaNorm, HasTheBitsOfTheCpu) {
     const auto rule = rule_cases()[4];
     for (const auto gradient : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
         TensorSet set(rule, native24(), gradient,
@@ -255,8 +254,7 @@ TEST(CudaNorm, HasTheBitsOfTheCpu) {
 }
 
 // Different rules, formats and step counts in one list: each tensor must get its own kernel and scalars.
-TEST(CudaList, OfManyKinds) {
-    if (!Subject::is_here()) GTEST_SKIP() << "no CUDA device";
+TEST_F(CudaList, OfManyKinds) {
     const auto make = [] {
         TensorSet all(rule_cases()[0], native24(), DType::kFloat32, {{{3, 40}}});
         all.fill_gradients(1);
