@@ -100,7 +100,8 @@ struct Optimizer::Impl {
         fit(p.second_scales, plan.second_scales);
     }
 
-    /// The device must have what is given for a parameter: what it cannot read ends the whole process's work there, later.
+    /// The device must have what is given for a parameter: what it cannot read ends the whole process's work
+    /// there, later.
     void check_memory(const void* data, const Parameter& p, const std::string& what) const {
         if (options.device && p.layout.numel > 0) options.device->check_memory(data, what);
     }

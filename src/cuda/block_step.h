@@ -1,6 +1,6 @@
-// What a block of threads does with its chunk, written once for the device and for the emulation: a team says how its threads run
-// (each), how those of a group exchange maxima and scales, and how they add to a counter: each for itself where a count is hardly
-// ever other than zero, or together.
+// What a block of threads does with its chunk, written once for the device and for the emulation: a team says how
+// its threads run (each), how those of a group exchange maxima and scales, and how they add to a counter: each for
+// itself where a count is hardly ever other than zero, or together.
 #pragma once
 
 #include "cuda/thread_step.h"

@@ -106,8 +106,8 @@ struct StepPlan::Impl {
         on_device->is_captured = on_device->is_captured || captures;
     }
 
-    /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next list outside of
-    /// captures, which comes after its last use in the order of the stream.
+    /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next list
+    /// outside of captures, which comes after its last use in the order of the stream.
     void set_aside(bool captures) {
         std::unique_ptr<OnDevice> next = captures ? nullptr : std::move(idle);
         if (!next) next = std::make_unique<OnDevice>();

@@ -37,7 +37,8 @@ std::string version_text(int version) {
     return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-/// cuDevicePrimaryCtxGetState, found through the runtime so that nothing is linked with the driver; null where there is none.
+/// cuDevicePrimaryCtxGetState, found through the runtime so that nothing is linked with the driver; null where
+/// there is none.
 using GetContextState = int (*)(int device, unsigned* flags, int* active);
 GetContextState find_context_state() {
     void* found = nullptr;

@@ -150,7 +150,8 @@ private:
         void set(const List& list);
     };
 
-    // The next ones are made beside the present ones, which they replace when nothing can throw any more. Both keep their memory.
+    // The next ones are made beside the present ones, which they replace when nothing can throw any more. Both
+    // keep their memory.
     List list_, next_list_;
     Cut cut_, next_cut_;
     bool tensors_changed_ = false, chunks_changed_ = false;

@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
     if (block < launch.blocks && part == 0) launch.sums[block] = norm_total(parts + threadIdx.x);
 }
 
-/// Adds the sums of all blocks in their order, which is part of the bits: one addition after the other, by one thread. Its
-/// warp does nothing else and waits for nothing; the other warps fetch what comes next.
+/// Adds the sums of all blocks in their order, which is part of the bits: one addition after the other, by one
+/// thread. Its warp does nothing else and waits for nothing; the other warps fetch what comes next.
 __global__ void __launch_bounds__(kThreads)
     norm_sum_kernel(const __grid_constant__ NormLaunch launch, double* norm, double max_norm,
                     float* coefficient) {

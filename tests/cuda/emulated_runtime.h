@@ -7,7 +7,8 @@
 
 namespace flashoptim::cuda::emulated {
 
-/// Devices of this process: 1 at first. 0 is a machine without one. None of them is in use then, and the first is this thread's.
+/// Devices of this process: 1 at first. 0 is a machine without one. None of them is in use then, and the first is
+/// this thread's.
 void set_device_count(int count);
 /// As cudaDriverGetVersion tells it; at first that of the runtime. An older driver serves nothing.
 void set_driver_version(int version);

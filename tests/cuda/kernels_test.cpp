@@ -39,7 +39,8 @@ class CudaList : public OnDevice {};
 
 }  // namespace
 
-// If the comparison let more through than NaN for NaN, a difference between a GPU and the CPU could hide behind it.
+// If the comparison let more through than NaN for NaN, a difference between a GPU and the CPU could hide behind
+// it.
 TEST(CudaTensorSets, OnlyNanIsTheSameAsAnotherNan) {
     for (const auto& [storage, nan, other_nan, infinity] :
          {std::tuple{native24(), 0x7fc0U, 0xffc1U, 0x7f80U},

@@ -10,8 +10,9 @@
 
 namespace flashoptim::cuda {
 
-/// In SetUp, as its last line: skips the test where there is no device, and fails it there if FLASHOPTIM_REQUIRE_GPU=1 says that
-/// there must be one, so that nobody takes a run of skipped tests for a run on a GPU.
+/// In SetUp, as its last line: skips the test where there is no device, and fails it there if
+/// FLASHOPTIM_REQUIRE_GPU=1 says that there must be one, so that nobody takes a run of skipped tests for a run on
+/// a GPU.
 inline void need_device() {
     if (device_count() > 0) return;
     const char* const required = std::getenv("FLASHOPTIM_REQUIRE_GPU");

@@ -1,5 +1,5 @@
-// StepPlan over lists that change, values in device memory, policies and counts. If these fail, a training loop that steps a list of
-// its own on a GPU steps other tensors than it said, or is told otherwise than what happened.
+// StepPlan over lists that change, values in device memory, policies and counts. If these fail, a training loop
+// that steps a list of its own on a GPU steps other tensors than it said, or is told otherwise than what happened.
 #include "subject.h"
 
 namespace flashoptim::cuda {
@@ -47,7 +47,8 @@ class CudaPlan : public OnDevice {};
 
 }  // namespace
 
-// If a list that was refused leaves a trace, the next step runs on the descriptors of the one before: it writes other tensors.
+// If a list that was refused leaves a trace, the next step runs on the descriptors of the one before: it writes
+// other tensors.
 TEST_F(CudaPlan, AListThatIsRefusedLeavesNoTrace) {
     SetOnDevice first(two_tensors(), 1), second(two_tensors(), 1);
     auto expected = two_tensors();
@@ -158,7 +159,8 @@ TEST_F(CudaPlan, ErrorPolicyIsCheckedAfterwards) {
     EXPECT_NO_THROW(plan.check(nullptr));
 }
 
-// What a step leaves to be asked for is of that step: a loop that takes a norm or counts before it asks must not be told otherwise.
+// What a step leaves to be asked for is of that step: a loop that takes a norm or counts before it asks must not
+// be told otherwise.
 TEST_F(CudaPlan, NormsAndCountsLeaveTheVerdictOnTheStep) {
     auto four = two_tensors();
     four.append(two_tensors());
