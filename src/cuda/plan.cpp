@@ -52,7 +52,7 @@ struct StepPlan::Impl {
     Impl& operator=(const Impl&) = delete;
 
     /// What a list is prepared for. What a step leaves to be asked for later is not for the others to write over.
-    enum class Use : std::uint8_t { kStep, kCount, kNorm };
+    enum class Use : std::uint8_t { kStep, kCount, kNorm, kAll };
 
     /// What kernels read and write of a list. A graph that was captured with it reads it at every replay: then it stays as it is.
     struct OnDevice {
@@ -72,14 +72,15 @@ struct StepPlan::Impl {
 
     [[nodiscard]] Sizes sizes(Use use) const {
         const auto counts = std::max<std::size_t>(list.tensors().size(), 1) * sizeof(std::uint64_t);
+        const auto norm_blocks = static_cast<std::size_t>(list.norm_blocks());
         return {list.tensors().size() * sizeof(TensorEntry),
                 list.kinds().size() * sizeof(KindSource),
                 list.step_counts().size() * sizeof(std::int64_t*),
                 list.chunks().size() * sizeof(Chunk),
                 list.kinds().size() * sizeof(Kind),
-                use == Use::kStep ? counts : 0,
-                use == Use::kCount ? counts : 0,
-                static_cast<std::size_t>(use == Use::kNorm ? list.norm_blocks() : 0) * sizeof(double)};
+                use == Use::kStep || use == Use::kAll ? counts : 0,
+                use == Use::kCount || use == Use::kAll ? counts : 0,
+                use == Use::kNorm || use == Use::kAll ? norm_blocks * sizeof(double) : 0};
     }
     [[nodiscard]] bool must_grow(const Sizes& size) const {
         const auto& memory = *on_device;
@@ -97,7 +98,7 @@ struct StepPlan::Impl {
             if (captures || on_device->is_captured) set_aside(captures);
             if (captures) {
                 const UncapturedStream beside;
-                upload(size, beside.get());
+                upload(sizes(Use::kAll), beside.get());  // a norm and a step in one graph share it
                 beside.wait();
             } else {
                 upload(size, stream);
