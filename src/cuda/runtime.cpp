@@ -58,10 +58,10 @@ GetContextState find_context_state() {
 
 /// Whether CUDA is in use on a device of this process; taken to be where that cannot be told.
 bool is_in_use(int device) {
-    static const GetContextState get_state = find_context_state();
+    static const GetContextState kGetState = find_context_state();
     unsigned flags = 0;
     int active = 0;
-    return get_state == nullptr || get_state(device, &flags, &active) != 0 || active != 0;
+    return kGetState == nullptr || kGetState(device, &flags, &active) != 0 || active != 0;
 }
 
 void make_current_again(int device) noexcept {
