@@ -47,7 +47,7 @@ def disassemble(kernel: str, arch: str, nvcc: str, nvdisasm: str) -> list[str]:
         source, cubin = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
         source.write_text(
             '#include "cuda/kernels.cuh"\nnamespace flashoptim::cuda {\n'
-            f"template void launch_step<{kernel}>(const Launch&, void*);\n}}\n"
+            f"template cudaError_t launch_step<{kernel}>(const Launch&, void*);\n}}\n"
         )
         command: list[str | Path] = [
             nvcc,

@@ -100,6 +100,12 @@ struct Optimizer::Impl {
         fit(p.second_scales, plan.second_scales);
     }
 
+    /// The device must have what is given for a parameter: what it cannot read ends the whole process's work
+    /// there, later.
+    void check_memory(const void* data, const Parameter& p, const std::string& what) const {
+        if (options.device && p.layout.numel > 0) options.device->check_memory(data, what);
+    }
+
     /// Brings a gradient of another memory order into the weight's.
     static const void* ordered_gradient(Parameter& p) {
         if (p.gradient_in_order) return p.gradient.data;
@@ -308,6 +314,7 @@ Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::s
         throw InvalidArgument(p.name + " has no data: give a pointer to its " +
                               std::to_string(p.layout.numel) + " elements");
     }
+    impl_->check_memory(p.weight.data, p, p.name);
     for (const auto& other : impl_->parameters) {
         if (overlaps(p, other)) {
             throw InvalidArgument(p.name + " overlaps " + other.name +
@@ -346,6 +353,7 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
                               " lies in another memory order than its weight: on a device bring it into the "
                               "weight's order first");
     }
+    if (view.data != p.gradient.data) impl_->check_memory(view.data, p, "the gradient of " + p.name);
     p.gradient_in_order = in_order;
     if (p.gradient_in_order) p.ordered_gradient = {};
     p.gradient = std::move(view);

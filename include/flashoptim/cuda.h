@@ -61,14 +61,20 @@ struct StepOptions {
 
 /// What a list of tensors needs on one device: descriptors and chunk list, uploaded only when they change, and counters.
 ///
-/// All calls enqueue on `stream` (a cudaStream_t; null is the default stream) of the plan's device, whatever device is current, and
-/// return at once except where they say that they wait. A plan serves one thread and one stream at a time: what it enqueued on one
-/// comes before what it enqueues on another, as is so for the tensors anyway. Memory grows with the list and is allocated by the
-/// first call with a longer one. Every call throws Error for what CUDA refuses.
+/// All calls enqueue on `stream` (a cudaStream_t; null is the default stream) of the plan's device, whatever
+/// device is current, and return at once except where they say that they wait. A plan serves one thread and one
+/// stream at a time: what it enqueued on one comes before what it enqueues on another, as is so for the tensors
+/// anyway. Memory grows with the list and is allocated by the first call with a longer one. Every call throws
+/// Error for what CUDA refuses.
 ///
-/// A stream may be captured into a CUDA graph. What the graph reads of the plan is left as it is from then on, whatever other lists
-/// the plan steps later, and given back with the plan: it must outlive the graph. A list that was not the last one before the capture
-/// is uploaded beside it, on a stream of the plan's own for which the call waits.
+/// A stream may be captured into a CUDA graph. What the graph reads of the plan is left as it is from then on,
+/// whatever other lists the plan steps later, and given back with the plan or by release_captured: the plan must
+/// outlive the graph. A list that was not the last one before the capture is uploaded beside it, on a stream of
+/// the plan's own for which the call waits.
+///
+/// A call makes the plan's device current and then the former one again, unless CUDA is not in use there: that
+/// would begin it. A plan that is never used begins nothing on its device. It may be destroyed while a stream is
+/// captured.
 class StepPlan {
 public:
     explicit StepPlan(int device = 0);
@@ -90,7 +96,7 @@ public:
     /// may be empty.
     std::uint64_t count_bad_gradients(std::span<const StepItem> items, const StepOptions& options,
                                       std::span<std::uint64_t> counts, void* stream);
-    /// The same without waiting: the counts are left in device memory, see StepPlan::bad_elements.
+    /// The same without waiting: the counts are left in device memory, see bad_gradients.
     void count_bad_gradients(std::span<const StepItem> items, const StepOptions& options, void* stream);
 
     /// The norm of all gradients times their factor and 1 / *grad_scale into *norm (device memory), with the bits of
@@ -98,12 +104,20 @@ public:
     void grad_norm(std::span<const StepItem> items, const DeviceValues& values, double* norm, double max_norm,
                    float* clip_coefficient, void* stream);
 
-    /// Elements that the last step skipped, of each item of its list; waits. Where it was given DeviceValues::bad_elements: those.
+    /// Elements that the last step skipped, of each item of its list, whatever was counted since; waits. Where it
+    /// was given DeviceValues::bad_elements: those.
     void bad_elements(std::span<std::uint64_t> counts, void* stream) const;
-    /// The same in device memory, without waiting; valid until a call with another list.
+    /// The same in device memory, without waiting; valid until a step with another list.
     [[nodiscard]] const std::uint64_t* bad_elements() const;
+    /// What count_bad_gradients counted last, in device memory; valid until it counts in another list.
+    [[nodiscard]] const std::uint64_t* bad_gradients() const;
 
-    /// Whether the last step was skipped, by found_inf or by its policy; waits.
+    /// Gives back what captured graphs read: none of those that have a step, a count or a norm of the plan may run
+    /// any more. Waits for the device. The bad elements of a step in one of them are forgotten.
+    void release_captured();
+
+    /// Whether the last step was skipped, by found_inf or by its policy, whatever was counted since; waits. The
+    /// last may be one of a graph that was replayed.
     [[nodiscard]] bool was_skipped(void* stream) const;
     /// Waits. @throws NonFiniteError if the last step had bad gradients and the policy NonFinite::kError.
     void check(void* stream) const;

@@ -35,6 +35,8 @@ public:
     void copy_to_host(void* to, const void* from, std::size_t bytes) override;
     void copy_from_host(void* to, const void* from, std::size_t bytes) override;
     void clear(void* data, std::size_t bytes) override;
+    /// Refuses memory of the host that is not registered with CUDA, and memory of another device.
+    void check_memory(const void* data, const std::string& name) override;
     std::unique_ptr<DeviceStepper> stepper() override;
 
 private:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -98,6 +99,9 @@ public:
     virtual void copy_from_host(void* to, const void* from, std::size_t bytes) = 0;
     /// Sets bytes to zero.
     virtual void clear(void* data, std::size_t bytes) = 0;
+    /// @throws InvalidArgument where work on the device cannot read and write the memory at `data`; `name` is what
+    /// lies there.
+    virtual void check_memory(const void* data, const std::string& name) = 0;
     /// For one list; it may outlive the device.
     virtual std::unique_ptr<DeviceStepper> stepper() = 0;
 };

@@ -1,5 +1,6 @@
-// What a block of threads does with its chunk, written once for the device and for the emulation: a team says how its threads run
-// (each), how those of a group exchange maxima and scales, and how they add to a counter.
+// What a block of threads does with its chunk, written once for the device and for the emulation: a team says how
+// its threads run (each), how those of a group exchange maxima and scales, and how they add to a counter: each for
+// itself where a count is hardly ever other than zero, or together.
 #pragma once
 
 #include "cuda/thread_step.h"
@@ -96,9 +97,8 @@ FLASHOPTIM_INLINE void count_chunk(Team& team, const Launch& launch, std::uint32
         for (int begin = 0; begin < view.groups; begin += kGroupsInPass) {
             bad += thread.count(view.t, k, factor, view.run_of(begin, n));
         }
-        if (bad == 0) return;
-        team.add(launch.bad_elements + chunk.tensor, static_cast<unsigned>(bad));
-        team.add(&launch.control->bad_gradients, static_cast<unsigned>(bad));
+        team.add_of_all(static_cast<unsigned>(bad), launch.bad_elements + chunk.tensor,
+                        &launch.control->bad_gradients);
     });
 }
 

@@ -3,7 +3,7 @@
 #include <iterator>
 #include <vector>
 
-#include "cuda/memory.h"
+#include "cuda/runtime.h"
 #include "flashoptim/cuda_device.h"
 
 namespace flashoptim::cuda {
@@ -31,8 +31,10 @@ struct DeviceQueue {
         const CurrentDevice current(device);
         void* data = nullptr;
         check_cuda(cudaMalloc(&data, bytes), "cudaMalloc");
-        const std::shared_ptr<std::byte> memory(static_cast<std::byte*>(data),
-                                                [](std::byte* p) { (void)cudaFree(p); });
+        const std::shared_ptr<std::byte> memory(static_cast<std::byte*>(data), [on = device](std::byte* p) {
+            const GivingBack now(on);
+            ignore_failure(cudaFree(p));
+        });
         clear(data, bytes);
         return memory;
     }
@@ -158,7 +160,7 @@ private:
 }  // namespace
 
 Device::Device(int device, void* stream) : queue_(std::make_shared<DeviceQueue>(device, stream)) {
-    const StepPlan exists(device);
+    check_device(device);
 }
 Device::~Device() = default;
 
@@ -174,6 +176,9 @@ void Device::copy_from_host(void* to, const void* from, std::size_t bytes) {
     queue_->copy(to, from, bytes, cudaMemcpyHostToDevice);
 }
 void Device::clear(void* data, std::size_t bytes) { queue_->clear(data, bytes); }
+void Device::check_memory(const void* data, const std::string& name) {
+    cuda::check_memory(queue_->device, data, name);
+}
 std::unique_ptr<DeviceStepper> Device::stepper() { return std::make_unique<Stepper>(queue_); }
 
 }  // namespace flashoptim::cuda

@@ -3,7 +3,8 @@
 
 #include "cuda/kernels.cuh"
 
-#define FLASHOPTIM_STEP_KERNEL(R, M, ...) template void launch_step<R, M, __VA_ARGS__>(const Launch&, void*);
+#define FLASHOPTIM_STEP_KERNEL(R, M, ...) \
+    template cudaError_t launch_step<R, M, __VA_ARGS__>(const Launch&, void*);
 
 #define FLASHOPTIM_NATIVE_WEIGHTS(R, M)                  \
     FLASHOPTIM_STEP_KERNEL(R, M, NativeFloat32Weight)    \

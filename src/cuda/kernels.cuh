@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/block_step.h"
+#include "cuda/launch_kernel.cuh"
 #include "cuda/launchers.h"
 
 namespace flashoptim::cuda {
@@ -46,6 +47,12 @@ public:
     static __device__ __forceinline__ void add(std::uint64_t* counter, unsigned count) {
         atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
     }
+    /// Every thread calls it, also with 0: one of each warp adds for all.
+    template <class... Counter>
+    static __device__ __forceinline__ void add_of_all(unsigned count, Counter*... counters) {
+        const auto sum = __reduce_add_sync(kAllLanes, count);
+        if (sum != 0 && threadIdx.x % warpSize == 0) (add(counters, sum), ...);
+    }
 
 private:
     static constexpr unsigned kAllLanes = 0xffffffffU;
@@ -64,12 +71,12 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__
 }
 
 template <class R, class M, class W>
-void launch_step(const Launch& launch, void* stream) {
-    step_kernel<R, M, W><<<launch.chunk_count, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+cudaError_t launch_step(const Launch& launch, void* stream) {
+    return launch_kernel(&step_kernel<R, M, W>, launch.chunk_count, kThreads, stream, launch);
 }
 template <class R, class W>
-void launch_count(const Launch& launch, void* stream) {
-    count_kernel<R, W><<<launch.chunk_count, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+cudaError_t launch_count(const Launch& launch, void* stream) {
+    return launch_kernel(&count_kernel<R, W>, launch.chunk_count, kThreads, stream, launch);
 }
 
 }  // namespace flashoptim::cuda

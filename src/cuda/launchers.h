@@ -1,4 +1,4 @@
-// The functions that start kernels, for host code that knows no CUDA. They are defined in the .cu files.
+// The functions that start kernels; each returns what its own launch said. They are defined in the .cu files.
 #pragma once
 
 #include <type_traits>
@@ -17,15 +17,16 @@ template <class W>
 using CountingRule = std::conditional_t<W::kProtected, SgdRule<false>, PaperSgdRule<false>>;
 
 template <class R, class M, class W>
-void launch_step(const Launch& launch, void* stream);
+cudaError_t launch_step(const Launch& launch, void* stream);
 template <class R, class W>
-void launch_count(const Launch& launch, void* stream);
+cudaError_t launch_count(const Launch& launch, void* stream);
 
 /// Scalars and control block of a step.
-void launch_preparation(const Preparation& preparation, void* stream);
+cudaError_t launch_preparation(const Preparation& preparation, void* stream);
 /// Advances step counts in device memory, if the step was not left out.
-void launch_advance(const Advance& launch, void* stream);
+cudaError_t launch_advance(const Advance& launch, void* stream);
 /// The norm into *norm, and what clips it to max_norm into *coefficient where that is not null.
-void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream);
+cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
+                        void* stream);
 
 }  // namespace flashoptim::cuda

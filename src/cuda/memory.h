@@ -1,44 +1,12 @@
-// Device memory that grows, uploads that do not wait, and errors of the CUDA runtime as exceptions.
+// Device memory that grows, and uploads that do not wait.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <array>
 #include <cstddef>
-#include <string>
 
-#include "flashoptim/cuda.h"
+#include "cuda/runtime.h"
 
 namespace flashoptim::cuda {
-
-inline void check_cuda(cudaError_t status, const char* call) {
-    if (status == cudaSuccess) return;
-    (void)cudaGetLastError();  // or the next launch would be taken for the one that failed
-    throw Error(std::string(call) + " failed with " + cudaGetErrorName(status) + " (" +
-                cudaGetErrorString(status) +
-                "): see whether driver, device and free memory are what the program needs");
-}
-
-/// Makes a device current and puts the former one back.
-class CurrentDevice {
-public:
-    explicit CurrentDevice(int device) {
-        check_cuda(cudaGetDevice(&former_), "cudaGetDevice");
-        if (former_ == device) {
-            former_ = -1;
-        } else {
-            check_cuda(cudaSetDevice(device), "cudaSetDevice");
-        }
-    }
-    ~CurrentDevice() {
-        if (former_ >= 0) (void)cudaSetDevice(former_);
-    }
-    CurrentDevice(const CurrentDevice&) = delete;
-    CurrentDevice& operator=(const CurrentDevice&) = delete;
-
-private:
-    int former_ = -1;
-};
 
 /// Memory of the current device, or page-locked memory of the host.
 template <bool kOnDevice>
@@ -67,17 +35,18 @@ public:
         return static_cast<T*>(data_);
     }
 
-private:
     void release() {
         if (data_ == nullptr) return;
         if constexpr (kOnDevice) {
-            (void)cudaFree(data_);
+            ignore_failure(cudaFree(data_));
         } else {
-            (void)cudaFreeHost(data_);
+            ignore_failure(cudaFreeHost(data_));
         }
         data_ = nullptr;
         size_ = 0;
     }
+
+private:
     void* data_ = nullptr;
     std::size_t size_ = 0;
 };
@@ -86,15 +55,9 @@ private:
 class UncapturedStream {
 public:
     UncapturedStream() {
-        check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
-        const auto status = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
-        if (status != cudaSuccess) (void)cudaThreadExchangeStreamCaptureMode(&mode_);
-        check_cuda(status, "cudaStreamCreateWithFlags");
+        check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     }
-    ~UncapturedStream() {
-        (void)cudaStreamDestroy(stream_);
-        (void)cudaThreadExchangeStreamCaptureMode(&mode_);
-    }
+    ~UncapturedStream() { ignore_failure(cudaStreamDestroy(stream_)); }
     UncapturedStream(const UncapturedStream&) = delete;
     UncapturedStream& operator=(const UncapturedStream&) = delete;
 
@@ -102,7 +65,7 @@ public:
     void wait() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 private:
-    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+    RelaxedCapture relaxed_;
     cudaStream_t stream_ = nullptr;
 };
 
@@ -112,7 +75,7 @@ public:
     Uploader() = default;
     ~Uploader() {
         for (auto& slot : slots_) {
-            if (slot.done != nullptr) (void)cudaEventDestroy(slot.done);
+            if (slot.done != nullptr) ignore_failure(cudaEventDestroy(slot.done));
         }
     }
     Uploader(const Uploader&) = delete;

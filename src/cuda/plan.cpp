@@ -37,78 +37,68 @@ bool is_captured(cudaStream_t stream) {
 
 }  // namespace
 
-int device_count() {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        (void)cudaGetLastError();  // no driver, or none for this runtime
-        return 0;
-    }
-    return count;
-}
-
 struct StepPlan::Impl {
-    explicit Impl(int wanted) : device(wanted) {
-        const int count = device_count();
-        if (device < 0 || device >= count) {
-            throw Error("CUDA device " + std::to_string(device) + " does not exist: this process sees " +
-                        std::to_string(count) +
-                        "; choose another, or see to the driver and CUDA_VISIBLE_DEVICES");
-        }
-    }
+    explicit Impl(int wanted) : device(wanted) { check_device(device); }
     ~Impl() {
-        // Memory is given back on the device that it lies on, after what still runs there.
-        int former = -1;
-        if (cudaGetDevice(&former) == cudaSuccess) (void)cudaSetDevice(device);
+        if (!uses_device) return;
+        const GivingBack now(device);
+        controls.release();
         on_device.reset();
+        idle.reset();
         captured.clear();
         uploader.reset();
-        if (former >= 0) (void)cudaSetDevice(former);
     }
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
+    /// What a list is prepared for. What a step leaves to be asked for later is not for the others to write over.
+    enum class Use : std::uint8_t { kStep, kCount, kNorm, kAll };
+
     /// What kernels read and write of a list. A graph that was captured with it reads it at every replay: then it stays as it is.
     struct OnDevice {
-        Memory<true> descriptors, chunks, kinds, control, bad_elements, sums;
+        Memory<true> descriptors, chunks, kinds, bad_elements, bad_gradients, sums;
         bool is_captured = false;
     };
     /// Tensors, kinds and step counts, one behind the other, and how many bytes of everything the list needs.
     struct Sizes {
-        std::size_t tensors, kinds, counts, chunks, scalars, bad_elements, sums;
+        std::size_t tensors, kinds, counts, chunks, scalars, bad_elements, bad_gradients, sums;
         [[nodiscard]] std::size_t descriptors() const { return tensors + kinds + counts; }
     };
+    /// One count for each tensor, in device memory.
+    struct Counts {
+        std::uint64_t* at = nullptr;
+        std::size_t size = 0;
+    };
 
-    [[nodiscard]] Sizes sizes(bool takes_norm = false) const {
+    [[nodiscard]] Sizes sizes(Use use) const {
+        const auto counts = std::max<std::size_t>(list.tensors().size(), 1) * sizeof(std::uint64_t);
+        const auto norm_blocks = static_cast<std::size_t>(list.norm_blocks());
         return {list.tensors().size() * sizeof(TensorEntry),
                 list.kinds().size() * sizeof(KindSource),
                 list.step_counts().size() * sizeof(std::int64_t*),
                 list.chunks().size() * sizeof(Chunk),
                 list.kinds().size() * sizeof(Kind),
-                std::max<std::size_t>(list.tensors().size(), 1) * sizeof(std::uint64_t),
-                static_cast<std::size_t>(takes_norm ? list.norm_blocks() : 0) * sizeof(double)};
+                use == Use::kStep || use == Use::kAll ? counts : 0,
+                use == Use::kCount || use == Use::kAll ? counts : 0,
+                use == Use::kNorm || use == Use::kAll ? norm_blocks * sizeof(double) : 0};
     }
     [[nodiscard]] bool must_grow(const Sizes& size) const {
         const auto& memory = *on_device;
         return !memory.kinds.holds(size.scalars) || !memory.bad_elements.holds(size.bad_elements) ||
-               !memory.control.holds(sizeof(Control)) || !memory.sums.holds(size.sums);
+               !memory.bad_gradients.holds(size.bad_gradients) || !memory.sums.holds(size.sums);
     }
 
-    void prepare(std::span<const StepItem> items, const DeviceValues& values, cudaStream_t stream,
-                 bool takes_norm = false) {
+    void prepare(std::span<const StepItem> items, const DeviceValues& values, cudaStream_t stream, Use use) {
         list.set(items, values.items, &find_launchers);
         must_upload_tensors = must_upload_tensors || list.tensors_changed();
         must_upload_chunks = must_upload_chunks || list.chunks_changed();
-        const auto size = sizes(takes_norm);
+        const auto size = sizes(use);
         const bool captures = is_captured(stream);
         if (must_upload_tensors || must_upload_chunks || must_grow(size)) {
-            if (captures || on_device->is_captured) {
-                captured.push_back(std::move(on_device));
-                on_device = std::make_unique<OnDevice>();
-                must_upload_tensors = must_upload_chunks = true;
-            }
+            if (captures || on_device->is_captured) set_aside(captures);
             if (captures) {
                 const UncapturedStream beside;
-                upload(size, beside.get());
+                upload(sizes(Use::kAll), beside.get());  // a norm and a step in one graph share it
                 beside.wait();
             } else {
                 upload(size, stream);
@@ -117,11 +107,48 @@ struct StepPlan::Impl {
         on_device->is_captured = on_device->is_captured || captures;
     }
 
+    /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next list
+    /// outside of captures, which comes after its last use in the order of the stream.
+    void set_aside(bool captures) {
+        std::unique_ptr<OnDevice> next = captures ? nullptr : std::move(idle);
+        if (!next) next = std::make_unique<OnDevice>();
+        next->is_captured = captures;
+        if (on_device->is_captured) {
+            captured.push_back(std::move(on_device));
+        } else {
+            idle = std::move(on_device);
+        }
+        on_device = std::move(next);
+        must_upload_tensors = must_upload_chunks = true;
+    }
+
+    void release_captured() {
+        if (!uses_device) return;
+        const GivingBack now(device);
+        const auto forget_counts_of = [&](const OnDevice& memory) {
+            if (stepped.at == memory.bad_elements.as<std::uint64_t>()) stepped = {};
+            if (counted.at == memory.bad_gradients.as<std::uint64_t>()) counted = {};
+        };
+        for (const auto& memory : captured) forget_counts_of(*memory);
+        captured.clear();
+        if (idle) {
+            forget_counts_of(*idle);
+            idle.reset();
+        }
+        on_device->is_captured = false;
+    }
+
     void upload(const Sizes& size, cudaStream_t stream) {
+        uses_device = true;
         auto& memory = *on_device;
+        if (!controls.holds(2 * sizeof(Control))) {  // before the first step none was skipped
+            controls.reserve(2 * sizeof(Control));
+            check_cuda(cudaMemsetAsync(controls.as<void>(), 0, 2 * sizeof(Control), stream),
+                       "cudaMemsetAsync");
+        }
         memory.kinds.reserve(size.scalars);
         memory.bad_elements.reserve(size.bad_elements);
-        memory.control.reserve(sizeof(Control));
+        memory.bad_gradients.reserve(size.bad_gradients);
         memory.sums.reserve(size.sums);
         if (must_upload_tensors) {
             memory.descriptors.reserve(size.descriptors());
@@ -144,23 +171,29 @@ struct StepPlan::Impl {
         }
     }
 
-    /// Scalars, factors and verdicts; the plan's own counters at zero.
-    void compute_scalars(const DeviceValues& values, cudaStream_t stream) {
-        auto& memory = *on_device;
-        counted = list.tensors().size();
-        bad_elements = values.bad_elements;
-        if (bad_elements == nullptr) {
-            bad_elements = memory.bad_elements.as<std::uint64_t>();
-            if (counted != 0) {
-                check_cuda(cudaMemsetAsync(bad_elements, 0, counted * sizeof(std::uint64_t), stream),
-                           "cudaMemsetAsync");
-            }
+    [[nodiscard]] Control* control(Use use) const {
+        return controls.as<Control>() + (use == Use::kStep ? 0 : 1);
+    }
+
+    /// Where this use counts: the caller's counts, or the plan's own at zero.
+    void begin_counts(Use use, std::uint64_t* callers, cudaStream_t stream) {
+        if (use == Use::kNorm) return;
+        auto& counts = use == Use::kStep ? stepped : counted;
+        auto& own = use == Use::kStep ? on_device->bad_elements : on_device->bad_gradients;
+        counts = {callers != nullptr ? callers : own.as<std::uint64_t>(), list.tensors().size()};
+        if (callers == nullptr && counts.size != 0) {
+            check_cuda(cudaMemsetAsync(counts.at, 0, counts.size * sizeof(std::uint64_t), stream),
+                       "cudaMemsetAsync");
         }
+    }
+
+    /// Scalars, factors and verdicts.
+    void compute_scalars(const DeviceValues& values, Use use, cudaStream_t stream) {
         Preparation p;
-        p.kinds = descriptor<KindSource>(sizes().tensors);
+        p.kinds = descriptor<KindSource>(sizes(use).tensors);
         p.kind_count = static_cast<std::uint32_t>(list.kinds().size());
-        p.to = memory.kinds.as<Kind>();
-        p.control = memory.control.as<Control>();
+        p.to = on_device->kinds.as<Kind>();
+        p.control = control(use);
         p.from = {values.steps_done, values.learning_rate, values.grad_scale, values.clip_coefficient,
                   values.found_inf};
         const auto& sources = list.sources();
@@ -169,8 +202,7 @@ struct StepPlan::Impl {
             p.source_count =
                 static_cast<std::uint32_t>(std::min<std::size_t>(kSourcesInLaunch, sources.size() - begin));
             std::copy_n(sources.begin() + static_cast<std::ptrdiff_t>(begin), p.source_count, p.sources);
-            launch_preparation(p, stream);
-            check_cuda(cudaGetLastError(), "the launch of a step's scalars");
+            check_cuda(launch_preparation(p, stream), "the launch of a step's scalars");
         }
     }
 
@@ -180,44 +212,42 @@ struct StepPlan::Impl {
         // A count that is the list's and an item's is advanced once.
         if (std::binary_search(counts.begin(), counts.end(), steps_done)) steps_done = nullptr;
         if (counts.empty() && steps_done == nullptr) return;
-        const auto size = sizes();
-        launch_advance(
-            {descriptor<std::int64_t*>(size.tensors + size.kinds), static_cast<std::uint32_t>(counts.size()),
-             stops_at_bad_gradients, steps_done, on_device->control.as<Control>()},
-            stream);
-        check_cuda(cudaGetLastError(), "the launch that advances step counts");
+        const auto size = sizes(Use::kStep);
+        const Advance launch{descriptor<std::int64_t*>(size.tensors + size.kinds),
+                             static_cast<std::uint32_t>(counts.size()), stops_at_bad_gradients, steps_done,
+                             control(Use::kStep)};
+        check_cuda(launch_advance(launch, stream), "the launch that advances step counts");
     }
 
-    void launch(Launcher Launchers::* kernel, bool stops_at_bad_gradients, cudaStream_t stream) {
+    void launch(Launcher Launchers::* kernel, Use use, bool stops_at_bad_gradients, cudaStream_t stream) {
         auto& memory = *on_device;
         for (const auto& range : list.ranges()) {
             const Launch launch{memory.chunks.as<Chunk>() + range.begin,
                                 descriptor<TensorEntry>(0),
                                 memory.kinds.as<Kind>(),
-                                memory.control.as<Control>(),
-                                bad_elements,
+                                control(use),
+                                use == Use::kStep ? stepped.at : counted.at,
                                 range.count,
                                 stops_at_bad_gradients};
-            (range.launchers.*kernel)(launch, stream);
-            check_cuda(cudaGetLastError(), "the launch of a step's kernel");
+            check_cuda((range.launchers.*kernel)(launch, stream), "the launch of a step's kernel");
         }
     }
 
-    [[nodiscard]] Control control_after(cudaStream_t stream) const {
-        Control control;
-        if (!on_device->control.holds(sizeof control)) return control;
-        check_cuda(cudaMemcpyAsync(&control, on_device->control.as<void>(), sizeof control,
-                                   cudaMemcpyDeviceToHost, stream),
+    /// What the last use wrote there; waits.
+    [[nodiscard]] Control read_control(Use use, cudaStream_t stream) const {
+        Control read;
+        if (!controls.holds(2 * sizeof(Control))) return read;
+        check_cuda(cudaMemcpyAsync(&read, control(use), sizeof read, cudaMemcpyDeviceToHost, stream),
                    "cudaMemcpyAsync");
         check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-        return control;
+        return read;
     }
 
-    void read_bad_elements(std::span<std::uint64_t> counts, cudaStream_t stream) const {
+    void read_counts(const Counts& from, std::span<std::uint64_t> counts, cudaStream_t stream) const {
         std::fill(counts.begin(), counts.end(), 0);
-        const auto count = std::min(counts.size(), counted);
+        const auto count = std::min(counts.size(), from.size);
         if (count != 0) {
-            check_cuda(cudaMemcpyAsync(counts.data(), bad_elements, count * sizeof(std::uint64_t),
+            check_cuda(cudaMemcpyAsync(counts.data(), from.at, count * sizeof(std::uint64_t),
                                        cudaMemcpyDeviceToHost, stream),
                        "cudaMemcpyAsync");
         }
@@ -230,13 +260,16 @@ struct StepPlan::Impl {
     }
 
     int device;
+    bool uses_device = false;  // has allocated there
     TensorList list;
     bool must_upload_tensors = true, must_upload_chunks = true;
-    std::size_t counted = 0;                // tensors of the last step
-    std::uint64_t* bad_elements = nullptr;  // of each of them
+    Counts stepped, counted;  // of the last step, and of the last count
     NonFinite nonfinite = NonFinite::kSkipElement;
     std::unique_ptr<Uploader> uploader = std::make_unique<Uploader>();
+    /// Of steps, and of counts and norms. A graph that was captured writes there, too.
+    Memory<true> controls;
     std::unique_ptr<OnDevice> on_device = std::make_unique<OnDevice>();
+    std::unique_ptr<OnDevice> idle;  // what steps outside of captures had, during and after one
     std::vector<std::unique_ptr<OnDevice>> captured;  // what graphs read
 };
 
@@ -249,18 +282,20 @@ int StepPlan::device() const { return impl_->device; }
 
 void StepPlan::prepare(std::span<const StepItem> items, void* stream, const DeviceValues& values) {
     const CurrentDevice current(impl_->device);
-    impl_->prepare(items, values, static_cast<cudaStream_t>(stream));
+    impl_->prepare(items, values, static_cast<cudaStream_t>(stream), Impl::Use::kStep);
 }
 
 void StepPlan::step(std::span<const StepItem> items, const StepOptions& options, void* stream) {
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->prepare(items, options.device, on);
+    const auto use = Impl::Use::kStep;
+    impl_->prepare(items, options.device, on, use);
     impl_->nonfinite = options.nonfinite;
     const bool stops = options.nonfinite != NonFinite::kSkipElement;
-    impl_->compute_scalars(options.device, on);
-    if (stops) impl_->launch(&Launchers::count_bad, stops, on);
-    impl_->launch(&Launchers::step, stops, on);
+    impl_->begin_counts(use, options.device.bad_elements, on);
+    impl_->compute_scalars(options.device, use, on);
+    if (stops) impl_->launch(&Launchers::count_bad, use, stops, on);
+    impl_->launch(&Launchers::step, use, stops, on);
     impl_->advance_counts(options.device.steps_done, stops, on);
 }
 
@@ -268,11 +303,13 @@ void StepPlan::count_bad_gradients(std::span<const StepItem> items, const StepOp
                                    void* stream) {
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->prepare(items, options.device, on);
+    const auto use = Impl::Use::kCount;
+    impl_->prepare(items, options.device, on, use);
     auto values = options.device;
     values.found_inf = nullptr;
-    impl_->compute_scalars(values, on);
-    impl_->launch(&Launchers::count_bad, false, on);
+    impl_->begin_counts(use, values.bad_elements, on);
+    impl_->compute_scalars(values, use, on);
+    impl_->launch(&Launchers::count_bad, use, false, on);
 }
 
 std::uint64_t StepPlan::count_bad_gradients(std::span<const StepItem> items, const StepOptions& options,
@@ -280,44 +317,44 @@ std::uint64_t StepPlan::count_bad_gradients(std::span<const StepItem> items, con
     count_bad_gradients(items, options, stream);
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->read_bad_elements(counts, on);
-    return impl_->control_after(on).bad_gradients;
+    impl_->read_counts(impl_->counted, counts, on);
+    return impl_->read_control(Impl::Use::kCount, on).bad_gradients;
 }
 
 void StepPlan::grad_norm(std::span<const StepItem> items, const DeviceValues& values, double* norm,
                          double max_norm, float* clip_coefficient, void* stream) {
     const CurrentDevice current(impl_->device);
     auto* const on = static_cast<cudaStream_t>(stream);
-    impl_->prepare(items, values, on, true);
+    const auto use = Impl::Use::kNorm;
+    impl_->prepare(items, values, on, use);
     DeviceValues from;
     from.grad_scale = values.grad_scale;
-    from.bad_elements = values.bad_elements;
-    impl_->compute_scalars(from, on);
-    const auto& memory = *impl_->on_device;
+    impl_->compute_scalars(from, use, on);
     const NormLaunch launch{impl_->descriptor<TensorEntry>(0), static_cast<std::int64_t>(items.size()),
-                            impl_->list.norm_blocks(), memory.control.as<Control>(),
-                            memory.sums.as<double>()};
-    launch_norm(launch, norm, max_norm, clip_coefficient, on);
-    check_cuda(cudaGetLastError(), "the launch of the gradient norm");
+                            impl_->list.norm_blocks(), impl_->control(use),
+                            impl_->on_device->sums.as<double>()};
+    check_cuda(launch_norm(launch, norm, max_norm, clip_coefficient, on), "the launch of the gradient norm");
 }
 
 void StepPlan::bad_elements(std::span<std::uint64_t> counts, void* stream) const {
     const CurrentDevice current(impl_->device);
-    impl_->read_bad_elements(counts, static_cast<cudaStream_t>(stream));
+    impl_->read_counts(impl_->stepped, counts, static_cast<cudaStream_t>(stream));
 }
 
-const std::uint64_t* StepPlan::bad_elements() const { return impl_->bad_elements; }
+const std::uint64_t* StepPlan::bad_elements() const { return impl_->stepped.at; }
+const std::uint64_t* StepPlan::bad_gradients() const { return impl_->counted.at; }
+void StepPlan::release_captured() { impl_->release_captured(); }
 
 bool StepPlan::was_skipped(void* stream) const {
     const CurrentDevice current(impl_->device);
-    const auto control = impl_->control_after(static_cast<cudaStream_t>(stream));
+    const auto control = impl_->read_control(Impl::Use::kStep, static_cast<cudaStream_t>(stream));
     return control.is_skipped != 0 || control.bad_gradients != 0;
 }
 
 void StepPlan::check(void* stream) const {
     if (impl_->nonfinite != NonFinite::kError) return;
     const CurrentDevice current(impl_->device);
-    const auto bad = impl_->control_after(static_cast<cudaStream_t>(stream)).bad_gradients;
+    const auto bad = impl_->read_control(Impl::Use::kStep, static_cast<cudaStream_t>(stream)).bad_gradients;
     if (bad == 0) return;
     throw NonFiniteError(std::to_string(bad) +
                          " elements of the gradients are NaN, infinite or at least 2^48: nothing was "

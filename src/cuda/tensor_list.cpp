@@ -78,26 +78,34 @@ bool same_cut(const TensorEntry& a, const TensorEntry& b) {
 
 /// The kind of these values; a new one where no earlier tensor had them. Values of single tensors are told from the last kind's
 /// only: there may be as many as tensors.
-std::uint32_t TensorList::kind_of(const ScalarSource& source, const ItemValues& values) {
-    const auto found = std::find(sources_.begin(), sources_.end(), source);
+std::uint32_t TensorList::List::kind_of(const ScalarSource& source, const ItemValues& values) {
+    const auto found = std::find(sources.begin(), sources.end(), source);
     KindSource kind;
     kind.values = values;
-    kind.source = static_cast<std::uint32_t>(found - sources_.begin());
-    if (found == sources_.end()) sources_.push_back(source);
-    const auto searched = values == ItemValues() ? kinds_.begin() : kinds_.end() - (kinds_.empty() ? 0 : 1);
-    const auto same = std::find(searched, kinds_.end(), kind);
-    const auto index = static_cast<std::uint32_t>(same - kinds_.begin());
-    if (same == kinds_.end()) kinds_.push_back(kind);
+    kind.source = static_cast<std::uint32_t>(found - sources.begin());
+    if (found == sources.end()) sources.push_back(source);
+    const auto searched = values == ItemValues() ? kinds.begin() : kinds.end() - (kinds.empty() ? 0 : 1);
+    const auto same = std::find(searched, kinds.end(), kind);
+    const auto index = static_cast<std::uint32_t>(same - kinds.begin());
+    if (same == kinds.end()) kinds.push_back(kind);
     return index;
 }
 
-void TensorList::set_step_counts(std::span<const ItemValues> values) {
-    step_counts_.clear();
+void TensorList::List::set_step_counts(std::span<const ItemValues> values) {
     for (const auto& v : values) {
-        if (v.steps_done != nullptr) step_counts_.push_back(v.steps_done);
+        if (v.steps_done != nullptr) step_counts.push_back(v.steps_done);
     }
-    std::sort(step_counts_.begin(), step_counts_.end());
-    step_counts_.erase(std::unique(step_counts_.begin(), step_counts_.end()), step_counts_.end());
+    std::sort(step_counts.begin(), step_counts.end());
+    step_counts.erase(std::unique(step_counts.begin(), step_counts.end()), step_counts.end());
+}
+
+void TensorList::List::clear() {
+    tensors.clear();
+    launchers.clear();
+    sources.clear();
+    kinds.clear();
+    step_counts.clear();
+    norm_blocks = 0;
 }
 
 void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues> values,
@@ -107,14 +115,8 @@ void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues
                               std::to_string(values.size()) +
                               " values in device memory: give one for each tensor, or none");
     }
-    std::swap(tensors_, former_tensors_);
-    std::swap(launchers_, former_launchers_);
-    std::swap(kinds_, former_kinds_);
-    tensors_.clear();
-    launchers_.clear();
-    kinds_.clear();
-    sources_.clear();
-    norm_blocks_ = 0;
+    auto& next = next_list_;
+    next.clear();
     const StepItem* former = nullptr;
     Launchers launchers;
     std::uint32_t kind = 0;
@@ -123,43 +125,49 @@ void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues
         const bool is_of_former_kind = former != nullptr && same_kind(*former, item);
         if (!is_of_former_kind) launchers = find(item.rule, item.plan.first.count != 0, item.plan);
         if (!is_of_former_kind || (!values.empty() && !(values[n] == values[n - 1]))) {
-            kind = kind_of(ScalarSource(item), values.empty() ? ItemValues() : values[n]);
+            kind = next.kind_of(ScalarSource(item), values.empty() ? ItemValues() : values[n]);
         }
         former = &item;
-        launchers_.push_back(launchers);
-        tensors_.push_back(entry_of(item, n, kind));
-        tensors_.back().norm_begin = norm_blocks_;
-        norm_blocks_ += (item.layout->numel + kNormBlock - 1) / kNormBlock;
+        next.launchers.push_back(launchers);
+        next.tensors.push_back(entry_of(item, n, kind));
+        next.tensors.back().norm_begin = next.norm_blocks;
+        next.norm_blocks += (item.layout->numel + kNormBlock - 1) / kNormBlock;
     }
-    const bool kinds_changed = kinds_ != former_kinds_;
-    if (kinds_changed) set_step_counts(values);
-    tensors_changed_ = tensors_ != former_tensors_ || kinds_changed;
-    chunks_changed_ = launchers_ != former_launchers_ ||
-                      !std::equal(tensors_.begin(), tensors_.end(), former_tensors_.begin(),
-                                  former_tensors_.end(), same_cut);
-    if (chunks_changed_) cut();
+    const bool kinds_changed = next.kinds != list_.kinds;
+    if (kinds_changed) next.set_step_counts(values);
+    tensors_changed_ = next.tensors != list_.tensors || kinds_changed;
+    chunks_changed_ =
+        next.launchers != list_.launchers || !std::ranges::equal(next.tensors, list_.tensors, same_cut);
+    if (chunks_changed_) {
+        next_cut_.set(next);
+        std::swap(cut_, next_cut_);
+    }
+    if (!kinds_changed) std::swap(next.step_counts, list_.step_counts);
+    std::swap(list_, next_list_);
 }
 
-void TensorList::cut() {
-    chunks_.clear();
-    ranges_.clear();
-    for (std::size_t n = 0; n < tensors_.size(); ++n) {
-        const bool is_known = std::any_of(ranges_.begin(), ranges_.end(),
-                                          [&](const auto& r) { return r.launchers == launchers_[n]; });
-        if (!is_known && tensors_[n].numel != 0) ranges_.push_back({launchers_[n], 0, 0});
+void TensorList::Cut::set(const List& list) {
+    const auto& tensors = list.tensors;
+    const auto& launchers = list.launchers;
+    chunks.clear();
+    ranges.clear();
+    for (std::size_t n = 0; n < tensors.size(); ++n) {
+        const bool is_known = std::any_of(ranges.begin(), ranges.end(),
+                                          [&](const auto& r) { return r.launchers == launchers[n]; });
+        if (!is_known && tensors[n].numel != 0) ranges.push_back({launchers[n], 0, 0});
     }
-    for (auto& range : ranges_) {
-        range.begin = static_cast<std::uint32_t>(chunks_.size());
-        for (std::size_t n = 0; n < tensors_.size(); ++n) {
-            if (!(launchers_[n] == range.launchers)) continue;
-            const auto& t = tensors_[n];
+    for (auto& range : ranges) {
+        range.begin = static_cast<std::uint32_t>(chunks.size());
+        for (std::size_t n = 0; n < tensors.size(); ++n) {
+            if (!(launchers[n] == range.launchers)) continue;
+            const auto& t = tensors[n];
             const auto groups = t.rows * t.groups_in_row;
             for (std::int64_t at = 0; at < groups; at += kGroupsInChunk) {
-                chunks_.push_back({at / t.groups_in_row, static_cast<std::uint32_t>(at % t.groups_in_row),
-                                   static_cast<std::uint32_t>(n)});
+                chunks.push_back({at / t.groups_in_row, static_cast<std::uint32_t>(at % t.groups_in_row),
+                                  static_cast<std::uint32_t>(n)});
             }
         }
-        range.count = static_cast<std::uint32_t>(chunks_.size()) - range.begin;
+        range.count = static_cast<std::uint32_t>(chunks.size()) - range.begin;
     }
 }
 

@@ -2,6 +2,8 @@
 // No CUDA call lives here, so that the emulation in the tests reads the same.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -91,7 +93,7 @@ struct Launch {
 };
 
 /// How the kernels for one rule and storage are started.
-using Launcher = void (*)(const Launch& launch, void* stream);
+using Launcher = cudaError_t (*)(const Launch& launch, void* stream);
 struct Launchers {
     Launcher step = nullptr;
     Launcher count_bad = nullptr;
@@ -109,36 +111,49 @@ struct LaunchRange {
 class TensorList {
 public:
     /// Takes over `items` with their values in device memory, which may be empty. Chunks are kept where no size and no storage has
-    /// changed.
+    /// changed. Where it throws the list is as before.
     /// @throws InvalidArgument for a null pointer where a buffer must be, a row that is too long, or values of another length.
     void set(std::span<const StepItem> items, std::span<const ItemValues> values, FindLaunchers find);
 
-    [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return tensors_; }
-    [[nodiscard]] const std::vector<Chunk>& chunks() const { return chunks_; }
-    [[nodiscard]] const std::vector<ScalarSource>& sources() const { return sources_; }
-    [[nodiscard]] const std::vector<KindSource>& kinds() const { return kinds_; }
+    [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return list_.tensors; }
+    [[nodiscard]] const std::vector<Chunk>& chunks() const { return cut_.chunks; }
+    [[nodiscard]] const std::vector<ScalarSource>& sources() const { return list_.sources; }
+    [[nodiscard]] const std::vector<KindSource>& kinds() const { return list_.kinds; }
     /// Step counts in device memory that belong to single items, each once, in order.
-    [[nodiscard]] const std::vector<std::int64_t*>& step_counts() const { return step_counts_; }
-    [[nodiscard]] const std::vector<LaunchRange>& ranges() const { return ranges_; }
+    [[nodiscard]] const std::vector<std::int64_t*>& step_counts() const { return list_.step_counts; }
+    [[nodiscard]] const std::vector<LaunchRange>& ranges() const { return cut_.ranges; }
     /// Whether the last call of set() changed tensors, kinds or step counts; the same of the chunks.
     [[nodiscard]] bool tensors_changed() const { return tensors_changed_; }
     [[nodiscard]] bool chunks_changed() const { return chunks_changed_; }
     /// Blocks of the gradient norm of all tensors.
-    [[nodiscard]] std::int64_t norm_blocks() const { return norm_blocks_; }
+    [[nodiscard]] std::int64_t norm_blocks() const { return list_.norm_blocks; }
 
 private:
-    std::uint32_t kind_of(const ScalarSource& source, const ItemValues& values);
-    void set_step_counts(std::span<const ItemValues> values);
-    void cut();
+    /// What follows from the items.
+    struct List {
+        std::vector<TensorEntry> tensors;
+        std::vector<Launchers> launchers;  // of each tensor
+        std::vector<ScalarSource> sources;
+        std::vector<KindSource> kinds;
+        std::vector<std::int64_t*> step_counts;
+        std::int64_t norm_blocks = 0;
 
-    std::vector<TensorEntry> tensors_, former_tensors_;
-    std::vector<Launchers> launchers_, former_launchers_;  // of each tensor
-    std::vector<Chunk> chunks_;
-    std::vector<ScalarSource> sources_;
-    std::vector<KindSource> kinds_, former_kinds_;
-    std::vector<std::int64_t*> step_counts_;
-    std::vector<LaunchRange> ranges_;
-    std::int64_t norm_blocks_ = 0;
+        void clear();
+        std::uint32_t kind_of(const ScalarSource& source, const ItemValues& values);
+        void set_step_counts(std::span<const ItemValues> values);
+    };
+    /// How the tensors are shared out among blocks.
+    struct Cut {
+        std::vector<Chunk> chunks;
+        std::vector<LaunchRange> ranges;
+
+        void set(const List& list);
+    };
+
+    // The next ones are made beside the present ones, which they replace when nothing can throw any more. Both
+    // keep their memory.
+    List list_, next_list_;
+    Cut cut_, next_cut_;
     bool tensors_changed_ = false, chunks_changed_ = false;
 };
 

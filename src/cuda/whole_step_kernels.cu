@@ -5,7 +5,7 @@
 namespace flashoptim::cuda {
 
 #define FLASHOPTIM_COUNT_KERNEL(...) \
-    template void launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*);
+    template cudaError_t launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*);
 
 FLASHOPTIM_COUNT_KERNEL(NativeFloat32Weight)
 FLASHOPTIM_COUNT_KERNEL(Bfloat16Weight24)
@@ -49,21 +49,36 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
     if (block < launch.blocks && part == 0) launch.sums[block] = norm_total(parts + threadIdx.x);
 }
 
-/// Adds the sums of all blocks in their order: one thread adds, the others fetch.
+/// Adds the sums of all blocks in their order, which is part of the bits: one addition after the other, by one
+/// thread. Its warp does nothing else and waits for nothing; the other warps fetch what comes next.
 __global__ void __launch_bounds__(kThreads)
     norm_sum_kernel(const __grid_constant__ NormLaunch launch, double* norm, double max_norm,
                     float* coefficient) {
-    __shared__ double fetched[2][kThreads];
-    double total = 0.0;
-    for (std::int64_t begin = 0, n = 0; begin < launch.blocks; begin += kThreads, n ^= 1) {
-        const auto mine = begin + threadIdx.x;
-        fetched[n][threadIdx.x] = mine < launch.blocks ? launch.sums[mine] : 0.0;
-        __syncthreads();
-        const auto left = launch.blocks - begin;
-        const int count = left < kThreads ? static_cast<int>(left) : kThreads;
-        if (threadIdx.x == 0) {
-            for (int e = 0; e < count; ++e) total += fetched[n][e];
+    constexpr int kFetched = 1024, kAtOnce = 16;
+    __shared__ alignas(16) double fetched[2][kFetched];
+    const int fetcher = static_cast<int>(threadIdx.x) - warpSize;
+    const auto fetch = [&](std::int64_t begin, int half) {
+        if (fetcher < 0) return;
+        for (int e = fetcher; e < kFetched; e += kThreads - warpSize) {
+            // Behind the last sum zeros, which change no total.
+            fetched[half][e] = begin + e < launch.blocks ? launch.sums[begin + e] : 0.0;
         }
+    };
+    double total = 0.0;
+    fetch(0, 0);
+    __syncthreads();
+    int half = 0;
+    for (std::int64_t begin = 0; begin < launch.blocks; begin += kFetched, half ^= 1) {
+        fetch(begin + kFetched, half ^ 1);
+        if (threadIdx.x == 0) {
+            const auto left = launch.blocks - begin;
+            const int count = left < kFetched ? static_cast<int>(left) : kFetched;
+            for (int at = 0; at < count; at += kAtOnce) {
+#pragma unroll
+                for (int e = 0; e < kAtOnce; ++e) total += fetched[half][at + e];
+            }
+        }
+        __syncthreads();
     }
     if (threadIdx.x != 0) return;
     *norm = double_sqrt(total);
@@ -72,22 +87,22 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void launch_preparation(const Preparation& preparation, void* stream) {
+cudaError_t launch_preparation(const Preparation& preparation, void* stream) {
     const auto blocks = preparation.kind_count / kScalarThreads + 1;
-    preparation_kernel<<<blocks, kScalarThreads, 0, static_cast<cudaStream_t>(stream)>>>(preparation);
+    return launch_kernel(&preparation_kernel, blocks, kScalarThreads, stream, preparation);
 }
-void launch_advance(const Advance& launch, void* stream) {
+cudaError_t launch_advance(const Advance& launch, void* stream) {
     const auto blocks = launch.count / kScalarThreads + 1;
-    advance_kernel<<<blocks, kScalarThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+    return launch_kernel(&advance_kernel, blocks, kScalarThreads, stream, launch);
 }
-void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient, void* stream) {
-    const auto blocks = (launch.blocks + kNormBlocksInBlock - 1) / kNormBlocksInBlock;
+cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
+                        void* stream) {
+    const auto blocks = static_cast<unsigned>((launch.blocks + kNormBlocksInBlock - 1) / kNormBlocksInBlock);
     if (blocks != 0) {
-        norm_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            launch);
+        const auto status = launch_kernel(&norm_kernel, blocks, kThreads, stream, launch);
+        if (status != cudaSuccess) return status;
     }
-    norm_sum_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch, norm, max_norm,
-                                                                           coefficient);
+    return launch_kernel(&norm_sum_kernel, 1, kThreads, stream, launch, norm, max_norm, coefficient);
 }
 
 }  // namespace flashoptim::cuda

@@ -1,5 +1,7 @@
-/* The C interface on a CUDA device, over the emulated runtime, whose device memory is memory of the host: if this fails, C programs on
-   a GPU train otherwise than on the CPU. Usage: c_api_on_cuda_test FOLDER (for what it saves). */
+/* The C interface on a CUDA device, or over the emulated runtime: if this fails, C programs on a GPU train otherwise
+   than on the CPU. Usage: c_api_on_cuda_test FOLDER (for what it saves). Exits with 77 where there is no device, unless
+   FLASHOPTIM_REQUIRE_GPU=1. */
+#include <cuda_runtime_api.h>
 #include <flashoptim/c_api.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,21 +9,45 @@
 
 #include "../capi/support.h"
 
-/* A weight, its gradient and its optimizer. */
+/* A weight, its gradient and its optimizer, which has them in memory of the host or of the device. */
 typedef struct run {
     float weight[COUNT], gradient[COUNT], master[COUNT];
+    float *given_weight, *given_gradient;
+    int32_t place;
     flashoptim_optimizer* optimizer;
 } run;
 
+#define EXPECT_CUDA(call) EXPECT((call) == cudaSuccess)
+
+static void upload_gradient(run* r) {
+    if (r->place == FLASHOPTIM_HOST) return;
+    EXPECT_CUDA(cudaMemcpy(r->given_gradient, r->gradient, sizeof r->gradient, cudaMemcpyHostToDevice));
+}
+static void download_weight(run* r) {
+    if (r->place == FLASHOPTIM_HOST) return;
+    EXPECT_CUDA(cudaMemcpy(r->weight, r->given_weight, sizeof r->weight, cudaMemcpyDeviceToHost));
+}
+
 static void make_run(run* r, int32_t place, int32_t nonfinite) {
     flashoptim_options options;
-    flashoptim_tensor weight = {r->weight, FLASHOPTIM_FLOAT32, 2, shape, NULL};
-    flashoptim_tensor gradient = {r->gradient, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    flashoptim_tensor weight = {NULL, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    flashoptim_tensor gradient = {NULL, FLASHOPTIM_FLOAT32, 2, shape, NULL};
     int n;
+    r->place = place;
+    r->given_weight = r->weight;
+    r->given_gradient = r->gradient;
     for (n = 0; n < COUNT; ++n) {
         r->weight[n] = (float)(n % 97) / 97.0f - 0.5f;
         r->gradient[n] = (float)(n % 89) / 890.0f - 0.05f;
     }
+    if (place == FLASHOPTIM_CUDA) {
+        EXPECT_CUDA(cudaMalloc((void**)&r->given_weight, sizeof r->weight));
+        EXPECT_CUDA(cudaMalloc((void**)&r->given_gradient, sizeof r->gradient));
+        EXPECT_CUDA(cudaMemcpy(r->given_weight, r->weight, sizeof r->weight, cudaMemcpyHostToDevice));
+    }
+    weight.data = r->given_weight;
+    gradient.data = r->given_gradient;
+    upload_gradient(r);
     EXPECT_OK(flashoptim_options_init(&options, sizeof options));
     EXPECT(options.place == FLASHOPTIM_HOST && options.device == 0 && options.stream == NULL);
     options.place = place;
@@ -31,9 +57,17 @@ static void make_run(run* r, int32_t place, int32_t nonfinite) {
     EXPECT_OK(flashoptim_set_gradient(r->optimizer, 0, &gradient));
 }
 
+static void end_run(run* r) {
+    flashoptim_destroy(r->optimizer);
+    if (r->place == FLASHOPTIM_HOST) return;
+    EXPECT_CUDA(cudaFree(r->given_weight));
+    EXPECT_CUDA(cudaFree(r->given_gradient));
+}
+
 static void expect_same(run* host, run* device) {
     double norm[2];
     uint64_t bad[2];
+    download_weight(device);
     EXPECT(memcmp(host->weight, device->weight, sizeof host->weight) == 0);
     EXPECT_OK(flashoptim_copy_master(host->optimizer, 0, host->master, COUNT));
     EXPECT_OK(flashoptim_copy_master(device->optimizer, 0, device->master, COUNT));
@@ -49,6 +83,8 @@ static void expect_same(run* host, run* device) {
     EXPECT(bad[0] == bad[1]);
 }
 
+enum { SKIPPED = 77 };
+
 static run host, device;
 
 static void test_same_bits_and_checkpoints(const char* folder) {
@@ -57,6 +93,7 @@ static void test_same_bits_and_checkpoints(const char* folder) {
     make_run(&host, FLASHOPTIM_HOST, FLASHOPTIM_NONFINITE_SKIP_ELEMENT);
     make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_SKIP_ELEMENT);
     device.gradient[5] = host.gradient[5] = 1e30f; /* counted, not stepped */
+    upload_gradient(&device);
     for (t = 0; t < 3; ++t) {
         EXPECT_OK(flashoptim_step(host.optimizer, NULL, NULL));
         EXPECT_OK(flashoptim_step(device.optimizer, NULL, NULL));
@@ -70,9 +107,10 @@ static void test_same_bits_and_checkpoints(const char* folder) {
     EXPECT_OK(flashoptim_load(host.optimizer, path, 1, 0, NULL));
     EXPECT_OK(flashoptim_step(host.optimizer, NULL, NULL));
     EXPECT_OK(flashoptim_step(device.optimizer, NULL, NULL));
+    download_weight(&device);
     EXPECT(memcmp(host.weight, device.weight, sizeof host.weight) == 0);
-    flashoptim_destroy(host.optimizer);
-    flashoptim_destroy(device.optimizer);
+    end_run(&host);
+    end_run(&device);
 }
 
 static void test_policies(void) {
@@ -80,24 +118,33 @@ static void test_policies(void) {
     int32_t skipped = 0;
     make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_SKIP_STEP);
     device.gradient[7] = 1e30f;
+    upload_gradient(&device);
     EXPECT_OK(flashoptim_step(device.optimizer, &bad, &skipped));
     EXPECT(bad == 1 && skipped == 1);
-    flashoptim_destroy(device.optimizer);
+    end_run(&device);
     make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_ERROR);
     device.gradient[7] = 1e30f;
+    upload_gradient(&device);
     EXPECT(flashoptim_step(device.optimizer, NULL, NULL) == FLASHOPTIM_NONFINITE);
-    flashoptim_destroy(device.optimizer);
+    end_run(&device);
 }
 
 static void test_refusals(void) {
     flashoptim_options options;
     flashoptim_optimizer* none = NULL;
-    EXPECT(flashoptim_cuda_device_count() == 1);
+    flashoptim_tensor of_host = {host.weight, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    char text[64];
     EXPECT_OK(flashoptim_options_init(&options, sizeof options));
     options.place = FLASHOPTIM_CUDA;
-    options.device = 1;
+    EXPECT_OK(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none));
+    EXPECT(flashoptim_add_parameter(none, &of_host, "w", 0, NULL, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "w lies in memory of the host") != NULL);
+    flashoptim_destroy(none);
+    none = NULL;
+    options.device = flashoptim_cuda_device_count();
     EXPECT(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none) == FLASHOPTIM_DEVICE_ERROR);
-    EXPECT(strstr(flashoptim_last_error(), "CUDA device 1 does not exist") != NULL);
+    snprintf(text, sizeof text, "CUDA device %d does not exist", (int)options.device);
+    EXPECT(strstr(flashoptim_last_error(), text) != NULL);
     options.place = 2;
     EXPECT(flashoptim_create(FLASHOPTIM_ADAMW, NULL, &options, &none) == FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(strstr(flashoptim_last_error(), "place is 2") != NULL);
@@ -109,6 +156,11 @@ static void test_refusals(void) {
 
 int main(int argc, char** argv) {
     if (argc != 2) return 2;
+    if (flashoptim_cuda_device_count() == 0) {
+        const char* const required = getenv("FLASHOPTIM_REQUIRE_GPU");
+        puts("no CUDA device");
+        return required != NULL && strcmp(required, "1") == 0 ? EXIT_FAILURE : SKIPPED;
+    }
     test_same_bits_and_checkpoints(argv[1]);
     test_policies();
     test_refusals();

@@ -6,6 +6,7 @@
 #include "cuda/block_step.h"
 #include "cuda/launchers.h"
 #include "cuda/whole_step.h"
+#include "emulated_runtime.h"
 
 namespace flashoptim::cuda {
 
@@ -49,6 +50,10 @@ public:
         }
     }
     static void add(std::uint64_t* counter, unsigned count) { *counter += count; }
+    template <class... Counter>
+    static void add_of_all(unsigned count, Counter*... counters) {
+        (add(counters, count), ...);
+    }
 
 private:
     std::unique_ptr<Thread[]> threads_;
@@ -58,18 +63,22 @@ private:
 }  // namespace
 
 template <class R, class M, class W>
-void launch_step(const Launch& launch, void* /*stream*/) {
+cudaError_t launch_step(const Launch& launch, void* /*stream*/) {
+    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
     for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
         EmulatedTeam<ThreadStep<R, M, W>> team(block % 2 == 1);
         step_chunk(team, launch, block);
     }
+    return cudaSuccess;
 }
 template <class R, class W>
-void launch_count(const Launch& launch, void* /*stream*/) {
+cudaError_t launch_count(const Launch& launch, void* /*stream*/) {
+    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
     for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
         EmulatedTeam<ThreadCount<R, W>> team(block % 2 == 1);
         count_chunk(team, launch, block);
     }
+    return cudaSuccess;
 }
 
 /// Nobody calls it: it makes the compiler instantiate every kernel.
@@ -80,15 +89,20 @@ Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan)
     });
 }
 
-void launch_preparation(const Preparation& preparation, void* /*stream*/) {
+cudaError_t launch_preparation(const Preparation& preparation, void* /*stream*/) {
+    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
     for (std::uint32_t n = 0; n < preparation.kind_count; ++n) prepare_kind(preparation, n);
     prepare_control(preparation);
+    return cudaSuccess;
 }
-void launch_advance(const Advance& launch, void* /*stream*/) {
+cudaError_t launch_advance(const Advance& launch, void* /*stream*/) {
+    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
     for (std::uint32_t n = 0; n <= launch.count; ++n) advance(launch, n);
+    return cudaSuccess;
 }
-void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
-                 void* /*stream*/) {
+cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
+                        void* /*stream*/) {
+    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
     double total = 0.0;
     for (std::int64_t block = 0; block < launch.blocks; ++block) {
         double parts[kNormSums];
@@ -98,6 +112,7 @@ void launch_norm(const NormLaunch& launch, double* norm, double max_norm, float*
     }
     *norm = double_sqrt(total);
     if (coefficient != nullptr) *coefficient = clip_coefficient(*norm, max_norm);
+    return cudaSuccess;
 }
 
 }  // namespace flashoptim::cuda

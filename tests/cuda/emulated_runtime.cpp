@@ -25,7 +25,10 @@ struct Failure {
 struct Runtime {
     std::mutex mutex;
     int device_count = 1;
+    int driver_version = CUDART_VERSION;
+    std::set<int> in_use;                           // devices that a thread has made current or allocated on
     std::map<const std::byte*, Allocation> memory;  // of the devices
+    std::set<const void*> host_memory;              // page-locked
     std::map<std::string, Failure> failures;
     std::set<cudaStream_t> captured;
     std::size_t waits = 0;
@@ -73,6 +76,12 @@ cudaError_t wait(const char* call) {
     ++runtime().waits;
     return cudaSuccess;
 }
+/// cuDevicePrimaryCtxGetState.
+int context_state(int device, unsigned* flags, int* active) {
+    *flags = 0;
+    *active = is_in_use(device) ? 1 : 0;
+    return 0;
+}
 bool is_captured(cudaStream_t stream) {
     const std::scoped_lock lock(runtime().mutex);
     return runtime().captured.count(stream) != 0;
@@ -83,10 +92,24 @@ bool is_captured(cudaStream_t stream) {
 void set_device_count(int count) {
     const std::scoped_lock lock(runtime().mutex);
     runtime().device_count = count;
+    runtime().in_use.clear();
+    current_device = 0;
+}
+void set_driver_version(int version) {
+    const std::scoped_lock lock(runtime().mutex);
+    runtime().driver_version = version;
+}
+bool is_in_use(int device) {
+    const std::scoped_lock lock(runtime().mutex);
+    return runtime().in_use.count(device) != 0;
 }
 void fail(const char* call, cudaError_t error, int successes) {
     const std::scoped_lock lock(runtime().mutex);
     runtime().failures[call] = {error, successes};
+}
+cudaError_t launched() {
+    const auto error = failure_of("cudaLaunchKernelExC");
+    return error == cudaSuccess ? cudaSuccess : failed(error);
 }
 void set_captured(cudaStream_t stream, bool is_captured) {
     const std::scoped_lock lock(runtime().mutex);
@@ -129,6 +152,16 @@ const char* cudaGetErrorName(cudaError_t error) {
             return "cudaErrorInvalidValue";
         case cudaErrorMemoryAllocation:
             return "cudaErrorMemoryAllocation";
+        case cudaErrorInitializationError:
+            return "cudaErrorInitializationError";
+        case cudaErrorInsufficientDriver:
+            return "cudaErrorInsufficientDriver";
+        case cudaErrorNoKernelImageForDevice:
+            return "cudaErrorNoKernelImageForDevice";
+        case cudaErrorUnsupportedPtxVersion:
+            return "cudaErrorUnsupportedPtxVersion";
+        case cudaErrorIllegalAddress:
+            return "cudaErrorIllegalAddress";
         case cudaErrorNoDevice:
             return "cudaErrorNoDevice";
         case cudaErrorInvalidDevice:
@@ -144,15 +177,33 @@ const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(error);
 }
 cudaError_t cudaGetLastError() {
-    if (const auto error = failure_of("cudaGetLastError"); error != cudaSuccess) return error;
     const auto error = last_error;
     last_error = cudaSuccess;
     return error;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+    const std::scoped_lock lock(runtime().mutex);
+    *version = runtime().driver_version;
+    return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned /*version*/,
+                                             unsigned long long /*flags*/,
+                                             cudaDriverEntryPointQueryResult* result) {
+    const bool is_known = std::string(symbol) == "cuDevicePrimaryCtxGetState";
+    *result = is_known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    *function = is_known ? reinterpret_cast<void*>(&context_state) : nullptr;
+    return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceCount(int* count) {
     if (const auto error = failure_of("cudaGetDeviceCount"); error != cudaSuccess) return failed(error);
     const std::scoped_lock lock(runtime().mutex);
+    if (runtime().driver_version < CUDART_VERSION) return failed(cudaErrorInsufficientDriver);
     *count = runtime().device_count;
     return *count == 0 ? failed(cudaErrorNoDevice) : cudaSuccess;
 }
@@ -166,6 +217,7 @@ cudaError_t cudaSetDevice(int device) {
     const std::scoped_lock lock(runtime().mutex);
     if (device < 0 || device >= runtime().device_count) return failed(cudaErrorInvalidDevice);
     current_device = device;
+    runtime().in_use.insert(device);
     return cudaSuccess;
 }
 
@@ -175,12 +227,14 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
     if (*memory == nullptr) return bytes == 0 ? cudaSuccess : failed(cudaErrorMemoryAllocation);
     const std::scoped_lock lock(runtime().mutex);
     runtime().memory[static_cast<const std::byte*>(*memory)] = {bytes, current_device};
+    runtime().in_use.insert(current_device);
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* memory) {
-    if (const auto error = failure_of("cudaFree"); error != cudaSuccess) return failed(error);
+    if (const auto error = failure_while_captured("cudaFree"); error != cudaSuccess) return failed(error);
     if (memory == nullptr) return cudaSuccess;
     const std::scoped_lock lock(runtime().mutex);
+    runtime().in_use.insert(current_device);
     if (runtime().memory.erase(static_cast<const std::byte*>(memory)) == 0)
         return failed(cudaErrorInvalidValue);
     std::free(memory);
@@ -190,10 +244,26 @@ cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
     if (const auto error = failure_while_captured("cudaMallocHost"); error != cudaSuccess)
         return failed(error);
     *memory = take(bytes);
-    return *memory == nullptr ? failed(cudaErrorMemoryAllocation) : cudaSuccess;
+    if (*memory == nullptr) return failed(cudaErrorMemoryAllocation);
+    const std::scoped_lock lock(runtime().mutex);
+    runtime().host_memory.insert(*memory);
+    return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
+    if (const auto error = failure_while_captured("cudaFreeHost"); error != cudaSuccess) return failed(error);
+    const std::scoped_lock lock(runtime().mutex);
+    runtime().host_memory.erase(memory);
     std::free(memory);
+    return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+    const int device = device_of(memory);
+    const std::scoped_lock lock(runtime().mutex);
+    const bool is_page_locked = runtime().host_memory.count(memory) != 0;
+    const auto type = device >= 0      ? cudaMemoryTypeDevice
+                      : is_page_locked ? cudaMemoryTypeHost
+                                       : cudaMemoryTypeUnregistered;
+    *attributes = {type, device, nullptr, nullptr, {}};
     return cudaSuccess;
 }
 

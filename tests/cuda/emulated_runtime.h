@@ -7,12 +7,20 @@
 
 namespace flashoptim::cuda::emulated {
 
-/// Devices of this process: 1 at first. 0 is a machine without a driver.
+/// Devices of this process: 1 at first. 0 is a machine without one. None of them is in use then, and the first is
+/// this thread's.
 void set_device_count(int count);
+/// As cudaDriverGetVersion tells it; at first that of the runtime. An older driver serves nothing.
+void set_driver_version(int version);
+/// Whether a thread has made the device current, or allocated there.
+bool is_in_use(int device);
 
 /// The call of this name that comes after `successes` more fails once with `error`: "cudaMalloc", ...; the launch of a kernel is
-/// seen to fail by "cudaGetLastError".
+/// "cudaLaunchKernelExC".
 void fail(const char* call, cudaError_t error, int successes = 0);
+
+/// What the launch of a kernel does first.
+cudaError_t launched();
 
 /// Whether work on this stream is being captured: then it cannot be waited for, and while any is, threads whose mode of capture is not
 /// relaxed cannot allocate and wait at all.

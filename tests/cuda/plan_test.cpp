@@ -1,114 +1,116 @@
-// StepPlan over the emulated runtime: what it asks of CUDA, and what it says where that refuses. If these fail, a program waits, copies
-// or allocates where it was told that nothing would, or dies without a word when device memory ends.
-#include "emulated_runtime.h"
+// StepPlan over lists that change, values in device memory, policies and counts. If these fail, a training loop
+// that steps a list of its own on a GPU steps other tensors than it said, or is told otherwise than what happened.
 #include "subject.h"
 
 namespace flashoptim::cuda {
 
 namespace {
 
-/// Two tensors that are "in device memory": the emulated one is the host's.
-TensorSet two_tensors(const RuleCase& rule = rule_cases()[4]) {
-    return {rule,
-            {"native", {Format::kNative, 24, true, 0, 0}, DType::kBFloat16},
-            DType::kBFloat16,
-            {{{9, 67}}, {{640}}}};
-}
+/// Values in device memory.
+template <class T>
+class DeviceValue {
+public:
+    explicit DeviceValue(const std::vector<T>& values) : size_(values.size()), copy_(size_ * sizeof(T)) {
+        set(values);
+    }
+    void set(const std::vector<T>& values) { copy_.upload(values.data()); }
+    [[nodiscard]] std::vector<T> get() const {
+        std::vector<T> values(size_);
+        copy_.download(values.data());
+        return values;
+    }
+    [[nodiscard]] T* at(std::size_t place = 0) const { return copy_.as<T>() + place; }
 
-class CudaPlan : public ::testing::Test {
-    void TearDown() override {
-        emulated::set_device_count(1);
-        emulated::set_captured(nullptr, false);
-        EXPECT_EQ(emulated::allocated_bytes(0), 0U);
-        EXPECT_EQ(emulated::allocated_bytes(1), 0U);
+private:
+    std::size_t size_;
+    DeviceCopy copy_;
+};
+
+/// A set with gradients, beside its copy on the device.
+struct SetOnDevice {
+    TensorSet host;
+    DeviceSet device;
+
+    SetOnDevice(TensorSet set, std::int64_t t) : host(std::move(set)), device(filled(host, t)) {}
+    static TensorSet& filled(TensorSet& set, std::int64_t t) {
+        set.fill_gradients(t);
+        return set;
+    }
+    [[nodiscard]] std::span<const StepItem> items() const { return device.items; }
+    [[nodiscard]] TensorSet& downloaded() {
+        device.download();
+        return host;
     }
 };
 
+class CudaPlan : public OnDevice {};
+
 }  // namespace
 
-TEST_F(CudaPlan, StepWaitsForNothing) {
-    auto set = two_tensors();
+// If a list that was refused leaves a trace, the next step runs on the descriptors of the one before: it writes
+// other tensors.
+TEST_F(CudaPlan, AListThatIsRefusedLeavesNoTrace) {
+    SetOnDevice first(two_tensors(), 1), second(two_tensors(), 1);
+    auto expected = two_tensors();
+    expected.fill_gradients(1);
     StepPlan plan;
-    for (int t = 1; t <= 5; ++t) {
-        set.fill_gradients(t);
-        const auto before = emulated::waits();
-        plan.step(set.items(), {}, nullptr);
-        EXPECT_EQ(emulated::waits(), before) << "step " << t;
-    }
-}
-
-// A graph reads the list at every replay: if a later list were written over it, a replay would step with other gradients' addresses.
-TEST_F(CudaPlan, WhatAGraphReadsIsLeftAsItIs) {
-    auto set = two_tensors(), other = two_tensors();
-    set.fill_gradients(1);
-    other.fill_gradients(1);
-    StepPlan plan;
-    emulated::set_captured(nullptr, true);
-    EXPECT_NO_THROW(plan.step(set.items(), {}, nullptr));  // not prepared: uploaded beside the capture
-    const auto* const counts = plan.bad_elements();
-    emulated::set_captured(nullptr, false);
-
-    const auto captured = emulated::allocated_bytes(0);
-    plan.step(other.items(), {}, nullptr);
-    EXPECT_GT(emulated::allocated_bytes(0), captured);
-    EXPECT_NE(plan.bad_elements(), counts);
-
-    const auto after = emulated::allocated_bytes(0);
-    plan.step(set.items(), {}, nullptr);  // the list changes outside of a capture: nothing new
-    EXPECT_EQ(emulated::allocated_bytes(0), after);
-}
-
-TEST_F(CudaPlan, NormCanBeCaptured) {
-    auto set = two_tensors();
-    set.fill_gradients(1);
-    StepPlan plan;
-    emulated::set_captured(nullptr, true);
-    double norm = 0.0;
-    EXPECT_NO_THROW(plan.grad_norm(set.items(), {}, &norm, 1.0, nullptr, nullptr));
+    plan.step(first.items(), {}, nullptr);
+    const auto stepped_once = first.downloaded().bytes();
+    auto items = second.device.items;
+    items[1].gradient = nullptr;
+    expect_refused<InvalidArgument>("tensor 1: its weight or gradient is null",
+                                    [&] { plan.step(items, {}, nullptr); });
+    plan.step(second.items().first(1), {}, nullptr);
     ThreadPool pool(1);
-    EXPECT_EQ(norm, grad_norm(set.items(), pool));
+    step(std::span(expected.items()).first(1), pool, Backend::kScalar);
+    EXPECT_TRUE(first.downloaded().bytes() == stepped_once);
+    EXPECT_TRUE(second.downloaded().same_as(expected));
 }
 
 // Two groups, each with a learning rate of its own, and a step count for each tensor: what torch's parameter groups are on a GPU.
 TEST_F(CudaPlan, ValuesOfSingleItems) {
     for (const auto& rule : rule_cases()) {
         auto expected = two_tensors(rule), found = two_tensors(rule);
-        std::int64_t steps[] = {0, 7};
         const double rates[] = {0.02, 0.3};
-        float found_inf = 0.0F;
-        std::uint64_t bad[] = {0, 0};
-        const ItemValues values[] = {{&steps[0], &rates[0]}, {&steps[1], &rates[1], 7}};
+        const DeviceValue<std::int64_t> steps({0, 7});
+        const DeviceValue<double> device_rates({rates[0], rates[1]});
+        DeviceValue<float> found_inf({0.0F});
+        const DeviceValue<std::uint64_t> bad({0, 0});
+        const ItemValues values[] = {{steps.at(0), device_rates.at(0)}, {steps.at(1), device_rates.at(1), 7}};
         StepPlan plan;
         ThreadPool pool(1);
+        DeviceSet on(found);
         for (int t = 1; t <= 4; ++t) {
+            const auto before_steps = steps.get();
             expected.fill_gradients(t);
             found.fill_gradients(t);
+            on.upload();
             for (std::size_t n = 0; n < 2; ++n) {
                 auto& item = expected.items()[n];
-                item.step = steps[n] + 1;
+                item.step = before_steps[n] + 1;
                 item.has_momentum = t > 1;
                 item.hyperparameters.learning_rate = rates[n];
-                found.items()[n].step = 1;
-                found.items()[n].has_momentum = false;
+                on.items[n].step = 1;
+                on.items[n].has_momentum = false;
             }
             StepOptions options;
             options.device.items = values;
-            options.device.bad_elements = bad;
-            options.device.found_inf = &found_inf;
-            found_inf = 1.0F;
+            options.device.bad_elements = bad.at();
+            options.device.found_inf = found_inf.at();
+            found_inf.set({1.0F});
             const auto before = found.bytes();
-            plan.step(found.items(), options, nullptr);
+            plan.step(on.items, options, nullptr);
+            on.download();
             EXPECT_TRUE(before == found.bytes());
-            EXPECT_EQ(steps[0], t - 1);
-            found_inf = 0.0F;
+            EXPECT_EQ(steps.get(), before_steps);
+            found_inf.set({0.0F});
             step(expected.items(), pool, Backend::kScalar);
-            plan.step(found.items(), options, nullptr);
-            ASSERT_TRUE(expected.bytes() == found.bytes()) << rule.name << ", step " << t;
-            EXPECT_EQ(steps[0], t);
-            EXPECT_EQ(steps[1], 7 + t);
+            plan.step(on.items, options, nullptr);
+            on.download();
+            ASSERT_TRUE(expected.same_as(found)) << rule.name << ", step " << t;
+            EXPECT_EQ(steps.get(), (std::vector<std::int64_t>{t, 7 + t}));
         }
-        EXPECT_EQ(bad[0], 2U);  // one in the second step, one in the third
-        EXPECT_EQ(bad[1], 2U);
+        EXPECT_EQ(bad.get(), (std::vector<std::uint64_t>{2, 2}));  // one in the second step, one in the third
     }
 }
 
@@ -118,81 +120,78 @@ TEST_F(CudaPlan, SharedCountsAndManyGroups) {
     const auto make = [] {
         TensorSet all = two_tensors();
         while (all.items().size() < 100) all.append(two_tensors());
-        all.fill_gradients(1);
         for (std::size_t n = 0; n < all.items().size(); ++n) {
             all.items()[n].hyperparameters.learning_rate = 0.01 * static_cast<double>(n + 1);
         }
         return all;
     };
-    auto expected = make(), found = make();
-    std::int64_t shared = 0, own = 0;
+    auto expected = make();
+    expected.fill_gradients(1);
+    SetOnDevice found(make(), 1);
+    const DeviceValue<std::int64_t> shared({0}), own({0});
     std::vector<ItemValues> values(found.items().size());
-    values[3].steps_done = values[70].steps_done = &own;
-    values[5].steps_done = &shared;
+    values[3].steps_done = values[70].steps_done = own.at();
+    values[5].steps_done = shared.at();
     StepOptions options;
-    options.device.steps_done = &shared;
+    options.device.steps_done = shared.at();
     options.device.items = values;
     StepPlan plan;
     ThreadPool pool(1);
     step(expected.items(), pool, Backend::kScalar);
     plan.step(found.items(), options, nullptr);
-    EXPECT_TRUE(expected.bytes() == found.bytes());
-    EXPECT_EQ(shared, 1);
-    EXPECT_EQ(own, 1);
+    EXPECT_TRUE(expected.same_as(found.downloaded()));
+    EXPECT_EQ(shared.get()[0], 1);
+    EXPECT_EQ(own.get()[0], 1);
     values.pop_back();
     options.device.items = values;
     expect_refused<InvalidArgument>("give one for each tensor, or none",
                                     [&] { plan.step(found.items(), options, nullptr); });
 }
 
-TEST_F(CudaPlan, UsesTheMemoryOfItsDeviceWhateverIsCurrent) {
-    emulated::set_device_count(2);
-    auto set = two_tensors();
-    set.fill_gradients(1);
-    {
-        StepPlan plan(1);
-        plan.step(set.items(), {}, nullptr);
-        EXPECT_EQ(emulated::device_of(plan.bad_elements()), 1);
-        EXPECT_EQ(emulated::allocated_bytes(0), 0U);
-        int current = -1;
-        EXPECT_EQ(cudaGetDevice(&current), cudaSuccess);
-        EXPECT_EQ(current, 0);
-    }
-    EXPECT_EQ(emulated::allocated_bytes(1), 0U);
-}
-
-TEST_F(CudaPlan, WhatCudaRefusesIsNamed) {
-    auto set = two_tensors();
-    set.fill_gradients(1);
-    const auto before = set.bytes();
-    StepPlan plan;
-    emulated::fail("cudaMalloc", cudaErrorMemoryAllocation, 2);
-    expect_refused<Error>("cudaMalloc failed with cudaErrorMemoryAllocation (out of memory)",
-                          [&] { plan.step(set.items(), {}, nullptr); });
-    EXPECT_TRUE(before == set.bytes());
-    plan.step(set.items(), {}, nullptr);  // once there is memory again
-    EXPECT_FALSE(before == set.bytes());
-    emulated::fail("cudaGetLastError", cudaErrorInvalidDeviceFunction);
-    expect_refused<Error>("the launch of a step's scalars failed with cudaErrorInvalidDeviceFunction",
-                          [&] { plan.step(set.items(), {}, nullptr); });
-}
-
 TEST_F(CudaPlan, ErrorPolicyIsCheckedAfterwards) {
-    auto set = two_tensors();
-    set.fill_gradients(2);  // with NaN in both
-    const auto before = set.bytes();
+    SetOnDevice bad(two_tensors(), 2), good(two_tensors(), 1);  // with NaN in both tensors, and with none
+    const auto before = bad.host.bytes();
     StepPlan plan;
-    plan.step(set.items(), {NonFinite::kError, {}}, nullptr);
+    plan.step(bad.items(), {NonFinite::kError, {}}, nullptr);
     expect_refused<NonFiniteError>("2 elements of the gradients", [&] { plan.check(nullptr); });
-    EXPECT_TRUE(before == set.bytes());
-    set.fill_gradients(1);
-    plan.step(set.items(), {NonFinite::kError, {}}, nullptr);
+    EXPECT_TRUE(before == bad.downloaded().bytes());
+    plan.step(good.items(), {NonFinite::kError, {}}, nullptr);
     EXPECT_NO_THROW(plan.check(nullptr));
 }
 
+// What a step leaves to be asked for is of that step: a loop that takes a norm or counts before it asks must not
+// be told otherwise.
+TEST_F(CudaPlan, NormsAndCountsLeaveTheVerdictOnTheStep) {
+    auto four = two_tensors();
+    four.append(two_tensors());
+    SetOnDevice bad(two_tensors(), 2), good(two_tensors(), 1), longer(std::move(four), 2);
+    const DeviceValue<double> norm({0.0});
+    StepPlan plan;
+    EXPECT_FALSE(plan.was_skipped(nullptr));
+    const auto measure = [&](const SetOnDevice& set, std::uint64_t expected) {
+        plan.grad_norm(set.items(), {}, norm.at(), 1.0, nullptr, nullptr);
+        EXPECT_EQ(plan.count_bad_gradients(set.items(), {}, {}, nullptr), expected);
+        EXPECT_NE(plan.bad_gradients(), plan.bad_elements());
+    };
+    std::uint64_t counts[2];
+    plan.step(bad.items(), {NonFinite::kError, {}}, nullptr);
+    measure(good, 0);
+    measure(longer, 4);
+    EXPECT_TRUE(plan.was_skipped(nullptr));
+    expect_refused<NonFiniteError>("2 elements of the gradients", [&] { plan.check(nullptr); });
+    plan.bad_elements(counts, nullptr);
+    EXPECT_EQ(counts[0], 1U);
+
+    plan.step(good.items(), {}, nullptr);
+    measure(bad, 2);
+    EXPECT_FALSE(plan.was_skipped(nullptr));
+    plan.bad_elements(counts, nullptr);
+    EXPECT_EQ(counts[0], 0U);
+}
+
 TEST_F(CudaPlan, BuffersThatAreMissingAreNamed) {
-    auto set = two_tensors();
-    set.items()[1].state.second = nullptr;
+    SetOnDevice set(two_tensors(), 1);
+    set.device.items[1].state.second = nullptr;
     StepPlan plan;
     expect_refused<InvalidArgument>("tensor 1: its second moments are null",
                                     [&] { plan.step(set.items(), {}, nullptr); });

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "flashoptim/cuda.h"
+#include "need_device.h"
 #include "tensors.h"
 
 namespace flashoptim::cuda {
@@ -19,8 +20,10 @@ public:
     DeviceCopy(const DeviceCopy&) = delete;
     DeviceCopy& operator=(const DeviceCopy&) = delete;
     void upload(const void* from) { upload(from, bytes_); }
+    /// It is there when this returns, for streams that do not wait for the default one, too.
     void upload(const void* from, std::size_t bytes) {
         check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice));
+        check(cudaStreamSynchronize(nullptr));
     }
     void download(void* to) const { check(cudaMemcpy(to, data_, bytes_, cudaMemcpyDeviceToHost)); }
     template <class T>
@@ -36,6 +39,50 @@ private:
     std::size_t bytes_;
 };
 
+/// The buffers of a set in device memory, at the same places between multiples of 16 bytes.
+class DeviceSet {
+public:
+    std::vector<StepItem> items;
+
+    explicit DeviceSet(TensorSet& set) : items(set.items()) {
+        set.for_each_buffer([&](std::byte* data, std::size_t bytes) {
+            copies_.emplace(data, std::make_unique<DeviceCopy>(bytes));
+        });
+        upload();
+        for (auto& item : items) {
+            item.weight = translated(item.weight);
+            item.gradient = translated(item.gradient);
+            auto& s = item.state;
+            for (auto* p : {&s.correction, &s.first, &s.first_scales, &s.second, &s.second_scales}) {
+                *p = translated(*p);
+            }
+        }
+    }
+    void upload() {
+        for (auto& [data, copy] : copies_) copy->upload(data);
+    }
+    void download() {
+        for (auto& [data, copy] : copies_) copy->download(data);
+    }
+
+private:
+    void* translated(const void* host) {
+        if (host == nullptr) return nullptr;
+        auto* const place = static_cast<std::byte*>(const_cast<void*>(host));
+        const auto& [data, copy] = *std::prev(copies_.upper_bound(place));
+        return copy->as<std::byte>() + (place - data);
+    }
+    std::map<std::byte*, std::unique_ptr<DeviceCopy>> copies_;
+};
+
+/// Two tensors in the native format.
+inline TensorSet two_tensors(const RuleCase& rule = rule_cases()[4]) {
+    return {rule,
+            {"native", {Format::kNative, 24, true, 0, 0}, DType::kBFloat16},
+            DType::kBFloat16,
+            {{{9, 67}}, {{640}}}};
+}
+
 class Subject {
 public:
     NonFinite nonfinite = NonFinite::kSkipElement;
@@ -44,10 +91,8 @@ public:
     std::optional<float> grad_scale, clip_coefficient, found_inf;
     std::vector<std::uint64_t> bad_elements;
 
-    static bool is_here() { return device_count() > 0; }
-
     void step(TensorSet& set) {
-        OnDevice on(set);
+        DeviceSet on(set);
         StepOptions options{nonfinite, {}};
         options.device = {put<std::int64_t>(steps_, steps_done), put<double>(rate_, learning_rate),
                           put<float>(scale_, grad_scale), put<float>(clip_, clip_coefficient),
@@ -59,13 +104,13 @@ public:
         if (steps_done) steps_.download(&*steps_done);
     }
     std::uint64_t count_bad(TensorSet& set) {
-        OnDevice on(set);
+        DeviceSet on(set);
         bad_elements.resize(on.items.size());
         return plan_.count_bad_gradients(on.items, {}, bad_elements, nullptr);
     }
     [[nodiscard]] bool was_skipped() const { return plan_.was_skipped(nullptr); }
     double norm(TensorSet& set) {
-        OnDevice on(set);
+        DeviceSet on(set);
         plan_.grad_norm(on.items, {}, norm_.as<double>(), 1.0, clip_.as<float>(), nullptr);
         double result = 0.0;
         norm_.download(&result);
@@ -73,36 +118,6 @@ public:
     }
 
 private:
-    /// The set's buffers on the device, at the same places between multiples of 16 bytes.
-    struct OnDevice {
-        std::vector<StepItem> items;
-        std::map<const std::byte*, std::pair<std::size_t, std::unique_ptr<DeviceCopy>>> copies;
-
-        explicit OnDevice(TensorSet& set) : items(set.items()) {
-            set.for_each_buffer([&](std::byte* data, std::size_t bytes) {
-                auto copy = std::make_unique<DeviceCopy>(bytes);
-                copy->upload(data);
-                copies.emplace(data, std::pair(bytes, std::move(copy)));
-            });
-            for (auto& item : items) {
-                item.weight = translated(item.weight);
-                item.gradient = translated(item.gradient);
-                auto& s = item.state;
-                for (auto* p : {&s.correction, &s.first, &s.first_scales, &s.second, &s.second_scales}) {
-                    *p = translated(*p);
-                }
-            }
-        }
-        void* translated(const void* host) {
-            if (host == nullptr) return nullptr;
-            const auto* const place = static_cast<const std::byte*>(host);
-            const auto& [data, copy] = *std::prev(copies.upper_bound(place));
-            return copy.second->as<std::byte>() + (place - data);
-        }
-        void download() {
-            for (auto& [data, copy] : copies) copy.second->download(const_cast<std::byte*>(data));
-        }
-    };
     template <class T>
     static T* put(DeviceCopy& to, const std::optional<T>& value) {
         if (!value) return nullptr;

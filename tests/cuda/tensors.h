@@ -1,6 +1,7 @@
-// Lists of tensors to step in two ways: what is compared are all their bytes.
+// Lists of tensors to step in two ways: what is compared are all their elements, bit for bit.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "../core/support.h"
@@ -86,31 +87,60 @@ public:
     template <class Visit>
     void for_each_buffer(Visit visit) {
         for (auto& t : tensors_) {
-            for (auto& [memory, size] : t->buffers) visit(memory.get(), static_cast<std::size_t>(size));
+            for (auto& b : t->buffers) visit(b.memory.get(), static_cast<std::size_t>(b.size));
         }
     }
     /// Every byte of every buffer, with what lies around it.
     [[nodiscard]] std::vector<std::vector<std::byte>> bytes() const {
         std::vector<std::vector<std::byte>> all;
         for (const auto& t : tensors_) {
-            for (const auto& [memory, size] : t->buffers) all.emplace_back(memory.get(), memory.get() + size);
+            for (const auto& b : t->buffers) all.emplace_back(b.memory.get(), b.memory.get() + b.size);
         }
         return all;
     }
+    /// Whether every element of every buffer has the same bits in both, or is a NaN in both, and so have the bytes
+    /// around. A NaN's payload and sign are outside of every promise: those that processors and GPUs make differ.
+    [[nodiscard]] bool same_as(const TensorSet& other) const {
+        return std::ranges::equal(tensors_, other.tensors_, [](const auto& a, const auto& b) {
+            return std::ranges::equal(a->buffers, b->buffers, Buffer::same);
+        });
+    }
 
 private:
+    struct Buffer {
+        std::unique_ptr<std::byte[]> memory;
+        std::int64_t size;
+        DType dtype;
+
+        static bool same(const Buffer& a, const Buffer& b) {
+            if (a.size != b.size || a.dtype != b.dtype) return false;
+            const auto bytes = static_cast<std::int64_t>(size_of(a.dtype));
+            for (std::int64_t at = 0; at < a.size; at += bytes) {
+                const bool same_bits = std::memcmp(a.memory.get() + at, b.memory.get() + at,
+                                                   static_cast<std::size_t>(bytes)) == 0;
+                if (!same_bits && !(a.has_nan_at(at) && b.has_nan_at(at))) return false;
+            }
+            return true;
+        }
+        [[nodiscard]] bool has_nan_at(std::int64_t at) const {
+            if (!is_floating(dtype)) return false;
+            std::uint32_t bits = 0;
+            std::memcpy(&bits, memory.get() + at, size_of(dtype));
+            if (dtype == DType::kFloat32) return (bits & 0x7fffffffU) > 0x7f800000U;
+            return (bits & 0x7fffU) > (dtype == DType::kBFloat16 ? 0x7f80U : 0x7c00U);
+        }
+    };
     struct Buffers {
         static constexpr std::int64_t kAround = 64;  // bytes before and behind, which nobody may write
         Layout layout;
         std::int64_t misalignment = 0;
-        std::vector<std::pair<std::unique_ptr<std::byte[]>, std::int64_t>> buffers;
+        std::vector<Buffer> buffers;
 
         void* add(DType dtype, std::int64_t count) {
             const auto bytes = static_cast<std::int64_t>(size_of(dtype));
             const auto size = (count + misalignment) * bytes + 2 * kAround;
-            auto& memory =
-                buffers.emplace_back(std::make_unique<std::byte[]>(static_cast<std::size_t>(size)), size);
-            return memory.first.get() + kAround + misalignment * bytes;
+            buffers.push_back({std::make_unique<std::byte[]>(static_cast<std::size_t>(size)), size, dtype});
+            return buffers.back().memory.get() + kAround + misalignment * bytes;
         }
     };
     DType gradient_dtype_;

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "flashoptim/cuda.h"
+#include "need_device.h"
 #include "step/lanes/cuda.h"
 
 namespace flashoptim::cuda {
@@ -60,16 +60,16 @@ unsigned long long differences(int runs, Launch launch) {
     return count;
 }
 
+class CudaUnguarded : public OnDevice {};
+
 }  // namespace
 
-TEST(CudaUnguarded, RootsAreCorrectlyRounded) {
-    if (device_count() == 0) GTEST_SKIP() << "no CUDA device";
+TEST_F(CudaUnguarded, RootsAreCorrectlyRounded) {
     EXPECT_EQ(differences(98, [](int n, auto* to) { compare_roots<<<1U << 16U, 256>>>(-96 + 2 * n, to); }),
               0U);
 }
 
-TEST(CudaUnguarded, QuotientsAreCorrectlyRounded) {
-    if (device_count() == 0) GTEST_SKIP() << "no CUDA device";
+TEST_F(CudaUnguarded, QuotientsAreCorrectlyRounded) {
     EXPECT_EQ(differences(64,
                           [](int n, auto* to) {
                               compare_quotients<<<1U << 18U, 256>>>(static_cast<std::uint64_t>(n), to);

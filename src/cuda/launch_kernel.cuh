@@ -1,0 +1,21 @@
+// How kernels are started: with the error of this launch. What cudaGetLastError tells after <<<>>> may be an error
+// that the application has left behind.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <utility>
+
+namespace flashoptim::cuda {
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, void* stream,
+                          Arguments&&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.stream = static_cast<cudaStream_t>(stream);
+    return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace flashoptim::cuda
