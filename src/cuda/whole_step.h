@@ -136,10 +136,17 @@ FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block,
     return sum;
 }
 
-/// The sums of a block, added in order.
-FLASHOPTIM_INLINE double norm_total(const double* parts) {
+/// Total n of the blocks' sums: every kNormTotals-th from there.
+FLASHOPTIM_INLINE double norm_total(const NormLaunch& launch, int n) {
     double total = 0.0;
-    for (int n = 0; n < kNormSums; ++n) total += parts[n];
+    FLASHOPTIM_UNROLL_LOADS
+    for (std::int64_t block = n; block < launch.blocks; block += kNormTotals) total += launch.sums[block];
+    return total;
+}
+/// Parts of a block's sum, or totals, added in order.
+FLASHOPTIM_INLINE double added_up(const double* parts, int count) {
+    double total = 0.0;
+    for (int n = 0; n < count; ++n) total += parts[n];
     return total;
 }
 

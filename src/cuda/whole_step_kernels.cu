@@ -46,42 +46,19 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
     const auto part = static_cast<int>(threadIdx.x % kNormSums);
     if (block < launch.blocks) parts[threadIdx.x] = norm_part(launch, block, part);
     __syncthreads();
-    if (block < launch.blocks && part == 0) launch.sums[block] = norm_total(parts + threadIdx.x);
+    if (block < launch.blocks && part == 0) {
+        launch.sums[block] = added_up(parts + threadIdx.x, kNormSums);
+    }
 }
 
-/// Adds the sums of all blocks in their order, which is part of the bits: one addition after the other, by one
-/// thread. Its warp does nothing else and waits for nothing; the other warps fetch what comes next.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kNormTotals)
     norm_sum_kernel(const __grid_constant__ NormLaunch launch, double* norm, double max_norm,
                     float* coefficient) {
-    constexpr int kFetched = 1024, kAtOnce = 16;
-    __shared__ alignas(16) double fetched[2][kFetched];
-    const int fetcher = static_cast<int>(threadIdx.x) - warpSize;
-    const auto fetch = [&](std::int64_t begin, int half) {
-        if (fetcher < 0) return;
-        for (int e = fetcher; e < kFetched; e += kThreads - warpSize) {
-            // Behind the last sum zeros, which change no total.
-            fetched[half][e] = begin + e < launch.blocks ? launch.sums[begin + e] : 0.0;
-        }
-    };
-    double total = 0.0;
-    fetch(0, 0);
+    __shared__ double totals[kNormTotals];
+    totals[threadIdx.x] = norm_total(launch, static_cast<int>(threadIdx.x));
     __syncthreads();
-    int half = 0;
-    for (std::int64_t begin = 0; begin < launch.blocks; begin += kFetched, half ^= 1) {
-        fetch(begin + kFetched, half ^ 1);
-        if (threadIdx.x == 0) {
-            const auto left = launch.blocks - begin;
-            const int count = left < kFetched ? static_cast<int>(left) : kFetched;
-            for (int at = 0; at < count; at += kAtOnce) {
-#pragma unroll
-                for (int e = 0; e < kAtOnce; ++e) total += fetched[half][at + e];
-            }
-        }
-        __syncthreads();
-    }
     if (threadIdx.x != 0) return;
-    *norm = double_sqrt(total);
+    *norm = double_sqrt(added_up(totals, kNormTotals));
     if (coefficient != nullptr) *coefficient = clip_coefficient(*norm, max_norm);
 }
 
@@ -102,7 +79,7 @@ cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm,
         const auto status = launch_kernel(&norm_kernel, blocks, kThreads, stream, launch);
         if (status != cudaSuccess) return status;
     }
-    return launch_kernel(&norm_sum_kernel, 1, kThreads, stream, launch, norm, max_norm, coefficient);
+    return launch_kernel(&norm_sum_kernel, 1, kNormTotals, stream, launch, norm, max_norm, coefficient);
 }
 
 }  // namespace flashoptim::cuda

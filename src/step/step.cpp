@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -208,9 +209,9 @@ struct StepRun {
                 }
             },
             &context);
-        double total = 0.0;
-        for (const double sum : work_->sums) total += sum;
-        return double_sqrt(total);
+        std::array<double, kNormTotals> totals{};
+        for (std::size_t n = 0; n < work_->sums.size(); ++n) totals[n % totals.size()] += work_->sums[n];
+        return double_sqrt(std::accumulate(totals.begin(), totals.end(), 0.0));
     }
 
 private:

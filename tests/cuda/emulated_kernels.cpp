@@ -103,14 +103,14 @@ cudaError_t launch_advance(const Advance& launch, void* /*stream*/) {
 cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
                         void* /*stream*/) {
     if (const auto error = emulated::launched(); error != cudaSuccess) return error;
-    double total = 0.0;
     for (std::int64_t block = 0; block < launch.blocks; ++block) {
         double parts[kNormSums];
         for (int part = 0; part < kNormSums; ++part) parts[part] = norm_part(launch, block, part);
-        launch.sums[block] = norm_total(parts);
-        total += launch.sums[block];
+        launch.sums[block] = added_up(parts, kNormSums);
     }
-    *norm = double_sqrt(total);
+    double totals[kNormTotals];
+    for (int n = 0; n < kNormTotals; ++n) totals[n] = norm_total(launch, n);
+    *norm = double_sqrt(added_up(totals, kNormTotals));
     if (coefficient != nullptr) *coefficient = clip_coefficient(*norm, max_norm);
     return cudaSuccess;
 }

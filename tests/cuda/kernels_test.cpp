@@ -239,19 +239,30 @@ TEST(CudaDevice, ThatDoesNotExistIsNamed) {
                           [&] { const StepPlan plan(count); });
 }
 
+namespace {
+
+void expect_bits_of_cpu(TensorSet& set, DType gradient) {
+    for (int t = 1; t <= 3; ++t) {  // bad elements are left out
+        set.fill_gradients(t);
+        for (auto& item : set.items()) item.gradient_factor = 0.3F;
+        ThreadPool pool(1);
+        Subject subject;
+        EXPECT_EQ(subject.norm(set), grad_norm(set.items(), pool)) << name_of(gradient);
+    }
+}
+
+}  // namespace
+
 TEST_F(CudaNorm, HasTheBitsOfTheCpu) {
     const auto rule = rule_cases()[4];
     for (const auto gradient : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
         TensorSet set(rule, native24(), gradient,
                       {{{3}}, {{16384}}, {{0, 3}}, {{16385}}, {{70, 1001}}, {{255}}, {{2, 3, 50000}}, {{0}}});
-        for (int t = 1; t <= 3; ++t) {  // bad elements are left out
-            set.fill_gradients(t);
-            for (auto& item : set.items()) item.gradient_factor = 0.3F;
-            ThreadPool pool(1);
-            Subject subject;
-            EXPECT_EQ(subject.norm(set), grad_norm(set.items(), pool)) << name_of(gradient);
-        }
+        expect_bits_of_cpu(set, gradient);
     }
+    // More blocks than totals.
+    TensorSet many(rule, native24(), DType::kBFloat16, std::vector<TensorCase>(700, TensorCase{{5}}));
+    expect_bits_of_cpu(many, DType::kBFloat16);
 }
 
 // Different rules, formats and step counts in one list: each tensor must get its own kernel and scalars.
