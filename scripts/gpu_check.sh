@@ -101,7 +101,10 @@ step 60 cmake -S . -B "$build" "${generator[@]}" "${torch_folder[@]}" --log-leve
 step 240 cmake --build "$build" --parallel --target "${targets[@]}"
 failed=0
 export FLASHOPTIM_REQUIRE_GPU=1  # a test that sees no device fails; it is not left out
-if [ "$tests" = ON ]; then step 90 "$build/tests/cuda/cuda_device_test" --gtest_brief=1 || failed=1; fi
+if [ "$tests" = ON ]; then
+    step 90 "$build/tests/cuda/cuda_device_test" --gtest_brief=1 || failed=1
+    step 30 "$build/tests/cuda/c_api_on_device_test" "$build" || failed=1
+fi
 if [ "$package" = ON ]; then
     export PYTHONPATH="$PWD/$build/python${PYTHONPATH:+:$PYTHONPATH}"
     if ! "$python" -c 'import pytest' 2> /dev/null; then
