@@ -11,18 +11,14 @@ const char* remedy(cudaError_t status) {
     switch (status) {
         case cudaErrorIllegalAddress:
             return "a kernel that ran before used memory that its device cannot: give weights, gradients and "
-                   "state "
-                   "in memory of the device that is not freed before the step has run; this process cannot "
-                   "use "
-                   "the device any more";
+                   "state in memory of the device that is not freed before the step has run; this process "
+                   "cannot use the device any more";
         case cudaErrorNoKernelImageForDevice:
             return "the kernels were not built for this GPU: take one of compute capability 8.0 or later, or "
-                   "build "
-                   "for this one with -DFLASHOPTIM_CUDA_ARCHITECTURES";
+                   "build for this one with -DFLASHOPTIM_CUDA_ARCHITECTURES";
         case cudaErrorUnsupportedPtxVersion:
             return "the driver is older than the compiler of the kernels: update the driver, or build for "
-                   "this GPU "
-                   "with -DFLASHOPTIM_CUDA_ARCHITECTURES=native";
+                   "this GPU with -DFLASHOPTIM_CUDA_ARCHITECTURES=native";
         default:
             return "see whether driver, device and free memory are what the program needs";
     }
@@ -37,35 +33,8 @@ std::string version_text(int version) {
     return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-/// cuDevicePrimaryCtxGetState, found through the runtime so that nothing is linked with the driver; null where
-/// there is none.
-using GetContextState = int (*)(int device, unsigned* flags, int* active);
-GetContextState find_context_state() {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    constexpr const char* kName = "cuDevicePrimaryCtxGetState";
-#if CUDART_VERSION >= 12050
-    constexpr unsigned kSinceVersion = 7000;
-    const auto status =
-        cudaGetDriverEntryPointByVersion(kName, &found, kSinceVersion, cudaEnableDefault, &result);
-#else
-    const auto status = cudaGetDriverEntryPoint(kName, &found, cudaEnableDefault, &result);
-#endif
-    ignore_failure(status);
-    const bool is_found = status == cudaSuccess && result == cudaDriverEntryPointSuccess;
-    return is_found ? reinterpret_cast<GetContextState>(found) : nullptr;
-}
-
-/// Whether CUDA is in use on a device of this process; taken to be where that cannot be told.
-bool is_in_use(int device) {
-    static const GetContextState kGetState = find_context_state();
-    unsigned flags = 0;
-    int active = 0;
-    return kGetState == nullptr || kGetState(device, &flags, &active) != 0 || active != 0;
-}
-
 void make_current_again(int device) noexcept {
-    if (device >= 0 && is_in_use(device)) ignore_failure(cudaSetDevice(device));
+    if (device >= 0) ignore_failure(cudaSetDevice(device));
 }
 
 }  // namespace

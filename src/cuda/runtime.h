@@ -24,8 +24,8 @@ void check_device(int device);
 /// with CUDA, and of another device.
 void check_memory(int device, const void* data, const std::string& name);
 
-/// Makes a device current, and then the former one again if CUDA is in use there. Otherwise the device stays
-/// current: to make one current is to begin to use it, which costs some 500 MB of its memory.
+/// Makes a device current, and then the former one again. To make one current is to begin to use it, which costs some
+/// 500 MB of its memory: a process for one GPU of several makes that GPU current first, as everywhere with CUDA.
 class CurrentDevice {
 public:
     explicit CurrentDevice(int device);

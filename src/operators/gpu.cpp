@@ -2,6 +2,7 @@
 #include "gpu.h"
 
 #include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <array>
 #include <map>
@@ -30,13 +31,33 @@ void* current_stream(Device device) {
     return stream;
 }
 
+/// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that one current
+/// again would begin it there.
+using DeviceGuard = std::optional<torch::stable::accelerator::DeviceGuard>;
+void guard(DeviceGuard& guard, int device) {
+    if (FLASHOPTIM_OPERATORS_GPU == 1) guard.emplace(device);
+}
+
 class Plans {
 public:
+    ~Plans() {
+        for (auto& [mutex, plan] : plans_) {
+            if (!plan) continue;
+            try {
+                DeviceGuard current;
+                guard(current, plan->device());
+                plan.reset();
+            } catch (...) {  // of the guard; the plan gives back its memory all the same
+            }
+        }
+    }
     /// Calls use(plan, stream) while nobody else uses this plan.
     template <class Body>
     void with(Use use, Device device, Body body) {
         auto& [mutex, plan] = plans_[static_cast<std::size_t>(use)];
         const std::lock_guard lock(mutex);
+        DeviceGuard current;
+        guard(current, device.index);
         if (!plan || plan->device() != device.index) plan.emplace(device.index);
         body(*plan, current_stream(device));
     }

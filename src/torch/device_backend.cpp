@@ -2,8 +2,10 @@
 #include "device_backend.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <optional>
 #include <string_view>
 #include <type_traits>
 
@@ -63,7 +65,19 @@ public:
     explicit Stepper(const c10::Device& device)
         : device_(device),
           backend_(device.has_index() && device.is_cuda() ? device.index() : 0),
-          stepper_(with_memory(device, [this] { return backend_.stepper(); })) {}
+          stepper_(with_memory(device, [this] {
+              const auto current = guard();
+              return backend_.stepper();
+          })) {}
+    ~Stepper() override {
+        try {
+            const auto current = guard();
+            stepper_.reset();
+        } catch (...) {  // of the guard; the stepper gives back its memory all the same
+        }
+    }
+    Stepper(const Stepper&) = delete;
+    Stepper& operator=(const Stepper&) = delete;
 
     void step(std::span<const StepItem> items, std::size_t list, const DeviceNumbers& numbers) override {
         now([&](DeviceStepper& stepper) { stepper.step(items, list, numbers); });
@@ -82,8 +96,14 @@ public:
     }
 
 private:
+    /// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that one current
+    /// again would begin it there.
+    [[nodiscard]] c10::OptionalDeviceGuard guard() const {
+        return c10::OptionalDeviceGuard(device_.is_cuda() ? std::optional(device_) : std::nullopt);
+    }
     template <class Call>
     std::invoke_result_t<Call, DeviceStepper&> now(const Call& call) {
+        const auto current = guard();
         backend_.set_stream(current_stream(device_));
         return with_memory(device_, [&] { return call(*stepper_); });
     }

@@ -76,12 +76,6 @@ cudaError_t wait(const char* call) {
     ++runtime().waits;
     return cudaSuccess;
 }
-/// cuDevicePrimaryCtxGetState.
-int context_state(int device, unsigned* flags, int* active) {
-    *flags = 0;
-    *active = is_in_use(device) ? 1 : 0;
-    return 0;
-}
 bool is_captured(cudaStream_t stream) {
     const std::scoped_lock lock(runtime().mutex);
     return runtime().captured.count(stream) != 0;
@@ -189,14 +183,6 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
     *version = CUDART_VERSION;
-    return cudaSuccess;
-}
-cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned /*version*/,
-                                             unsigned long long /*flags*/,
-                                             cudaDriverEntryPointQueryResult* result) {
-    const bool is_known = std::string(symbol) == "cuDevicePrimaryCtxGetState";
-    *result = is_known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-    *function = is_known ? reinterpret_cast<void*>(&context_state) : nullptr;
     return cudaSuccess;
 }
 
