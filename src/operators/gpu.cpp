@@ -43,12 +43,13 @@ public:
     ~Plans() {
         for (auto& [mutex, plan] : plans_) {
             if (!plan) continue;
+            DeviceGuard current;
             try {
-                DeviceGuard current;
                 guard(current, plan->device());
-                plan.reset();
-            } catch (...) {  // of the guard; the plan gives back its memory all the same
+            } catch (...) {
+                current.reset();  // the plan gives back its memory all the same
             }
+            plan.reset();
         }
     }
     /// Calls use(plan, stream) while nobody else uses this plan.

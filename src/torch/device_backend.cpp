@@ -73,7 +73,8 @@ public:
         try {
             const auto current = guard();
             stepper_.reset();
-        } catch (...) {  // of the guard; the stepper gives back its memory all the same
+        } catch (...) {
+            stepper_.reset();  // without the guard it gives back its memory all the same
         }
     }
     Stepper(const Stepper&) = delete;
