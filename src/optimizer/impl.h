@@ -1,0 +1,105 @@
+// The inside of the framework-free optimizer: what it knows of each parameter, and what the files beside this one share.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "flashoptim/optimizer.h"
+#include "flashoptim/quantize.h"
+#include "state_memory.h"
+
+namespace flashoptim {
+
+/// What the host may read: memory of its own, or a copy of a device's.
+struct HostBytes {
+    std::span<std::byte> bytes;
+    std::shared_ptr<std::byte[]> copy;
+};
+
+struct Optimizer::Impl {
+    using DeviceList = std::optional<CountingStepper<ParameterId>>;
+
+    struct Parameter {
+        std::string name;
+        TensorView weight;
+        GroupId group = 0;
+        Layout layout;
+        StoragePlan plan;
+        StateMemory correction, first, first_scales, second, second_scales;
+        TensorView gradient;                      // data null where none is set
+        bool gradient_in_order = false;           // whether it lies as the weight does
+        std::vector<std::byte> ordered_gradient;  // otherwise a copy that does
+        std::int64_t steps = 0;
+        bool has_momentum = false;
+        std::uint64_t bad_elements = 0;
+        DeviceList alone;  // of step_parameter
+    };
+    struct NamedBuffer {
+        std::string name;
+        const StateMemory* memory;
+        bool is_scales;
+    };
+
+    Impl(Rule rule_, const OptimizerOptions& options_)
+        : rule(rule_), options(options_), pool(options_.threads) {}
+
+    // optimizer.cpp
+    /// @throws InvalidArgument where there is none.
+    Parameter& at(ParameterId id);
+    Hyperparameters& group_at(GroupId id);
+    /// Hyperparameters that may be used; where the first learning rate is not told it is `initial_learning_rate`.
+    [[nodiscard]] Hyperparameters checked(Hyperparameters h, double initial_learning_rate) const;
+    /// Allocates what the plan has and the parameter lacks (momentum may be switched on later).
+    void allocate(Parameter& p);
+    /// The device must have what is given for a parameter: what it cannot read ends the whole process's work
+    /// there, later.
+    void check_memory(const void* data, const Parameter& p, const std::string& what) const;
+
+    // step.cpp
+    std::span<Parameter* const> all_with_gradient();
+    StepReport step(std::span<Parameter* const> chosen, DeviceList& list);
+    [[nodiscard]] double grad_norm();
+    /// Waits for the counts of bad elements that are still on the device.
+    void collect(DeviceList& list);
+
+    // state.cpp
+    [[nodiscard]] HostBytes on_host(void* data, std::size_t bytes) const;
+    [[nodiscard]] HostBytes on_host(const StateMemory& memory) const;
+    [[nodiscard]] HostBytes weight_on_host(const Parameter& p) const;
+    [[nodiscard]] std::vector<float> moment_values(Moment moment, const Parameter& p,
+                                                   const StateMemory& codes, const StateMemory& scales) const;
+    [[nodiscard]] std::array<NamedBuffer, 5> buffers_of(const Parameter& p) const;
+    void write(void* to, std::span<const std::byte> bytes) const;
+
+    Rule rule;
+    OptimizerOptions options;
+    ThreadPool pool;
+    std::vector<Hyperparameters> groups;
+    StateArena arena;
+    std::vector<Parameter> parameters;
+    DeviceList all_on_device;
+    float gradient_factor = 1.0F;
+    // Of one call; kept so that a step allocates nothing.
+    std::vector<Parameter*> with_gradient;
+    std::vector<StepItem> items;
+    bool items_are_current = false;  // no plan and no hyperparameter has changed since
+
+private:
+    /// Brings a gradient of another memory order into the weight's.
+    static const void* ordered_gradient(Parameter& p);
+    /// Makes the items of these parameters; what is in them from the last call and still right stays.
+    void fill_items(std::span<Parameter* const> chosen);
+    /// What steps `list` on the device; null where there is none.
+    CountingStepper<ParameterId>* stepper_of(DeviceList& list) const;
+    void add_bad(ParameterId id, std::uint64_t count) { parameters[id].bad_elements += count; }
+    void step_on_device(CountingStepper<ParameterId>& stepper, std::span<Parameter* const> chosen);
+    void count_bad(std::span<Parameter* const> chosen) const;
+    void skip(std::span<Parameter* const> chosen) const;
+};
+
+}  // namespace flashoptim

@@ -1,0 +1,204 @@
+// The face of the framework-free optimizer: parameter groups, parameters, gradients. The arithmetic is behind step.h.
+#include "flashoptim/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "exact_arithmetic.h"
+#include "impl.h"
+#include "step/float_environment.h"
+
+namespace flashoptim {
+
+namespace {
+
+template <class Parameter>
+bool overlaps(const Parameter& a, const Parameter& b) {
+    const auto begin = [](const auto& p) { return static_cast<const std::byte*>(p.weight.data); };
+    const auto end = [&](const auto& p) {
+        return begin(p) + static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
+    };
+    return a.layout.numel > 0 && b.layout.numel > 0 && begin(a) < end(b) && begin(b) < end(a);
+}
+
+}  // namespace
+
+Optimizer::Impl::Parameter& Optimizer::Impl::at(ParameterId id) {
+    if (id < parameters.size()) return parameters[id];
+    throw InvalidArgument("parameter " + std::to_string(id) + " does not exist: there are " +
+                          std::to_string(parameters.size()));
+}
+Hyperparameters& Optimizer::Impl::group_at(GroupId id) {
+    if (id < groups.size()) return groups[id];
+    throw InvalidArgument("parameter group " + std::to_string(id) + " does not exist: there are " +
+                          std::to_string(groups.size()));
+}
+
+Hyperparameters Optimizer::Impl::checked(Hyperparameters h, double initial_learning_rate) const {
+    if (h.initial_learning_rate == 0.0) h.initial_learning_rate = initial_learning_rate;
+    check_hyperparameters(rule, h);
+    return h;
+}
+
+void Optimizer::Impl::allocate(Parameter& p) {
+    items_are_current = false;
+    const auto plan = plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
+    int stream = 0;
+    const auto fit = [&](StateMemory& memory, const BufferPlan& wanted) {
+        if (!(memory.plan() == wanted)) {
+            memory =
+                options.device ? StateMemory(*options.device, wanted) : StateMemory(arena, wanted, stream);
+        }
+        ++stream;
+    };
+    if (plan.first.count != p.plan.first.count) p.has_momentum = false;  // momentum came or went
+    p.plan = plan;
+    fit(p.correction, plan.correction);
+    fit(p.first, plan.first);
+    fit(p.first_scales, plan.first_scales);
+    fit(p.second, plan.second);
+    fit(p.second_scales, plan.second_scales);
+}
+
+void Optimizer::Impl::check_memory(const void* data, const Parameter& p, const std::string& what) const {
+    if (options.device && p.layout.numel > 0) options.device->check_memory(data, what);
+}
+
+Optimizer::Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options)
+    : impl_(std::make_unique<Impl>(rule, options)) {
+    add_group(hyperparameters);
+}
+Optimizer::~Optimizer() = default;
+Optimizer::Optimizer(Optimizer&&) noexcept = default;
+Optimizer& Optimizer::operator=(Optimizer&&) noexcept = default;
+
+Rule Optimizer::rule() const { return impl_->rule; }
+const OptimizerOptions& Optimizer::options() const { return impl_->options; }
+
+Optimizer::GroupId Optimizer::add_group(const Hyperparameters& hyperparameters) {
+    impl_->groups.push_back(impl_->checked(hyperparameters, hyperparameters.learning_rate));
+    return impl_->groups.size() - 1;
+}
+std::size_t Optimizer::group_count() const { return impl_->groups.size(); }
+const Hyperparameters& Optimizer::hyperparameters(GroupId group) const { return impl_->group_at(group); }
+
+void Optimizer::set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters) {
+    auto& changed = impl_->group_at(group);
+    changed = impl_->checked(hyperparameters, changed.initial_learning_rate);
+    impl_->items_are_current = false;
+    for (auto& p : impl_->parameters) {
+        if (p.group == group) impl_->allocate(p);
+    }
+}
+void Optimizer::set_learning_rate(double learning_rate) {
+    for (GroupId group = 0; group < impl_->groups.size(); ++group) set_learning_rate(group, learning_rate);
+}
+void Optimizer::set_learning_rate(GroupId group, double learning_rate) {
+    auto changed = impl_->group_at(group);
+    changed.learning_rate = learning_rate;
+    check_hyperparameters(impl_->rule, changed);
+    impl_->group_at(group) = changed;
+    impl_->items_are_current = false;
+}
+
+Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::string name, GroupId group,
+                                                const std::optional<Shard>& shard) {
+    Impl::Parameter p;
+    p.name = name.empty() ? "parameter " + std::to_string(impl_->parameters.size()) : std::move(name);
+    impl_->group_at(group);
+    p.group = group;
+    p.weight = weight;
+    if (p.weight.strides.empty()) p.weight.strides = row_major_strides(p.weight.shape);
+    p.layout = shard ? layout_of(p.weight, *shard, p.name) : layout_of(p.weight, p.name);
+    if (p.weight.data == nullptr && p.layout.numel > 0) {
+        throw InvalidArgument(p.name + " has no data: give a pointer to its " +
+                              std::to_string(p.layout.numel) + " elements");
+    }
+    impl_->check_memory(p.weight.data, p, p.name);
+    for (const auto& other : impl_->parameters) {
+        if (overlaps(p, other)) {
+            throw InvalidArgument(p.name + " overlaps " + other.name +
+                                  " in memory: add a shared weight once, with the sum of its gradients");
+        }
+    }
+    impl_->allocate(p);
+    impl_->parameters.push_back(std::move(p));
+    return impl_->parameters.size() - 1;
+}
+std::size_t Optimizer::parameter_count() const { return impl_->parameters.size(); }
+const std::string& Optimizer::name(ParameterId parameter) const { return impl_->at(parameter).name; }
+const TensorView& Optimizer::weight(ParameterId parameter) const { return impl_->at(parameter).weight; }
+Optimizer::GroupId Optimizer::group_of(ParameterId parameter) const { return impl_->at(parameter).group; }
+
+void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) {
+    auto& p = impl_->at(parameter);
+    auto view = gradient;
+    if (view.strides.empty()) view.strides = row_major_strides(view.shape);
+    if (view.shape != p.weight.shape || view.strides.size() != view.shape.size()) {
+        throw InvalidArgument("the gradient of " + p.name +
+                              " has another shape than its weight: give one of " +
+                              std::to_string(p.layout.numel) + " elements in the weight's shape");
+    }
+    if (!is_floating(view.dtype)) {
+        throw InvalidArgument("the gradient of " + p.name + " is " + std::string(name_of(view.dtype)) +
+                              ": gradients must be float32, bfloat16 or float16");
+    }
+    if (view.data == nullptr && p.layout.numel > 0) {
+        throw InvalidArgument("the gradient of " + p.name +
+                              " has no data: use clear_gradient to take it away");
+    }
+    const bool in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
+    if (!in_order && impl_->options.device) {
+        throw InvalidArgument("the gradient of " + p.name +
+                              " lies in another memory order than its weight: on a device bring it into the "
+                              "weight's order first");
+    }
+    if (view.data != p.gradient.data) impl_->check_memory(view.data, p, "the gradient of " + p.name);
+    p.gradient_in_order = in_order;
+    if (p.gradient_in_order) p.ordered_gradient = {};
+    p.gradient = std::move(view);
+    if (p.gradient.data == nullptr) p.gradient.data = &p;  // empty, but set: its step count advances
+}
+void Optimizer::clear_gradient(ParameterId parameter) {
+    auto& p = impl_->at(parameter);
+    p.gradient = {};
+    p.ordered_gradient = {};
+}
+
+void Optimizer::set_gradient_factor(double factor) {
+    if (!std::isfinite(factor))
+        throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");
+    const DefaultFloatEnvironment exact;
+    impl_->gradient_factor = static_cast<float>(factor);
+}
+
+double Optimizer::grad_norm() { return impl_->grad_norm(); }
+StepReport Optimizer::step() { return impl_->step(impl_->all_with_gradient(), impl_->all_on_device); }
+StepReport Optimizer::step_parameter(ParameterId parameter) {
+    auto* p = &impl_->at(parameter);
+    if (p->gradient.data == nullptr) {
+        throw InvalidArgument(p->name + " has no gradient: call set_gradient before step_parameter");
+    }
+    return impl_->step({&p, 1}, p->alone);
+}
+
+std::int64_t Optimizer::step_count(ParameterId parameter) const { return impl_->at(parameter).steps; }
+void Optimizer::set_step_count(ParameterId parameter, std::int64_t steps) {
+    if (steps < 0)
+        throw InvalidArgument("step count is " + std::to_string(steps) + ": it must not be negative");
+    impl_->at(parameter).steps = steps;
+}
+std::uint64_t Optimizer::bad_elements(ParameterId parameter) const {
+    auto& p = impl_->at(parameter);
+    impl_->collect(impl_->all_on_device);
+    impl_->collect(p.alone);
+    return p.bad_elements;
+}
+
+const StoragePlan& Optimizer::storage(ParameterId parameter) const { return impl_->at(parameter).plan; }
+const Layout& Optimizer::layout(ParameterId parameter) const { return impl_->at(parameter).layout; }
+bool Optimizer::has_momentum(ParameterId parameter) const { return impl_->at(parameter).has_momentum; }
+void Optimizer::set_has_momentum(ParameterId parameter, bool has) { impl_->at(parameter).has_momentum = has; }
+
+}  // namespace flashoptim

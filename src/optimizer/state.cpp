@@ -1,0 +1,155 @@
+// What the framework-free optimizer holds of each parameter, given out and taken in: masters, moments, stored buffers.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "impl.h"
+
+namespace flashoptim {
+
+namespace {
+
+constexpr const char* kWeightName = "weight";
+
+std::span<const std::uint16_t> scales_of(std::span<const std::byte> bytes) {
+    return {reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / sizeof(std::uint16_t)};
+}
+
+}  // namespace
+
+HostBytes Optimizer::Impl::on_host(void* data, std::size_t bytes) const {
+    if (!options.device) return {{static_cast<std::byte*>(data), bytes}, nullptr};
+    auto copy = std::make_shared<std::byte[]>(bytes);
+    options.device->copy_to_host(copy.get(), data, bytes);
+    const std::span<std::byte> all(copy.get(), bytes);
+    return {all, std::move(copy)};
+}
+HostBytes Optimizer::Impl::on_host(const StateMemory& memory) const {
+    return on_host(memory.data(), memory.bytes());
+}
+HostBytes Optimizer::Impl::weight_on_host(const Parameter& p) const {
+    return on_host(p.weight.data, static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype));
+}
+std::vector<float> Optimizer::Impl::moment_values(Moment moment, const Parameter& p, const StateMemory& codes,
+                                                  const StateMemory& scales) const {
+    if (codes.plan().count == 0) return {};
+    std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
+    const auto codes_here = on_host(codes), scales_here = on_host(scales);
+    dequantize_moment(moment, p.plan.moments, p.layout, codes_here.bytes, scales_of(scales_here.bytes),
+                      values);
+    return values;
+}
+std::array<Optimizer::Impl::NamedBuffer, 5> Optimizer::Impl::buffers_of(const Parameter& p) const {
+    const bool is_sgd = rule == Rule::kSGD || rule == Rule::kSGDW;
+    const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
+    return {{{"error_bits", &p.correction, false},
+             {first, &p.first, false},
+             {first + "_scales", &p.first_scales, true},
+             {"exp_avg_sq", &p.second, false},
+             {"exp_avg_sq_scales", &p.second_scales, true}}};
+}
+void Optimizer::Impl::write(void* to, std::span<const std::byte> bytes) const {
+    if (bytes.empty()) return;
+    if (options.device) {
+        options.device->copy_from_host(to, bytes.data(), bytes.size());
+    } else {
+        std::memcpy(to, bytes.data(), bytes.size());
+    }
+}
+
+std::vector<float> Optimizer::master(ParameterId parameter) const {
+    std::vector<float> values(static_cast<std::size_t>(impl_->at(parameter).layout.numel));
+    copy_master(parameter, values);
+    return values;
+}
+void Optimizer::copy_master(ParameterId parameter, std::span<float> to) const {
+    const auto& p = impl_->at(parameter);
+    if (to.size() != static_cast<std::size_t>(p.layout.numel)) {
+        throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
+                              std::to_string(to.size()));
+    }
+    const auto weight = impl_->weight_on_host(p), correction = impl_->on_host(p.correction);
+    join_weights(p.plan, weight.bytes.data(), correction.bytes.data(), to);
+}
+void Optimizer::set_master(ParameterId parameter, std::span<const float> values) {
+    auto& p = impl_->at(parameter);
+    if (values.size() != static_cast<std::size_t>(p.layout.numel)) {
+        throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
+                              std::to_string(values.size()));
+    }
+    if (!impl_->options.device) return split_weights(p.plan, values, p.weight.data, p.correction.data());
+    std::vector<std::byte> weight(values.size() * size_of(p.weight.dtype)), correction(p.correction.bytes());
+    split_weights(p.plan, values, weight.data(), correction.data());
+    impl_->write(p.weight.data, weight);
+    impl_->write(p.correction.data(), correction);
+}
+void Optimizer::refresh_masters(ParameterId parameter) {
+    const auto& correction = impl_->at(parameter).correction;
+    if (correction.bytes() == 0) return;
+    if (impl_->options.device) return impl_->options.device->clear(correction.data(), correction.bytes());
+    std::memset(correction.data(), 0, correction.bytes());
+}
+void Optimizer::refresh_masters() {
+    for (ParameterId p = 0; p < impl_->parameters.size(); ++p) refresh_masters(p);
+}
+
+std::vector<float> Optimizer::first_moment(ParameterId parameter) const {
+    const auto& p = impl_->at(parameter);
+    return impl_->moment_values(Moment::kFirst, p, p.first, p.first_scales);
+}
+std::vector<float> Optimizer::second_moment(ParameterId parameter) const {
+    const auto& p = impl_->at(parameter);
+    return impl_->moment_values(Moment::kSecond, p, p.second, p.second_scales);
+}
+
+std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
+    const auto& p = impl_->at(parameter);
+    std::vector<StateTensor> tensors;
+    for (const auto& [name, buffer, is_scales] : impl_->buffers_of(p)) {
+        if (buffer->plan().count == 0) continue;
+        const auto shape = is_scales ? std::vector<std::int64_t>{buffer->plan().count} : p.weight.shape;
+        auto here = impl_->on_host(*buffer);
+        tensors.push_back({name, buffer->plan().dtype, shape, here.bytes, std::move(here.copy)});
+    }
+    return tensors;
+}
+StateTensor Optimizer::stored_weight(ParameterId parameter) {
+    const auto& p = impl_->at(parameter);
+    auto here = impl_->weight_on_host(p);
+    return {kWeightName, p.weight.dtype, p.weight.shape, here.bytes, std::move(here.copy)};
+}
+void Optimizer::set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes) {
+    const auto& p = impl_->at(parameter);
+    void* to = p.weight.data;
+    std::size_t size = static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
+    if (name != kWeightName) {
+        size = 0;
+        for (const auto& buffer : impl_->buffers_of(p)) {
+            if (buffer.name != name) continue;
+            to = buffer.memory->data();
+            size = buffer.memory->bytes();
+        }
+    }
+    if (bytes.size() != size) {
+        throw InvalidArgument(p.name + " has " + std::to_string(size) + " bytes of " + std::string(name) +
+                              ", not " + std::to_string(bytes.size()) +
+                              ": give what state() or stored_weight() of the same storage gave");
+    }
+    impl_->write(to, bytes);
+}
+MemoryReport Optimizer::memory_report() const {
+    MemoryReport report;
+    for (const auto& p : impl_->parameters) {
+        const auto numel = static_cast<std::size_t>(p.layout.numel);
+        report.parameters += p.layout.numel;
+        report.weights += numel * size_of(p.weight.dtype);
+        report.corrections += p.correction.bytes();
+        report.moments += p.first.bytes() + p.second.bytes();
+        report.scales += p.first_scales.bytes() + p.second_scales.bytes();
+        if (p.gradient.data != nullptr)
+            report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.size();
+    }
+    return report;
+}
+
+}  // namespace flashoptim

@@ -1,0 +1,111 @@
+// A step of the framework-free optimizer: its items, its policies, and the device that it may run on.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "impl.h"
+
+namespace flashoptim {
+
+const void* Optimizer::Impl::ordered_gradient(Parameter& p) {
+    if (p.gradient_in_order) return p.gradient.data;
+    p.ordered_gradient.resize(BufferPlan{p.gradient.dtype, p.layout.numel}.bytes());
+    copy_in_order(p.gradient, p.layout.strides, p.ordered_gradient.data());
+    return p.ordered_gradient.data();
+}
+
+void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen) {
+    items.resize(chosen.size());
+    for (std::size_t n = 0; n < chosen.size(); ++n) {
+        auto& p = *chosen[n];
+        auto& item = items[n];
+        if (!items_are_current || item.layout != &p.layout) {
+            item.layout = &p.layout;
+            item.plan = p.plan;
+            item.weight = p.weight.data;
+            item.state = {p.correction.data(), p.first.data(), p.first_scales.data(), p.second.data(),
+                          p.second_scales.data()};
+            item.rule = rule;
+            item.hyperparameters = groups[p.group];
+            item.check_gradient = options.check_gradients;
+        }
+        item.gradient = ordered_gradient(p);
+        item.gradient_dtype = p.gradient.dtype;
+        item.gradient_factor = gradient_factor;
+        item.step = p.steps + 1;
+        item.has_momentum = p.has_momentum;
+    }
+    items_are_current = true;
+}
+
+std::span<Optimizer::Impl::Parameter* const> Optimizer::Impl::all_with_gradient() {
+    with_gradient.clear();
+    for (auto& p : parameters) {
+        if (p.gradient.data != nullptr) with_gradient.push_back(&p);
+    }
+    return with_gradient;
+}
+
+CountingStepper<Optimizer::ParameterId>* Optimizer::Impl::stepper_of(DeviceList& list) const {
+    if (options.device && !list) list.emplace(options.device->stepper());
+    return list ? &*list : nullptr;
+}
+
+void Optimizer::Impl::collect(DeviceList& list) {
+    if (list) list->collect([this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
+}
+
+void Optimizer::Impl::step_on_device(CountingStepper<ParameterId>& stepper,
+                                     std::span<Parameter* const> chosen) {
+    std::vector<ParameterId> ids;
+    for (const auto* p : chosen) ids.push_back(static_cast<ParameterId>(p - parameters.data()));
+    stepper.step(items, ids, [this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
+}
+
+StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList& list) {
+    fill_items(chosen);
+    auto* const stepper = stepper_of(list);
+    StepReport report;
+    if (options.nonfinite != NonFinite::kSkipElement) {
+        report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items, {})
+                                                 : count_bad_gradients(items, pool);
+        if (report.bad_elements != 0) {
+            skip(chosen);
+            report.skipped = true;
+            return report;
+        }
+    }
+    if (stepper != nullptr) {
+        step_on_device(*stepper, chosen);
+    } else {
+        report.bad_elements = flashoptim::step(items, pool, options.backend);
+    }
+    for (auto* p : chosen) {
+        ++p->steps;
+        p->has_momentum = true;
+    }
+    if (report.bad_elements != 0) count_bad(chosen);
+    return report;
+}
+
+void Optimizer::Impl::count_bad(std::span<Parameter* const> chosen) const {
+    for (std::size_t n = 0; n < chosen.size(); ++n) chosen[n]->bad_elements += items[n].bad_elements;
+}
+
+void Optimizer::Impl::skip(std::span<Parameter* const> chosen) const {
+    count_bad(chosen);
+    if (options.nonfinite != NonFinite::kError) return;
+    const auto bad = std::ranges::find_if(items, [](const StepItem& item) { return item.bad_elements != 0; });
+    throw NonFiniteError("the gradient of " + chosen[static_cast<std::size_t>(bad - items.begin())]->name +
+                         " has " + std::to_string(bad->bad_elements) +
+                         " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
+                         "learning rate or the loss scale, or choose the policy skip_element");
+}
+
+double Optimizer::Impl::grad_norm() {
+    fill_items(all_with_gradient());
+    if (auto* const stepper = stepper_of(all_on_device)) return (*stepper)->grad_norm(items);
+    return flashoptim::grad_norm(items, pool);
+}
+
+}  // namespace flashoptim
