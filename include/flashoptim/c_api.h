@@ -194,10 +194,23 @@ flashoptim_status flashoptim_set_gradient(flashoptim_optimizer* optimizer, size_
 flashoptim_status flashoptim_clear_gradient(flashoptim_optimizer* optimizer, size_t parameter);
 /* Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. */
 flashoptim_status flashoptim_set_gradient_factor(flashoptim_optimizer* optimizer, double factor);
-/* Euclidean norm of all gradients that are set, times the factor; bad elements are left out. */
+/* Loss scale: gradients are also multiplied by 1 / *scale, as fp32, from now on. It lies where the gradients do (on a device in its
+   memory) and is read by each step and norm when that runs, so that nobody waits for it. Not copied; NULL takes it back. */
+flashoptim_status flashoptim_set_grad_scale(flashoptim_optimizer* optimizer, const float* scale);
+/* A number in the same place: where it is not 0 when a step runs, nothing is stepped and nothing counted. Steps on a device are then
+   counted there: flashoptim_step_count and flashoptim_save wait for them, and under FLASHOPTIM_NONFINITE_SKIP_ELEMENT `skipped` does
+   not tell of it. */
+flashoptim_status flashoptim_set_found_inf(flashoptim_optimizer* optimizer, const float* found_inf);
+/* Euclidean norm of all gradients that are set, times the factor and 1 / loss scale; bad elements are left out. */
 flashoptim_status flashoptim_grad_norm(flashoptim_optimizer* optimizer, double* norm);
+/* The same, but nobody waits, and the next flashoptim_step (not step_parameter) also multiplies gradients by
+   min(1, max_norm / (norm + 1e-6)). Where the norm comes to lie is written to `norm`: memory of the device, or of the host where
+   the optimizer is there, until the next call. */
+flashoptim_status flashoptim_clip_grad_norm(flashoptim_optimizer* optimizer, double max_norm,
+                                            const double** norm);
 
-/* Steps every parameter that has a gradient. `skipped`: 1 if FLASHOPTIM_NONFINITE_SKIP_STEP changed nothing, else 0. */
+/* Steps every parameter that has a gradient. `skipped`: 1 if FLASHOPTIM_NONFINITE_SKIP_STEP or found_inf
+   changed nothing, else 0. */
 flashoptim_status flashoptim_step(flashoptim_optimizer* optimizer, uint64_t* bad_elements, int32_t* skipped);
 /* Steps one parameter, which must have a gradient (gradient release). */
 flashoptim_status flashoptim_step_parameter(flashoptim_optimizer* optimizer, size_t parameter,

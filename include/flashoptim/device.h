@@ -25,6 +25,13 @@ struct DeviceNumbers {
     std::span<std::int64_t* const> steps_done{};
 };
 
+/// Where a norm of gradients comes to lie in memory of a device.
+struct DeviceNorm {
+    double* norm = nullptr;
+    float* clip_coefficient = nullptr;  // not null: min(1, max_norm / (norm + 1e-6))
+    double max_norm = 0.0;
+};
+
 /// Steps lists of tensors in memory of a device, and keeps from step to step what the device knows about the last
 /// lists. Items are those of step.h with buffers and gradients on the device. Serves one thread at a time.
 class DeviceStepper {
@@ -40,10 +47,9 @@ public:
     virtual void collect(std::size_t list, std::span<std::uint64_t> counts) = 0;
     /// flashoptim::count_bad_gradients; waits.
     virtual std::uint64_t count_bad_gradients(std::span<StepItem> items, const DeviceNumbers& numbers) = 0;
-    /// flashoptim::grad_norm; waits.
-    virtual double grad_norm(std::span<const StepItem> items) = 0;
-    /// The same of the gradients times 1 / *grad_scale, enqueued, into memory of the device.
-    virtual void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers, double* norm) = 0;
+    /// flashoptim::grad_norm of the gradients times 1 / *grad_scale, enqueued.
+    virtual void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers,
+                           const DeviceNorm& to) = 0;
 };
 
 /// A stepper of lists that change from step to step. `Key` is what its owner knows a tensor by; `add(key, count)` takes over

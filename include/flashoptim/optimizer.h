@@ -41,7 +41,9 @@ struct StepReport {
     /// Of all parameters. On a device steps of NonFinite::kSkipElement are not waited for: 0 here, Optimizer::bad_elements
     /// counts them.
     std::uint64_t bad_elements = 0;
-    bool skipped = false;  // NonFinite::kSkipStep found a bad gradient: nothing changed
+    /// NonFinite::kSkipStep found a bad gradient, or found_inf was set: nothing changed. Under NonFinite::kSkipElement a device's
+    /// found_inf is not waited for: false here.
+    bool skipped = false;
 };
 
 /// One buffer of a parameter, for saving and loading. Bytes are exactly what the optimizer computes with.
@@ -103,8 +105,20 @@ public:
     void clear_gradient(ParameterId parameter);
     /// Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. Must be finite.
     void set_gradient_factor(double factor);
-    /// Norm of all gradients that are set, times the factor (formula: step.h).
+    /// Loss scale: gradients are also multiplied by 1 / *scale, as fp32, from now on. It lies in memory of the device (of the host
+    /// where the optimizer has none) and is read by each step and norm when that runs, so that nobody waits for it. Not owned; null
+    /// takes it back. @throws InvalidArgument for memory that the device cannot use.
+    void set_grad_scale(const float* scale);
+    /// A number in the same place: where it is not 0 when a step runs, nothing is stepped and nothing counted, as where torch's
+    /// GradScaler finds an infinity. Steps on a device are then counted there: step_count, has_momentum and saving wait for them.
+    void set_found_inf(const float* found_inf);
+    /// Norm of all gradients that are set, times the factor and 1 / grad scale (formula: step.h).
     [[nodiscard]] double grad_norm();
+    /// The same, but nobody waits, and the next step() (not step_parameter) also multiplies gradients by
+    /// min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does.
+    /// @return where the norm comes to lie, in memory of the device (of the host where there is none); until the next call
+    /// @throws InvalidArgument for a norm that is negative or NaN.
+    const double* clip_grad_norm(double max_norm);
 
     /// Steps every parameter that has a gradient. @throws NonFiniteError under NonFinite::kError; then nothing changed.
     StepReport step();

@@ -187,8 +187,18 @@ flashoptim_status flashoptim_clear_gradient(flashoptim_optimizer* optimizer, siz
 flashoptim_status flashoptim_set_gradient_factor(flashoptim_optimizer* optimizer, double factor) {
     return guarded([&] { core(optimizer).set_gradient_factor(factor); });
 }
+flashoptim_status flashoptim_set_grad_scale(flashoptim_optimizer* optimizer, const float* scale) {
+    return guarded([&] { core(optimizer).set_grad_scale(scale); });
+}
+flashoptim_status flashoptim_set_found_inf(flashoptim_optimizer* optimizer, const float* found_inf) {
+    return guarded([&] { core(optimizer).set_found_inf(found_inf); });
+}
 flashoptim_status flashoptim_grad_norm(flashoptim_optimizer* optimizer, double* norm) {
     return guarded([&] { write(norm, core(optimizer).grad_norm()); });
+}
+flashoptim_status flashoptim_clip_grad_norm(flashoptim_optimizer* optimizer, double max_norm,
+                                            const double** norm) {
+    return guarded([&] { write(norm, core(optimizer).clip_grad_norm(max_norm)); });
 }
 
 flashoptim_status flashoptim_step(flashoptim_optimizer* optimizer, uint64_t* bad_elements, int32_t* skipped) {

@@ -15,8 +15,19 @@ struct DeviceQueue {
 
     [[nodiscard]] cudaStream_t on() const { return static_cast<cudaStream_t>(stream); }
 
+    /// A graph would repeat what the host says of a step, or reads.
+    void refuse_capture() const {
+        const CurrentDevice current(device);
+        cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+        check_cuda(cudaStreamIsCapturing(on(), &status), "cudaStreamIsCapturing");
+        if (status == cudaStreamCaptureStatusNone) return;
+        throw InvalidArgument(
+            "an optimizer cannot be captured in a CUDA graph: its replays would repeat one step count and "
+            "learning rate; step outside of the capture, or use flashoptim::cuda::StepPlan with steps_done");
+    }
     void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
         if (bytes == 0) return;
+        refuse_capture();
         const CurrentDevice current(device);
         check_cuda(cudaMemcpyAsync(to, from, bytes, kind, on()), "cudaMemcpyAsync");
         check_cuda(cudaStreamSynchronize(on()), "cudaStreamSynchronize");
@@ -28,6 +39,7 @@ struct DeviceQueue {
     }
     [[nodiscard]] std::shared_ptr<std::byte> allocate(std::size_t bytes) const {
         if (bytes == 0) return nullptr;
+        refuse_capture();
         const CurrentDevice current(device);
         void* data = nullptr;
         check_cuda(cudaMalloc(&data, bytes), "cudaMalloc");
@@ -47,7 +59,7 @@ public:
     explicit Stepper(std::shared_ptr<const DeviceQueue> queue) : queue_(std::move(queue)) {}
 
     void step(std::span<const StepItem> items, std::size_t list, const DeviceNumbers& numbers) override {
-        refuse_capture();
+        queue_->refuse_capture();
         if (list >= counters_.size()) counters_.resize(list + 1);
         auto& counters = counters_[list];
         const auto needed = items.size() * sizeof(std::uint64_t);
@@ -67,7 +79,7 @@ public:
         for (std::size_t n = 0; n < counted.size(); ++n) counts[n] += counted[n];
     }
     std::uint64_t count_bad_gradients(std::span<StepItem> items, const DeviceNumbers& numbers) override {
-        refuse_capture();
+        queue_->refuse_capture();
         StepOptions options;
         options.device = values_of(items, numbers);
         std::vector<std::uint64_t> counts(items.size());
@@ -75,17 +87,11 @@ public:
         for (std::size_t n = 0; n < items.size(); ++n) items[n].bad_elements = counts[n];
         return sum;
     }
-    double grad_norm(std::span<const StepItem> items) override {
-        if (norm_ == nullptr) norm_ = queue_->allocate(sizeof(double));
-        auto* const on_device = reinterpret_cast<double*>(norm_.get());
-        grad_norm(items, {}, on_device);
-        double norm = 0.0;
-        queue_->copy(&norm, on_device, sizeof norm, cudaMemcpyDeviceToHost);
-        return norm;
-    }
-    void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers, double* norm) override {
-        refuse_capture();
-        plan_of(items).grad_norm(items, values_of(items, numbers), norm, 1.0, nullptr, queue_->stream);
+    void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers,
+                   const DeviceNorm& to) override {
+        queue_->refuse_capture();
+        plan_of(items).grad_norm(items, values_of(items, numbers), to.norm, to.max_norm, to.clip_coefficient,
+                                 queue_->stream);
     }
 
 private:
@@ -123,17 +129,6 @@ private:
         return known_.front().plan;
     }
 
-    /// A graph would repeat what the host says of a step.
-    void refuse_capture() const {
-        const CurrentDevice current(queue_->device);
-        cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-        check_cuda(cudaStreamIsCapturing(queue_->on(), &status), "cudaStreamIsCapturing");
-        if (status == cudaStreamCaptureStatusNone) return;
-        throw InvalidArgument(
-            "an optimizer cannot be captured in a CUDA graph: its replays would repeat one step count and "
-            "learning rate; step outside of the capture, or use flashoptim::cuda::StepPlan with steps_done");
-    }
-
     /// The spans in it hold until the next call.
     DeviceValues values_of(std::span<const StepItem> items, const DeviceNumbers& numbers) {
         item_values_.assign(numbers.steps_done.size(), {});
@@ -151,8 +146,7 @@ private:
     }
 
     std::shared_ptr<const DeviceQueue> queue_;
-    std::vector<KnownList> known_;  // the last used one first
-    std::shared_ptr<std::byte> norm_;
+    std::vector<KnownList> known_;    // the last used one first
     std::vector<Counters> counters_;  // of each list
     std::vector<ItemValues> item_values_;
 };

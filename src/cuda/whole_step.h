@@ -150,10 +150,4 @@ FLASHOPTIM_INLINE double added_up(const double* parts, int count) {
     return total;
 }
 
-/// What torch's clip_grad_norm_ multiplies gradients by.
-FLASHOPTIM_INLINE float clip_coefficient(double norm, double max_norm) {
-    const double coefficient = max_norm / (norm + 1e-6);
-    return coefficient < 1.0 ? static_cast<float>(coefficient) : 1.0F;
-}
-
 }  // namespace flashoptim::cuda

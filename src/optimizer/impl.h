@@ -36,8 +36,14 @@ struct Optimizer::Impl {
         std::vector<std::byte> ordered_gradient;  // otherwise a copy that does
         std::int64_t steps = 0;
         bool has_momentum = false;
+        bool counts_on_device = false;  // steps beyond those are counted in step_counters
         std::uint64_t bad_elements = 0;
         DeviceList alone;  // of step_parameter
+    };
+    /// Lies where the gradients do.
+    struct Norms {
+        double taken = 0.0, clipped = 0.0;
+        float clip_coefficient = 1.0F;
     };
     struct NamedBuffer {
         std::string name;
@@ -62,10 +68,27 @@ struct Optimizer::Impl {
 
     // step.cpp
     std::span<Parameter* const> all_with_gradient();
-    StepReport step(std::span<Parameter* const> chosen, DeviceList& list);
-    [[nodiscard]] double grad_norm();
+    /// `with` lies where the gradients do.
+    StepReport step(std::span<Parameter* const> chosen, DeviceList& list, DeviceNumbers with);
+    /// Makes the items of these parameters; what is in them from the last call and still right stays.
+    void fill_items(std::span<Parameter* const> chosen, const DeviceNumbers& with);
+    /// What steps `list` on the device; null where there is none.
+    CountingStepper<ParameterId>* stepper_of(DeviceList& list) const;
     /// Waits for the counts of bad elements that are still on the device.
     void collect(DeviceList& list);
+
+    // numbers.cpp
+    /// @throws InvalidArgument where the device cannot read it.
+    const float* checked(const float* number, const char* name) const;
+    double grad_norm();
+    const double* clip_grad_norm(double max_norm);
+    [[nodiscard]] bool is_set(const float* number) const;
+    /// Of the next step, if these may be kept back where nobody on the host knows.
+    void count_on_device(std::span<Parameter* const> chosen);
+    /// Where the steps of these parameters are counted; empty if the host counts them all.
+    std::span<std::int64_t* const> counters_of(std::span<Parameter* const> chosen);
+    /// Waits for the steps that were counted on the device.
+    void collect_steps();
 
     // state.cpp
     [[nodiscard]] HostBytes on_host(void* data, std::size_t bytes) const;
@@ -84,20 +107,24 @@ struct Optimizer::Impl {
     std::vector<Parameter> parameters;
     DeviceList all_on_device;
     float gradient_factor = 1.0F;
+    DeviceNumbers numbers;  // of every step; the clip coefficient of the next one alone
+    std::shared_ptr<Norms> norms;
+    std::shared_ptr<std::byte> step_counters;  // on the device, one for each of the first parameters
+    std::size_t step_counter_count = 0;
     // Of one call; kept so that a step allocates nothing.
     std::vector<Parameter*> with_gradient;
     std::vector<StepItem> items;
+    std::vector<std::int64_t*> counters;
     bool items_are_current = false;  // no plan and no hyperparameter has changed since
 
 private:
     /// Brings a gradient of another memory order into the weight's.
     static const void* ordered_gradient(Parameter& p);
-    /// Makes the items of these parameters; what is in them from the last call and still right stays.
-    void fill_items(std::span<Parameter* const> chosen);
-    /// What steps `list` on the device; null where there is none.
-    CountingStepper<ParameterId>* stepper_of(DeviceList& list) const;
     void add_bad(ParameterId id, std::uint64_t count) { parameters[id].bad_elements += count; }
-    void step_on_device(CountingStepper<ParameterId>& stepper, std::span<Parameter* const> chosen);
+    void step_on_device(CountingStepper<ParameterId>& stepper, std::span<Parameter* const> chosen,
+                        const DeviceNumbers& with);
+    Norms* norms_here();
+    void take_norm(double* to, double max_norm, float* coefficient);
     void count_bad(std::span<Parameter* const> chosen) const;
     void skip(std::span<Parameter* const> chosen) const;
 };

@@ -52,7 +52,10 @@ void Optimizer::Impl::allocate(Parameter& p) {
         }
         ++stream;
     };
-    if (plan.first.count != p.plan.first.count) p.has_momentum = false;  // momentum came or went
+    if (plan.first.count != p.plan.first.count) {  // momentum came or went
+        collect_steps();
+        p.has_momentum = false;
+    }
     p.plan = plan;
     fit(p.correction, plan.correction);
     fit(p.first, plan.first);
@@ -173,21 +176,54 @@ void Optimizer::set_gradient_factor(double factor) {
     impl_->gradient_factor = static_cast<float>(factor);
 }
 
+void Optimizer::set_grad_scale(const float* scale) {
+    impl_->numbers.grad_scale = impl_->checked(scale, "the grad scale");
+}
+void Optimizer::set_found_inf(const float* found_inf) {
+    impl_->numbers.found_inf = impl_->checked(found_inf, "found_inf");
+}
+
 double Optimizer::grad_norm() { return impl_->grad_norm(); }
-StepReport Optimizer::step() { return impl_->step(impl_->all_with_gradient(), impl_->all_on_device); }
+const double* Optimizer::clip_grad_norm(double max_norm) {
+    if (!(max_norm >= 0.0)) {
+        throw InvalidArgument("the maximal norm is " + std::to_string(max_norm) + ": give 0 or more");
+    }
+    return impl_->clip_grad_norm(max_norm);
+}
+
+StepReport Optimizer::step() {
+    // The coefficient is of these gradients: they are clipped in another attempt, too, and those of the next step are not.
+    const auto drop_clip = [this] { impl_->numbers.clip_coefficient = nullptr; };
+    try {
+        const auto report = impl_->step(impl_->all_with_gradient(), impl_->all_on_device, impl_->numbers);
+        drop_clip();
+        return report;
+    } catch (const NonFiniteError&) {
+        drop_clip();
+        throw;
+    }
+}
 StepReport Optimizer::step_parameter(ParameterId parameter) {
     auto* p = &impl_->at(parameter);
     if (p->gradient.data == nullptr) {
         throw InvalidArgument(p->name + " has no gradient: call set_gradient before step_parameter");
     }
-    return impl_->step({&p, 1}, p->alone);
+    auto with = impl_->numbers;
+    with.clip_coefficient = nullptr;
+    return impl_->step({&p, 1}, p->alone, with);
 }
 
-std::int64_t Optimizer::step_count(ParameterId parameter) const { return impl_->at(parameter).steps; }
+std::int64_t Optimizer::step_count(ParameterId parameter) const {
+    const auto& p = impl_->at(parameter);
+    impl_->collect_steps();
+    return p.steps;
+}
 void Optimizer::set_step_count(ParameterId parameter, std::int64_t steps) {
     if (steps < 0)
         throw InvalidArgument("step count is " + std::to_string(steps) + ": it must not be negative");
-    impl_->at(parameter).steps = steps;
+    auto& p = impl_->at(parameter);
+    impl_->collect_steps();
+    p.steps = steps;
 }
 std::uint64_t Optimizer::bad_elements(ParameterId parameter) const {
     auto& p = impl_->at(parameter);
@@ -198,7 +234,15 @@ std::uint64_t Optimizer::bad_elements(ParameterId parameter) const {
 
 const StoragePlan& Optimizer::storage(ParameterId parameter) const { return impl_->at(parameter).plan; }
 const Layout& Optimizer::layout(ParameterId parameter) const { return impl_->at(parameter).layout; }
-bool Optimizer::has_momentum(ParameterId parameter) const { return impl_->at(parameter).has_momentum; }
-void Optimizer::set_has_momentum(ParameterId parameter, bool has) { impl_->at(parameter).has_momentum = has; }
+bool Optimizer::has_momentum(ParameterId parameter) const {
+    const auto& p = impl_->at(parameter);
+    impl_->collect_steps();
+    return p.has_momentum;
+}
+void Optimizer::set_has_momentum(ParameterId parameter, bool has) {
+    auto& p = impl_->at(parameter);
+    impl_->collect_steps();
+    p.has_momentum = has;
+}
 
 }  // namespace flashoptim

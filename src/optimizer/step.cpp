@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "impl.h"
+#include "step/float_environment.h"
 
 namespace flashoptim {
 
@@ -14,7 +15,13 @@ const void* Optimizer::Impl::ordered_gradient(Parameter& p) {
     return p.ordered_gradient.data();
 }
 
-void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen) {
+void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const DeviceNumbers& with) {
+    // A device multiplies by them itself: the same operations in the same order.
+    const DefaultFloatEnvironment exact;
+    float factor = 1.0F;
+    if (!options.device && with.grad_scale != nullptr) factor /= *with.grad_scale;
+    if (!options.device && with.clip_coefficient != nullptr) factor *= *with.clip_coefficient;
+    factor *= gradient_factor;
     items.resize(chosen.size());
     for (std::size_t n = 0; n < chosen.size(); ++n) {
         auto& p = *chosen[n];
@@ -31,7 +38,7 @@ void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen) {
         }
         item.gradient = ordered_gradient(p);
         item.gradient_dtype = p.gradient.dtype;
-        item.gradient_factor = gradient_factor;
+        item.gradient_factor = factor;
         item.step = p.steps + 1;
         item.has_momentum = p.has_momentum;
     }
@@ -56,18 +63,27 @@ void Optimizer::Impl::collect(DeviceList& list) {
 }
 
 void Optimizer::Impl::step_on_device(CountingStepper<ParameterId>& stepper,
-                                     std::span<Parameter* const> chosen) {
+                                     std::span<Parameter* const> chosen, const DeviceNumbers& with) {
     std::vector<ParameterId> ids;
     for (const auto* p : chosen) ids.push_back(static_cast<ParameterId>(p - parameters.data()));
-    stepper.step(items, ids, [this](ParameterId id, std::uint64_t count) { add_bad(id, count); });
+    stepper.step(items, ids, [this](ParameterId id, std::uint64_t count) { add_bad(id, count); }, with);
 }
 
-StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList& list) {
-    fill_items(chosen);
+StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList& list, DeviceNumbers with) {
     auto* const stepper = stepper_of(list);
+    const bool must_count = options.nonfinite != NonFinite::kSkipElement;
     StepReport report;
-    if (options.nonfinite != NonFinite::kSkipElement) {
-        report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items, {})
+    if (with.found_inf != nullptr &&
+        (stepper == nullptr || must_count)) {  // the host has to know, or waits anyway
+        report.skipped = is_set(with.found_inf);
+        if (report.skipped) return report;
+        with.found_inf = nullptr;
+    }
+    if (with.found_inf != nullptr) count_on_device(chosen);
+    fill_items(chosen, with);
+    with.steps_done = counters_of(chosen);
+    if (must_count) {
+        report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items, with)
                                                  : count_bad_gradients(items, pool);
         if (report.bad_elements != 0) {
             skip(chosen);
@@ -76,11 +92,12 @@ StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList&
         }
     }
     if (stepper != nullptr) {
-        step_on_device(*stepper, chosen);
+        step_on_device(*stepper, chosen, with);
     } else {
         report.bad_elements = flashoptim::step(items, pool, options.backend);
     }
     for (auto* p : chosen) {
+        if (p->counts_on_device) continue;
         ++p->steps;
         p->has_momentum = true;
     }
@@ -100,12 +117,6 @@ void Optimizer::Impl::skip(std::span<Parameter* const> chosen) const {
                          " has " + std::to_string(bad->bad_elements) +
                          " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
                          "learning rate or the loss scale, or choose the policy skip_element");
-}
-
-double Optimizer::Impl::grad_norm() {
-    fill_items(all_with_gradient());
-    if (auto* const stepper = stepper_of(all_on_device)) return (*stepper)->grad_norm(items);
-    return flashoptim::grad_norm(items, pool);
 }
 
 }  // namespace flashoptim

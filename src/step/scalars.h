@@ -1,5 +1,5 @@
-// The scalars of one step of one tensor, whatever its rule and storage. Compiles for the host and for the device, where step count
-// and learning rate may lie.
+// The scalars of one step of one tensor, whatever its rule and storage, and the one that clips gradients. Compiles for the host and
+// for the device, where step count and learning rate may lie.
 #pragma once
 
 #include "flashoptim/format/native_states.h"
@@ -60,6 +60,12 @@ FLASHOPTIM_INLINE StepScalars scalars_of(const ScalarSource& from) {
             return scalars_of_rule<LionRule, PaperLionRule>(from, Decay::kDecoupled);
     }
     return {};
+}
+
+/// What torch's clip_grad_norm_ multiplies gradients by.
+FLASHOPTIM_INLINE float clip_coefficient(double norm, double max_norm) {
+    const double coefficient = max_norm / (norm + 1e-6);
+    return coefficient < 1.0 ? static_cast<float>(coefficient) : 1.0F;
 }
 
 }  // namespace flashoptim

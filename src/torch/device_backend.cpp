@@ -89,11 +89,9 @@ public:
     std::uint64_t count_bad_gradients(std::span<StepItem> items, const DeviceNumbers& numbers) override {
         return now([&](DeviceStepper& stepper) { return stepper.count_bad_gradients(items, numbers); });
     }
-    double grad_norm(std::span<const StepItem> items) override {
-        return now([&](DeviceStepper& stepper) { return stepper.grad_norm(items); });
-    }
-    void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers, double* norm) override {
-        now([&](DeviceStepper& stepper) { stepper.grad_norm(items, numbers, norm); });
+    void grad_norm(std::span<const StepItem> items, const DeviceNumbers& numbers,
+                   const DeviceNorm& to) override {
+        now([&](DeviceStepper& stepper) { stepper.grad_norm(items, numbers, to); });
     }
 
 private:

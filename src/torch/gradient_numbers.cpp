@@ -116,7 +116,9 @@ torch::Tensor OptimizerImpl::grad_norm() {
     for (auto& batch : batches) {
         auto norm = torch::zeros({}, torch::dtype(torch::kFloat64).device(batch.device));
         if (batch.stepper != nullptr) {
-            (*batch.stepper)->grad_norm(batch.items, batch.numbers(), norm.mutable_data_ptr<double>());
+            DeviceNorm to;
+            to.norm = norm.mutable_data_ptr<double>();
+            (*batch.stepper)->grad_norm(batch.items, batch.numbers(), to);
         } else {
             norm.fill_(flashoptim::grad_norm(batch.items, pool()));
             all_on_devices = false;

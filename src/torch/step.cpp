@@ -188,9 +188,14 @@ std::vector<StepBatch> OptimizerImpl::all_with_gradients() {
 
 void OptimizerImpl::step_all() {
     auto batches = all_with_gradients();
-    const auto numbers = gradient_numbers;
-    gradient_numbers.clip_coefficient.reset();  // of these gradients only
-    run(batches, numbers);
+    // The coefficient is of these gradients: they are clipped in another attempt, too, and those of the next step are not.
+    try {
+        run(batches, gradient_numbers);
+    } catch (const NonFiniteError&) {
+        gradient_numbers.clip_coefficient.reset();
+        throw;
+    }
+    gradient_numbers.clip_coefficient.reset();
 }
 
 void OptimizerImpl::step_one(const torch::Tensor& tensor) {

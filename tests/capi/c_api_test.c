@@ -237,6 +237,45 @@ static void test_groups_and_hyperparameters(void) {
     flashoptim_destroy(optimizer);
 }
 
+/* A loss scaler's numbers, which a step reads when it runs. */
+static void test_numbers(void) {
+    float weight[4] = {1, 2, 3, 4}, gradient[4] = {8, 8, 8, 8}, scale = 4, found_inf = 1;
+    const int64_t extent[1] = {4};
+    const double* norm = NULL;
+    int32_t skipped = 0;
+    int64_t steps = -1;
+    flashoptim_tensor view = {NULL, FLASHOPTIM_FLOAT32, 1, NULL, NULL};
+    flashoptim_hyperparameters h;
+    flashoptim_optimizer* optimizer = NULL;
+    EXPECT_OK(flashoptim_hyperparameters_init(&h, sizeof h, FLASHOPTIM_SGD));
+    h.learning_rate = 0.5;
+    EXPECT_OK(flashoptim_create(FLASHOPTIM_SGD, &h, NULL, &optimizer));
+    view.data = weight;
+    view.shape = extent;
+    EXPECT_OK(flashoptim_add_parameter(optimizer, &view, NULL, 0, NULL, NULL));
+    view.data = gradient;
+    EXPECT_OK(flashoptim_set_gradient(optimizer, 0, &view));
+    EXPECT_OK(flashoptim_set_grad_scale(optimizer, &scale));
+    EXPECT_OK(flashoptim_set_found_inf(optimizer, &found_inf));
+    EXPECT_OK(flashoptim_step(optimizer, NULL, &skipped));
+    EXPECT_OK(flashoptim_step_count(optimizer, 0, &steps));
+    EXPECT(skipped == 1 && steps == 0 && weight[0] == 1.0f);
+    found_inf = 0;
+    EXPECT_OK(flashoptim_step(optimizer, NULL, &skipped));
+    EXPECT_OK(flashoptim_step_count(optimizer, 0, &steps));
+    EXPECT(skipped == 0 && steps == 1 && weight[0] == 0.0f);
+    EXPECT_OK(flashoptim_clip_grad_norm(optimizer, 2.0, &norm));
+    EXPECT(norm != NULL && *norm == 4.0);
+    EXPECT_OK(flashoptim_step(optimizer, NULL, NULL));
+    EXPECT(weight[0] > -0.501f && weight[0] < -0.499f);
+    EXPECT_OK(flashoptim_clip_grad_norm(optimizer, 2.0, NULL));
+    EXPECT(flashoptim_clip_grad_norm(optimizer, -1.0, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "maximal norm") != NULL);
+    EXPECT_OK(flashoptim_set_grad_scale(optimizer, NULL));
+    EXPECT_OK(flashoptim_set_found_inf(optimizer, NULL));
+    flashoptim_destroy(optimizer);
+}
+
 static void test_masters_and_moments(void) {
     static run r;
     static float values[COUNT], again[COUNT];
@@ -436,6 +475,7 @@ int main(int argc, char** argv) {
     test_save_and_load(argv[1]);
     test_nonfinite_policies();
     test_groups_and_hyperparameters();
+    test_numbers();
     test_masters_and_moments();
     test_shards();
     test_formats_alone();

@@ -67,6 +67,7 @@ static void end_run(run* r) {
 static void expect_same(run* host, run* device) {
     double norm[2];
     uint64_t bad[2];
+    int64_t steps[2];
     download_weight(device);
     EXPECT(memcmp(host->weight, device->weight, sizeof host->weight) == 0);
     EXPECT_OK(flashoptim_copy_master(host->optimizer, 0, host->master, COUNT));
@@ -81,6 +82,9 @@ static void expect_same(run* host, run* device) {
     EXPECT_OK(flashoptim_bad_elements(host->optimizer, 0, &bad[0]));
     EXPECT_OK(flashoptim_bad_elements(device->optimizer, 0, &bad[1]));
     EXPECT(bad[0] == bad[1]);
+    EXPECT_OK(flashoptim_step_count(host->optimizer, 0, &steps[0]));
+    EXPECT_OK(flashoptim_step_count(device->optimizer, 0, &steps[1]));
+    EXPECT(steps[0] == steps[1]);
 }
 
 enum { SKIPPED = 77 };
@@ -111,6 +115,41 @@ static void test_same_bits_and_checkpoints(const char* folder) {
     EXPECT(memcmp(host.weight, device.weight, sizeof host.weight) == 0);
     end_run(&host);
     end_run(&device);
+}
+
+/* A loss scaler's numbers in memory of the device. */
+static void test_numbers(void) {
+    float scale = 3.0f, found_inf = 0.0f;
+    float *scale_there = NULL, *found_inf_there = NULL;
+    const double *norm = NULL, *norm_there = NULL;
+    double given = 0;
+    int t;
+    make_run(&host, FLASHOPTIM_HOST, FLASHOPTIM_NONFINITE_SKIP_ELEMENT);
+    make_run(&device, FLASHOPTIM_CUDA, FLASHOPTIM_NONFINITE_SKIP_ELEMENT);
+    EXPECT_CUDA(cudaMalloc((void**)&scale_there, sizeof scale));
+    EXPECT_CUDA(cudaMalloc((void**)&found_inf_there, sizeof found_inf));
+    EXPECT_CUDA(cudaMemcpy(scale_there, &scale, sizeof scale, cudaMemcpyHostToDevice));
+    EXPECT_OK(flashoptim_set_grad_scale(host.optimizer, &scale));
+    EXPECT_OK(flashoptim_set_grad_scale(device.optimizer, scale_there));
+    EXPECT_OK(flashoptim_set_found_inf(host.optimizer, &found_inf));
+    EXPECT_OK(flashoptim_set_found_inf(device.optimizer, found_inf_there));
+    for (t = 0; t < 4; ++t) {
+        found_inf = t == 1 ? 1.0f : 0.0f;
+        EXPECT_CUDA(cudaMemcpy(found_inf_there, &found_inf, sizeof found_inf, cudaMemcpyHostToDevice));
+        EXPECT_OK(flashoptim_clip_grad_norm(host.optimizer, 0.25, &norm));
+        EXPECT_OK(flashoptim_clip_grad_norm(device.optimizer, 0.25, &norm_there));
+        EXPECT_CUDA(cudaMemcpy(&given, norm_there, sizeof given, cudaMemcpyDeviceToHost));
+        EXPECT(given == *norm);
+        EXPECT_OK(flashoptim_step(host.optimizer, NULL, NULL));
+        EXPECT_OK(flashoptim_step(device.optimizer, NULL, NULL));
+    }
+    expect_same(&host, &device);
+    EXPECT(flashoptim_set_found_inf(device.optimizer, &found_inf) == FLASHOPTIM_INVALID_ARGUMENT);
+    EXPECT(strstr(flashoptim_last_error(), "found_inf lies in memory of the host") != NULL);
+    end_run(&host);
+    end_run(&device);
+    EXPECT_CUDA(cudaFree(scale_there));
+    EXPECT_CUDA(cudaFree(found_inf_there));
 }
 
 static void test_policies(void) {
@@ -162,6 +201,7 @@ int main(int argc, char** argv) {
         return required != NULL && strcmp(required, "1") == 0 ? EXIT_FAILURE : SKIPPED;
     }
     test_same_bits_and_checkpoints(argv[1]);
+    test_numbers();
     test_policies();
     test_refusals();
     return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

@@ -32,6 +32,47 @@ TEST_F(CudaOptimizerOnEmulation, StepsWaitForNothing) {
     pair.expect_same();
 }
 
+TEST_F(CudaOptimizerOnEmulation, NumbersInDeviceMemoryAreNotWaitedFor) {
+    Pair pair(adamw(), native());
+    const PairedNumber scale(2.0F), found_inf(0.0F);
+    pair.device().set_grad_scale(scale.on_device());
+    pair.device().set_found_inf(found_inf.on_device());
+    pair.host().set_grad_scale(scale.here());
+    pair.fill_gradients(1);
+    const auto step = [&] {
+        pair.host().clip_grad_norm(1.0);
+        pair.device().clip_grad_norm(1.0);
+        pair.host().step();
+        pair.device().step();
+    };
+    step();
+    const auto waits = emulated::waits(), bytes = emulated::allocated_bytes(0);
+    for (int t = 0; t < 3; ++t) step();
+    EXPECT_EQ(emulated::waits(), waits);
+    EXPECT_EQ(emulated::allocated_bytes(0), bytes);
+    pair.expect_same();
+}
+
+// A graph's replays would repeat one step count, and what the host read of found_inf.
+TEST_F(CudaOptimizerOnEmulation, CaptureIsRefusedAndChangesNothing) {
+    for (const auto policy : {NonFinite::kSkipElement, NonFinite::kSkipStep}) {
+        Pair pair(adamw(), native(policy));
+        const PairedNumber found_inf(0.0F);
+        pair.device().set_found_inf(found_inf.on_device());
+        pair.fill_gradients(1);
+        pair.host().clip_grad_norm(0.01);
+        pair.device().clip_grad_norm(0.01);
+        emulated::set_captured(nullptr, true);
+        expect_refused<InvalidArgument>("cannot be captured in a CUDA graph", [&] { pair.device().step(); });
+        expect_refused<InvalidArgument>("cannot be captured in a CUDA graph",
+                                        [&] { (void)pair.device().grad_norm(); });
+        emulated::set_captured(nullptr, false);
+        pair.host().step();
+        pair.device().step();  // clipped as the one that was refused
+        pair.expect_same();
+    }
+}
+
 TEST_F(CudaOptimizerOnEmulation, StateLiesOnItsDevice) {
     emulated::set_device_count(2);
     Pair pair(adamw(), native(), 1);

@@ -24,6 +24,22 @@ private:
     TensorView view_;
 };
 
+/// A number where each of a pair reads it.
+class PairedNumber {
+public:
+    explicit PairedNumber(float value) { set(value); }
+    void set(float value) {
+        here_ = value;
+        on_device_.upload(&here_);
+    }
+    [[nodiscard]] const float* here() const { return &here_; }
+    [[nodiscard]] const float* on_device() const { return on_device_.as<float>(); }
+
+private:
+    float here_ = 0.0F;
+    DeviceCopy on_device_{sizeof(float)};
+};
+
 /// The same parameters in two optimizers, one of them on a device.
 class Pair {
 public:
@@ -31,18 +47,18 @@ public:
         : host_(rule.rule, rule.hyperparameters, options),
           device_(rule.rule, rule.hyperparameters, on(options, device)) {
         EXPECT_EQ(cudaSetDevice(device), cudaSuccess);  // where its tensors come to lie
-        Noise noise(7);
-        for (const auto& shape : {std::vector<std::int64_t>{40, 160}, {77}, {3, 5}, {0, 4}}) {
-            auto& w = *weights_.emplace_back(std::make_unique<Tensor>(DType::kBFloat16, shape));
-            gradients_.push_back(std::make_unique<Tensor>(DType::kBFloat16, shape));
-            w.fill([&] { return noise.normal(); });
-            device_weights_.push_back(std::make_unique<DeviceTensor>(w));
-            device_gradients_.push_back(std::make_unique<DeviceTensor>(*gradients_.back()));
-            const auto id = host_.add_parameter(w.view(), std::string(weights_.size(), 'p'));
-            device_.add_parameter(device_weights_.back()->view(), host_.name(id));
-            host_.set_gradient(id, gradients_.back()->view());
-            device_.set_gradient(id, device_gradients_.back()->view());
-        }
+        for (const auto& shape : {std::vector<std::int64_t>{40, 160}, {77}, {3, 5}, {0, 4}}) add(shape);
+    }
+    void add(const std::vector<std::int64_t>& shape) {
+        auto& w = *weights_.emplace_back(std::make_unique<Tensor>(DType::kBFloat16, shape));
+        gradients_.push_back(std::make_unique<Tensor>(DType::kBFloat16, shape));
+        w.fill([&] { return noise_.normal(); });
+        device_weights_.push_back(std::make_unique<DeviceTensor>(w));
+        device_gradients_.push_back(std::make_unique<DeviceTensor>(*gradients_.back()));
+        const auto id = host_.add_parameter(w.view(), std::string(weights_.size(), 'p'));
+        device_.add_parameter(device_weights_.back()->view(), host_.name(id));
+        host_.set_gradient(id, gradients_.back()->view());
+        device_.set_gradient(id, device_gradients_.back()->view());
     }
     static OptimizerOptions on(OptimizerOptions options, int device) {
         options.device = std::make_shared<Device>(device);
@@ -82,6 +98,7 @@ public:
     AnyOptimizer& device() { return device_; }
 
 private:
+    Noise noise_{7};
     std::vector<std::unique_ptr<Tensor>> weights_, gradients_;
     std::vector<std::unique_ptr<DeviceTensor>> device_weights_, device_gradients_;
     AnyOptimizer host_, device_;

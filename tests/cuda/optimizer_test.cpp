@@ -63,6 +63,93 @@ TEST_F(CudaOptimizer, FactorNormAndMasters) {
     EXPECT_EQ(pair.host().memory_report().total(), pair.device().memory_report().total());
 }
 
+// A loss scaler's tensors stay on the device; what they keep back is neither stepped nor counted there.
+TEST_F(CudaOptimizer, NumbersInDeviceMemory) {
+    for (const auto& rule : rule_cases()) {
+        Pair pair(rule, native());
+        PairedNumber scale(3.0F), found_inf(0.0F);
+        pair.host().set_grad_scale(scale.here());
+        pair.device().set_grad_scale(scale.on_device());
+        pair.host().set_found_inf(found_inf.here());
+        pair.device().set_found_inf(found_inf.on_device());
+        for (std::uint64_t t = 0; t < 9; ++t) {
+            pair.fill_gradients(t, t == 4);
+            found_inf.set(t == 0 || t == 5 ? 1.0F : 0.0F);
+            scale.set(t < 6 ? 3.0F : 0.5F);
+            if (t % 3 == 1) {
+                const double norm = *pair.host().clip_grad_norm(0.01);
+                const double* const on_device = pair.device().clip_grad_norm(0.01);
+                EXPECT_EQ(pair.device().grad_norm(), norm);
+                double given = 0.0;
+                DeviceCopy::check(cudaMemcpy(&given, on_device, sizeof given, cudaMemcpyDeviceToHost));
+                EXPECT_EQ(given, norm);
+            }
+            if (t == 3) pair.expect_same();  // collects, and counting begins again
+            if (t == 7) {
+                pair.host().set_found_inf(nullptr);
+                pair.device().set_found_inf(nullptr);
+            }
+            for (auto* optimizer : {&pair.host(), &pair.device()}) {
+                if (t == 2) optimizer->step_parameter(1);
+                optimizer->step();
+                if (t == 6) optimizer->set_step_count(2, 20);
+            }
+        }
+        pair.expect_same();
+    }
+}
+
+TEST_F(CudaOptimizer, FoundInfGoesBeforeThePolicies) {
+    for (const auto policy : {NonFinite::kSkipStep, NonFinite::kError}) {
+        Pair pair(adamw(), native(policy));
+        const PairedNumber found_inf(1.0F), scale(2.0F);
+        pair.host().set_found_inf(found_inf.here());
+        pair.device().set_found_inf(found_inf.on_device());
+        pair.host().set_grad_scale(scale.here());
+        pair.device().set_grad_scale(scale.on_device());
+        pair.fill_gradients(1, true);
+        for (auto* optimizer : {&pair.host(), &pair.device()}) {
+            EXPECT_TRUE(optimizer->step().skipped);
+            optimizer->set_found_inf(nullptr);
+        }
+        pair.expect_same();
+        pair.fill_gradients(2);
+        for (auto* optimizer : {&pair.host(), &pair.device()}) EXPECT_FALSE(optimizer->step().skipped);
+        pair.expect_same();
+    }
+}
+
+// Momentum that is switched on and off while the device counts the steps, and parameters that come later.
+TEST_F(CudaOptimizer, WhatChangesUnderFoundInf) {
+    for (const bool begins_with_momentum : {false, true}) {
+        auto rule = rule_cases()[0];
+        rule.hyperparameters.momentum = begins_with_momentum ? 0.9 : 0.0;
+        Pair pair(rule, native());
+        const PairedNumber found_inf(0.0F);
+        pair.host().set_found_inf(found_inf.here());
+        pair.device().set_found_inf(found_inf.on_device());
+        const auto train = [&](std::uint64_t first) {
+            for (std::uint64_t t = first; t < first + 3; ++t) {
+                pair.fill_gradients(t);
+                pair.host().step();
+                pair.device().step();
+            }
+        };
+        train(0);
+        for (auto* optimizer : {&pair.host(), &pair.device()}) {
+            auto changed = rule.hyperparameters;
+            changed.momentum = begins_with_momentum ? 0.0 : 0.9;
+            optimizer->set_hyperparameters(0, changed);
+        }
+        train(3);
+        pair.add({70, 64});
+        train(6);
+        pair.expect_same();
+        EXPECT_EQ(pair.device().step_count(0), 9);
+        EXPECT_EQ(pair.device().step_count(4), 3);
+    }
+}
+
 TEST_F(CudaOptimizer, PoliciesKeepTheStepBack) {
     Pair pair(adamw(), native(NonFinite::kSkipStep));
     pair.fill_gradients(1, true);
@@ -134,6 +221,11 @@ TEST_F(CudaOptimizer, WhatCannotBeIsRefused) {
                                     [&] { optimizer.add_parameter(of_host.view(), "pppppp"); });
     expect_refused<InvalidArgument>("the gradient of p lies in memory of the host",
                                     [&] { optimizer.set_gradient(0, of_host.view()); });
+    const float number = 1.0F;
+    expect_refused<InvalidArgument>("the grad scale lies in memory of the host",
+                                    [&] { optimizer.set_grad_scale(&number); });
+    expect_refused<InvalidArgument>("found_inf lies in memory of the host",
+                                    [&] { optimizer.set_found_inf(&number); });
     EXPECT_EQ(optimizer.parameter_count(), 4U);
 }
 

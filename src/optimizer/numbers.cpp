@@ -1,0 +1,106 @@
+// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and the norm behind
+// the last. Nobody waits for them there, and what is stepped under a found_inf that nobody has read is counted there.
+#include <algorithm>
+#include <string>
+
+#include "impl.h"
+#include "step/float_environment.h"
+#include "step/scalars.h"
+
+namespace flashoptim {
+
+const float* Optimizer::Impl::checked(const float* number, const char* name) const {
+    if (number != nullptr && options.device) options.device->check_memory(number, name);
+    return number;
+}
+
+bool Optimizer::Impl::is_set(const float* number) const {
+    float value = 0.0F;
+    if (options.device) {
+        options.device->copy_to_host(&value, number, sizeof value);
+    } else {
+        value = *number;
+    }
+    return value != 0.0F;
+}
+
+Optimizer::Impl::Norms* Optimizer::Impl::norms_here() {
+    if (norms) return norms.get();
+    if (options.device) {
+        auto memory = options.device->allocate(sizeof(Norms));
+        norms = {memory, reinterpret_cast<Norms*>(memory.get())};
+    } else {
+        norms = std::make_shared<Norms>();
+    }
+    return norms.get();
+}
+
+void Optimizer::Impl::take_norm(double* to, double max_norm, float* coefficient) {
+    DeviceNumbers with;
+    with.grad_scale = numbers.grad_scale;
+    const auto chosen = all_with_gradient();
+    fill_items(chosen, with);
+    with.steps_done =
+        counters_of(chosen);  // as the step has them, so that the device finds the list that it knows
+    if (auto* const stepper = stepper_of(all_on_device)) {
+        return (*stepper)->grad_norm(items, with, {to, coefficient, max_norm});
+    }
+    *to = flashoptim::grad_norm(items, pool);
+    const DefaultFloatEnvironment exact;
+    if (coefficient != nullptr) *coefficient = clip_coefficient(*to, max_norm);
+}
+
+double Optimizer::Impl::grad_norm() {
+    double norm = 0.0;
+    if (!options.device) {
+        take_norm(&norm, 0.0, nullptr);
+        return norm;
+    }
+    auto* const on_device = &norms_here()->taken;
+    take_norm(on_device, 0.0, nullptr);
+    options.device->copy_to_host(&norm, on_device, sizeof norm);
+    return norm;
+}
+
+const double* Optimizer::Impl::clip_grad_norm(double max_norm) {
+    auto* const here = norms_here();
+    take_norm(&here->clipped, max_norm, &here->clip_coefficient);
+    numbers.clip_coefficient = &here->clip_coefficient;
+    return &here->clipped;
+}
+
+void Optimizer::Impl::count_on_device(std::span<Parameter* const> chosen) {
+    if (parameters.size() > step_counter_count) {
+        collect_steps();
+        step_counters = options.device->allocate(parameters.size() * sizeof(std::int64_t));
+        step_counter_count = parameters.size();
+    }
+    for (auto* p : chosen) p->counts_on_device = true;
+}
+
+std::span<std::int64_t* const> Optimizer::Impl::counters_of(std::span<Parameter* const> chosen) {
+    counters.clear();
+    if (std::ranges::none_of(chosen, [](const auto* p) { return p->counts_on_device; })) return {};
+    auto* const first = reinterpret_cast<std::int64_t*>(step_counters.get());
+    for (const auto* p : chosen) {
+        counters.push_back(p->counts_on_device ? first + (p - parameters.data()) : nullptr);
+    }
+    return counters;
+}
+
+void Optimizer::Impl::collect_steps() {
+    if (std::ranges::none_of(parameters, &Parameter::counts_on_device)) return;
+    std::vector<std::int64_t> done(step_counter_count);
+    const auto bytes = done.size() * sizeof(std::int64_t);
+    options.device->copy_to_host(done.data(), step_counters.get(), bytes);
+    options.device->clear(step_counters.get(), bytes);
+    for (std::size_t id = 0; id < done.size(); ++id) {
+        auto& p = parameters[id];
+        if (!p.counts_on_device) continue;
+        p.steps += done[id];
+        p.has_momentum = p.has_momentum || done[id] != 0;
+        p.counts_on_device = false;
+    }
+}
+
+}  // namespace flashoptim
