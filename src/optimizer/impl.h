@@ -36,7 +36,7 @@ struct Optimizer::Impl {
         std::vector<std::byte> ordered_gradient;  // otherwise a copy that does
         std::int64_t steps = 0;
         bool has_momentum = false;
-        bool counts_on_device = false;  // steps beyond those are counted in step_counters
+        bool counts_on_device = false;  // those beyond `steps` are in step_counters
         std::uint64_t bad_elements = 0;
         DeviceList alone;  // of step_parameter
     };
@@ -111,6 +111,7 @@ struct Optimizer::Impl {
     std::shared_ptr<Norms> norms;
     std::shared_ptr<std::byte> step_counters;  // on the device, one for each of the first parameters
     std::size_t step_counter_count = 0;
+    bool device_counts_steps = false;  // of any parameter
     // Of one call; kept so that a step allocates nothing.
     std::vector<Parameter*> with_gradient;
     std::vector<StepItem> items;

@@ -1,6 +1,5 @@
 // Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and the norm behind
 // the last. Nobody waits for them there, and what is stepped under a found_inf that nobody has read is counted there.
-#include <algorithm>
 #include <string>
 
 #include "impl.h"
@@ -76,11 +75,12 @@ void Optimizer::Impl::count_on_device(std::span<Parameter* const> chosen) {
         step_counter_count = parameters.size();
     }
     for (auto* p : chosen) p->counts_on_device = true;
+    device_counts_steps = true;
 }
 
 std::span<std::int64_t* const> Optimizer::Impl::counters_of(std::span<Parameter* const> chosen) {
     counters.clear();
-    if (std::ranges::none_of(chosen, [](const auto* p) { return p->counts_on_device; })) return {};
+    if (!device_counts_steps) return {};
     auto* const first = reinterpret_cast<std::int64_t*>(step_counters.get());
     for (const auto* p : chosen) {
         counters.push_back(p->counts_on_device ? first + (p - parameters.data()) : nullptr);
@@ -89,7 +89,7 @@ std::span<std::int64_t* const> Optimizer::Impl::counters_of(std::span<Parameter*
 }
 
 void Optimizer::Impl::collect_steps() {
-    if (std::ranges::none_of(parameters, &Parameter::counts_on_device)) return;
+    if (!device_counts_steps) return;
     std::vector<std::int64_t> done(step_counter_count);
     const auto bytes = done.size() * sizeof(std::int64_t);
     options.device->copy_to_host(done.data(), step_counters.get(), bytes);
@@ -101,6 +101,7 @@ void Optimizer::Impl::collect_steps() {
         p.has_momentum = p.has_momentum || done[id] != 0;
         p.counts_on_device = false;
     }
+    device_counts_steps = false;
 }
 
 }  // namespace flashoptim
