@@ -228,6 +228,7 @@ struct StepPlan::Impl {
                                 control(use),
                                 use == Use::kStep ? stepped.at : counted.at,
                                 range.count,
+                                list.groups_in_chunk(),
                                 stops_at_bad_gradients};
             check_cuda((range.launchers.*kernel)(launch, stream), "the launch of a step's kernel");
         }
