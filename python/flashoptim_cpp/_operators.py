@@ -33,8 +33,8 @@ from . import capture
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
 # How the message of an argument that was refused begins.
 _REFUSED = "flashoptim_cpp refuses: "
-# What a plan says that finds no memory for its lists, before anything is enqueued.
-_NO_MEMORY = re.compile(r"cudaMalloc failed with cudaErrorMemoryAllocation")
+# What a plan says that finds no memory for its lists or kernels, before anything is enqueued.
+_NO_MEMORY = re.compile(r"(cudaMalloc|the load of a step's kernels) failed with cudaErrorMemoryAllocation")
 _Result = TypeVar("_Result")
 
 

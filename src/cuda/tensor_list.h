@@ -104,11 +104,14 @@ struct Launch {
     bool stops_at_bad_gradients = false;  // where the counting launch found any, nothing is written
 };
 
-/// How the kernels for one rule and storage are started.
+/// How the kernels for one rule and storage are started and, before, loaded.
 using Launcher = cudaError_t (*)(const Launch& launch, void* stream);
+using Loader = cudaError_t (*)();
 struct Launchers {
     Launcher step = nullptr;
     Launcher count_bad = nullptr;
+    Loader load_step = nullptr;
+    Loader load_count = nullptr;
     bool operator==(const Launchers&) const = default;
 };
 using FindLaunchers = Launchers (*)(Rule rule, bool has_first, const StoragePlan& plan);
