@@ -64,8 +64,9 @@ struct StepOptions {
 /// All calls enqueue on `stream` (a cudaStream_t; null is the default stream) of the plan's device, whatever
 /// device is current, and return at once except where they say that they wait. A plan serves one thread and one
 /// stream at a time: what it enqueued on one comes before what it enqueues on another, as is so for the tensors
-/// anyway. Memory grows with the list and is allocated by the first call with a longer one. Every call throws
-/// Error for what CUDA refuses.
+/// anyway. Memory grows with the list and is allocated by the first call with a longer one; kernels are loaded by
+/// the first call that needs them. Every call throws Error for what CUDA refuses; for memory and for the load of kernels
+/// before a kernel is enqueued, so that the call may be made again.
 ///
 /// A stream may be captured into a CUDA graph. What the graph reads of the plan is left as it is from then on,
 /// whatever other lists the plan steps later, and given back with the plan or by release_captured: the plan must

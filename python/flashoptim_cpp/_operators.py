@@ -33,8 +33,8 @@ from . import capture
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
 # How the message of an argument that was refused begins.
 _REFUSED = "flashoptim_cpp refuses: "
-# What a plan says that finds no memory for its lists, before anything is enqueued.
-_NO_MEMORY = re.compile(r"cudaMalloc failed with cudaErrorMemoryAllocation")
+# What a plan says that finds no memory for its lists or kernels, before anything is enqueued.
+_NO_MEMORY = re.compile(r"(cudaMalloc|the load of a step's kernels) failed with cudaErrorMemoryAllocation")
 _Result = TypeVar("_Result")
 
 
@@ -66,6 +66,7 @@ _plan = _checked(_ops.plan.default)
 _step = _checked(_ops.step_.default)
 _count_bad = _checked(_ops.count_bad.default)
 _grad_norm = _checked(_ops.grad_norm.default)
+_check_hyperparameters = _checked(_ops.check_hyperparameters.default)
 _encode_moment = _checked(_ops.encode_moment.default)
 _decode_moment = _checked(_ops.decode_moment.default)
 _check_moment = _checked(_ops.check_moment.default)
@@ -86,6 +87,11 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 def is_gpu(device: torch.device) -> bool:
     """Whether steps on this device are the CUDA kernels', for whose results nobody waits."""
     return device.type == _GPU
+
+
+def can_step(device: torch.device) -> bool:
+    """Whether this build steps anything on this device."""
+    return device.type == "cpu" or (device.type == "cuda" and GPU_KERNELS == 1)
 
 
 class StepPlan:
@@ -218,6 +224,11 @@ def grad_norm(
     return _grad_norm(weights, gradients, table, hyperparameters, gradient_factor, plan)
 
 
+def check_hyperparameters(hyperparameters: Tensor, rule: int) -> None:
+    """Refuses rows of hyperparameters that a step with this rule refuses."""
+    _check_hyperparameters(hyperparameters, rule)
+
+
 def encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
     """Codes in the shape and memory order of the fp32 `values`, and their scales, to nearest."""
     return _encode_moment(values, layout, moment, storage)
@@ -309,6 +320,11 @@ def _fake_grad_norm(
     plan: int = 0,
 ) -> Tensor:
     return torch.empty((), dtype=torch.float64, device=_device_of(weights))
+
+
+@torch.library.register_fake("flashoptim_cpp::check_hyperparameters")
+def _fake_check_hyperparameters(*_: object) -> None:
+    return None
 
 
 @torch.library.register_fake("flashoptim_cpp::encode_moment")

@@ -242,7 +242,7 @@ class FlashOptimizer(OptimizerStates):
         parts = self._gradients_of(tables, tensors, gradients)
         if len(tables) > 1:  # the operator sees one of them
             for table, own in zip(tables, parts, strict=True):
-                table.check_gradients(own)
+                table.check(own)
         is_refused, found_inf = self._bad.judge(self, tables, parts, clip)
         if is_refused:
             return

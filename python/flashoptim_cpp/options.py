@@ -107,6 +107,12 @@ def _check_betas(rule: Rule, betas: Any) -> None:  # noqa: ANN401
             )
 
 
+def check_lr_size(group: Mapping[str, Any]) -> None:
+    """Refuses a learning rate that is a tensor of more than a number."""
+    if isinstance(group["lr"], torch.Tensor) and group["lr"].numel() != 1:
+        raise ValueError(f"lr is a tensor of {group['lr'].numel()} elements; it must have one")
+
+
 def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
     """Checks every option of a parameter group.
 
@@ -118,8 +124,7 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
         if not 0.0 <= number(group[name]) < math.inf:
             raise ValueError(f"Invalid {what}: {group[name]}; it must be finite and not negative")
 
-    if isinstance(group["lr"], torch.Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"lr is a tensor of {group['lr'].numel()} elements; it must have one")
+    check_lr_size(group)
     check("lr", "learning rate")
     if "initial_lr" in group:
         check("initial_lr", "initial_lr")

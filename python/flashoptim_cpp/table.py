@@ -11,7 +11,7 @@ from . import _operators as ops
 from . import capture
 from .counters import Counter
 from .moment import FIRST, SECOND, Moment
-from .options import POLICIES, WEIGHT_DTYPES, Group, Rule, hyperparameters, storage_key
+from .options import POLICIES, WEIGHT_DTYPES, Group, Rule, check_lr_size, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
 
 _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
@@ -60,7 +60,7 @@ class Table:
         self._gather_buffers()
         self.rows = self._table()
         self._numbers: list[tuple[float, ...]] = []
-        self._hyperparameters = _NOTHING
+        self._hyperparameters = self._checked = _NOTHING
         self._rates: torch.Tensor | None = None
         self._policies: list[bool] = []
         self._stops = _NOTHING
@@ -196,12 +196,19 @@ class Table:
 
         return ValueError(re.sub(r"\b([a-z_]+)\[(\d+)\]", named, str(error)))
 
-    def check_gradients(self, gradients: list[torch.Tensor]) -> None:
+    def check(self, gradients: list[torch.Tensor]) -> None:
         """Refuses what a step would, where another table must not step before that is known.
 
         Raises:
-            ValueError: for a gradient that is sparse, on another device, or of another dtype or shape.
+            ValueError: for a device on which nothing is stepped, options out of range, and a gradient that is sparse, on
+                another device, or of another dtype or shape.
         """
+        if not ops.can_step(self.device):
+            raise ValueError(
+                f"{self.parameters[0].name} is on {self.device}, where this build of flashoptim_cpp steps nothing: move it "
+                "to the CPU"
+            )
+        self._check_options()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             name = f"the gradient of {parameter.name}"
             if gradient.layout != torch.strided:
@@ -214,6 +221,19 @@ class Table:
                 raise ValueError(
                     f"{name} has the shape {tuple(gradient.shape)}: it must be {tuple(parameter.local.shape)}"
                 )
+
+    def _check_options(self) -> None:
+        for group in self.groups:
+            check_lr_size(group)
+        numbers = self.hyperparameters()
+        if numbers is self._checked:
+            return
+        known = numbers.clone()
+        for n, group in enumerate(self.groups):
+            if self.lr_is_on_gpu(group):  # the host does not know it
+                known[n, 0] = 0.0
+        ops.check_hyperparameters(known, self.rule)
+        self._checked = numbers
 
     def count_bad(
         self, gradients: list[torch.Tensor], clip: torch.Tensor | None, grad_scale: torch.Tensor | None

@@ -15,7 +15,7 @@ FLASHOPTIM_INLINE void step_chunk(Team& team, const Launch& launch, std::uint32_
     if (control.is_skipped != 0) return;
     if (launch.stops_at_bad_gradients && control.bad_gradients != 0) return;
     const Chunk chunk = launch.chunks[block];
-    const ChunkView view = Thread::view_of(launch.tensors[chunk.tensor], chunk);
+    const ChunkView view = Thread::view_of(launch.tensors[chunk.tensor], chunk, launch.groups_in_chunk);
     const TensorEntry& t = view.t;
     const Kind& kind = launch.kinds[t.kind];
     const StepScalars k = kind.scalars;
@@ -43,8 +43,8 @@ class ThreadCount : BlockTypes<R, Float32Moments, W> {
     using Types::kHasCorrection;
 
 public:
-    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk) {
-        return {t, chunk, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0, 0};
+    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk, int groups) {
+        return {t, chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0, 0};
     }
     /// How many gradients of the run are bad.
     FLASHOPTIM_INLINE int count(const TensorEntry& t, const StepScalars& k, float factor,
@@ -89,7 +89,7 @@ FLASHOPTIM_INLINE void count_chunk(Team& team, const Launch& launch, std::uint32
     const Control& control = *launch.control;
     if (control.is_skipped != 0) return;
     const Chunk chunk = launch.chunks[block];
-    const ChunkView view = Team::Thread::view_of(launch.tensors[chunk.tensor], chunk);
+    const ChunkView view = Team::Thread::view_of(launch.tensors[chunk.tensor], chunk, launch.groups_in_chunk);
     const StepScalars& k = launch.kinds[view.t.kind].scalars;
     const float factor = gradient_factor(view.t, control);
     team.each([&](typename Team::Thread& thread, int n) {

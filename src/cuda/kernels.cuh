@@ -78,5 +78,13 @@ template <class R, class W>
 cudaError_t launch_count(const Launch& launch, void* stream) {
     return launch_kernel(&count_kernel<R, W>, launch.chunk_count, kThreads, stream, launch);
 }
+template <class R, class M, class W>
+cudaError_t load_step() {
+    return load_kernel(&step_kernel<R, M, W>);
+}
+template <class R, class W>
+cudaError_t load_count() {
+    return load_kernel(&count_kernel<R, W>);
+}
 
 }  // namespace flashoptim::cuda

@@ -16,9 +16,8 @@ namespace flashoptim::cuda {
 namespace {
 
 Launchers find_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
-    return visit_kernel_types(rule, has_first, plan, []<class R, class M, class W>() {
-        return Launchers{&launch_step<R, M, W>, &launch_count<CountingRule<W>, W>};
-    });
+    return visit_kernel_types(rule, has_first, plan,
+                              []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 
 /// Puts the elements of a list at `to`; returns what is behind them.
@@ -92,6 +91,7 @@ struct StepPlan::Impl {
         list.set(items, values.items, &find_launchers);
         must_upload_tensors = must_upload_tensors || list.tensors_changed();
         must_upload_chunks = must_upload_chunks || list.chunks_changed();
+        load_kernels();
         const auto size = sizes(use);
         const bool captures = is_captured(stream);
         if (must_upload_tensors || must_upload_chunks || must_grow(size)) {
@@ -105,6 +105,22 @@ struct StepPlan::Impl {
             }
         }
         on_device->is_captured = on_device->is_captured || captures;
+    }
+
+    /// Those that the list needs and no earlier one did. Were they loaded as they are launched, the memory could end when
+    /// a part of a step has been enqueued.
+    void load_kernels() {
+        const auto load = [this](Loader loader) {
+            if (std::find(loaded.begin(), loaded.end(), loader) != loaded.end()) return;
+            const RelaxedCapture relaxed;
+            check_cuda(loader(), "the load of a step's kernels");
+            loaded.push_back(loader);
+        };
+        load(&load_whole_step);
+        for (const auto& range : list.ranges()) {
+            load(range.launchers.load_step);
+            load(range.launchers.load_count);
+        }
     }
 
     /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next list
@@ -228,6 +244,7 @@ struct StepPlan::Impl {
                                 control(use),
                                 use == Use::kStep ? stepped.at : counted.at,
                                 range.count,
+                                list.groups_in_chunk(),
                                 stops_at_bad_gradients};
             check_cuda((range.launchers.*kernel)(launch, stream), "the launch of a step's kernel");
         }
@@ -263,6 +280,7 @@ struct StepPlan::Impl {
     bool uses_device = false;  // has allocated there
     TensorList list;
     bool must_upload_tensors = true, must_upload_chunks = true;
+    std::vector<Loader> loaded;
     Counts stepped, counted;  // of the last step, and of the last count
     NonFinite nonfinite = NonFinite::kSkipElement;
     std::unique_ptr<Uploader> uploader = std::make_unique<Uploader>();

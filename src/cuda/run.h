@@ -31,15 +31,15 @@ struct ChunkView {
     bool is_aligned = false;
 
     /// Sizes are those of an element of each buffer.
-    FLASHOPTIM_INLINE ChunkView(const TensorEntry& tensor, const Chunk& chunk, int weight_size,
-                                int correction_size, int first_size, int second_size)
+    FLASHOPTIM_INLINE ChunkView(const TensorEntry& tensor, const Chunk& chunk, int groups_in_chunk,
+                                int weight_size, int correction_size, int first_size, int second_size)
         : t(tensor) {
         constexpr std::int64_t kFar = std::int64_t{1} << 30;  // beyond every chunk
         const std::int64_t column = static_cast<std::int64_t>(chunk.group) * kGroup;
         const std::int64_t begin = chunk.row * t.row_length + column;
         const std::int64_t group = chunk.row * t.groups_in_row + chunk.group;
         const auto left = t.rows * t.groups_in_row - group;
-        groups = left < kGroupsInChunk ? static_cast<int>(left) : kGroupsInChunk;
+        groups = left < groups_in_chunk ? static_cast<int>(left) : groups_in_chunk;
         row_left = static_cast<int>(t.row_length - column < kFar ? t.row_length - column : kFar);
         row_length = static_cast<int>(t.row_length < kFar ? t.row_length : kFar);
         groups_in_row = static_cast<std::uint32_t>(t.groups_in_row < kFar ? t.groups_in_row : kFar);

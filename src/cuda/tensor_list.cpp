@@ -11,7 +11,7 @@ namespace flashoptim::cuda {
 namespace {
 
 /// In a row chunks are counted with 32 bits.
-constexpr std::int64_t kMaxGroupsInRow = (std::int64_t{1} << 32) - std::int64_t{2} * kGroupsInChunk;
+constexpr std::int64_t kMaxGroupsInRow = (std::int64_t{1} << 32) - std::int64_t{2} * kMaxGroupsInChunk;
 
 bool is_aligned_for(const void* p, std::size_t bytes_of_element) {
     const auto needed = std::min<std::size_t>(bytes_of_element * kElements, 16);
@@ -151,6 +151,9 @@ void TensorList::Cut::set(const List& list) {
     const auto& launchers = list.launchers;
     chunks.clear();
     ranges.clear();
+    std::int64_t groups_in_list = 0;
+    for (const auto& t : tensors) groups_in_list += t.rows * t.groups_in_row;
+    groups_in_chunk = chunk_size(groups_in_list);
     for (std::size_t n = 0; n < tensors.size(); ++n) {
         const bool is_known = std::any_of(ranges.begin(), ranges.end(),
                                           [&](const auto& r) { return r.launchers == launchers[n]; });
@@ -162,7 +165,7 @@ void TensorList::Cut::set(const List& list) {
             if (!(launchers[n] == range.launchers)) continue;
             const auto& t = tensors[n];
             const auto groups = t.rows * t.groups_in_row;
-            for (std::int64_t at = 0; at < groups; at += kGroupsInChunk) {
+            for (std::int64_t at = 0; at < groups; at += groups_in_chunk) {
                 chunks.push_back({at / t.groups_in_row, static_cast<std::uint32_t>(at % t.groups_in_row),
                                   static_cast<std::uint32_t>(n)});
             }

@@ -19,9 +19,20 @@ namespace flashoptim::cuda {
 constexpr int kElements = 8;
 constexpr int kThreadsInGroup = static_cast<int>(kGroupSize) / kElements;
 constexpr int kThreads = 256;
-/// Groups that a block steps at a time, and in all: its chunk.
+/// Groups that a block steps at a time, and at most in all: its chunk.
 constexpr int kGroupsInPass = kThreads / kThreadsInGroup;
-constexpr int kGroupsInChunk = 512;
+constexpr int kMaxGroupsInChunk = 512;
+/// About four times the blocks that an H200 runs at a time, two on each of its 132 multiprocessors: with fewer, many of
+/// them idle while the last blocks run.
+constexpr std::int64_t kWantedChunks = 1024;
+
+/// Groups of every chunk of a list that has this many: a power of two, the largest that leaves kWantedChunks full
+/// chunks; one pass where none does. No bit depends on it.
+constexpr int chunk_size(std::int64_t groups_in_list) {
+    int groups = kMaxGroupsInChunk;
+    while (groups > kGroupsInPass && groups_in_list / groups < kWantedChunks) groups /= 2;
+    return groups;
+}
 
 /// One tensor. Element `column` of row `row` lies row * row_length + column behind the pointers.
 struct TensorEntry {
@@ -51,7 +62,7 @@ struct TensorEntry {
     bool operator==(const TensorEntry&) const = default;
 };
 
-/// kGroupsInChunk groups of one tensor, or what is left of it from there.
+/// The list's groups_in_chunk groups of one tensor, or what is left of it from there.
 struct Chunk {
     std::int64_t row = 0;
     std::uint32_t group = 0;  // in the row
@@ -89,14 +100,18 @@ struct Launch {
     Control* control = nullptr;
     std::uint64_t* bad_elements = nullptr;  // of each tensor
     std::uint32_t chunk_count = 0;
+    int groups_in_chunk = kMaxGroupsInChunk;
     bool stops_at_bad_gradients = false;  // where the counting launch found any, nothing is written
 };
 
-/// How the kernels for one rule and storage are started.
+/// How the kernels for one rule and storage are started and, before, loaded.
 using Launcher = cudaError_t (*)(const Launch& launch, void* stream);
+using Loader = cudaError_t (*)();
 struct Launchers {
     Launcher step = nullptr;
     Launcher count_bad = nullptr;
+    Loader load_step = nullptr;
+    Loader load_count = nullptr;
     bool operator==(const Launchers&) const = default;
 };
 using FindLaunchers = Launchers (*)(Rule rule, bool has_first, const StoragePlan& plan);
@@ -117,12 +132,13 @@ public:
 
     [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return list_.tensors; }
     [[nodiscard]] const std::vector<Chunk>& chunks() const { return cut_.chunks; }
+    [[nodiscard]] int groups_in_chunk() const { return cut_.groups_in_chunk; }
     [[nodiscard]] const std::vector<ScalarSource>& sources() const { return list_.sources; }
     [[nodiscard]] const std::vector<KindSource>& kinds() const { return list_.kinds; }
     /// Step counts in device memory that belong to single items, each once, in order.
     [[nodiscard]] const std::vector<std::int64_t*>& step_counts() const { return list_.step_counts; }
     [[nodiscard]] const std::vector<LaunchRange>& ranges() const { return cut_.ranges; }
-    /// Whether the last call of set() changed tensors, kinds or step counts; the same of the chunks.
+    /// Whether the last call of set() changed tensors, kinds or step counts; the same of the chunks and their size.
     [[nodiscard]] bool tensors_changed() const { return tensors_changed_; }
     [[nodiscard]] bool chunks_changed() const { return chunks_changed_; }
     /// Blocks of the gradient norm of all tensors.
@@ -146,6 +162,7 @@ private:
     struct Cut {
         std::vector<Chunk> chunks;
         std::vector<LaunchRange> ranges;
+        int groups_in_chunk = kMaxGroupsInChunk;
 
         void set(const List& list);
     };

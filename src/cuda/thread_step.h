@@ -70,8 +70,8 @@ public:
     static FLASHOPTIM_INLINE bool scales_second(int thread) {
         return kHasTwoScales ? thread % 2 != 0 : kSecond;
     }
-    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk) {
-        return {t, chunk, sizeof(Stored), sizeof(Correction), sizeof(FirstCode), sizeof(SecondCode)};
+    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk, int groups) {
+        return {t, chunk, groups, sizeof(Stored), sizeof(Correction), sizeof(FirstCode), sizeof(SecondCode)};
     }
     /// The bits of the largest magnitudes: of this thread's elements, then of their group.
     std::uint32_t largest_first = 0, largest_second = 0;

@@ -4,8 +4,9 @@
 
 namespace flashoptim::cuda {
 
-#define FLASHOPTIM_COUNT_KERNEL(...) \
-    template cudaError_t launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*);
+#define FLASHOPTIM_COUNT_KERNEL(...)                                                                 \
+    template cudaError_t launch_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>(const Launch&, void*); \
+    template cudaError_t load_count<CountingRule<__VA_ARGS__>, __VA_ARGS__>();
 
 FLASHOPTIM_COUNT_KERNEL(NativeFloat32Weight)
 FLASHOPTIM_COUNT_KERNEL(Bfloat16Weight24)
@@ -80,6 +81,13 @@ cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm,
         if (status != cudaSuccess) return status;
     }
     return launch_kernel(&norm_sum_kernel, 1, kNormTotals, stream, launch, norm, max_norm, coefficient);
+}
+cudaError_t load_whole_step() {
+    for (const auto status : {load_kernel(&preparation_kernel), load_kernel(&advance_kernel),
+                              load_kernel(&norm_kernel), load_kernel(&norm_sum_kernel)}) {
+        if (status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
 }
 
 }  // namespace flashoptim::cuda

@@ -10,6 +10,16 @@
 
 namespace flashoptim::operators {
 
+std::vector<Hyperparameters> groups_from(const Tensor& hyperparameters) {
+    const auto values = doubles_of(hyperparameters.get(), {"hyperparameters"});
+    if (values.size() % kHyperparameterRow != 0) refuse("hyperparameters needs rows of 11");
+    std::vector<Hyperparameters> groups;
+    for (std::size_t at = 0; at < values.size(); at += kHyperparameterRow) {
+        groups.push_back(hyperparameters_from(values.subspan(at, kHyperparameterRow)));
+    }
+    return groups;
+}
+
 Batch::Batch(const TensorList& weights, const TensorList& gradients, const Tensor& table,
              const Tensor& hyperparameters)
     : weights_(weights), gradients_(gradients) {
@@ -24,11 +34,7 @@ Batch::Batch(const TensorList& weights, const TensorList& gradients, const Tenso
     }
     rows_ = integers_of(table.get(), {"table"});
     if (rows_.size() != weights.size() * kStepRow) refuse("table needs a row of 24 for each weight");
-    const auto values = doubles_of(hyperparameters.get(), {"hyperparameters"});
-    if (values.size() % kHyperparameterRow != 0) refuse("hyperparameters needs rows of 11");
-    for (std::size_t at = 0; at < values.size(); at += kHyperparameterRow) {
-        groups_.push_back(hyperparameters_from(values.subspan(at, kHyperparameterRow)));
-    }
+    groups_ = groups_from(hyperparameters);
     rates_.assign(groups_.size(), nullptr);
     checked_.assign(groups_.size(), -1);
     layouts_.reserve(weights.size());  // items point to them

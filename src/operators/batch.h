@@ -73,6 +73,9 @@ private:
     std::vector<Tensor> ordered_;  // copies of gradients that lay in another order
 };
 
+/// The rows of a tensor of hyperparameters.
+std::vector<Hyperparameters> groups_from(const Tensor& hyperparameters);
+
 /// Refuses a list that is neither empty nor as long as the weights'.
 void check_count(const TensorList& list, std::size_t wanted);
 

@@ -22,6 +22,7 @@ Tensor count_bad(ListArgument weights, ListArgument gradients, ListArgument corr
                  double gradient_factor, const std::optional<Tensor>& clip_coefficient, std::int64_t plan);
 Tensor grad_norm(ListArgument weights, ListArgument gradients, const Tensor& table,
                  const Tensor& hyperparameters, double gradient_factor, std::int64_t plan);
+void check_groups(const Tensor& hyperparameters, std::int64_t rule);
 void set_threads(std::int64_t threads);
 std::int64_t backend();
 void set_backend(std::int64_t backend);

@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
     library.def(
         "grad_norm(Tensor[] weights, Tensor[] gradients, Tensor table, Tensor hyperparameters, "
         "float gradient_factor, int plan=0) -> Tensor");
+    library.def("check_hyperparameters(Tensor hyperparameters, int rule) -> ()");
     library.def("encode_moment(Tensor values, Tensor layout, int moment, int storage) -> (Tensor, Tensor)");
     library.def(
         "decode_moment(Tensor codes, Tensor scales, Tensor layout, int moment, int storage) -> Tensor");
@@ -67,6 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("step_", &boxed<&step>);
     library.impl("count_bad", &boxed<&count_bad>);
     library.impl("grad_norm", &boxed<&grad_norm>);
+    library.impl("check_hyperparameters", &boxed<&check_groups>);
     library.impl("encode_moment", &boxed<&encode_moment>);
     library.impl("decode_moment", &boxed<&decode_moment>);
     library.impl("check_moment", &boxed<&check_moment>);

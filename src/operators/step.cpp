@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "batch.h"
+#include "flashoptim/optimizer.h"
 #include "gpu.h"
 #include "kernels.h"
 
@@ -173,6 +174,12 @@ Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Ten
     gpu_grad_norm(plan, batch.device(), batch.items, batch.device_values,
                   static_cast<double*>(norm.data_ptr()));
     return norm;
+}
+
+void check_groups(const Tensor& hyperparameters, std::int64_t rule) {
+    for (const auto& group : groups_from(hyperparameters)) {
+        check_hyperparameters(rule_from(rule), group);
+    }
 }
 
 void set_threads(std::int64_t threads) {

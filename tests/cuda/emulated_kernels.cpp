@@ -60,11 +60,18 @@ private:
     bool reversed_;
 };
 
+/// A kernel goes by the function that launches it.
+template <class Launch>
+emulated::Kernel kernel_of(Launch* launch) {
+    return reinterpret_cast<emulated::Kernel>(launch);
+}
+
 }  // namespace
 
 template <class R, class M, class W>
 cudaError_t launch_step(const Launch& launch, void* /*stream*/) {
-    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
+    if (const auto error = emulated::launched(kernel_of(&launch_step<R, M, W>)); error != cudaSuccess)
+        return error;
     for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
         EmulatedTeam<ThreadStep<R, M, W>> team(block % 2 == 1);
         step_chunk(team, launch, block);
@@ -73,36 +80,45 @@ cudaError_t launch_step(const Launch& launch, void* /*stream*/) {
 }
 template <class R, class W>
 cudaError_t launch_count(const Launch& launch, void* /*stream*/) {
-    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
+    if (const auto error = emulated::launched(kernel_of(&launch_count<R, W>)); error != cudaSuccess)
+        return error;
     for (std::uint32_t block = 0; block < launch.chunk_count; ++block) {
         EmulatedTeam<ThreadCount<R, W>> team(block % 2 == 1);
         count_chunk(team, launch, block);
     }
     return cudaSuccess;
 }
+template <class R, class M, class W>
+cudaError_t load_step() {
+    return emulated::load(kernel_of(&launch_step<R, M, W>));
+}
+template <class R, class W>
+cudaError_t load_count() {
+    return emulated::load(kernel_of(&launch_count<R, W>));
+}
 
 /// Nobody calls it: it makes the compiler instantiate every kernel.
 Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan);
 Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
-    return visit_kernel_types(rule, has_first, plan, []<class R, class M, class W>() {
-        return Launchers{&launch_step<R, M, W>, &launch_count<CountingRule<W>, W>};
-    });
+    return visit_kernel_types(rule, has_first, plan,
+                              []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 
 cudaError_t launch_preparation(const Preparation& preparation, void* /*stream*/) {
-    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
+    if (const auto error = emulated::launched(kernel_of(&launch_preparation)); error != cudaSuccess)
+        return error;
     for (std::uint32_t n = 0; n < preparation.kind_count; ++n) prepare_kind(preparation, n);
     prepare_control(preparation);
     return cudaSuccess;
 }
 cudaError_t launch_advance(const Advance& launch, void* /*stream*/) {
-    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
+    if (const auto error = emulated::launched(kernel_of(&launch_advance)); error != cudaSuccess) return error;
     for (std::uint32_t n = 0; n <= launch.count; ++n) advance(launch, n);
     return cudaSuccess;
 }
 cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
                         void* /*stream*/) {
-    if (const auto error = emulated::launched(); error != cudaSuccess) return error;
+    if (const auto error = emulated::launched(kernel_of(&launch_norm)); error != cudaSuccess) return error;
     for (std::int64_t block = 0; block < launch.blocks; ++block) {
         double parts[kNormSums];
         for (int part = 0; part < kNormSums; ++part) parts[part] = norm_part(launch, block, part);
@@ -112,6 +128,13 @@ cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm,
     for (int n = 0; n < kNormTotals; ++n) totals[n] = norm_total(launch, n);
     *norm = double_sqrt(added_up(totals, kNormTotals));
     if (coefficient != nullptr) *coefficient = clip_coefficient(*norm, max_norm);
+    return cudaSuccess;
+}
+cudaError_t load_whole_step() {
+    for (const auto kernel :
+         {kernel_of(&launch_preparation), kernel_of(&launch_advance), kernel_of(&launch_norm)}) {
+        if (const auto error = emulated::load(kernel); error != cudaSuccess) return error;
+    }
     return cudaSuccess;
 }
 

@@ -208,6 +208,80 @@ TEST_F(CudaPlanOnEmulation, WhatCudaRefusesIsNamed) {
     }
 }
 
+namespace {
+
+/// Tensors of two kinds of storage.
+TensorSet two_kinds(std::size_t rule = 4) {
+    auto set = two_tensors(rule_cases()[rule]);
+    set.append({rule_cases()[rule],
+                {"fp32", {Format::kFloat32, 32, true, 0, 0}, DType::kBFloat16},
+                DType::kBFloat16,
+                {{{5, 40}}}});
+    set.fill_gradients(1);
+    return set;
+}
+/// Those of the whole step, and a step's and a count's of each kind of storage.
+constexpr int kKernelsOfTwoKinds = 3 + 2 * 2;
+const char* const kLoad = "cudaFuncGetAttributes";
+
+}  // namespace
+
+// Where the memory ends at the load of a kernel, whoever makes room and calls again would step twice what was enqueued before.
+TEST_F(CudaPlanOnEmulation, StepWhoseKernelsCannotBeLoadedChangesNothing) {
+    for (int successes = 0; successes < kKernelsOfTwoKinds; ++successes) {
+        auto expected = two_kinds(), set = two_kinds();
+        std::int64_t steps_done = 0;
+        StepOptions options{NonFinite::kSkipStep, {}};
+        options.device.steps_done = &steps_done;
+        for (auto& item : set.items()) item.step = 1;
+        const auto before = set.bytes();
+        StepPlan plan;
+        emulated::unload_kernels();
+        emulated::fail(kLoad, cudaErrorMemoryAllocation, successes);
+        expect_refused<Error>(
+            "the load of a step's kernels failed with cudaErrorMemoryAllocation (out of memory)",
+            [&] { plan.step(set.items(), options, nullptr); });
+        EXPECT_TRUE(before == set.bytes()) << successes;
+        EXPECT_EQ(steps_done, 0);
+        EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+        plan.step(set.items(), options, nullptr);  // once there is memory again
+        ThreadPool pool(1);
+        step(expected.items(), pool, Backend::kScalar);
+        EXPECT_TRUE(expected.same_as(set)) << successes;
+        EXPECT_EQ(steps_done, 1);
+    }
+}
+
+TEST_F(CudaPlanOnEmulation, KernelsAreLoadedOnceAndBeforeTheFirstLaunch) {
+    auto set = two_kinds(), other = two_kinds(5);
+    std::int64_t steps_done = 0;
+    double norm = 0.0;
+    StepOptions options{NonFinite::kSkipStep, {}};
+    options.device.steps_done = &steps_done;
+    StepPlan plan;
+    emulated::unload_kernels();
+    plan.prepare(set.items(), nullptr);
+    emulated::fail(kLoad, cudaErrorMemoryAllocation);
+    for (int n = 0; n < 2; ++n) EXPECT_NO_THROW(plan.step(set.items(), options, nullptr));
+    EXPECT_NO_THROW(plan.grad_norm(set.items(), {}, &norm, 1.0, nullptr, nullptr));
+    EXPECT_NO_THROW(plan.count_bad_gradients(set.items(), {}, nullptr));
+    expect_refused<Error>("the load of a step's kernels",  // another rule's
+                          [&] { plan.step(other.items(), options, nullptr); });
+    EXPECT_NO_THROW(plan.step(other.items(), options, nullptr));
+    EXPECT_NO_THROW(plan.step(set.items(), options, nullptr));
+}
+
+TEST_F(CudaPlanOnEmulation, KernelsAreLoadedBesideACapture) {
+    auto expected = two_kinds(), set = two_kinds();
+    StepPlan plan;
+    emulated::unload_kernels();
+    emulated::set_captured(nullptr, true);
+    EXPECT_NO_THROW(plan.step(set.items(), {}, nullptr));
+    ThreadPool pool(1);
+    step(expected.items(), pool, Backend::kScalar);
+    EXPECT_TRUE(expected.same_as(set));
+}
+
 // An error that the application did not look at is its own: it must not be told of a step that runs, nor be taken
 // away.
 TEST_F(CudaPlanOnEmulation, ErrorsOfTheApplicationAreItsOwn) {

@@ -30,6 +30,7 @@ struct Runtime {
     std::map<const std::byte*, Allocation> memory;  // of the devices
     std::set<const void*> host_memory;              // page-locked
     std::map<std::string, Failure> failures;
+    std::set<std::pair<int, Kernel>> kernels;  // that are loaded on a device
     std::set<cudaStream_t> captured;
     std::size_t waits = 0;
 };
@@ -76,6 +77,15 @@ cudaError_t wait(const char* call) {
     ++runtime().waits;
     return cudaSuccess;
 }
+bool is_loaded(Kernel kernel) {
+    const std::scoped_lock lock(runtime().mutex);
+    return runtime().kernels.count({current_device, kernel}) != 0;
+}
+void set_loaded(Kernel kernel) {
+    const std::scoped_lock lock(runtime().mutex);
+    runtime().kernels.insert({current_device, kernel});
+    runtime().in_use.insert(current_device);
+}
 bool is_captured(cudaStream_t stream) {
     const std::scoped_lock lock(runtime().mutex);
     return runtime().captured.count(stream) != 0;
@@ -101,9 +111,22 @@ void fail(const char* call, cudaError_t error, int successes) {
     const std::scoped_lock lock(runtime().mutex);
     runtime().failures[call] = {error, successes};
 }
-cudaError_t launched() {
-    const auto error = failure_of("cudaLaunchKernelExC");
+cudaError_t launched(Kernel kernel) {
+    auto error = is_loaded(kernel) ? cudaSuccess : failure_of("cudaFuncGetAttributes");
+    if (error == cudaSuccess) set_loaded(kernel);
+    if (error == cudaSuccess) error = failure_of("cudaLaunchKernelExC");
     return error == cudaSuccess ? cudaSuccess : failed(error);
+}
+cudaError_t load(Kernel kernel) {
+    if (is_loaded(kernel)) return cudaSuccess;
+    if (const auto error = failure_while_captured("cudaFuncGetAttributes"); error != cudaSuccess)
+        return failed(error);
+    set_loaded(kernel);
+    return cudaSuccess;
+}
+void unload_kernels() {
+    const std::scoped_lock lock(runtime().mutex);
+    runtime().kernels.clear();
 }
 void set_captured(cudaStream_t stream, bool is_captured) {
     const std::scoped_lock lock(runtime().mutex);

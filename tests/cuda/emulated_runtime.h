@@ -16,11 +16,16 @@ void set_driver_version(int version);
 bool is_in_use(int device);
 
 /// The call of this name that comes after `successes` more fails once with `error`: "cudaMalloc", ...; the launch of a kernel is
-/// "cudaLaunchKernelExC".
+/// "cudaLaunchKernelExC", and its load, by whatever call, "cudaFuncGetAttributes".
 void fail(const char* call, cudaError_t error, int successes = 0);
 
-/// What the launch of a kernel does first.
-cudaError_t launched();
+using Kernel = void (*)();
+/// What the launch of a kernel does first. It loads one that is not loaded.
+cudaError_t launched(Kernel kernel);
+/// Loads a kernel on the current device before its launch, if it is not loaded.
+cudaError_t load(Kernel kernel);
+/// From now on no kernel is loaded, as when the process began.
+void unload_kernels();
 
 /// Whether work on this stream is being captured: then it cannot be waited for, and while any is, threads whose mode of capture is not
 /// relaxed cannot allocate and wait at all.

@@ -1,5 +1,6 @@
 // The CUDA kernels against the scalar backend, bit for bit: linked once with their emulation on the host and once with the device's. If
 // these fail, a model trains otherwise on a GPU than on the CPU, and its checkpoints mean something else there.
+#include "cuda/tensor_list.h"
 #include "subject.h"
 
 namespace flashoptim::cuda {
@@ -90,8 +91,9 @@ TEST_P(CudaKernels, EverySizeAndRowLengthUpTo70) {
 
 // Rows that end in the middle of a chunk, chunks that begin in the middle of a row, tensors of several chunks.
 TEST_P(CudaKernels, RowsAndChunksThatDoNotMatch) {
-    const std::vector<TensorCase> cases = {{{2, 16385}}, {{3, 5471}}, {{331, 101}}, {{40001}}, {{1100, 32}},
-                                           {{2, 33000}}, {{700, 8}},  {{4097, 9}},  {{16384}}, {{16416}}};
+    const std::vector<TensorCase> cases = {{{2, 16385}}, {{3, 5471}},  {{331, 101}}, {{40001}},
+                                           {{1100, 32}}, {{2, 33000}}, {{700, 8}},   {{4097, 9}},
+                                           {{16384}},    {{16416}},    {{2, 2049}},  {{2080}}};
     expect_same_bits(GetParam(), native24(), DType::kBFloat16, cases, 3);
     expect_same_bits(GetParam(), {"paper", {Format::kPaper, 32, true, 0, 0}, DType::kBFloat16},
                      DType::kFloat32, cases, 3);
@@ -263,6 +265,33 @@ TEST_F(CudaNorm, HasTheBitsOfTheCpu) {
     // More blocks than totals.
     TensorSet many(rule, native24(), DType::kBFloat16, std::vector<TensorCase>(700, TensorCase{{5}}));
     expect_bits_of_cpu(many, DType::kBFloat16);
+}
+
+// Chunks are larger in larger lists: one plan steps lists of every size of chunk, with chunks that begin in the middle of a row.
+TEST_F(CudaList, ChunksOfEverySize) {
+    constexpr std::int64_t kFirstRow = 1032, kSecondRow = 171;  // groups
+    Subject subject;
+    for (const auto& [groups, chunk] : {std::pair{1 << 19, 512}, std::pair{(1 << 17) - 1, 64},
+                                        std::pair{1 << 17, 128}, std::pair{1 << 18, 256}}) {
+        const std::int64_t rest = groups - 2 * kFirstRow - 3 * kSecondRow;
+        const std::vector<TensorCase> cases = {{{2, 33000}}, {{rest, 8}}, {{3, 5471}}};
+        TensorSet expected(rule_cases()[4], native24(), DType::kBFloat16, cases);
+        TensorSet found(rule_cases()[4], native24(), DType::kBFloat16, cases);
+        expected.fill_gradients(2);
+        found.fill_gradients(2);
+        std::int64_t found_groups = 0;
+        for (const auto& item : found.items()) {
+            const auto rows = rows_of(item);
+            found_groups += item.layout->numel / rows.length * rows.groups;
+        }
+        ASSERT_EQ(chunk_size(found_groups), chunk);
+        ThreadPool pool(1);
+        EXPECT_EQ(subject.count_bad(found), cases.size());
+        step(expected.items(), pool, Backend::kScalar);
+        subject.step(found);
+        EXPECT_EQ(subject.bad_elements, (std::vector<std::uint64_t>{1, 1, 1}));
+        EXPECT_TRUE(expected.same_as(found)) << "chunks of " << chunk;
+    }
 }
 
 // Different rules, formats and step counts in one list: each tensor must get its own kernel and scalars.

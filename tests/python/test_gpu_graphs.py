@@ -197,17 +197,21 @@ def alternate(optimizer: Any, given: list[torch.nn.Parameter], steps: int, alone
 
 @pytest.mark.skipif(not EMULATED, reason="a real GPU is not full when a test wants it")
 def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever allocation of the first step fails: torch gives back what it holds, and the step is taken once."""
+    """Whichever allocation or load of a kernel fails: torch gives back what it holds, and the step is taken once."""
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     library = ctypes.CDLL(str(Path(operators.__file__).with_name("libflashoptim_operators.so")))
     out_of_memory = 2
     _, reference = warm()
-    for successes in range(4):
-        library.flashoptim_emulated_fail(b"cudaMalloc", out_of_memory, successes)
-        _, optimizer = warm()
-        assert len(emptied) == successes + 1
-        assert_same(optimizer, reference)
+    kernels = 3 + 2 + 1  # of the whole step; of steps with moments in codes and in fp32; of counts
+    for call, calls in ((b"cudaMalloc", 4), (b"cudaFuncGetAttributes", kernels)):
+        for successes in range(calls):
+            emptied.clear()
+            library.flashoptim_emulated_unload_kernels()
+            library.flashoptim_emulated_fail(call, out_of_memory, successes)
+            _, optimizer = warm()
+            assert len(emptied) == 1, (call, successes)
+            assert_same(optimizer, reference)
 
 
 def plans_made() -> int:

@@ -293,16 +293,17 @@ def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
         return operators._checked(operator)
 
     assert failing(1)(7) == 2
-    assert len(emptied) == 1
+    assert failing(1, full.replace("cudaMalloc", "the load of a step's kernels"))(7) == 2
+    assert len(emptied) == 2
     with pytest.raises(RuntimeError, match="cudaMalloc failed"):
         failing(2)(7)
-    assert len(emptied) == 2
+    assert len(emptied) == 3
     with pytest.raises(RuntimeError, match="launch"):  # tensors may have been stepped
         failing(1, "the launch of a step's kernel failed with cudaErrorMemoryAllocation (out of memory)")(7)
     monkeypatch.setattr(capture, "is_capturing_now", lambda: True)
     with pytest.raises(RuntimeError, match="cudaMalloc failed"):
         failing(1)(7)
-    assert len(emptied) == 2
+    assert len(emptied) == 3
 
 
 def test_nothing_is_kept_of_a_call_whether_it_succeeds_or_not() -> None:

@@ -148,6 +148,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "step_": (*call.arguments(gradients), torch.tensor(2.0), torch.tensor(0.0), 1.0, 0),
         "count_bad": (call.weights, gradients, call.corrections, *table, None, 1.0),
         "grad_norm": (call.weights, gradients, *table, 1.0),
+        "check_hyperparameters": (call.hyperparameters, 3),
         "plan": (layout, 3, 0.9, NATIVE, 24, True, 0, 0, 1),
         "encode_moment": (gradients[0], layout, 0, NATIVE),
         "decode_moment": (codes, scales, layout, 0, NATIVE),

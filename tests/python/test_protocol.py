@@ -244,3 +244,74 @@ def test_check_numerics() -> None:
     with pytest.raises(flash.NumericsError):
         optimizer.step()
     assert issubclass(flash.NumericsError, RuntimeError)
+
+
+def of_two_devices(monkeypatch: pytest.MonkeyPatch, given: list[torch.nn.Parameter]) -> Any:
+    """An optimizer of two groups that steps the second as if it lay on another device."""
+    make = flash.FlashOptimizer._make_tables
+
+    def make_two(self: Any, tensors: list[torch.Tensor], groups: list[Any]) -> Any:
+        first = sum(group is groups[0] for group in groups)
+        rest = make(self, tensors[first:], groups[first:]) if first < len(tensors) else []
+        return make(self, tensors[:first], groups[:first]) + rest
+
+    monkeypatch.setattr(flash.FlashOptimizer, "_make_tables", make_two)
+    optimizer = flash.FlashAdamW([{"params": given[:2]}, {"params": given[2:]}])
+    support.run(optimizer, given, 2)
+    assert [len(tables) for tables in optimizer._tables.values()] == [2]
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"lr": -1.0}, "learning_rate is -1: it must be finite and not negative"),
+        ({"lr": float("nan")}, "learning_rate is nan"),
+        ({"lr": torch.tensor([1e-3, 1e-3])}, "lr is a tensor of 2 elements"),
+        ({"weight_decay": float("inf")}, "weight_decay is inf"),
+        ({"betas": (0.9, 1.5)}, "beta2 is 1.5: it must be at least 0 and less than 1"),
+    ],
+)
+def test_options_out_of_range_for_one_device_step_no_other(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], refusal: str
+) -> None:
+    given, same = support.parameters(), support.parameters()
+    optimizer, reference = of_two_devices(monkeypatch, given), of_two_devices(monkeypatch, same)
+    group = optimizer.param_groups[1]
+    before, former = support.snapshot(optimizer), dict(group)
+    group.update(options)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=refusal):
+            optimizer.step()
+        support.assert_same(before, optimizer)
+    group.update(former)
+    for each, its in ((optimizer, given), (reference, same)):
+        support.run(each, its, 1, first=2)
+        each.param_groups[1]["lr"] = torch.tensor(1e-2)
+        support.run(each, its, 2, first=3)
+    support.assert_same(optimizer, reference)
+
+
+def test_a_gradient_that_one_device_refuses_steps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = support.parameters()
+    optimizer = of_two_devices(monkeypatch, given)
+    before = support.snapshot(optimizer)
+    given[3].grad = given[3].detach().to_sparse()
+    with pytest.raises(ValueError, match="gradient of parameter 3 is sparse"):
+        optimizer.step()
+    support.assert_same(before, optimizer)
+
+
+def test_a_device_where_nothing_is_stepped_keeps_back_the_others() -> None:
+    given = [*support.parameters()[:2], torch.nn.Parameter(torch.ones(8, 64, device="meta"))]
+    optimizer = flash.FlashAdamW(given, lr=1e-2)
+    support.run(optimizer, given[:2], 1)
+    before = [p.detach().clone() for p in given[:2]]
+    for p in given:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(
+        ValueError, match="parameter 2 is on meta, where this build of flashoptim_cpp steps nothing"
+    ):
+        optimizer.step()
+    assert all(support.same_bits(p, q) for p, q in zip(given[:2], before, strict=True))
+    assert int(optimizer.state[given[0]]["step"]) == 1

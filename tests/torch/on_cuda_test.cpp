@@ -152,6 +152,31 @@ TEST_F(OnCuda, MemoryThatTorchKeepsIsAskedFor) {
     }
 }
 
+// CUDA loads a kernel at its first use, for which there may be no memory either. Were a part of the step enqueued before, the second
+// call would step it again.
+TEST_F(OnCuda, StepWhoseKernelsFindNoMemoryIsTakenOnce) {
+    const auto make = [] {
+        auto small = torch::full({3, 5}, 2.0, torch::kFloat32).requires_grad_();  // another kernel's
+        small.mutable_grad() = torch::full({3, 5}, 0.25, torch::kFloat32);
+        return std::vector{parameter_with_gradient(), small};
+    };
+    const auto expected = make();
+    AdamW reference(expected, 1e-2);
+    reference.step();
+    constexpr int kKernels = 3 + 2 * 2;  // of the whole step, and two for each parameter
+    for (int successes = 0; successes < kKernels; ++successes) {
+        const auto parameters = make();
+        AdamW optimizer(parameters, 1e-2);
+        cuda::emulated::unload_kernels();
+        cuda::emulated::fail("cudaFuncGetAttributes", cudaErrorMemoryAllocation, successes);
+        optimizer.step();
+        for (std::size_t n = 0; n < 2; ++n) {
+            EXPECT_EQ(optimizer.step_count(parameters[n]), 1);
+            EXPECT_TRUE(torch::equal(parameters[n], expected[n])) << successes;
+        }
+    }
+}
+
 // On another device than the CPU and CUDA nothing can be stepped.
 TEST_F(OnCuda, OtherDevicesAreRefused) {
     const auto meta = torch::ones({4}, torch::device(torch::kMeta));
