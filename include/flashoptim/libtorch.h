@@ -292,7 +292,8 @@ public:
     /// threads. Waits for gradients on CUDA.
     [[nodiscard]] double grad_norm();
     /// The same as a float64 tensor on the device of the gradients (on the CPU if some are there), for which nobody waits.
-    /// The next step() also multiplies gradients by min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does.
+    /// The next step() also multiplies gradients by min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does;
+    /// zero_grad() takes it back.
     /// @throws InvalidArgument for a norm that is negative or NaN, and under GradientRelease.
     torch::Tensor clip_grad_norm(double max_norm);
 

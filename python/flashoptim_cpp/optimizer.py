@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from . import masters
 from . import state_dict as saving
 from .capture import is_capturing_any
+from .errors import NonFiniteError
 from .gradients import accumulate_in_fp32, grad_norm
 from .nonfinite import follow_zero_redundancy
 from .numerics import check_learning_rates, measure
@@ -206,8 +207,13 @@ class FlashOptimizer(OptimizerStates):
                     "step", "optimizer.step() does nothing while gradients are released: backward() steps"
                 )
             return loss
-        clip, self._clip_coefficient = self._clip_coefficient, None
-        self._step(tensors, groups, gradients, clip)
+        # The coefficient is of these gradients: they are clipped in another attempt, too, and others are not.
+        try:
+            self._step(tensors, groups, gradients, self._clip_coefficient)
+        except NonFiniteError:
+            self._clip_coefficient = None
+            raise
+        self._clip_coefficient = None
         return loss
 
     @torch._disable_dynamo
@@ -283,6 +289,7 @@ class FlashOptimizer(OptimizerStates):
         if self._gradient_release:
             self._warn_once("zero_grad", "optimizer.zero_grad() does nothing while gradients are released")
             return
+        self._clip_coefficient = None
         super().zero_grad(set_to_none=set_to_none)
 
     # Gradients and numerics
@@ -303,9 +310,12 @@ class FlashOptimizer(OptimizerStates):
 
         Raises:
             RuntimeError: while gradients are released: there is no norm of all then.
+            ValueError: for a norm that is negative or NaN.
         """
         if self._gradient_release:
             raise RuntimeError("gradients cannot be clipped by their norm while they are released one by one")
+        if not float(max_norm) >= 0.0:
+            raise ValueError(f"max_norm is {float(max_norm)}; give 0 or more")
         norm = self.grad_norm()
         # A quotient, as the core forms it: a number over a tensor would be a product with the reciprocal.
         coefficient = torch.full_like(norm, float(max_norm)) / (norm + 1e-6)

@@ -70,6 +70,7 @@ const StepReport& FlashOptimizer::last_step() const { return impl_->last_step; }
 void FlashOptimizer::zero_grad(bool set_to_none) {
     if (impl_->is_released()) return;
     impl_->clear_gradients();
+    impl_->gradient_numbers.clip_coefficient.reset();  // of those
     Optimizer::zero_grad(set_to_none);
 }
 

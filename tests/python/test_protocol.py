@@ -219,6 +219,44 @@ def test_clipping_by_torch_and_by_ours() -> None:
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # clipping holds for one step
 
 
+@pytest.mark.parametrize("end", ["zero_grad", "bad gradient", "refused gradient"])
+def test_clipping_is_for_the_gradients_whose_norm_it_was(end: str) -> None:
+    """Another attempt with the same gradients is clipped, as where torch clips them in place; others are not."""
+    ours, theirs = support.parameters(), support.parameters()
+    optimizer, plain = (flash.FlashAdamW(given, nonfinite="error") for given in (ours, theirs))
+    for p, g in zip(ours, support.gradients(ours, 0), strict=True):
+        p.grad = g
+    for p, g in zip(theirs, support.gradients(theirs, 0), strict=True):
+        p.grad = g
+    optimizer.clip_grad_norm_(0.01)
+    if end == "zero_grad":
+        optimizer.zero_grad()
+    elif end == "bad gradient":
+        ours[0].grad = torch.full_like(ours[0], torch.nan)
+        with pytest.raises(flash.NonFiniteError):
+            optimizer.step()
+    else:
+        plain.clip_grad_norm_(0.01)
+        whole, ours[0].grad = ours[0].grad, torch.ones_like(ours[0]).to_sparse()
+        with pytest.raises(ValueError, match="sparse"):
+            optimizer.step()
+        ours[0].grad = whole
+    if end != "refused gradient":
+        for p, g in zip(ours, support.gradients(ours, 0), strict=True):
+            p.grad = g
+    optimizer.step()
+    plain.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("norm", [-1.0, float("nan")])
+def test_what_is_no_norm_is_refused(norm: float) -> None:
+    optimizer = flash.FlashAdamW(support.parameters())
+    with pytest.raises(ValueError, match="max_norm is"):
+        optimizer.clip_grad_norm_(norm)
+
+
 def test_zero_grad() -> None:
     given = support.parameters()
     optimizer = flash.FlashAdamW(given)

@@ -52,6 +52,41 @@ TEST(GradientNumbers, ScaleAndClipAreTheFactorOfAStep) {
     });
 }
 
+/// Another attempt with the same gradients is clipped; those after zero_grad() or a step that they stopped are others.
+TEST(GradientNumbers, AClipIsForTheGradientsWhoseNormItWas) {
+    for (const bool is_stopped : {false, true}) {
+        const auto of_a = parameters(5, torch::kBFloat16), of_b = parameters(5, torch::kBFloat16);
+        const auto options = AdamWOptions(1e-2).nonfinite(NonFinite::kError);
+        AdamW a(of_a, options), b(of_b, options);
+        set_gradients(of_b, 0);
+        b.clip_grad_norm(0.01);
+        if (is_stopped) {
+            of_b[0].mutable_grad()[1][2] = NAN;
+            EXPECT_THROW(b.step(), NonFiniteError);
+        } else {
+            b.zero_grad();
+        }
+        set_gradients(of_a, 1);
+        set_gradients(of_b, 1);
+        a.step();
+        b.step();
+        for (std::size_t n = 0; n < of_a.size(); ++n) EXPECT_TRUE(torch::equal(of_a[n], of_b[n]));
+    }
+    const auto of_a = parameters(5, torch::kBFloat16), of_b = parameters(5, torch::kBFloat16);
+    AdamW a(of_a, 1e-2), b(of_b, 1e-2);
+    set_gradients(of_a, 0);
+    set_gradients(of_b, 0);
+    a.clip_grad_norm(0.01);
+    b.clip_grad_norm(0.01);
+    const auto whole = of_b[0].grad();
+    of_b[0].mutable_grad() = whole.to_sparse();
+    EXPECT_THROW(b.step(), InvalidArgument);
+    of_b[0].mutable_grad() = whole;
+    a.step();
+    b.step();
+    EXPECT_TRUE(same_everything(a, of_a, b, of_b));
+}
+
 /// A step that is kept back and counted all the same has other bias corrections, and fills SGD's momentum with nothing.
 TEST(GradientNumbers, StepsThatFoundInfKeepsBackAreNotCounted) {
     for_each_kind([](Rule rule, Format format) {
