@@ -46,6 +46,13 @@ void* current_stream(const c10::Device& device) {
     return guard.getStreamNativeHandle(guard.getStream(device));
 }
 
+/// Whether there was no memory before anything was enqueued: what failed later may have been done in part.
+bool found_no_memory(const cuda::Error& error) {
+    const std::string_view what = error.what();
+    return what.find("cudaMalloc failed with cudaErrorMemoryAllocation") != what.npos ||
+           what.find("the load of a step's kernels failed with cudaErrorMemoryAllocation") != what.npos;
+}
+
 /// What `call` returns. Torch keeps memory that its tensors gave back, often the whole card: where CUDA has none left
 /// for ours, torch is made to give it up, and the call is made again.
 template <class Call>
@@ -53,7 +60,7 @@ auto with_memory(const c10::Device& device, const Call& call) {
     try {
         return call();
     } catch (const cuda::Error& error) {
-        if (std::string_view(error.what()).find("cudaErrorMemoryAllocation") == std::string_view::npos) throw;
+        if (!found_no_memory(error)) throw;
     }
     if (device.is_cuda()) c10::getDeviceAllocator(device.type())->emptyCache();
     return call();

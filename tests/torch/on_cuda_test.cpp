@@ -177,6 +177,19 @@ TEST_F(OnCuda, StepWhoseKernelsFindNoMemoryIsTakenOnce) {
     }
 }
 
+// What fails later may have been done in part.
+TEST_F(OnCuda, LaunchThatFailsIsNotRepeated) {
+    auto parameter = parameter_with_gradient();
+    AdamW optimizer({parameter}, 1e-2);
+    optimizer.step();
+    const auto before = parameter.detach().clone();
+    cuda::emulated::fail("cudaLaunchKernelExC", cudaErrorMemoryAllocation, 1);
+    const auto message = message_of<cuda::Error>([&] { optimizer.step(); });
+    EXPECT_TRUE(contains(message, "the launch of a step's kernel failed")) << message;
+    EXPECT_TRUE(torch::equal(parameter, before));
+    EXPECT_EQ(optimizer.step_count(parameter), 1);
+}
+
 // On another device than the CPU and CUDA nothing can be stepped.
 TEST_F(OnCuda, OtherDevicesAreRefused) {
     const auto meta = torch::ones({4}, torch::device(torch::kMeta));
