@@ -27,7 +27,7 @@ void* current_stream(Device device) {
         reinterpret_cast<GetStream>(::dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
     if (kGetStream == nullptr) refuse("torch has no CUDA streams: install a torch that is built with CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(kGetStream(device.index, &stream));
+    TORCH_ERROR_CODE_CHECK(kGetStream(device.index, &stream));
     return stream;
 }
 

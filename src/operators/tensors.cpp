@@ -53,7 +53,7 @@ std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char
 Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype,
              Device device) {
     AtenTensorHandle made = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
                                                            sizes.data(), strides.data(), dtype, device.type,
                                                            device.index, &made));
     return Tensor(made);
@@ -73,14 +73,14 @@ std::string Name::text() const {
 
 TensorList::TensorList(ListArgument list, const char* name) : name_(name) {
     std::size_t size = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list.handle, &size));
+    TORCH_ERROR_CODE_CHECK(torch_list_size(list.handle, &size));
     handles_.reserve(size);
     for (std::size_t n = 0; n < size; ++n) {
         StableIValue value = 0;
-        STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list.handle, n, &value));
+        TORCH_ERROR_CODE_CHECK(torch_list_get_item(list.handle, n, &value));
         handles_.push_back(torch::stable::detail::to<AtenTensorHandle>(value));
     }
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list.handle));
+    TORCH_ERROR_CODE_CHECK(torch_delete_list(list.handle));
 }
 
 namespace {
@@ -125,8 +125,8 @@ std::string Device::text() const {
 
 Device device_of(AtenTensorHandle tensor) {
     Device device;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device.type));
-    if (!device.is_host()) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device.index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device.type));
+    if (!device.is_host()) TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device.index));
     return device;
 }
 
@@ -138,22 +138,22 @@ Memory memory_of(AtenTensorHandle tensor, Name name, Device device) {
         refuse(name.text() + " is on " + memory.device.text() + ": it must be on " + device.text());
     }
     std::int32_t layout = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
     if (layout != kStrided) {
         refuse(name.text() + " is sparse: make it dense (for an embedding: sparse=False)");
     }
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &memory.data));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &memory.torch_dtype));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &memory.numel));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &memory.is_contiguous));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &memory.data));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &memory.torch_dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &memory.numel));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &memory.is_contiguous));
     return memory;
 }
 View view_of(AtenTensorHandle tensor, Name name, Device device) {
     View view{memory_of(tensor, name, device), {}, {}};
     std::int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
     view.sizes = {sizes, static_cast<std::size_t>(dims)};
     view.strides = {strides, static_cast<std::size_t>(dims)};
     return view;
@@ -218,7 +218,7 @@ Tensor make_integers(std::span<const std::int64_t> values) {
 }
 Tensor make_zeros(std::int64_t count, Device device) {
     auto made = empty_flat(count, aoti_torch_dtype_int64(), device);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
     return made;
 }
 Tensor make_number(double value) {
@@ -229,7 +229,7 @@ Tensor make_number(double value) {
 Tensor empty_number(Device device) { return empty({}, {}, aoti_torch_dtype_float64(), device); }
 
 void copy(AtenTensorHandle to, AtenTensorHandle from) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(to, from, 0));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(to, from, 0));
 }
 
 Tensor on_device(const Tensor& tensor, Device device) {
