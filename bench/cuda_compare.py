@@ -61,7 +61,8 @@ def version_of(package: str) -> str:
 
 
 def write(out: Path, versions: dict[str, str], results: list[dict[str, Any]], left_out: list[str]) -> None:
-    """JSON and Markdown of what has been measured so far."""
+    """JSON and Markdown of what has been measured so far, the smallest list first."""
+    results = sorted(results, key=lambda result: int(result["parameters"]))
     gpu = results[0]["gpu"]
     document = {
         "date": time.strftime("%Y-%m-%d"),

@@ -7,7 +7,8 @@
 #   --dry-run                            says what it would do and what is missing
 # Needs a CUDA toolkit, CMake, a C++ compiler and a Python whose torch sees the GPU: PYTHON, or the first of python3 and .venv that
 # has one (scripts/setup.sh may have put the CPU's torch into .venv). The C++ tests need GoogleTest and nlohmann-json, those of the
-# Python package pytest, and the comparison its peers (pip install flashoptim bitsandbytes): what is missing is said and left out.
+# Python package pytest, and the comparison its peers (pip install flashoptim bitsandbytes): what is missing is left out and named at the
+# end. Exits with 1 where something failed, else with 3 where tests were left out, else with 0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,6 +27,11 @@ while [ $# -gt 0 ]; do
 done
 
 say() { echo "gpu_check: $*" >&2; }
+failed=0 left_out=()
+leave_out() {
+    left_out+=("$*")
+    say "left out: $*"
+}
 has() { command -v "$1" > /dev/null 2>&1; }
 has_header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | "${CXX:-c++}" -E -x c++ - > /dev/null 2>&1; }
 sees_gpu() { "$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' > /dev/null 2>&1; }
@@ -78,28 +84,51 @@ fi
 # The compute capability without its point, as 90; where there is no GPU to ask, that of an H100.
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ' || true)
 build=build/cuda-check
-generator=() torch_folder=() tests=OFF targets=(flashoptim_bench_cuda)
+generator=() torch_folder=() tests=OFF package=OFF
 if has ninja; then generator=(-G Ninja); fi
 if has_header gtest/gtest.h && has_header nlohmann/json.hpp; then
-    tests=ON targets+=(cuda_device_test)
+    tests=ON
 else
-    say "left out: the C++ tests, which need GoogleTest and nlohmann-json"
+    leave_out "the C++ tests, which need GoogleTest and nlohmann-json"
 fi
-package=OFF
 torch_is_new='import torch; v = torch.__version__.split("."); assert (int(v[0]), int(v[1])) >= (2, 10)'
 if "$python" -c "$torch_is_new" 2> /dev/null; then
     folder=$("$python" -c 'import torch; print(torch.utils.cmake_prefix_path)')
-    package=ON torch_folder=(-DTorch_DIR="$folder/Torch") targets+=(flashoptim_operators)
+    package=ON torch_folder=(-DTorch_DIR="$folder/Torch")
 else
-    say "left out: the Python package, which needs torch 2.10 or later"
+    leave_out "the Python package, which needs torch 2.10 or later"
 fi
 
-step 60 cmake -S . -B "$build" "${generator[@]}" "${torch_folder[@]}" --log-level=WARNING -DCMAKE_BUILD_TYPE=Release \
-    -DFLASHOPTIM_CUDA=ON -DFLASHOPTIM_CUDA_ARCHITECTURES="${architecture:-90}" -DFLASHOPTIM_TORCH=OFF \
-    -DFLASHOPTIM_BUILD_PYTHON="$package" -DFLASHOPTIM_BUILD_TESTS="$tests" -DFLASHOPTIM_BUILD_CHECKPOINT="$tests" \
-    -DFLASHOPTIM_BUILD_BENCH=ON -DFLASHOPTIM_INSTALL=OFF -DFLASHOPTIM_WERROR=OFF
-step 240 cmake --build "$build" --parallel --target "${targets[@]}"
-failed=0
+configure() {
+    step 60 cmake -S . -B "$build" "${generator[@]}" "${torch_folder[@]}" --log-level=WARNING -DCMAKE_BUILD_TYPE=Release \
+        -DFLASHOPTIM_CUDA=ON -DFLASHOPTIM_CUDA_ARCHITECTURES="${architecture:-90}" -DFLASHOPTIM_TORCH=OFF \
+        -DFLASHOPTIM_BUILD_PYTHON="$package" -DFLASHOPTIM_BUILD_TESTS="$tests" -DFLASHOPTIM_BUILD_CHECKPOINT="$tests" \
+        -DFLASHOPTIM_BUILD_BENCH=ON -DFLASHOPTIM_INSTALL=OFF -DFLASHOPTIM_WERROR=OFF
+}
+build() { step 240 cmake --build "$build" --parallel "$(nproc)" --target "$@"; }
+
+# What does not build takes nothing else with it: the benchmark needs neither torch nor GoogleTest.
+if ! configure; then
+    failed=1
+    leave_out "the C++ tests and the Python package: the build could not be configured with them"
+    tests=OFF package=OFF torch_folder=()
+    rm -rf "$build"
+    configure
+fi
+bench=ON
+if ! build flashoptim_bench_cuda; then
+    failed=1 bench=OFF
+    leave_out "the benchmark, which did not build"
+fi
+if [ "$package" = ON ] && ! build flashoptim_operators; then
+    failed=1 package=OFF
+    leave_out "the Python package, which did not build"
+fi
+if [ "$tests" = ON ] && ! build cuda_device_test; then
+    failed=1 tests=OFF
+    leave_out "the C++ tests, which did not build"
+fi
+
 export FLASHOPTIM_REQUIRE_GPU=1  # a test that sees no device fails; it is not left out
 if [ "$tests" = ON ]; then
     step 90 "$build/tests/cuda/cuda_device_test" --gtest_brief=1 || failed=1
@@ -108,16 +137,16 @@ fi
 if [ "$package" = ON ]; then
     export PYTHONPATH="$PWD/$build/python${PYTHONPATH:+:$PYTHONPATH}"
     if ! "$python" -c 'import pytest' 2> /dev/null; then
-        say "left out: the tests of the Python package, which need pytest"
+        leave_out "the tests of the Python package, which need pytest"
     else
-        step 150 "$python" -m pytest -q tests/python/test_gpu.py || failed=1
+        step 150 "$python" -m pytest -q tests/python/test_gpu.py tests/python/test_gpu_graphs.py || failed=1
     fi
 fi
 library="$build/bench/libflashoptim_bench_cuda.so"
 if [ "$dry_run" = 1 ]; then
     step 480 "$python" bench/cuda_compare.py --library "$library"
     if [ "$package" = ON ]; then "$python" bench/cuda_compare.py --library "$library" --dry-run; fi
-else
+elif [ "$bench" = ON ]; then
     # What build and tests have left, but for the time in which the benchmark ends.
     seconds=$((end - SECONDS - 20 > 30 ? end - SECONDS - 20 : 30))
     step 560 "$python" bench/cuda_compare.py --library "$library" --seconds "$seconds" || failed=1
@@ -126,5 +155,9 @@ if [ "$demos" = 1 ]; then
     end=$((SECONDS + 3700))
     step 1900 "$python" bench/gpu_llama.py || failed=1
     step 1800 "$python" bench/gpu_loss.py --text "$text" || failed=1
+fi
+if [ ${#left_out[@]} -gt 0 ]; then
+    printf 'gpu_check: was left out: %s\n' "${left_out[@]}" >&2
+    [ "$failed" = 1 ] || [ "$dry_run" = 1 ] || failed=3
 fi
 exit "$failed"

@@ -18,15 +18,10 @@ import gpu_runs
 import pytest
 import support
 import torch
-from flashoptim_cpp import _operators as operators
-from support import ADAMW, RULES, SGD, Rule, assert_same, clones, ids, masters, parameters, run, same_bits
+from gpu_support import GPU, IS_REAL, give_gradients, needs_gpu, needs_real_gpu, on_gpu
+from support import ADAMW, RULES, SGD, Rule, assert_same, clones, ids, masters, run, same_bits
 
-EMULATED = operators.GPU_KERNELS == 2
-IS_REAL = operators.GPU_KERNELS == 1 and torch.cuda.is_available()
-GPU = "cuda" if IS_REAL else "cpu"
-
-pytestmark = pytest.mark.skipif(not IS_REAL and not EMULATED, reason="no CUDA device, or no CUDA kernels")
-real = pytest.mark.skipif(not IS_REAL, reason="no CUDA device")
+pytestmark = needs_gpu
 
 
 @contextmanager
@@ -42,16 +37,7 @@ def nothing_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def on_gpu(dtype: torch.dtype = torch.bfloat16) -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(p.detach().to(GPU)) for p in parameters(dtype)]
-
-
-def give_gradients(given: list[torch.nn.Parameter], value: float = 1e-2) -> None:
-    for parameter in given:
-        parameter.grad = torch.full_like(parameter, value)
-
-
-@real
+@needs_real_gpu
 def test_every_run_has_the_bits_of_the_cpu() -> None:
     for (name, on_cpu), (_, found) in zip(gpu_runs.runs("cpu"), gpu_runs.runs("cuda"), strict=True):
         assert found == on_cpu, name
@@ -157,7 +143,7 @@ def test_full_precision_weights_are_those_of_the_cpu() -> None:
         assert same_bits(mine.cpu(), theirs)
 
 
-@real
+@needs_real_gpu
 def test_grad_scaler_steps_without_waiting() -> None:
     given = on_gpu(torch.float16)
     optimizer = ADAMW(given)
@@ -180,7 +166,7 @@ def test_grad_scaler_steps_without_waiting() -> None:
     assert [int(optimizer.state[p]["step"]) for p in given] == [2] * len(given)
 
 
-@real
+@needs_real_gpu
 @pytest.mark.parametrize("rule", [SGD, ADAMW], ids=ids([SGD, ADAMW]))
 def test_a_captured_step_is_replayed_with_what_lies_on_the_device(rule: Rule) -> None:
     given, same = on_gpu(), on_gpu()
@@ -214,7 +200,7 @@ def test_a_captured_step_is_replayed_with_what_lies_on_the_device(rule: Rule) ->
             train(same, reference)
 
 
-@real
+@needs_real_gpu
 def test_steps_on_several_streams_follow_each_other() -> None:
     given, same = on_gpu(), on_gpu()
     optimizer, reference = ADAMW(given), ADAMW(same)
@@ -230,7 +216,7 @@ def test_steps_on_several_streams_follow_each_other() -> None:
     assert_same(optimizer, reference)
 
 
-@real
+@needs_real_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_parameters_on_several_devices() -> None:
     given = on_gpu()
@@ -270,7 +256,7 @@ print("stepped")
     assert child(program).strip() == "stepped"
 
 
-@real
+@needs_real_gpu
 def test_fsdp2_and_nccl_on_one_gpu() -> None:
     program = """
 import os, torch, torch.distributed as dist, flashoptim_cpp as flash

@@ -19,25 +19,12 @@ import pytest
 import torch
 from flashoptim_cpp import _operators as operators
 from flashoptim_cpp import capture, counters
-from support import ADAMW, assert_same, gradients, parameters, run, same_bits, snapshot
+from gpu_support import EMULATED, GPU, IS_REAL, give_gradients, needs_gpu, needs_real_gpu, on_gpu
+from support import ADAMW, assert_same, gradients, run, same_bits, snapshot
 
-EMULATED = operators.GPU_KERNELS == 2
-IS_REAL = operators.GPU_KERNELS == 1 and torch.cuda.is_available()
-GPU = "cuda" if IS_REAL else "cpu"
-
-pytestmark = pytest.mark.skipif(not IS_REAL and not EMULATED, reason="no CUDA device, or no CUDA kernels")
-real = pytest.mark.skipif(not IS_REAL, reason="no CUDA device")
+pytestmark = needs_gpu
 
 Capture = Callable[[], AbstractContextManager[None]]
-
-
-def on_gpu() -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(p.detach().to(GPU)) for p in parameters()]
-
-
-def give_gradients(given: list[torch.nn.Parameter], value: float = 1e-2) -> None:
-    for parameter in given:
-        parameter.grad = torch.full_like(parameter, value)
 
 
 @pytest.fixture
@@ -147,7 +134,7 @@ def test_a_captured_norm_keeps_what_the_graph_reads(capturing: Capture) -> None:
     assert optimizer._captured == tables
 
 
-@real
+@needs_real_gpu
 def test_a_captured_step_is_left_out_at_bad_gradients() -> None:
     given, optimizer = warm(nonfinite="skip_step")
     value = torch.full((), 1e-2, device=GPU)
@@ -167,7 +154,7 @@ def test_a_captured_step_is_left_out_at_bad_gradients() -> None:
     assert int(optimizer.state[given[0]]["step"]) == 4
 
 
-@real
+@needs_real_gpu
 @pytest.mark.parametrize("other", ["cpu", "cuda:1"])
 def test_a_bad_gradient_on_another_device_changes_nothing(other: str) -> None:
     if torch.device(other).index and torch.cuda.device_count() < 2:
