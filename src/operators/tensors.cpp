@@ -53,9 +53,8 @@ std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char
 Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype,
              Device device) {
     AtenTensorHandle made = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
-                                                           sizes.data(), strides.data(), dtype, device.type,
-                                                           device.index, &made));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
+                                                    strides.data(), dtype, device.type, device.index, &made));
     return Tensor(made);
 }
 Tensor empty_flat(std::int64_t count, std::int32_t dtype, Device device = {}) {
