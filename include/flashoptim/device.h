@@ -25,6 +25,10 @@ struct DeviceNumbers {
     std::span<std::int64_t* const> steps_done{};
 };
 
+/// 1 / *grad_scale times *clip_coefficient, each where it is not null, of numbers in memory of the host: with the bits that a device
+/// multiplies gradients by.
+[[nodiscard]] float factor_of(const DeviceNumbers& numbers);
+
 /// Where a norm of gradients comes to lie in memory of a device.
 struct DeviceNorm {
     double* norm = nullptr;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "flashoptim/device.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/optimizer.h"
 #include "gpu.h"
@@ -115,12 +116,11 @@ void Batch::set_factors(const GradientFactors& factors) {
         }
         device_values.items = item_values;
     } else {
-        float control = 1.0F;
-        if (grad_scale) control = 1.0F / static_cast<float>(number_of(grad_scale->get(), {"grad_scale"}));
-        if (clip_coefficient) {
-            control *= static_cast<float>(number_of(clip_coefficient->get(), {"clip_coefficient"}));
-        }
-        factor *= control;
+        const auto read = [](const std::optional<Tensor>& number, const char* name) {
+            return number ? static_cast<float>(number_of(number->get(), {name})) : 1.0F;
+        };
+        const float scale = read(grad_scale, "grad_scale"), clip = read(clip_coefficient, "clip_coefficient");
+        factor *= factor_of({&scale, &clip, nullptr, {}});
     }
     for (auto& item : items) item.gradient_factor = factor;
 }

@@ -8,6 +8,14 @@
 
 namespace flashoptim {
 
+float factor_of(const DeviceNumbers& numbers) {
+    const DefaultFloatEnvironment exact;
+    float factor = 1.0F;
+    if (numbers.grad_scale != nullptr) factor /= *numbers.grad_scale;
+    if (numbers.clip_coefficient != nullptr) factor *= *numbers.clip_coefficient;
+    return factor;
+}
+
 const float* Optimizer::Impl::checked(const float* number, const char* name) const {
     if (number != nullptr && options.device) options.device->check_memory(number, name);
     return number;

@@ -16,12 +16,8 @@ const void* Optimizer::Impl::ordered_gradient(Parameter& p) {
 }
 
 void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const DeviceNumbers& with) {
-    // A device multiplies by them itself: the same operations in the same order.
     const DefaultFloatEnvironment exact;
-    float factor = 1.0F;
-    if (!options.device && with.grad_scale != nullptr) factor /= *with.grad_scale;
-    if (!options.device && with.clip_coefficient != nullptr) factor *= *with.clip_coefficient;
-    factor *= gradient_factor;
+    const float factor = gradient_factor * (options.device ? 1.0F : factor_of(with));
     items.resize(chosen.size());
     for (std::size_t n = 0; n < chosen.size(); ++n) {
         auto& p = *chosen[n];

@@ -9,8 +9,8 @@ namespace flashoptim::libtorch {
 namespace {
 
 /// The same number on that device; undefined for an undefined one.
-torch::Tensor brought(const torch::Tensor& number, const torch::Device& device) {
-    return number.defined() ? number.to(device, /*non_blocking=*/true) : number;
+torch::Tensor brought(const torch::Tensor& number, const torch::Device& device, bool non_blocking = true) {
+    return number.defined() ? number.to(device, non_blocking) : number;
 }
 
 const float* memory_of_number(const torch::Tensor& number) {
@@ -25,7 +25,7 @@ DeviceNumbers StepBatch::numbers() const {
 }
 
 void OptimizerImpl::bring_factors(std::vector<StepBatch>& batches, const GradientNumbers& numbers) {
-    std::optional<float> factor;  // of the CPU: the same operations in the same order as on a device
+    std::optional<float> factor;  // of the CPU
     for (auto& batch : batches) {
         if (batch.stepper != nullptr) {
             batch.here.grad_scale = brought(numbers.grad_scale, batch.device);
@@ -33,8 +33,9 @@ void OptimizerImpl::bring_factors(std::vector<StepBatch>& batches, const Gradien
             continue;
         }
         if (!factor) {
-            factor = numbers.grad_scale.defined() ? 1.0F / numbers.grad_scale.item<float>() : 1.0F;
-            if (numbers.clip_coefficient.defined()) *factor *= numbers.clip_coefficient.item<float>();
+            const auto scale = brought(numbers.grad_scale, torch::kCPU, /*non_blocking=*/false);
+            const auto clip = brought(numbers.clip_coefficient, torch::kCPU, /*non_blocking=*/false);
+            factor = factor_of({memory_of_number(scale), memory_of_number(clip), nullptr, {}});
         }
         for (auto& item : batch.items) item.gradient_factor *= *factor;
     }
