@@ -18,6 +18,17 @@ class CudaPlanOnEmulation : public ::testing::Test {
     }
 };
 
+/// Two lists with the same tensors and gradients; the plan has stepped the other one.
+struct TwoLists {
+    TwoLists() {
+        set.fill_gradients(1);
+        other.fill_gradients(1);
+        plan.step(other.items(), {}, nullptr);
+    }
+    TensorSet set = two_tensors(), other = two_tensors();
+    StepPlan plan;
+};
+
 }  // namespace
 
 TEST_F(CudaPlanOnEmulation, StepWaitsForNothing) {
@@ -55,11 +66,8 @@ TEST_F(CudaPlanOnEmulation, WhatAGraphReadsIsLeftAsItIs) {
 
 // Capturing again and again, with steps in between, must not take new memory each time that nobody reads.
 TEST_F(CudaPlanOnEmulation, OnlyWhatGraphsReadIsKept) {
-    auto set = two_tensors(), other = two_tensors();
-    set.fill_gradients(1);
-    other.fill_gradients(1);
-    StepPlan plan;
-    plan.step(other.items(), {}, nullptr);
+    TwoLists lists;
+    auto& [set, other, plan] = lists;
     const auto one_list = emulated::allocated_bytes(0);
     std::size_t captured_once = 0;
     for (int n = 1; n <= 4; ++n) {
@@ -81,11 +89,8 @@ TEST_F(CudaPlanOnEmulation, OnlyWhatGraphsReadIsKept) {
 
 // The list of the last capture stays the plan's own when graphs are gone, the one from before it does not.
 TEST_F(CudaPlanOnEmulation, ReleasesRightAfterACapture) {
-    auto set = two_tensors(), other = two_tensors();
-    set.fill_gradients(1);
-    other.fill_gradients(1);
-    StepPlan plan;
-    plan.step(other.items(), {}, nullptr);
+    TwoLists lists;
+    auto& [set, other, plan] = lists;
     const auto one_list = emulated::allocated_bytes(0);
     emulated::set_captured(nullptr, true);
     plan.step(set.items(), {}, nullptr);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,21 @@ def environment() -> dict[str, str]:
     """For a child process, which finds the package and these tests' modules as they were found here."""
     here = str(Path(__file__).resolve().parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
+
+
+def child(*arguments: str, **variables: str) -> str:
+    """What a Python of its own prints that ends well, with these arguments and environment variables beside `environment`'s."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).resolve().parent,
+        env={**environment(), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 @dataclass(frozen=True)

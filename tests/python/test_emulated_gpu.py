@@ -6,12 +6,10 @@ own, as its operators cannot be loaded beside the others.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import child
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "release"
@@ -33,17 +31,7 @@ SUITES = (
 
 def run(package: Path, *arguments: str) -> str:
     """What a Python program prints that imports the package from this folder."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=HERE,
-        env={**os.environ, "PYTHONPATH": str(package)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return child(*arguments, PYTHONPATH=str(package))
 
 
 def test_every_run_has_the_bits_of_the_cpu() -> None:

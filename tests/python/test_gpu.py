@@ -6,8 +6,6 @@ What a user loses if these fail: training that goes on as it does on the CPU, at
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,20 +227,6 @@ def test_parameters_on_several_devices() -> None:
     assert all(same_bits(a.cpu(), b.cpu()) for a, b in zip(given, same, strict=True))
 
 
-def child(program: str, **environment: str) -> str:
-    """What a process of its own prints that ends well."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**support.environment(), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def test_a_process_ends_with_a_live_optimizer() -> None:
     """What it leaves on a GPU is the driver's to give back, which may be gone before the last object is."""
     program = f"""
@@ -253,7 +237,7 @@ p.grad = torch.ones_like(p)
 optimizer.step()
 print("stepped")
 """
-    assert child(program).strip() == "stepped"
+    assert support.child("-c", program).strip() == "stepped"
 
 
 @needs_real_gpu
@@ -281,5 +265,5 @@ for a, b in zip(train(True), train(False), strict=True):
 print("same", flush=True)
 os._exit(0)
 """
-    said = child(program, MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
+    said = support.child("-c", program, MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
     assert "same" in said
