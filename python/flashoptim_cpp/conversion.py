@@ -6,8 +6,18 @@ import torch
 
 from . import _operators as ops
 from . import element_scales
+from .corrections import (
+    CORRECTION,
+    CORRECTION_DTYPES,
+    FORMER,
+    WeightStorage,
+    correction_in,
+    join,
+    ordered,
+    split_over,
+)
 from .moment import Moment
-from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, check_format
+from .options import DTYPES_BY_NAME, FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, check_format
 from .parameter import Parameter, Plan, State, integers, plan_of, row_major, strides_of
 from .sharding import is_sharded, local_like, slice_of
 
@@ -20,6 +30,11 @@ class Saved(NamedTuple):
     format: str | None  # None: plain tensors, as torch.optim writes them
     bits: int  # 0: no correction
     group: Group
+
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        """The dtype of its 16-bit weights, fp32 if it has none; None if it is not said, or if it has both."""
+        return DTYPES_BY_NAME.get(str(self.group.get("weight_dtype")))
 
     def __str__(self) -> str:
         return f'format "{self.format}", master_weight_bits={self.bits or None}'
@@ -51,38 +66,39 @@ def is_raw(state: State, rule: Rule) -> bool:
     )
 
 
-def fit(parameter: Parameter, state: State, rule: Rule, group: Group) -> None:
+def fit(parameter: Parameter, state: State, rule: Rule, group: Group, writes: bool = True) -> None:
     """Makes what is missing in a live state, and converts what is stored in another way than its group says.
+
+    The full-precision value of a weight that was cast is written into the weight, unless `writes` is False: then its correction
+    stays one of the former dtype, in the width and format that the group asks for.
 
     Raises:
         ValueError: for what does not fit; the state is as it was.
     """
     plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     if is_raw(state, rule):
-        restored = restore(parameter, state, saved_storage(group), rule, group)
+        restored, parameter.stored_as = restore(parameter, state, saved_storage(group), rule, group)
         state.clear()
         state.update(restored)
-        parameter.plan = plan
-        return
     fitted: State = {}
-    if wants_moments(rule, group):
-        for kind, name in enumerate(rule.moments):
-            moment = state.get(name)
-            if moment is None:
-                steps = step_count(state.get("step", 0), parameter.name)
-                fitted[name] = parameter.moment_like(kind, plan, steps)
-            else:
-                fitted[name] = _fitting(moment, parameter, plan)
-    correction = _live_correction(parameter, state.get("error_bits"), plan)
-    if correction is not None:
-        fitted["error_bits"] = correction
     step = state.get("step", 0)
     if not isinstance(step, torch.Tensor):
         fitted["step"] = _counter(step_count(step, parameter.name), parameter)
     elif step.device != parameter.local.device:
         fitted["step"] = step.to(parameter.local.device)
-    if correction is None:
-        state.pop("error_bits", None)
+    if wants_moments(rule, group):
+        for kind, name in enumerate(rule.moments):
+            moment = state.get(name)
+            if moment is None:
+                fitted[name] = parameter.moment_like(kind, plan, step_count(step, parameter.name))
+            else:
+                fitted[name] = _fitting(moment, parameter, plan)
+    correction = _fitting_correction(parameter, state, group, plan, writes)
+    state.pop(CORRECTION, None)
+    state.pop(FORMER, None)
+    if correction is not None:
+        is_former = parameter.stored_as is not None and parameter.stored_as.weight_dtype != plan.weight_dtype
+        fitted[FORMER if is_former else CORRECTION] = correction
     state.update(fitted)
     parameter.plan = plan
 
@@ -100,62 +116,36 @@ def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
     return moment.stored_as(local, parameter.layout, plan.storage)
 
 
-def _live_correction(
-    parameter: Parameter, correction: torch.Tensor | None, plan: Plan
+def _fitting_correction(
+    parameter: Parameter, state: State, group: Group, plan: Plan, writes: bool
 ) -> torch.Tensor | None:
-    former = parameter.plan
-    if correction is not None and former is not None and former.weight_dtype != plan.weight_dtype:
-        _join_into_cast_weight(parameter, correction, former)
-        correction = None  # it belonged to the weight as it was rounded before
-    if correction is None:
-        return parameter.correction_like(plan) if plan.bits in (24, 32) else None
-    if former is not None and former.weight_storage != plan.weight_storage:
-        return _converted(parameter, correction, former.bits, former.paper, plan)
-    return _checked_correction(parameter, correction, plan)
-
-
-def _join_into_cast_weight(parameter: Parameter, correction: torch.Tensor, former: Plan) -> None:
-    """A 16-bit weight that was cast to fp32 and not touched otherwise becomes its full-precision value."""
-    local = parameter.local
-    narrow = local.detach().to(WEIGHT_DTYPES[former.weight_dtype])
-    is_untouched = parameter.version == parameter.current_version() and torch.equal(narrow.float(), local)
-    if local.dtype == torch.float32 and former.correction_count and is_untouched:
-        with torch.no_grad():
-            local.copy_(
-                ops.join_weights(narrow, _ordered(correction, narrow), former.bits, bool(former.paper))
-            )
-
-
-def _ordered(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The same values where `like` has its elements."""
-    if strides_of(values) == strides_of(like) and values.device == like.device:
-        return values
-    return torch.empty_like(like, dtype=values.dtype, requires_grad=False).copy_(values)
-
-
-def _checked_correction(parameter: Parameter, correction: torch.Tensor, plan: Plan) -> torch.Tensor | None:
-    if plan.bits not in (24, 32):
+    """The correction of the weight as it is to be stored now, or None; the parameter knows what it belongs to."""
+    correction, former = correction_in(state), parameter.stored_as or plan.weight_storage
+    now = plan.weight_storage
+    if correction is not None and former.bits in CORRECTION_DTYPES:
+        _check_correction(parameter, correction, former)
+        bits = group["master_weight_bits"]
+        if former.weight_dtype != now.weight_dtype and bits in CORRECTION_DTYPES and not writes:
+            now = WeightStorage(former.weight_dtype, bits, int(group["format"] == "paper"))
+    else:
+        correction = None
+    if correction is not None and former.weight_dtype != now.weight_dtype:
+        correction = parameter.split(join(parameter.local, correction, former), plan)
+    elif correction is not None and former != now and now.bits in CORRECTION_DTYPES:
+        correction = split_over(parameter.local, join(parameter.local, correction, former), now)
+    parameter.stored_as = now
+    if now.bits not in CORRECTION_DTYPES:
         return None
-    wanted = torch.int8 if plan.bits == 24 else torch.int16
-    if correction.dtype != wanted or correction.shape != parameter.local.shape:
+    return parameter.correction_like(plan) if correction is None else ordered(correction, parameter.local)
+
+
+def _check_correction(parameter: Parameter, correction: torch.Tensor, storage: WeightStorage) -> None:
+    wanted, shape = CORRECTION_DTYPES[storage.bits], parameter.local.shape
+    if correction.dtype != wanted or correction.shape != shape:
         raise ValueError(
             f"{parameter.name}: error_bits is {correction.dtype} of shape {tuple(correction.shape)}; "
-            f"master_weight_bits={plan.bits} needs {wanted} of shape {tuple(parameter.local.shape)}"
+            f"master_weight_bits={storage.bits} needs {wanted} of shape {tuple(shape)}"
         )
-    return _ordered(correction, parameter.local)
-
-
-def _converted(
-    parameter: Parameter, correction: torch.Tensor, bits: int, paper: int, plan: Plan
-) -> torch.Tensor | None:
-    if plan.bits not in (24, 32):
-        return None
-    local = parameter.local.detach()
-    correction = _ordered(correction, local)
-    if (bits, paper) == (plan.bits, plan.paper):
-        return correction
-    masters = ops.join_weights(local, correction, bits, bool(paper))
-    return ops.correction_of(masters, local, plan.bits, bool(plan.paper))
 
 
 def _counter(steps: int, parameter: Parameter) -> torch.Tensor:
@@ -175,8 +165,12 @@ def step_count(value: Any, name: str) -> int:  # noqa: ANN401
     return int(number)
 
 
-def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: Group) -> State:
+def restore(
+    parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: Group
+) -> tuple[State, WeightStorage]:
     """The state of a parameter from what a state dict holds of it, in tensors of its own.
+
+    Its correction is as it was saved, since the weight that it belongs to may come later. What it belongs to is returned too.
 
     Raises:
         ValueError: that names the key and what is wrong with it; nothing has changed.
@@ -199,10 +193,10 @@ def restore(parameter: Parameter, raw: State, saved: Saved, rule: Rule, group: G
             raise ValueError(f"{parameter.name}: {name} is missing in its state")
         elif wants_moments(rule, group):
             state[name] = parameter.moment_like(kind, plan, steps)
-    correction = reader.correction(plan)
+    correction, stored_as = reader.correction(plan)
     if correction is not None:
-        state["error_bits"] = correction
-    return state
+        state[CORRECTION if stored_as.weight_dtype == plan.weight_dtype else FORMER] = correction
+    return state, stored_as
 
 
 class _Reader:
@@ -374,22 +368,39 @@ class _Reader:
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.parameter.name}: {name}: {error}") from None
 
-    def correction(self, plan: Plan) -> torch.Tensor | None:
-        """The correction, in the storage of `plan`."""
-        bits = self.saved.bits
-        if plan.weight_dtype == 0:
-            return None  # fp32 weights are whole
+    def correction(self, plan: Plan) -> tuple[torch.Tensor | None, WeightStorage]:
+        """The correction as it was saved, and what it belongs to."""
+        bits, weight = self.saved.bits, self.parameter.local.dtype
+        is_narrow = plan.weight_dtype != 0
         if self.raw.get("error_bits") is None:
-            if bits in (24, 32):
+            if bits in CORRECTION_DTYPES and is_narrow and self.saved.weight_dtype != torch.float32:
                 raise ValueError(f"{self.parameter.name}: error_bits is missing in its state")
-            return self.parameter.correction_like(plan) if plan.bits in (24, 32) else None
-        if bits not in (24, 32):
+            return None, plan.weight_storage
+        if bits not in CORRECTION_DTYPES:
             raise ValueError(
                 f"{self.parameter.name}: its state has error_bits, and its group master_weight_bits={bits or None}"
             )
-        wanted = torch.int8 if bits == 24 else torch.int16
-        weight = self.parameter.local.dtype
-        correction = self._elements("error_bits", (wanted, weight))
-        if correction.dtype == weight:  # the authors' package casts 8 bits and views 16
-            correction = correction.to(wanted) if bits == 24 else correction.view(wanted)
-        return _converted(self.parameter, correction, bits, int(self.saved.format == "paper"), plan)
+        wanted = CORRECTION_DTYPES[bits]
+        is_paper = self.saved.format == "paper"
+        correction = self._elements("error_bits", (wanted, *WEIGHT_DTYPES[1:]))
+        saved_dtype = self.saved.weight_dtype
+        if saved_dtype not in WEIGHT_DTYPES[1:]:
+            saved_dtype = weight if is_narrow else torch.bfloat16
+        if (
+            correction.dtype != wanted
+        ):  # torch casts what it loads to the weight's dtype; paper's 16 bits are a view
+            saved_dtype = correction.dtype
+            correction = (
+                correction.view(wanted) if is_paper and bits == 32 else self._rounded(correction, wanted)
+            )
+        return correction, WeightStorage(WEIGHT_DTYPES.index(saved_dtype), bits, int(is_paper))
+
+    def _rounded(self, correction: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Integers that were cast to a floating dtype, as integers again."""
+        largest = torch.iinfo(dtype).max
+        values = correction.float()
+        if not bool(((values.abs() <= largest + 1) & (values == values.round())).all()):
+            raise ValueError(
+                f"{self.parameter.name}: error_bits is not integers of {torch.iinfo(dtype).bits} bits"
+            )
+        return values.clamp(-largest, largest).to(dtype)

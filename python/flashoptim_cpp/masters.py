@@ -8,8 +8,9 @@ import torch
 
 from . import _operators as ops
 from . import fsdp
+from .corrections import WeightStorage, correction_in, join
 from .options import WEIGHT_DTYPES
-from .parameter import Parameter, masters_of
+from .parameter import Parameter
 from .sharding import is_sharded, local_like, local_of, slice_of, wrap
 
 if TYPE_CHECKING:
@@ -90,18 +91,19 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 def _master(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a parameter in full precision."""
-    state = optimizer.state.get(tensor)
-    if not state or "error_bits" not in state:
+    if correction_in(optimizer.state.get(tensor, {})) is None:
         return local_of(tensor).detach().float().clone()
-    parameter = _prepared(optimizer, tensor)
-    assert parameter.plan is not None
-    return masters_of(parameter.local, state.get("error_bits"), parameter.plan)
+    parameter = _prepared(optimizer, tensor, writes=False)
+    return join(parameter.local, correction_in(optimizer.state[tensor]), _storage_of(parameter))
 
 
-def _prepared(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> Parameter:
-    parameter = optimizer._prepare(tensor, optimizer._find_group(tensor))
-    optimizer._notice_writes([parameter])
-    return parameter
+def _prepared(optimizer: "FlashOptimizer", tensor: torch.Tensor, writes: bool = True) -> Parameter:
+    return optimizer._prepare(tensor, optimizer._find_group(tensor), writes)
+
+
+def _storage_of(parameter: Parameter) -> WeightStorage:
+    assert parameter.stored_as is not None
+    return parameter.stored_as
 
 
 def get_fp32_model_state_dict(optimizer: "FlashOptimizer", model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -112,7 +114,7 @@ def get_fp32_model_state_dict(optimizer: "FlashOptimizer", model: torch.nn.Modul
         for name, value in model.state_dict().items()
     }
     for name, tensor in model.named_parameters(remove_duplicate=False):
-        if name in result and "error_bits" in optimizer.state.get(tensor, {}):
+        if name in result and correction_in(optimizer.state.get(tensor, {})) is not None:
             master = _master(optimizer, tensor)
             result[name] = wrap(master, tensor) if is_sharded(tensor) else master
     return result
@@ -186,23 +188,9 @@ def full_precision(model: torch.nn.Module, optimizer: "FlashOptimizer") -> Itera
 
 def _take_over(optimizer: "FlashOptimizer", tensor: torch.Tensor, inside: torch.Tensor) -> None:
     """After the stored weight was put back: what was written into its full-precision value `inside`."""
-    parameter = optimizer._parameters.get(tensor)
-    is_same = torch.equal(_master_bits(optimizer, tensor, parameter), inside.view(torch.int32))
-    if parameter is None or parameter.plan is None:
-        if not is_same:
-            local_of(tensor).copy_(inside)
+    if torch.equal(_master(optimizer, tensor).view(torch.int32), inside.view(torch.int32)):
         return
-    if is_same:
-        parameter.keep_correction()
+    if tensor in optimizer._find_places():
+        _prepared(optimizer, tensor).write_masters(inside, optimizer.state[tensor])
     else:
-        parameter.write_masters(inside, optimizer.state[tensor])
-
-
-def _master_bits(
-    optimizer: "FlashOptimizer", tensor: torch.Tensor, parameter: Parameter | None
-) -> torch.Tensor:
-    weight = local_of(tensor).detach()
-    if parameter is None or parameter.plan is None:
-        return weight.float().view(torch.int32)
-    correction = optimizer.state[tensor].get("error_bits")
-    return masters_of(weight, correction, parameter.plan).view(torch.int32)
+        local_of(tensor).copy_(inside)

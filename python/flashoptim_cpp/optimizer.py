@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from . import masters
 from . import state_dict as saving
 from .capture import is_capturing_any
+from .corrections import correction_in
 from .errors import NonFiniteError
 from .gradients import accumulate_in_fp32, grad_norm
 from .nonfinite import follow_zero_redundancy
@@ -365,7 +366,8 @@ class FlashOptimizer(OptimizerStates):
         """Loads a state dict of this package, of torch.optim or of the authors' package.
 
         Hyperparameters come from the state dict; how states are stored is this optimizer's own affair, and states in
-        another format are converted. Load the model before: a weight that is written later loses its correction.
+        another format are converted. Model and optimizer may be loaded in either order: a correction in another storage is
+        converted when the state is next used.
 
         Raises:
             ValueError: for what does not fit; the optimizer is exactly as it was.
@@ -403,9 +405,9 @@ class FlashOptimizer(OptimizerStates):
     def refresh_masters(self, params: Iterable[torch.Tensor] | None = None) -> None:
         """Takes weights as they are now for the full-precision ones: drops their corrections.
 
-        For writes that cannot be noticed, those through `.data` that leave a weight where it lies. Without this call its
-        former correction stays, which moves the full-precision weight by at most half a unit in the last place of the
-        stored one. Every other write is noticed by itself.
+        A correction stays whatever is written to a weight, so that a clamp, a mask or an exchange of weights does not lose what
+        is below the weight's precision. It moves the full-precision weight by at most half a unit in the last place of the
+        stored one. Call this where the written weights are to be exact.
 
         Args:
             params: the parameters that were written; all by default.
@@ -416,15 +418,18 @@ class FlashOptimizer(OptimizerStates):
         tensors = [tensor for tensor, _ in self._tensors_and_groups()] if params is None else list(params)
         groups = [self._find_group(tensor) for tensor in tensors]
         for tensor, group in zip(tensors, groups, strict=True):
-            if self.state.get(tensor):
-                self._drop_correction(self._prepare(tensor, group))
+            correction = correction_in(self.state.get(tensor, {}))
+            if correction is not None:
+                correction.zero_()
+                self._prepare(tensor, group)
 
     # Copies
 
     def __getstate__(self) -> dict[str, Any]:
         # What subclasses and users have put here goes along; hooks, and what _begin makes anew, do not.
         kept = {key: value for key, value in self.__dict__.items() if key not in _OF_ONE_PROCESS}
-        return {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
+        kept = {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
+        return kept | {"_copied_storages": self._storages()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin()

@@ -50,6 +50,7 @@ POLICIES: Final = ("skip_element", "skip_step", "error")
 # The core's data types, in its order.
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int16)
 WEIGHT_DTYPES: Final = DTYPES[:3]
+DTYPES_BY_NAME: Final = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_DTYPES}
 
 # What says how a state is stored. A loaded state dict does not change them: its state is converted.
 STORAGE_OPTIONS: Final = (

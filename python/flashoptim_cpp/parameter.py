@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _operators as ops
+from .corrections import WeightStorage
 from .moment import Moment
 from .options import DTYPES, FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
 from .sharding import is_sharded, local_of, place_of
@@ -35,9 +36,9 @@ class Plan(NamedTuple):
         return Storage(self.moments)
 
     @property
-    def weight_storage(self) -> tuple[int, int, int]:
+    def weight_storage(self) -> WeightStorage:
         """What says how weight and correction are to be read together."""
-        return self.weight_dtype, self.bits, self.paper
+        return WeightStorage(self.weight_dtype, self.bits, self.paper)
 
     def groups(self, kind: int) -> int:
         """Scales of a moment."""
@@ -102,17 +103,10 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, 
     return Plan(*row.tolist())
 
 
-def masters_of(weight: torch.Tensor, correction: torch.Tensor | None, plan: Plan) -> torch.Tensor:
-    """Full-precision weights, fp32, in the memory order of `weight`."""
-    if plan.correction_count == 0 or correction is None:
-        return weight.detach().to(torch.float32, copy=True)
-    return ops.join_weights(weight.detach(), correction, plan.bits, bool(plan.paper))
-
-
 class Parameter:
     """One parameter of an optimizer, with what is not part of its saved state."""
 
-    def __init__(self, tensor: torch.Tensor, name: str) -> None:
+    def __init__(self, tensor: torch.Tensor, name: str, stored_as: WeightStorage | None = None) -> None:
         if tensor.is_inference():
             raise ValueError(
                 f"{name} was made in torch.inference_mode(); make the model outside of it, or clone it there"
@@ -123,9 +117,7 @@ class Parameter:
         self.local = local_of(tensor)
         self.layout = layout_of(tensor, name)
         self.plan: Plan | None = None  # that its state was made by
-        self.pointer, self.device = self.local.data_ptr(), self.local.device
-        self.version: int | None = None  # after the last write that is ours; None: whatever it is now
-        self.was_loaded = False  # its state was loaded and no step was taken since
+        self.stored_as = stored_as  # what the correction in its state belongs to; None: the weight as it is
         self.bad_elements = 0
         self.max_abs: float | None = None  # for check_numerics
         self._shape, self._strides = tuple(self.local.shape), strides_of(self.local)
@@ -146,30 +138,22 @@ class Parameter:
             self.layout = layout_of(self.tensor, self.name)
             self._strides = strides_of(self.local)
 
-    def current_version(self) -> int:
-        """A number that changes when somebody writes the weight, `.data` apart."""
-        return self.tensor._version + (self.local._version if self.is_sharded else 0)
+    def split(self, masters: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """Writes full-precision weights into the stored weight; returns their correction, of no elements if there is none."""
+        values = torch.empty_like(self.local, dtype=torch.float32, requires_grad=False).copy_(masters)
+        weight, correction = ops.split_weights(values, plan.weight_dtype, plan.bits, bool(plan.paper))
+        with torch.no_grad():
+            self.local.copy_(weight)
+        if self.is_sharded:
+            torch.autograd.graph.increment_version([self.tensor])
+        return correction
 
     def write_masters(self, masters: torch.Tensor, state: State) -> None:
         """Splits full-precision weights into the stored weight and the correction in its state."""
         assert self.plan is not None
-        values = torch.empty_like(self.local, dtype=torch.float32, requires_grad=False).copy_(masters)
-        weight, correction = ops.split_weights(
-            values, self.plan.weight_dtype, self.plan.bits, bool(self.plan.paper)
-        )
-        with torch.no_grad():
-            self.local.copy_(weight)
+        correction = self.split(masters, self.plan)
         if "error_bits" in state and self.local.numel():
             state["error_bits"].copy_(correction)
-        if self.is_sharded:
-            torch.autograd.graph.increment_version([self.tensor])
-        self.keep_correction()
-
-    def keep_correction(self) -> None:
-        """Takes the weight as it is now for the one that the correction belongs to."""
-        self.local = local_of(self.tensor)
-        self.pointer, self.device = self.local.data_ptr(), self.local.device
-        self.version = self.current_version()
 
     def correction_like(self, plan: Plan) -> torch.Tensor:
         """A correction of zeros."""

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .corrections import correction_in
 from .moment import Moment
 from .sharding import local_of
 
@@ -20,7 +21,8 @@ def memory_report(optimizer: "FlashOptimizer") -> dict[str, float]:
         if tensor.grad is not None:
             report["gradients"] += local_of(tensor.grad).nbytes
         state = optimizer.state.get(tensor, {})
-        report["corrections"] += state["error_bits"].nbytes if "error_bits" in state else 0
+        correction = correction_in(state)
+        report["corrections"] += 0 if correction is None else correction.nbytes
         for moment in state.values():
             if isinstance(moment, Moment):
                 report["moments"] += moment.codes.nbytes

@@ -10,9 +10,10 @@ import torch
 
 from . import element_scales
 from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
+from .corrections import CORRECTION, WeightStorage, correction_in
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
-from .parameter import Parameter, State, integers, plan_of, row_major, strides_of
+from .parameter import Parameter, State, integers, row_major, strides_of
 from .sharding import place_of, wrap
 
 if TYPE_CHECKING:
@@ -83,16 +84,21 @@ def saved_state(parameter: Parameter, state: State, compress: bool, corrections:
     for name, value in state.items():
         if isinstance(value, Moment):
             saved.update(_saved_moment(parameter, name, value, compress))
-    if "error_bits" in state and corrections:
-        bits = state["error_bits"]
-        assert parameter.plan is not None
-        if parameter.plan.paper and bits.dtype == torch.int16:
-            bits = bits.view(parameter.local.dtype)  # as the authors' package writes it
-        saved["error_bits"] = _like_parameter(parameter, bits)
+    bits, storage = correction_in(state), parameter.stored_as
+    if bits is not None and storage is not None and corrections:
+        if storage.paper and bits.dtype == torch.int16:
+            bits = bits.view(storage.dtype)  # as the authors' package writes it
+        saved[CORRECTION] = _like_parameter(parameter, bits)
     local = parameter.local
     if compress and not parameter.is_sharded and local.numel() and strides_of(local) != row_major(local):
         saved[STRIDES] = integers(local.stride())
     return saved
+
+
+def _name_of_weights(dtypes: set[torch.dtype]) -> str | None:
+    """What the corrections of a group belong to: its one 16-bit dtype; float32 where it has none, None where it has both."""
+    narrow = dtypes - {torch.float32} or {torch.float32}
+    return str(narrow.pop()).removeprefix("torch.") if len(narrow) == 1 else None
 
 
 def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False) -> StateDict:
@@ -112,10 +118,17 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
             packed["master_bytewidth"] = (group["master_weight_bits"] or 0) // 8
         groups.append(packed | {"params": [numbers[tensor] for tensor in group["params"]]})
     states = {}
-    for tensor, group in optimizer._tensors_and_groups():
-        if optimizer.state.get(tensor):
-            parameter = optimizer._prepare(tensor, group)
-            states[numbers[tensor]] = saved_state(parameter, optimizer.state[tensor], compress, not plain)
+    for group, packed in zip(optimizer.param_groups, groups, strict=True):
+        dtypes = set()
+        for tensor in group["params"]:
+            dtype = tensor.dtype
+            if optimizer.state.get(tensor):
+                parameter = optimizer._prepare(tensor, group, writes=False)
+                states[numbers[tensor]] = saved_state(parameter, optimizer.state[tensor], compress, not plain)
+                dtype = parameter.stored_as.dtype if parameter.stored_as else dtype
+            dtypes.add(dtype)
+        if not plain:
+            packed["weight_dtype"] = _name_of_weights(dtypes)
     result: StateDict = {"state": states, "param_groups": groups}
     for after in optimizer._optimizer_state_dict_post_hooks.values():
         changed = after(optimizer, result)
@@ -126,7 +139,7 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
 def _merged(group: Group, saved: Group) -> Group:
     """The group after loading: hyperparameters of the file, storage of this optimizer."""
     merged = copy.deepcopy({key: value for key, value in saved.items() if key != "params"})
-    for foreign in ("master_bytewidth", "decoupled_weight_decay"):
+    for foreign in ("master_bytewidth", "weight_dtype", "decoupled_weight_decay"):
         merged.pop(foreign, None)
     for key in _KEPT:
         merged[key] = group[key]
@@ -187,7 +200,7 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
     _check_shape_of(optimizer.param_groups, saved_groups)
     merged = [_merged(*pair) for pair in _pairs(optimizer.param_groups, saved_groups)]
     states: dict[torch.Tensor, State] = {}
-    parameters: list[Parameter] = []
+    storages: dict[Parameter, WeightStorage] = {}
     taken = set()
     conversions: dict[str, None] = {}
     for group, saved_group in _pairs(merged, saved_groups):
@@ -199,15 +212,14 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
             if raw is None or (isinstance(raw, dict) and not raw):
                 continue
             parameter = optimizer._look_at(tensor)
-            states[tensor] = restore(parameter, raw, storage, optimizer.rule, group)
-            parameters.append(parameter)
+            states[tensor], storages[parameter] = restore(parameter, raw, storage, optimizer.rule, group)
             if _differs(storage, group):
                 now = Saved(group["format"], group["master_weight_bits"] or 0, group)
                 conversions[f"from {storage} to {now}"] = None
     unknown = [str(number) for number in given["state"] if number not in taken]
     if unknown:
         raise ValueError(f"the state dict has state of parameters that no group has: {', '.join(unknown)}")
-    _apply(optimizer, merged, states, parameters)
+    _apply(optimizer, merged, states, storages)
     if conversions:
         warnings.warn(f"the loaded optimizer state was converted {', and '.join(conversions)}", stacklevel=4)
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
@@ -218,7 +230,7 @@ def _apply(
     optimizer: "FlashOptimizer",
     merged: list[Group],
     states: dict[torch.Tensor, State],
-    parameters: list[Parameter],
+    storages: dict[Parameter, WeightStorage],
 ) -> None:
     # In place: hooks and schedulers keep their groups.
     for group, changed in _pairs(optimizer.param_groups, merged):
@@ -229,11 +241,6 @@ def _apply(
         group.update(changed)
     optimizer.state = defaultdict(dict, states)
     optimizer._forget()
-    for parameter in parameters:
+    for parameter, stored_as in storages.items():
         optimizer._parameters[parameter.tensor] = parameter
-        group = optimizer._find_group(parameter.tensor)
-        parameter.plan = plan_of(
-            optimizer.rule, group, parameter.layout, parameter.local.dtype, parameter.name
-        )
-        parameter.keep_correction()
-        parameter.was_loaded = True
+        parameter.stored_as = stored_as

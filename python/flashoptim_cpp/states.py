@@ -11,6 +11,7 @@ import torch
 from ._operators import StepPlan, is_gpu
 from .capture import is_capturing_any, refuse
 from .conversion import fit
+from .corrections import WeightStorage
 from .nonfinite import BadElements
 from .options import Group, Rule
 from .parameter import Parameter, State
@@ -22,13 +23,14 @@ _MOST_SETS = 16
 
 
 class OptimizerStates(torch.optim.Optimizer):
-    """Keeps the states of parameters as their groups ask for them, and notices what others did to weights and states."""
+    """Keeps the states of parameters as their groups ask for them, whatever others do to weights and states."""
 
     rule: ClassVar[Rule]
 
     def _begin(self) -> None:
         """What is made anew by each process and copy."""
         self._parameters: dict[torch.Tensor, Parameter] = {}
+        self._copied_storages: dict[torch.Tensor, WeightStorage] = {}
         self._tables: dict[tuple[int, ...], list[Table]] = {}
         self._places: dict[torch.Tensor, tuple[Group, str | int]] = {}
         self._places_of: list[tuple[int, int]] = []
@@ -80,56 +82,38 @@ class OptimizerStates(torch.optim.Optimizer):
         """The parameter as it is now; it is not yet kept if it is new."""
         parameter = self._parameters.get(tensor)
         if parameter is None:
-            return Parameter(tensor, self._name_of(tensor))
+            return Parameter(tensor, self._name_of(tensor), self._copied_storages.get(tensor))
         parameter.look()
         return parameter
 
-    def _prepare(self, tensor: torch.Tensor, group: Group) -> Parameter:
-        """The parameter with a state that fits its memory and its group."""
+    def _prepare(self, tensor: torch.Tensor, group: Group, writes: bool = True) -> Parameter:
+        """The parameter with a state that fits its memory and its group.
+
+        Without `writes` the weight stays as it is: the correction of a weight that was cast is still that of the former dtype
+        then.
+        """
         parameter = self._look_at(tensor)
-        former = parameter.plan
-        fit(parameter, self.state[tensor], self.rule, group)
+        fit(parameter, self.state[tensor], self.rule, group, writes)
         self._parameters[tensor] = parameter
-        assert parameter.plan is not None
-        was_cast = former is not None and former.weight_dtype != parameter.plan.weight_dtype
-        if parameter.version is None or was_cast or parameter.local.device != parameter.device:
-            parameter.keep_correction()
-        elif parameter.local.data_ptr() != parameter.pointer:
-            self._reset_correction(parameter)
+        self._copied_storages.pop(tensor, None)
         return parameter
 
     def _prepare_all(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:
             self._prepare(tensor, self._find_group(tensor))
 
-    def _notice_writes(self, parameters: list[Parameter]) -> None:
-        for parameter in parameters:
-            if parameter.version != parameter.current_version():
-                self._reset_correction(parameter)
-
-    def _reset_correction(self, parameter: Parameter) -> None:
-        """The weight was written by somebody else: what was beyond its precision is no more."""
-        if parameter.was_loaded and "error_bits" in self.state[parameter.tensor]:
-            self._warn_once(
-                "order",
-                "weights were written after the optimizer's state was loaded, and their corrections reset; load the "
-                "model before its optimizer",
-            )
-        self._drop_correction(parameter)
-
-    def _drop_correction(self, parameter: Parameter) -> None:
-        correction = self.state[parameter.tensor].get("error_bits")
-        if correction is not None:
-            correction.zero_()
-        parameter.keep_correction()
+    def _storages(self) -> dict[torch.Tensor, WeightStorage]:
+        """What the corrections belong to, where that is known."""
+        known = {tensor: parameter.stored_as for tensor, parameter in self._parameters.items()}
+        return self._copied_storages | {t: s for t, s in known.items() if s is not None and t in self.state}
 
     def _forget(self) -> None:
         """After the states were exchanged."""
         self._drop_tables(list(self._tables))
         self._places_of = []
+        self._copied_storages.clear()
         for parameter in self._parameters.values():
-            parameter.plan = None
-            parameter.version = None
+            parameter.plan = parameter.stored_as = None
             parameter.max_abs = None
 
     # Tables
@@ -148,12 +132,7 @@ class OptimizerStates(torch.optim.Optimizer):
         elif len(key) > 1 and len(self._tables) > 1:
             self._tables[key] = self._tables.pop(key)  # the set that was not used for longest goes first
         for table in tables:
-            is_captured = table.is_captured()
-            if table.versions() != [parameter.version for parameter in table.parameters]:
-                if is_captured:
-                    _refuse_writes(table.parameters)
-                self._notice_writes(table.parameters)
-            if is_captured and table not in self._captured:
+            if table.is_captured() and table not in self._captured:
                 self._captured.append(table)
         return tables
 
@@ -224,15 +203,6 @@ class OptimizerStates(torch.optim.Optimizer):
         given = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         grad_scale, found_inf = (value if isinstance(value, torch.Tensor) else None for value in given)
         return grad_scale, found_inf
-
-
-def _refuse_writes(parameters: list[Parameter]) -> None:
-    """A graph would drop the corrections at every replay."""
-    written = next(p for p in parameters if p.version != p.current_version())
-    refuse(
-        f"{written.name} was written since its last step",
-        "take a step, or call refresh_masters(), before",
-    )
 
 
 def _refuse_shared_memory(parameters: list[Parameter]) -> None:

@@ -3,7 +3,7 @@
 import re
 from itertools import chain
 from operator import is_
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -54,6 +54,7 @@ class Table:
             self.group_of.append(len(self.groups) - 1)
         self._keys = [storage_key(group) for group in self.groups]
         self._pointers = [weight.data_ptr() for weight in self.weights]
+        self._dtypes = [weight.dtype for weight in self.weights]
         self._contents = _contents(states)
         # So that no identity is given to another object.
         self._held = [tuple(state.values()) for state in states]
@@ -123,16 +124,12 @@ class Table:
         weights = [local_of(tensor) for tensor in self.tensors] if self.is_sharded else self.tensors
         if [weight.data_ptr() for weight in weights] != self._pointers:
             return False
+        if [weight.dtype for weight in weights] != self._dtypes:
+            return False
         states = [state[tensor] for tensor in self.tensors]
         if not all(map(is_, states, self.states)) or _contents(states) != self._contents:
             return False
         return self._keys == [storage_key(group) for group in self.groups]
-
-    def versions(self) -> list[int]:
-        """Version counters of the weights."""
-        if self.is_sharded:
-            return [parameter.current_version() for parameter in self.parameters]
-        return [tensor._version for tensor in self.tensors]
 
     def is_captured(self) -> bool:
         """Whether what is enqueued now becomes part of a CUDA graph."""
@@ -293,6 +290,3 @@ class Table:
             raise self._with_names(error) from None
         self.counter.turns += 1
         torch.autograd.graph.increment_version(self.tensors)
-        for parameter in self.parameters:
-            parameter.version = cast(int, parameter.version) + 1
-            parameter.was_loaded = False
