@@ -1,5 +1,6 @@
 // What a NaN, an infinity or a huge gradient does: nothing but be counted. If these fail, one bad batch ruins a model for ever.
 #include <limits>
+#include <span>
 
 #include "support.h"
 
@@ -106,7 +107,7 @@ TEST_P(NonFiniteOfEveryRule, JustBelowTheLimitIsAGradient) {
         const auto before = bench.optimizer.master(0);
         EXPECT_EQ(bench.optimizer.step().bad_elements, 0U);
         const auto after = bench.optimizer.master(0);
-        EXPECT_NE(bits_of(after[5]), bits_of(before[5])) << storage.name;
+        EXPECT_TRUE(test::has_moved(before[5], after[5])) << storage.name;
         if (storage.options.format == Format::kPaper) continue;  // its fp16 scales end at 65504
         for (const float w : after) ASSERT_TRUE(std::isfinite(w)) << storage.name;
     }
@@ -251,11 +252,11 @@ TEST_P(NonFiniteOfEveryRule, StoredInfinityAndNanStay) {
         const auto size = size_of(storage.weight);
         EXPECT_EQ(std::memcmp(before.data() + 100 * size, bench.weight.bytes().data() + 100 * size, size), 0);
         if (!first.empty()) {
-            EXPECT_NE(bits_of(bench.optimizer.first_moment(0)[3]), bits_of(first[3]))
-                << "its moments still move";
+            const auto moved = bench.optimizer.first_moment(0);
+            EXPECT_TRUE(test::has_moved(first[3], moved[3])) << "its moments still move";
         }
-        EXPECT_FALSE(same_values(after, masters)) << "the others train on";
-        for (std::size_t n = 5; n < 100; ++n) ASSERT_TRUE(std::isfinite(after[n]));
+        const auto others = [](const std::vector<float>& values) { return std::span(values).subspan(5, 95); };
+        EXPECT_TRUE(test::has_moved(others(masters), others(after))) << "the others train on";
     }
 }
 

@@ -219,8 +219,7 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherStrideOrderIsEncodedAgain) {
                 << "weights only change places";
             const auto ours = row_major(resumed.optimizer.first_moment(id), view),
                        saved = stopped.optimizer.first_moment(id);
-            float largest = 0.0F;
-            for (const float m : saved) largest = std::max(largest, std::abs(m));
+            const auto largest = static_cast<float>(test::largest_magnitude(saved));
             for (std::size_t n = 0; n < ours.size(); ++n) {
                 // To nearest: half a cell, whose width is at most 4 / 127 of a scale at most 1.11 times (native) the group's largest.
                 ASSERT_NEAR(ours[n], saved[n], largest * 1.11F * 2.0F / 127.0F) << storage.name;
@@ -265,8 +264,7 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherFormatIsEncodedAgain) {
             EXPECT_EQ(resumed.optimizer.step_count(0), 3);
             const auto first = resumed.optimizer.first_moment(0),
                        expected = stopped.optimizer.first_moment(0);
-            float largest = 0.0F;
-            for (const float x : expected) largest = std::max(largest, std::abs(x));
+            const auto largest = static_cast<float>(test::largest_magnitude(expected));
             for (std::size_t e = 0; e < first.size(); ++e)
                 ASSERT_NEAR(first[e], expected[e], largest * 1.11F * 2.0F / 127.0F);
             resumed.train(3, 1);

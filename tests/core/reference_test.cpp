@@ -1,6 +1,6 @@
 // Every rule against an independent reference in double, written from the papers and torch.optim's documentation. If one of these
 // fails, the optimizer is another one than its name says.
-#include <algorithm>
+#include <array>
 
 #include "support.h"
 
@@ -76,17 +76,19 @@ double norm(const std::vector<double>& x) {
     return std::sqrt(sum);
 }
 
-/// ||ours - reference|| / ||reference|| of the weights, and the largest of the same for the moments.
+/// ||ours - reference|| / ||reference||; 0 where both are 0.
+double relative_difference(const std::vector<float>& ours, const std::vector<double>& theirs) {
+    if (ours.empty()) return 0.0;
+    std::vector<double> difference(ours.size());
+    for (std::size_t n = 0; n < ours.size(); ++n) difference[n] = static_cast<double>(ours[n]) - theirs[n];
+    const double apart = norm(difference);
+    return apart == 0.0 ? 0.0 : apart / norm(theirs);
+}
+/// The largest of weights and moments; NaN where any of them has one.
 double relative_difference(const Optimizer& optimizer, const Reference& reference) {
-    const auto compare = [](const std::vector<float>& ours, const std::vector<double>& theirs) {
-        std::vector<double> difference(ours.size());
-        for (std::size_t n = 0; n < ours.size(); ++n)
-            difference[n] = static_cast<double>(ours[n]) - theirs[n];
-        return ours.empty() ? 0.0 : norm(difference) / norm(theirs);
-    };
-    return std::max({compare(optimizer.master(0), reference.w),
-                     compare(optimizer.first_moment(0), reference.m),
-                     compare(optimizer.second_moment(0), reference.v)});
+    return test::largest_magnitude(std::array{relative_difference(optimizer.master(0), reference.w),
+                                              relative_difference(optimizer.first_moment(0), reference.m),
+                                              relative_difference(optimizer.second_moment(0), reference.v)});
 }
 
 /// 1,000 steps of noisy gradients with fp32 weights and moments.

@@ -37,7 +37,7 @@ public:
             }
             optimizer_.step();
         }
-        return bytes_of(optimizer_);
+        return bytes_of_numbers(optimizer_);
     }
 
 private:
@@ -185,7 +185,7 @@ TEST(SameBits, ParametersSteppedOneByOneOrTogether) {
             if (together) optimizer.step();
             for (std::size_t n = 3; !together && n-- > 0;) optimizer.step_parameter(n);
         }
-        results.push_back(bytes_of(optimizer));
+        results.push_back(bytes_of_numbers(optimizer));
     }
     EXPECT_TRUE(results[0] == results[1]) << "gradient release computes something else than step()";
 }

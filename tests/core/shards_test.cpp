@@ -87,6 +87,7 @@ void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage
         whole.step();
         cut.step();
     }
+    EXPECT_TRUE(test::holds_numbers(whole)) << rule.name << " " << storage.name;
     const auto masters = whole.master(0), first = whole.first_moment(0), second = whole.second_moment(0);
     std::size_t covered = 0, different = 0;
     for (std::size_t n = 0; n < pieces.size(); ++n) {
@@ -178,7 +179,7 @@ std::vector<std::byte> bytes_of_shard(const Extents& shape, const Shard& shard) 
         optimizer.set_gradient(0, gradient.view());
         optimizer.step();
     }
-    return bytes_of(optimizer);
+    return bytes_of_numbers(optimizer);
 }
 
 }  // namespace

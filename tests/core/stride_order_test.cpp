@@ -27,7 +27,7 @@ std::vector<std::byte> bytes_in_memory_order(const RuleCase& rule, const Extents
         optimizer.set_gradient(0, gradient.view());
         optimizer.step();
     }
-    return bytes_of(optimizer);
+    return bytes_of_numbers(optimizer);
 }
 
 }  // namespace
@@ -64,7 +64,7 @@ TEST(StrideOrder, GradientsInAnotherOrderOrWithHolesEqualOrderedOnes) {
                     optimizer.set_gradient(0, ordered ? same.view() : given.view());
                     optimizer.step();
                 }
-                results.push_back(bytes_of(optimizer));
+                results.push_back(bytes_of_numbers(optimizer));
             }
             EXPECT_TRUE(results[0] == results[1]);
         }

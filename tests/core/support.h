@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../comparison.h"
 #include "flashoptim/flashoptim.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/float16.h"
@@ -180,6 +181,12 @@ inline std::vector<std::byte> bytes_of(Optimizer& optimizer) {
         all.insert(all.end(), part.begin(), part.end());
     }
     return all;
+}
+
+/// The same of an optimizer whose gradients were numbers, and so must be its weights and moments: two NaNs may have equal bits.
+inline std::vector<std::byte> bytes_of_numbers(Optimizer& optimizer) {
+    EXPECT_TRUE(test::holds_numbers(optimizer));
+    return bytes_of(optimizer);
 }
 
 /// The message of the `Expected` error that `action` must throw: one line. Empty, with a failure, if it throws nothing or another.

@@ -36,7 +36,7 @@ std::vector<std::byte> train(std::uint64_t seed, int threads) {
         optimizer.set_gradient_factor(1.0 / (1.0 + optimizer.grad_norm()));
         optimizer.step();
     }
-    return bytes_of(optimizer);
+    return bytes_of_numbers(optimizer);
 }
 
 }  // namespace
@@ -118,7 +118,7 @@ TEST(Threads, TheCallersFloatingPointModeChangesNothing) {
         optimizer.set_gradient(0, gradient.view());
         optimizer.set_gradient_factor(1.0 / 3.0);
         for (int t = 0; t < 3; ++t) optimizer.step();
-        auto bytes = bytes_of(optimizer);
+        auto bytes = bytes_of_numbers(optimizer);
         const auto append = [&](const auto* values, std::size_t count) {
             const auto* begin = reinterpret_cast<const std::byte*>(values);
             bytes.insert(bytes.end(), begin, begin + count * sizeof *values);

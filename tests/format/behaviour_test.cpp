@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "../comparison.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/optimizer.h"
 #include "support.h"
@@ -185,13 +186,13 @@ TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
                     0.02);
         for (std::size_t n = 0; n < kNumel; ++n) {
             if (n == kBad) continue;
-            EXPECT_NE(new_w[n], w[n]) << n;
+            EXPECT_TRUE(has_moved(w[n], new_w[n])) << n;
             EXPECT_EQ(new_w[n], calm_w[n]) << n;  // the weight of nobody else
         }
         draw();
         run.optimizer.step();
-        EXPECT_NE(run.optimizer.master(run.p)[kBad], w[kBad]);
-        EXPECT_TRUE(std::isfinite(run.optimizer.master(run.p)[kBad]));
+        EXPECT_TRUE(has_moved(w[kBad], run.optimizer.master(run.p)[kBad]));
+        EXPECT_TRUE(holds_numbers(run.optimizer));
     }
 }
 

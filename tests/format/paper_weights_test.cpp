@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 
+#include "../comparison.h"
 #include "flashoptim/format/paper.h"
 #include "step/lanes/portable.h"
 #include "support.h"
@@ -18,8 +19,8 @@ using L = ScalarLanes;
 
 struct Found {
     std::uint64_t patterns = 0, exact = 0, not_nearest = 0;
-    double largest_error = 0.0;   // relative
-    double largest_change = 0.0;  // relative, of a decoded weight that is encoded and decoded again
+    Largest error;   // relative
+    Largest change;  // relative, of a decoded weight that is encoded and decoded again
 };
 
 /// Visits a sample of the patterns with smallest <= |x| <= largest.
@@ -52,15 +53,15 @@ Found sample(float smallest, float largest) {
             ++found.patterns;
             found.exact += bits_of(once) == bits_of(x) ? 1 : 0;
             found.not_nearest += hi == Narrow(x).bits ? 0 : 1;
-            found.largest_error = std::max(found.largest_error, relative(once, x));
-            found.largest_change = std::max(found.largest_change, relative(twice, once));
+            found.error.add(relative(once, x));
+            found.change.add(relative(twice, once));
         }
         const std::lock_guard lock(mutex);
         total.patterns += found.patterns;
         total.exact += found.exact;
         total.not_nearest += found.not_nearest;
-        total.largest_error = std::max(total.largest_error, found.largest_error);
-        total.largest_change = std::max(total.largest_change, found.largest_change);
+        total.error.add(found.error.value());
+        total.change.add(found.change.value());
     });
     return total;
 }
@@ -79,17 +80,17 @@ TEST(PaperSplit, Bfloat16Of24Bits) {
     const auto found =
         sample<PaperWeight<PaperBfloat16, std::int8_t>, bfloat16>(kSmallestBfloat16, kLargestBfloat16);
     EXPECT_EQ(found.not_nearest, 0U);
-    EXPECT_LE(found.largest_error, written_bound(8, 127));
+    EXPECT_LE(found.error.value(), written_bound(8, 127));
     // The native split has 1.526e-5 and changes nothing.
-    EXPECT_GT(found.largest_error, 1.526e-5);
-    EXPECT_GT(found.largest_change, 0.0);
-    EXPECT_LE(found.largest_change, written_bound(8, 127));
+    EXPECT_GT(found.error.value(), 1.526e-5);
+    EXPECT_GT(found.change.value(), 0.0);
+    EXPECT_LE(found.change.value(), written_bound(8, 127));
 }
 TEST(PaperSplit, Bfloat16Of32Bits) {
     const auto found =
         sample<PaperWeight<PaperBfloat16, std::int16_t>, bfloat16>(kSmallestBfloat16, kLargestBfloat16);
     EXPECT_EQ(found.not_nearest, 0U);
-    EXPECT_LE(found.largest_error, written_bound(8, 32767));
+    EXPECT_LE(found.error.value(), written_bound(8, 32767));
     // 99.53 % of the patterns come back: 32,767 levels for 32,768 steps of fp32 on either side of hi.
     const double share = static_cast<double>(found.exact) / static_cast<double>(found.patterns);
     EXPECT_NEAR(share, 0.9953, 0.0005);
@@ -98,13 +99,13 @@ TEST(PaperSplit, Float16Of24Bits) {
     const auto found =
         sample<PaperWeight<PaperFloat16, std::int8_t>, float16>(kSmallestFloat16, kLargestFloat16);
     EXPECT_EQ(found.not_nearest, 0U);
-    EXPECT_LE(found.largest_error, written_bound(11, 127));
+    EXPECT_LE(found.error.value(), written_bound(11, 127));
 }
 TEST(PaperSplit, Float16Of32Bits) {
     const auto found =
         sample<PaperWeight<PaperFloat16, std::int16_t>, float16>(kSmallestFloat16, kLargestFloat16);
     EXPECT_EQ(found.not_nearest, 0U);
-    EXPECT_LE(found.largest_error, written_bound(11, 32767));
+    EXPECT_LE(found.error.value(), written_bound(11, 32767));
 }
 
 /// Units of vectors, which take ordinary weights only, write and read what the definition does: else a tensor would train

@@ -16,6 +16,12 @@ struct AnyOptimizer : Optimizer {
         : Optimizer(rule, h, options) {}
 };
 
+bool has_nan(const std::vector<float>& values) {
+    bool found = false;
+    for (const float value : values) found = found || std::isnan(value);
+    return found;
+}
+
 /// Bytes of weights and state after three steps over gradients of many magnitudes, some of them bad.
 std::vector<std::byte> run(Rule rule, const StorageOptions& storage, DType weight_dtype, DType gradient_dtype,
                            Backend backend) {
@@ -49,6 +55,10 @@ std::vector<std::byte> run(Rule rule, const StorageOptions& storage, DType weigh
         optimizer.set_gradient(0, {gradient.data(), gradient_dtype, shape});
         optimizer.step();
     }
+    // Two backends that both give a NaN have the same bits, and are wrong. An empty result is that of no case.
+    if (has_nan(optimizer.master(0)) || has_nan(optimizer.first_moment(0)) ||
+        has_nan(optimizer.second_moment(0)))
+        return {};
     for (const auto& tensor : optimizer.state(0))
         weight.insert(weight.end(), tensor.bytes.begin(), tensor.bytes.end());
     return weight;
@@ -69,12 +79,13 @@ int main() {
                     for (const auto gradient : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
                         const StorageOptions storage{format, bits, true, 0, 0};
                         ++cases;
-                        if (run(rule, storage, weight, gradient, fastest) ==
-                            run(rule, storage, weight, gradient, Backend::kScalar)) {
+                        const auto found = run(rule, storage, weight, gradient, fastest);
+                        if (!found.empty() &&
+                            found == run(rule, storage, weight, gradient, Backend::kScalar)) {
                             continue;
                         }
                         ++faults;
-                        std::printf("differs: %s, %s, %s weights, %d bits, %s gradients\n",
+                        std::printf("differs or holds a NaN: %s, %s, %s weights, %d bits, %s gradients\n",
                                     std::string(name_of(rule)).c_str(), std::string(name_of(format)).c_str(),
                                     std::string(name_of(weight)).c_str(), bits,
                                     std::string(name_of(gradient)).c_str());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -119,13 +120,33 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if hasattr(value, "to_local") else value
 
 
+def has_nan(value: Any) -> bool:
+    """Whether a tensor or number holds a NaN."""
+    if isinstance(value, Tensor):
+        kept = local(value).detach()
+        return kept.is_floating_point() and bool(kept.isnan().any())
+    return isinstance(value, float) and math.isnan(value)
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree in shape, dtype and every bit."""
+    """Whether two tensors agree in shape, dtype and every bit, and hold no NaN: two NaNs may have equal bits."""
     a, b = local(a).detach(), local(b).detach()
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or has_nan(a):
         return False
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest; NaN if one of them is NaN, which max() loses unless it comes first."""
+    given = list(values)
+    return math.nan if any(math.isnan(value) for value in given) else max(given)
+
+
+def has_moved(before: Tensor, after: Tensor) -> bool:
+    """Whether all values are numbers before and after, and differ somewhere: a NaN differs from everything."""
+    before, after = local(before).detach(), local(after).detach()
+    return not has_nan(before) and not has_nan(after) and not torch.equal(before, after)
 
 
 def snapshot(optimizer: Any) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The names of what differs in any bit between two snapshots."""
+    """The names of what differs in any bit between two snapshots, or holds a NaN."""
     found = sorted(a.keys() ^ b.keys())
     for key in a.keys() & b.keys():
         left, right = a[key], b[key]
@@ -156,7 +177,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Two optimizers (or snapshots of them) hold the same weights and states, bit for bit."""
+    """Two optimizers (or snapshots of them) hold the same weights and states, bit for bit, and numbers in them."""
     a, b = (value if isinstance(value, dict) else snapshot(value) for value in (a, b))
     assert not (found := differences(a, b)), found
 

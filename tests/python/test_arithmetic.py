@@ -30,7 +30,7 @@ def bound(weights: list[torch.nn.Parameter], lr: float, largest: float) -> float
     A step rounds a weight at most four times, and its update carries an error of less than 128 roundings of the
     largest update: a moment sums up to 1/(1 - beta) = 10 terms, three roundings each, a variance's likewise.
     """
-    magnitude = max(float(w.detach().abs().max()) for w in weights) + STEPS * lr * largest
+    magnitude = support.largest(float(w.detach().abs().max()) for w in weights) + STEPS * lr * largest
     return STEPS * EPS * (4 * magnitude + 128 * lr * largest)
 
 

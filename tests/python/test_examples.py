@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gpu_llama
 import pytest
+import support
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +139,7 @@ def test_every_row_of_the_demonstration_trains(row: str) -> None:
     tokens = torch.arange(33)[None]
     for _ in range(2):
         step(model(tokens[:, :-1], tokens[:, 1:]))
-    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert all(support.has_moved(q, p) for p, q in zip(model.parameters(), before, strict=True))
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -162,7 +163,8 @@ def test_demonstrations_for_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "gpu-loss.json").read_text())["runs"]
     assert [len(r["losses"]) for r in runs] == [2, 2, 2]
-    assert max(r["losses"][0] for r in runs) - min(r["losses"][0] for r in runs) < 0.02  # the same beginning
+    first = [r["losses"][0] for r in runs]
+    assert support.largest(first) + support.largest(-loss for loss in first) < 0.02  # the same beginning
     assert (tmp_path / "gpu-loss.png").stat().st_size > 0
     done = run(ROOT / "bench" / "gpu_llama.py", *tiny)
     assert done.returncode == 0, done.stderr

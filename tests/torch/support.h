@@ -60,20 +60,29 @@ inline void set_gradients(const Tensors& parameters, std::int64_t step) {
     for (const auto& p : parameters) p.mutable_grad() = (torch::randn(p.sizes()) * 0.1).to(p.scalar_type());
 }
 
+inline bool has_nan(const torch::Tensor& values) {
+    return values.is_floating_point() && values.isnan().any().item<bool>();
+}
+/// Whether two tensors agree in shape, dtype and every bit, and hold no NaN: two NaNs may have equal bits.
 inline bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
-    if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
+    if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes() || has_nan(a)) return false;
     const auto width = a.element_size() == 4   ? torch::kInt32
                        : a.element_size() == 2 ? torch::kInt16
                                                : torch::kInt8;
     return torch::equal(a.detach().contiguous().view(width), b.detach().contiguous().view(width));
 }
 
-/// Whether weights and states of two optimizers are equal bit for bit.
+/// Whether the values are numbers before and after, and differ somewhere.
+inline bool has_moved(const torch::Tensor& before, const torch::Tensor& after) {
+    return !has_nan(before) && !has_nan(after) && !torch::equal(before.detach(), after.detach());
+}
+
+/// Whether weights and states of two optimizers are numbers and equal bit for bit.
 inline ::testing::AssertionResult same_everything(FlashOptimizer& a, const Tensors& of_a, FlashOptimizer& b,
                                                   const Tensors& of_b) {
     for (std::size_t n = 0; n < of_a.size(); ++n) {
         const auto failed = [n] { return ::testing::AssertionFailure() << "parameter " << n << ": "; };
-        if (!same_bits(of_a[n], of_b[n])) return failed() << "weights differ";
+        if (!same_bits(of_a[n], of_b[n])) return failed() << "weights differ or hold a NaN";
         if (a.step_count(of_a[n]) != b.step_count(of_b[n])) return failed() << "step counts differ";
         if (a.has_momentum(of_a[n]) != b.has_momentum(of_b[n])) return failed() << "has_momentum differs";
         const auto mine = a.state_tensors(of_a[n]);
@@ -81,7 +90,7 @@ inline ::testing::AssertionResult same_everything(FlashOptimizer& a, const Tenso
         if (mine.size() != theirs.size()) return failed() << "states have other tensors";
         for (std::size_t t = 0; t < mine.size(); ++t) {
             if (mine[t].first != theirs[t].first || !same_bits(mine[t].second, theirs[t].second)) {
-                return failed() << mine[t].first << " differs";
+                return failed() << mine[t].first << " differs or holds a NaN";
             }
         }
     }

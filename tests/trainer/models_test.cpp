@@ -193,6 +193,7 @@ TEST(Llama, LaterTokensDoNotChangeEarlierLogits) {
         input[0][length - 1] = (input[0][length - 1] + 1) % 64;
         const torch::Tensor after = model.logits(input);
         EXPECT_TRUE(torch::equal(before.narrow(1, 0, length - 1), after.narrow(1, 0, length - 1))) << length;
+        EXPECT_TRUE(after.isfinite().all().item<bool>()) << length;
         EXPECT_FALSE(torch::equal(before.narrow(1, length - 1, 1), after.narrow(1, length - 1, 1))) << length;
     }
 }
