@@ -136,7 +136,10 @@ def _fitting_correction(
     parameter.stored_as = now
     if now.bits not in CORRECTION_DTYPES:
         return None
-    return parameter.correction_like(plan) if correction is None else ordered(correction, parameter.local)
+    if correction is None or correction.numel() == 0:  # of no rows there is no correction
+        dtype = CORRECTION_DTYPES[now.bits]
+        return torch.zeros_like(parameter.local, dtype=dtype, requires_grad=False)
+    return ordered(correction, parameter.local)
 
 
 def _check_correction(parameter: Parameter, correction: torch.Tensor, storage: WeightStorage) -> None:
@@ -302,9 +305,8 @@ class _Reader:
     def _saved_scales(self, key: str, storage: Storage) -> torch.Tensor:
         if storage == Storage.NATIVE:
             return self._tensor(key, (torch.bfloat16,))
-        # The authors' package stores the bytes of fp16 scales as bf16 beside bf16 weights.
-        cast = (torch.bfloat16,) if self.parameter.local.dtype == torch.bfloat16 else ()
-        return self._tensor(key, (torch.float16, *cast))
+        # The bytes of fp16 scales are saved as bf16 beside bf16 weights, as the authors' package does.
+        return self._tensor(key, (torch.float16, torch.bfloat16))
 
     def _by_element(self, key: str, scales: torch.Tensor) -> torch.Tensor | None:
         """The scale of each element of this rank's part, or None where there are scales of its groups."""

@@ -8,7 +8,7 @@ import torch
 from . import _operators as ops
 from .corrections import WeightStorage
 from .moment import Moment
-from .options import DTYPES, FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
+from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
 from .sharding import is_sharded, local_of, place_of
 
 State = dict[str, Any]
@@ -154,10 +154,6 @@ class Parameter:
         correction = self.split(masters, self.plan)
         if "error_bits" in state and self.local.numel():
             state["error_bits"].copy_(correction)
-
-    def correction_like(self, plan: Plan) -> torch.Tensor:
-        """A correction of zeros."""
-        return torch.zeros_like(self.local, dtype=DTYPES[plan.correction_dtype], requires_grad=False)
 
     def moment_like(self, kind: int, plan: Plan, steps: int) -> Moment:
         """A moment of zeros, after so many steps."""

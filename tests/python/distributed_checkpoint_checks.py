@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
+    set_state_dict,
 )
 from torch.distributed.tensor import DTensor
 
@@ -92,6 +94,38 @@ def load(folder: Path, rank: int, size: int) -> None:
             expected = torch.load(folder / f"end-{name}-{saved}.pt")
             wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
             assert not wrong, f"{name}: saved by {saved}, loaded by {size}: {wrong}"
+
+
+def the_order_of_loading(folder: Path, rank: int, size: int) -> None:
+    """set_state_dict() loads the optimizer before the model: the run goes on bit for bit, in other storages too."""
+    for old, new in (({}, {}), ({"format": "paper"}, {}), ({}, {"master_weight_bits": 32})):
+        network = sharded(torch.bfloat16)
+        optimizer = flash.FlashAdamW(network.parameters(), **old)
+        for step in range(STEPS):
+            step_with(network, optimizer, step)
+        before = gather(network, optimizer)
+        model, state = copy.deepcopy(get_state_dict(network, optimizer))
+        found = []
+        for is_model_first in (False, True):
+            target = sharded(torch.bfloat16)
+            with torch.no_grad():
+                for p in target.parameters():
+                    support.local(p).fill_(0.5)
+            loaded = flash.FlashAdamW(target.parameters(), **new)
+            if is_model_first:
+                set_model_state_dict(target, copy.deepcopy(model))
+                set_optimizer_state_dict(target, loaded, copy.deepcopy(state))
+            else:
+                given = copy.deepcopy((model, state))
+                set_state_dict(target, loaded, model_state_dict=given[0], optim_state_dict=given[1])
+            if old == new:
+                now = gather(target, loaded)
+                assert all(support.same_bits(before[key], now[key]) for key in before)
+            for step in range(STEPS, STEPS + MORE):
+                step_with(target, loaded, step)
+            found.append(gather(target, loaded))
+        wrong = [key for key in found[0] if not support.same_bits(found[0][key], found[1][key])]
+        assert not wrong, (old, new, wrong)
 
 
 def paper_under_another_cut(folder: Path, rank: int, size: int) -> None:

@@ -290,6 +290,7 @@ PHASES = {
             checkpoints.a_fresh_template_changes_nothing,
             checkpoints.full_state_dict,
             checkpoints.full_state_dict_in_paper,
+            checkpoints.the_order_of_loading,
         )
     },
     "load": {

@@ -36,6 +36,7 @@ NAMES = {
         "a_fresh_template_changes_nothing",
         "full_state_dict",
         "full_state_dict_in_paper",
+        "the_order_of_loading",
     ],
     "load": ["load", "paper_under_another_cut", "bad_shards_are_refused"],
 }

@@ -18,7 +18,7 @@ import support
 import torch
 
 Tensor = torch.Tensor
-Network = torch.nn.Module
+Network = Any  # a module with a weight
 
 # Stored bfloat16 weights are 1, and their spacing is 2^-7 above it and 2^-8 below; 40 updates of 2^-13 below it arrive only in
 # the corrections until then.
@@ -107,10 +107,11 @@ def functional(layer: Network) -> None:
 class _Product(torch.nn.Module):
     def __init__(self, inner: Network) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner: Any = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner.weight @ x.bfloat16()
+        product: Tensor = self.inner.weight @ x.bfloat16()
+        return product
 
 
 def shared(layer: Network) -> None:
@@ -188,7 +189,7 @@ def small_updates(
                 between(layer)
 
 
-def make(**options: Any) -> tuple[Layer, Any]:
+def make(**options: Any) -> tuple[Any, Any]:
     layer = Layer()
     return layer, flash.FlashSGD(layer.parameters(), lr=1.0, **options)
 
