@@ -37,6 +37,18 @@ def reshard(model: torch.nn.Module) -> None:
         module.reshard()
 
 
+def notice_dtypes(model: torch.nn.Module) -> None:
+    """After the parameters of a model were cast in place: FSDP2 looks at them anew, as after `model.to(dtype)`."""
+    for module in _sharded_modules(model):
+        for group in _groups(module._get_fsdp_state()):
+            for shard in group.fsdp_params:
+                shard.reset_sharded_param()
+                shard.__dict__.pop("_unsharded_param", None)
+                shard.all_gather_outputs = []
+            if hasattr(group.comm_ctx, "device_handle"):  # else the first forward does
+                group._init_mp_dtypes()
+
+
 def _kept(thing: object, names: tuple[str, ...]) -> dict[str, Any]:
     missing = [name for name in names if name not in thing.__dict__ and name not in _OF_GATHERING]
     if missing:

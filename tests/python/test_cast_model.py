@@ -157,10 +157,3 @@ def test_gradients_flow_and_layers_in_fp32_train() -> None:
     assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {BF16, FP32}
     optimizer.step()
     assert "error_bits" not in optimizer.state[network.get_submodule("head").weight]
-
-
-def test_buffers_that_are_not_persistent_are_cast_too() -> None:
-    network = nn.Linear(4, 4)
-    network.register_buffer("table", torch.randn(4), persistent=False)
-    flash.cast_model(network)
-    assert network.get_buffer("table").dtype == BF16

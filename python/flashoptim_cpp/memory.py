@@ -1,0 +1,177 @@
+"""Which tensors have memory in common, and copies that share it in the same way. No parameters and no models here."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+class _Extent(NamedTuple):
+    """Where the elements of a tensor lie, in bytes: from its first one to the end of its last one."""
+
+    space: tuple[object, ...]  # two extents of different spaces have nothing in common
+    begin: int
+    end: int
+    number: int  # of the tensor
+    storage: int
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is a window onto memory: not made of other tensors (DTensor), sparse, or not yet made."""
+    if is_lazy(tensor) or is_traceable_wrapper_subclass(tensor):
+        return False
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Elements from the first one to the last one."""
+    return 1 + sum(int(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _extent(tensor: torch.Tensor, number: int) -> _Extent:
+    """A tensor without memory of its own (meta, fake) lies in the storage that it says it has."""
+    storage = tensor.untyped_storage()
+    has_memory = storage.device.type != "meta"
+    space = (tensor.device,) if has_memory else (tensor.device, storage._cdata)
+    size = tensor.element_size()
+    begin = (storage.data_ptr() if has_memory else 0) + int(tensor.storage_offset()) * size
+    return _Extent(space, begin, begin + _span(tensor) * size, number, storage._cdata)
+
+
+def _runs(extents: Iterable[_Extent], may_touch: bool = False) -> Iterator[list[_Extent]]:
+    """Extents that follow each other without a gap: overlapping, or side by side in one storage where they `may_touch`."""
+    run: list[_Extent] = []
+    end = 0
+    for extent in sorted(extents, key=lambda extent: (repr(extent.space), extent.begin)):
+        is_beside = may_touch and run and extent.begin == end and extent.storage == run[-1].storage
+        if run and (extent.space != run[-1].space or not (extent.begin < end or is_beside)):
+            yield run
+            run = []
+        end = max(end, extent.end) if run else extent.end
+        run.append(extent)
+    if run:
+        yield run
+
+
+def _find(owners: list[int], n: int) -> int:
+    while owners[n] != n:
+        n = owners[n]
+    return n
+
+
+def _by_elements(run: list[_Extent], tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """A run, taken apart where only extents overlap: columns of one matrix have no element in common."""
+    first, end = run[0].begin, max(extent.end for extent in run)
+    has_whole = any(
+        (extent.begin, extent.end) == (first, end) and _is_dense(tensors[extent.number]) for extent in run
+    )
+    if len(run) == 1 or has_whole:
+        return [[extent.number for extent in run]]
+    unit = math.gcd(*(tensors[e.number].element_size() for e in run), *(e.begin - first for e in run))
+    marks = torch.full(((end - first) // unit,), -1, dtype=torch.int32, device="cpu")
+    owners = list(range(len(run)))
+    for n, extent in enumerate(run):
+        part = _part(marks, tensors[extent.number], (extent.begin - first) // unit, unit)
+        for other in part[part >= 0].unique().tolist():
+            owners[_find(owners, other)] = _find(owners, n)
+        part.fill_(n)
+    groups: dict[int, list[int]] = {}
+    for n, extent in enumerate(run):
+        groups.setdefault(_find(owners, n), []).append(extent.number)
+    return list(groups.values())
+
+
+def _part(marks: torch.Tensor, tensor: torch.Tensor, offset: int, unit: int) -> torch.Tensor:
+    """What a tensor covers; all of its extent where its elements overlap each other."""
+    units = tensor.element_size() // unit
+    dims = sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if s > 0 and n > 1)
+    strides, sizes = [units * s for s, _ in dims], [n for _, n in dims]
+    reach = 1
+    for stride, size in dims:
+        if stride < reach:
+            return marks[offset : offset + units * _span(tensor)]
+        reach += (size - 1) * stride
+    return marks.as_strided([*sizes, units], [*strides, 1], offset)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.numel() == _span(tensor) and 0 not in tensor.stride()
+
+
+def _laid_out(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], list[_Extent]]:
+    """Those that are looked at as objects only (empty, not plain), by object; and the extents of the others."""
+    alone: dict[int, list[int]] = {}
+    extents = []
+    for n, tensor in enumerate(tensors):
+        if is_plain(tensor) and tensor.numel():
+            extents.append(_extent(tensor, n))
+        else:
+            alone.setdefault(id(tensor), []).append(n)
+    return list(alone.values()), extents
+
+
+def sharing(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The numbers of the tensors, together where they have elements in common.
+
+    Tensors are told apart by their memory: storage, offset, shape and strides. Empty ones, and those that are not plain,
+    have something in common only with themselves.
+    """
+    groups, extents = _laid_out(tensors)
+    for run in _runs(extents):
+        groups += _by_elements(run, tensors)
+    return groups
+
+
+def neighbours(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The numbers of the tensors, together where they overlap or lie side by side in one storage: what is copied at once.
+
+    Only tensors of one dtype are put together.
+    """
+    groups, extents = _laid_out(tensors)
+    of_one_dtype = []
+    for extent in extents:
+        tensor = tensors[extent.number]
+        grid = extent.begin % tensor.element_size()
+        of_one_dtype.append(extent._replace(space=(*extent.space, tensor.dtype, grid)))
+    return groups + [[extent.number for extent in run] for run in _runs(of_one_dtype, may_touch=True)]
+
+
+@torch.no_grad()
+def copies(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Copies in another dtype that have the shapes and strides of the given ones and share memory as they do.
+
+    Those that are not plain are converted by their own `to`.
+    """
+    made: list[torch.Tensor | None] = [None] * len(tensors)
+    for numbers in neighbours(tensors):
+        first = tensors[numbers[0]]
+        if not is_plain(first) or not first.numel():
+            copied = [first.data.to(dtype)] * len(numbers)
+        else:
+            with torch._C.DisableTorchFunctionSubclass():
+                copied = _copied([tensors[n] for n in numbers], dtype)
+        for n, copy in zip(numbers, copied, strict=True):
+            made[n] = copy
+    return made  # type: ignore[return-value]
+
+
+def _copied(run: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    extents = [_extent(tensor, n) for n, tensor in enumerate(run)]
+    size = run[0].element_size()
+    first, end = min(e.begin for e in extents), max(e.end for e in extents)
+    memory = run[0].detach().new_empty(((end - first) // size,), dtype=dtype)
+    done = 0
+    for extent in sorted(extents, key=lambda extent: extent.begin):
+        tensor = run[extent.number].detach()
+        begin, stop = max(done, (extent.begin - first) // size), (extent.end - first) // size
+        if begin < stop:
+            offset = tensor.storage_offset() + begin - (extent.begin - first) // size
+            memory[begin:stop] = tensor.as_strided((stop - begin,), (1,), offset)
+            done = stop
+    return [
+        memory.as_strided(tensor.shape, tensor.stride(), (extent.begin - first) // size)
+        for tensor, extent in zip(run, extents, strict=True)
+    ]
