@@ -16,12 +16,11 @@ from .corrections import (
     ordered,
     split_over,
 )
+from .live_state import QUANTIZED, SCALES, STRIDES, LiveState
 from .moment import Moment
 from .options import DTYPES_BY_NAME, FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, check_format
 from .parameter import Parameter, Plan, State, integers, plan_of, row_major, strides_of
 from .sharding import is_sharded, local_like, slice_of
-
-QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
 
 
 class Saved(NamedTuple):
@@ -182,7 +181,7 @@ def restore(
         raise ValueError(f"{parameter.name}: its state is {type(raw).__name__}; it must be a dict")
     plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     reader = _Reader(parameter, raw, saved, rule)
-    state: State = {}
+    state: State = LiveState()
     steps = step_count(raw.get("step", 0), parameter.name)
     state["step"] = _counter(steps, parameter)
     for kind, name in enumerate(rule.moments):

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, cast
@@ -15,6 +16,7 @@ from .capture import is_capturing_any
 from .corrections import correction_in
 from .errors import NonFiniteError
 from .gradients import accumulate_in_fp32, grad_norm
+from .live_state import LiveState
 from .nonfinite import follow_zero_redundancy
 from .numerics import check_learning_rates, measure
 from .options import DEFAULT_BITS, DefaultBits, Group, check_group, number
@@ -132,6 +134,7 @@ class FlashOptimizer(OptimizerStates):
         self._check_numerics = check_numerics
         self._begin()
         super().__init__(params, options)
+        self.state = defaultdict(LiveState)
         self._check_weights(bits, was_asked)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             follow_zero_redundancy()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import element_scales
-from .conversion import QUANTIZED, SCALES, STRIDES, Saved, restore, saved_storage
+from .conversion import Saved, restore, saved_storage
 from .corrections import CORRECTION, WeightStorage, correction_in
+from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
 from .parameter import Parameter, State, integers, row_major, strides_of
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 StateDict = dict[str, Any]
 
 # Options of this optimizer that a state dict does not change.
-_KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32")
+_KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "fused")
 # Options that torch's own optimizers do not know.
-_OURS = (*_KEPT, "nonfinite", "decouple_lr")
+_OURS = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "nonfinite", "decouple_lr")
 
 
 def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
@@ -110,8 +111,9 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
     for group in optimizer.param_groups:
         for tensor in group["params"]:
             numbers.setdefault(tensor, len(numbers))
-        # `fused` would make torch's loading cast step counts to fp32.
-        packed = {key: value for key, value in group.items() if key not in ("params", "fused")}
+        # Every key of the group, as torch takes a flattened state dict apart by them. True would make torch's loading cast step
+        # counts to fp32.
+        packed = {key: value for key, value in group.items() if key != "params"} | {"fused": None}
         if plain:
             packed = {key: value for key, value in packed.items() if key not in _OURS}
         else:
@@ -165,9 +167,14 @@ def _check_shape_of(groups: list[Group], saved: list[Group]) -> None:
 
 
 def _saved_numbers(group: Group, saved: Group) -> list[int]:
-    """The number in the state dict of each parameter of the group: by name where both have the same names, else by place."""
+    """The number in the state dict of each parameter of the group: by name where both have the same names, else by place.
+
+    torch.distributed.checkpoint has names in the numbers' place, and has brought them into this optimizer's order.
+    """
     names, saved_names = group.get("param_names") or [], saved.get("param_names") or []
     numbers = list(saved["params"])
+    if any(isinstance(number, str) for number in numbers):
+        return numbers
     if sorted(names) != sorted(saved_names) or len(names) != len(numbers):
         return numbers
     by_name = dict(zip(saved_names, numbers, strict=True))
@@ -208,8 +215,9 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
         storage = saved_storage(saved_group)
         for tensor, number in zip(group["params"], _saved_numbers(group, saved_group), strict=True):
             taken.add(number)
-            raw = given["state"].get(number)
-            if raw is None or (isinstance(raw, dict) and not raw):
+            raw = given["state"].get(number, {})
+            raw = without_empty(raw) if isinstance(raw, dict) else raw
+            if isinstance(raw, dict) and not raw:
                 continue
             parameter = optimizer._look_at(tensor)
             states[tensor], storages[parameter] = restore(parameter, raw, storage, optimizer.rule, group)
@@ -239,7 +247,7 @@ def _apply(
             changed["lr"] = lr.fill_(float(changed["lr"]))
         group.clear()
         group.update(changed)
-    optimizer.state = defaultdict(dict, states)
+    optimizer.state = defaultdict(LiveState, states)
     optimizer._forget()
     for parameter, stored_as in storages.items():
         optimizer._parameters[parameter.tensor] = parameter

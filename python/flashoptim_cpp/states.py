@@ -12,6 +12,7 @@ from ._operators import StepPlan, is_gpu
 from .capture import is_capturing_any, refuse
 from .conversion import fit
 from .corrections import WeightStorage
+from .live_state import LiveState
 from .nonfinite import BadElements
 from .options import Group, Rule
 from .parameter import Parameter, State
@@ -93,7 +94,10 @@ class OptimizerStates(torch.optim.Optimizer):
         then.
         """
         parameter = self._look_at(tensor)
-        fit(parameter, self.state[tensor], self.rule, group, writes)
+        state = self.state[tensor]
+        if not isinstance(state, LiveState):
+            state = self.state[tensor] = LiveState(state)
+        fit(parameter, state, self.rule, group, writes)
         self._parameters[tensor] = parameter
         self._copied_storages.pop(tensor, None)
         return parameter

@@ -96,6 +96,65 @@ def load(folder: Path, rank: int, size: int) -> None:
             assert not wrong, f"{name}: saved by {saved}, loaded by {size}: {wrong}"
 
 
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+FLATTENED: dict[str, tuple[Rule, dict[str, Any]]] = {
+    "adamw": (ADAMW, {}),
+    "lion": (LION, {"master_weight_bits": 32}),
+    "sgd": (SGD, {}),
+    "adamw-paper": (ADAMW, {"format": "paper"}),
+}
+
+
+def in_groups(network: torch.nn.Module) -> list[dict[str, Any]]:
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    return [
+        {"params": matrices, "weight_decay": 0.2},
+        {"params": [p for p in network.parameters() if p.dim() == 1], "lr": 2e-3},
+    ]
+
+
+def flattened_save(folder: Path, rank: int, size: int) -> None:
+    """Saves flattened state dicts, trains on, and keeps the end of the straight run."""
+    for name, (rule, storage) in FLATTENED.items():
+        network = sharded(torch.bfloat16)
+        optimizer = rule(in_groups(network), **storage)
+        for step in range(STEPS):
+            step_with(network, optimizer, step)
+        state = {
+            "model": get_model_state_dict(network),
+            "optimizer": get_optimizer_state_dict(network, optimizer, options=FLAT),
+        }
+        dcp.save(state, checkpoint_id=folder / f"flat-{name}-{size}")
+        for step in range(STEPS, STEPS + MORE):
+            step_with(network, optimizer, step)
+        end = gather(network, optimizer)
+        if rank == 0:
+            torch.save(end, folder / f"flat-end-{name}-{size}.pt")
+
+
+def flattened_load(folder: Path, rank: int, size: int) -> None:
+    """Loads what 1, 2, 3 and 4 ranks saved, and trains on to the same bits; `paper` under the same cut."""
+    for name, (rule, storage) in FLATTENED.items():
+        for saved in (
+            (size,) if name == "adamw-paper" else (1, 2, 3, 4) if name == "adamw" else (size % 4 + 1,)
+        ):
+            network = sharded(torch.bfloat16)
+            optimizer = rule(in_groups(network), **storage)
+            state: dict[str, Any] = {
+                "model": get_model_state_dict(network),
+                "optimizer": get_optimizer_state_dict(network, optimizer, options=FLAT),
+            }
+            dcp.load(state, checkpoint_id=folder / f"flat-{name}-{saved}")
+            set_optimizer_state_dict(network, optimizer, copy.deepcopy(state["optimizer"]), options=FLAT)
+            set_model_state_dict(network, state["model"])
+            for step in range(STEPS, STEPS + MORE):
+                step_with(network, optimizer, step)
+            found = gather(network, optimizer)
+            expected = torch.load(folder / f"flat-end-{name}-{saved}.pt")
+            wrong = [key for key in expected if not support.same_bits(found[key], expected[key])]
+            assert not wrong, f"{name}: saved by {saved}, loaded by {size}: {wrong}"
+
+
 def the_order_of_loading(folder: Path, rank: int, size: int) -> None:
     """set_state_dict() loads the optimizer before the model: the run goes on bit for bit, in other storages too."""
     for old, new in (({}, {}), ({"format": "paper"}, {}), ({}, {"master_weight_bits": 32})):

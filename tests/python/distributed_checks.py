@@ -291,12 +291,14 @@ PHASES = {
             checkpoints.full_state_dict,
             checkpoints.full_state_dict_in_paper,
             checkpoints.the_order_of_loading,
+            checkpoints.flattened_save,
         )
     },
     "load": {
         check.__name__: check
         for check in (
             checkpoints.load,
+            checkpoints.flattened_load,
             checkpoints.paper_under_another_cut,
             checkpoints.bad_shards_are_refused,
         )

@@ -158,6 +158,10 @@ def snapshot(optimizer: Any) -> dict[str, Any]:
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             kept = local(value).detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            if key == "error_bits" and kept.is_floating_point():
+                kept = kept.view(
+                    torch.int16
+                )  # the format paper saves 16 bits under the weight's dtype: they are no numbers
             taken[f"{index}.{key}"] = kept
     return taken
 

@@ -37,8 +37,9 @@ NAMES = {
         "full_state_dict",
         "full_state_dict_in_paper",
         "the_order_of_loading",
+        "flattened_save",
     ],
-    "load": ["load", "paper_under_another_cut", "bad_shards_are_refused"],
+    "load": ["load", "flattened_load", "paper_under_another_cut", "bad_shards_are_refused"],
 }
 
 
