@@ -286,12 +286,23 @@ def _fake_plan(*_: object) -> Tensor:
     return torch.empty(12, dtype=torch.int64, device="cpu")
 
 
+def _refuse_meta(**lists: Sequence[Tensor]) -> None:
+    """Fake tensors name the device that they stand for. A tensor that is on meta is a mistake: nothing would be done."""
+    for name, tensors in lists.items():
+        for n, tensor in enumerate(tensors):
+            if tensor.is_meta:
+                raise RuntimeError(
+                    f"{_REFUSED}{name}[{n}] is on meta, where nothing is stepped: give it memory"
+                )
+
+
 @torch.library.register_fake("flashoptim_cpp::step_")
-def _fake_step(*_: object) -> None:
-    return None
+def _fake_step(weights: Sequence[Tensor], gradients: Sequence[Tensor], *_: object) -> None:
+    _refuse_meta(weights=weights, gradients=gradients)
 
 
-def _device_of(weights: Sequence[Tensor]) -> torch.device:
+def _device_of(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> torch.device:
+    _refuse_meta(weights=weights, gradients=gradients)
     return weights[0].device if weights else torch.device("cpu")
 
 
@@ -307,7 +318,7 @@ def _fake_count_bad(
     clip_coefficient: Tensor | None = None,
     plan: int = 0,
 ) -> Tensor:
-    return torch.empty(len(weights), dtype=torch.int64, device=_device_of(weights))
+    return torch.empty(len(weights), dtype=torch.int64, device=_device_of(weights, gradients))
 
 
 @torch.library.register_fake("flashoptim_cpp::grad_norm")
@@ -319,7 +330,7 @@ def _fake_grad_norm(
     gradient_factor: float,
     plan: int = 0,
 ) -> Tensor:
-    return torch.empty((), dtype=torch.float64, device=_device_of(weights))
+    return torch.empty((), dtype=torch.float64, device=_device_of(weights, gradients))
 
 
 @torch.library.register_fake("flashoptim_cpp::check_hyperparameters")

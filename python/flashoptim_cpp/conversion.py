@@ -151,7 +151,7 @@ def _check_correction(parameter: Parameter, correction: torch.Tensor, storage: W
 
 
 def _counter(steps: int, parameter: Parameter) -> torch.Tensor:
-    return torch.full((), steps, dtype=torch.int64, device=parameter.local.device)
+    return parameter.local.detach().new_full((), steps, dtype=torch.int64)
 
 
 def step_count(value: Any, name: str) -> int:  # noqa: ANN401

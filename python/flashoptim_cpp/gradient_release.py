@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from .backward_calls import is_second_step
 from .optimizer import FlashOptimizer
 
 PreStep = Callable[[torch.Tensor, dict[str, Any]], bool]
@@ -31,21 +32,33 @@ class GradientReleaseHandle:
     _hooks: list[RemovableHandle] = field(repr=False)
     _optimizer: FlashOptimizer = field(repr=False)
     _keepers: list[_Kept] = field(repr=False)
+    _is_active: bool = True
 
     def remove(self) -> None:
-        """Takes the hooks away: step() and zero_grad() do their work again."""
+        """Takes the hooks away: backward() leaves gradients to step() and zero_grad() again."""
+        if not self._is_active:
+            return
+        self._is_active = False
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         for keeper in self._keepers:
             keeper.remove(self._optimizer)
         self._keepers.clear()
-        self._optimizer._gradient_release = False
+        self._optimizer._live.releases -= 1
 
     @property
     def active(self) -> bool:
         """Whether gradients are released."""
-        return len(self._hooks) > 0
+        return self._is_active
+
+
+def _refuse_second_step(optimizer: FlashOptimizer, parameter: torch.Tensor) -> None:
+    if is_second_step(parameter):
+        raise RuntimeError(
+            f"{optimizer._name_of(parameter)} has its gradient in several pieces, one from each reentrant checkpoint that uses "
+            "it, and was stepped with the first: checkpoint with use_reentrant=False, or remove() the gradient release"
+        )
 
 
 def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torch.Tensor], None]:
@@ -61,11 +74,12 @@ def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torc
             )
         # Autograd has a thread for each device.
         with alive._release_lock:
-            if parameter.grad is None:
+            group = None if parameter.grad is None else alive._group_of(parameter)
+            if group is None:  # no gradient, or taken out of the groups: its gradient is the user's
                 return
             try:
-                group = alive._find_group(parameter)
                 if pre_step is None or pre_step(parameter, group):
+                    _refuse_second_step(alive, parameter)
                     alive.step_param(parameter, group)
             finally:
                 parameter.grad = None
@@ -112,9 +126,12 @@ def enable_gradient_release(
     grad_scaler: torch.amp.GradScaler | None = None,
     pre_step: PreStep | None = None,
 ) -> GradientReleaseHandle:
-    """From now on backward() steps each parameter and frees its gradient; step() and zero_grad() do nothing.
+    """From now on backward() steps each parameter and frees its gradient.
 
-    Policies for non-finite gradients hold for each parameter alone. The model may be under FSDP2.
+    step() and zero_grad() find only what has no hook: parameters outside the model, or unfrozen or exchanged since. Policies
+    for non-finite gradients hold for each parameter alone. The model may be under FSDP2.
+
+    A parameter is stepped once in a backward(): where reentrant checkpoints bring it a gradient in pieces, RuntimeError.
 
     Args:
         model: the model.
@@ -136,5 +153,5 @@ def enable_gradient_release(
     hook = _hook(optimizer, pre_step)
     released = [p for p in model.parameters() if p.requires_grad and p in managed]
     hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in released]
-    optimizer._gradient_release = True
+    optimizer._live.releases += 1
     return GradientReleaseHandle(hooks, optimizer, _keep(optimizer, model, set(released)))

@@ -190,7 +190,7 @@ def _take_over(optimizer: "FlashOptimizer", tensor: torch.Tensor, inside: torch.
     """After the stored weight was put back: what was written into its full-precision value `inside`."""
     if torch.equal(_master(optimizer, tensor).view(torch.int32), inside.view(torch.int32)):
         return
-    if tensor in optimizer._find_places():
+    if optimizer._group_of(tensor) is not None:
         _prepared(optimizer, tensor).write_masters(inside, optimizer.state[tensor])
     else:
         local_of(tensor).copy_(inside)

@@ -36,7 +36,7 @@ class Moment:
         """A moment of zeros for a weight that has done so many steps."""
         dtype = torch.float32 if storage == Storage.FP32 else _CODES[kind]
         codes = torch.zeros_like(like, dtype=dtype, requires_grad=False)
-        scales = torch.zeros(groups, dtype=_SCALES.get(storage, torch.bfloat16), device=like.device)
+        scales = like.new_zeros(groups, dtype=_SCALES.get(storage, torch.bfloat16), requires_grad=False)
         return cls(codes, scales, layout, kind, storage, unfilled_at=steps)
 
     @classmethod

@@ -46,6 +46,11 @@ class BadElements:
         self._boards.append(Board(device, len(parameters)))
         return cast(Counter, self._boards[-1].counter(parameters))
 
+    def forget(self, parameter: Parameter | None) -> None:
+        """Lets go of a parameter that the optimizer has no more."""
+        if parameter is not None:
+            self._streaks.pop(parameter, None)
+
     def take(self, table: Table) -> None:
         """Takes over what a step has counted."""
         if table.is_on_gpu:
@@ -126,11 +131,19 @@ class BadElements:
     def judge(
         self,
         optimizer: "FlashOptimizer",
+        judged: list[torch.Tensor],
         tables: list[Table],
         gradients: list[list[torch.Tensor]],
         clip: torch.Tensor | None,
     ) -> tuple[bool, torch.Tensor | None]:
         """Whether the policies forbid the step, here or on another rank that holds parts or others of the parameters.
+
+        Args:
+            optimizer: of the parameters.
+            judged: the parameters that step together, if at all, whether they have a gradient here or not.
+            tables: of those that have one.
+            gradients: for each table.
+            clip: the coefficient of the gradients.
 
         Returns:
             Whether they do, and what `found_inf` is to be in the step: where all is on GPUs and no policy is "error" the
@@ -144,8 +157,6 @@ class BadElements:
         policies = {group["nonfinite"] for group in optimizer.param_groups}
         if policies == {POLICIES[0]}:
             return False, found_inf
-        # While gradients are released each parameter has a step, and a verdict, of its own.
-        judged = tables[0].tensors if optimizer._gradient_release else list(optimizer._find_places())
         is_on_gpu = all(ops.is_gpu(local_of(tensor).device) for tensor in judged)
         waits = ranks is not None or "error" in policies or not is_on_gpu
         if waits and is_capturing_any(table.device for table in tables):

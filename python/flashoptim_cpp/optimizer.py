@@ -15,38 +15,37 @@ from . import state_dict as saving
 from .capture import is_capturing_any
 from .corrections import correction_in
 from .errors import NonFiniteError
+from .fake import is_fake
 from .gradients import accumulate_in_fp32, grad_norm
 from .live_state import LiveState
 from .nonfinite import follow_zero_redundancy
 from .numerics import check_learning_rates, measure
-from .options import DEFAULT_BITS, DefaultBits, Group, check_group, number
+from .options import DEFAULT_BITS, DEFAULT_FUSED, Default, Group, check_group, number
 from .report import config_text, memory_report
 from .sharding import all_reduce_max, is_sharded, local_like
 from .states import OptimizerStates
 
 Bits = Literal[16, 24, 32] | None
-# 24, and known not to be the caller's wish.
+# 24 and True, and known not to be the caller's wish.
 DEFAULT_MASTER_WEIGHT_BITS = cast(Bits, DEFAULT_BITS)
+DEFAULT_FUSED_ARGUMENT = cast(bool, DEFAULT_FUSED)
 NonFinite = Literal["skip_element", "skip_step", "error"]
 
 # Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
 _ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
 
-# Attributes that a copy does not take over: those of _begin, of GradScaler, and what schedulers wrap.
+# Attributes that a copy does not take over: those of _begin, and what schedulers wrap.
 _OF_ONE_PROCESS = {
+    "_live",
+    "_places",
     "_parameters",
+    "_departed",
     "_tables",
     "_plans",
-    "_places",
-    "_places_of",
     "_bad",
     "_captured",
-    "_clip_coefficient",
-    "_gradient_release",
     "_release_lock",
     "_warned",
-    "grad_scale",
-    "found_inf",
     "step",
 }
 
@@ -67,7 +66,8 @@ class FlashOptimizer(OptimizerStates):
         master_weight_bits: precision of the weights that are updated. 24 and 32 keep a correction of 1 or 2 bytes beside
             each 16-bit weight, 16 rounds with dither, None to nearest.
         check_numerics: raise :class:`NumericsError` where the learning rate is too small to move the largest weights.
-        fused: has no effect; the step is always fused.
+        fused: the step is always fused. True, where it is given, lets GradScaler leave unscaling to the step, as with
+            torch's fused optimizers; frameworks refuse to clip gradients by value or norm then.
         defaults: hyperparameters of the subclass.
         format: "native", "paper" (that of arXiv 2602.23349 and its authors' package) or "fp32" (uncompressed moments).
         nonfinite: what to do with gradients that are NaN, infinite or at least 2^48: "skip_element" leaves those
@@ -85,8 +85,6 @@ class FlashOptimizer(OptimizerStates):
         ValueError: for values out of range.
     """
 
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: ParamsT,
@@ -95,7 +93,7 @@ class FlashOptimizer(OptimizerStates):
         compress_state_dict: bool = True,
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = True,
+        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
         defaults: dict[str, Any] | None = None,
         *,
         format: Literal["native", "paper", "fp32"] = "native",
@@ -109,8 +107,8 @@ class FlashOptimizer(OptimizerStates):
         capturable: bool = False,
         differentiable: bool = False,
     ) -> None:
-        was_asked = not isinstance(master_weight_bits, DefaultBits)
-        bits = int(master_weight_bits) if isinstance(master_weight_bits, DefaultBits) else master_weight_bits
+        was_asked = not isinstance(master_weight_bits, Default)
+        bits = int(master_weight_bits) if isinstance(master_weight_bits, Default) else master_weight_bits
         options = {
             "decouple_lr": False,
             "lr": lr,
@@ -124,7 +122,7 @@ class FlashOptimizer(OptimizerStates):
             "min_quantized_numel_1d": min_quantized_numel_1d,
             "accumulate_fp32": accumulate_fp32,
             "foreach": foreach,
-            "fused": fused,
+            "fused": None if isinstance(fused, Default) else fused,
             "capturable": capturable,
             "differentiable": differentiable,
             **(defaults or {}),
@@ -159,10 +157,6 @@ class FlashOptimizer(OptimizerStates):
         Raises:
             ValueError: for options out of range.
         """
-        if self._gradient_release:
-            raise RuntimeError(
-                "parameters cannot be added while gradients are released; remove() the release first"
-            )
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         group = dict(param_group)
@@ -174,6 +168,15 @@ class FlashOptimizer(OptimizerStates):
         for tensor in group["params"]:
             if group["accumulate_fp32"]:
                 accumulate_in_fp32(tensor)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler is to leave unscaling to the step: where a caller asks for it, or gradients are fp16, which
+        GradScaler refuses to unscale.
+        """
+        return any(group.get("fused") for group in self.param_groups) or any(
+            tensor.dtype == torch.float16 for tensor, _ in self._tensors_and_groups()
+        )
 
     # Steps
 
@@ -197,33 +200,29 @@ class FlashOptimizer(OptimizerStates):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow_groups()
         tensors, groups, gradients = [], [], []
         for group in self.param_groups:
             for tensor in group["params"]:
                 gradient = tensor.grad
-                if gradient is not None and tensor.requires_grad:
+                if gradient is not None:
                     tensors.append(tensor)
                     groups.append(group)
                     gradients.append(gradient)
-        if self._gradient_release:
-            if not self._is_probe(tensors, gradients):
-                self._warn_once(
-                    "step", "optimizer.step() does nothing while gradients are released: backward() steps"
-                )
-            return loss
-        # The coefficient is of these gradients: they are clipped in another attempt, too, and others are not.
+        # The clip coefficient belongs to the current gradients. A step that fails keeps it for the retry.
+        clip = self._live.clip_coefficient
         try:
-            self._step(tensors, groups, gradients, self._clip_coefficient)
+            self._step(list(self._places), tensors, groups, gradients, clip)
         except NonFiniteError:
-            self._clip_coefficient = None
+            self._live.clip_coefficient = None
             raise
-        self._clip_coefficient = None
+        self._live.clip_coefficient = None
         return loss
 
     @torch._disable_dynamo
     @torch.no_grad()
     def step_param(self, p: torch.Tensor, group: dict[str, Any] | None = None) -> None:
-        """Steps one parameter if it has a gradient.
+        """Steps one parameter if it has a gradient. `nonfinite` holds for this parameter alone.
 
         Args:
             p: the parameter.
@@ -232,18 +231,23 @@ class FlashOptimizer(OptimizerStates):
         Raises:
             ValueError: for a tensor that is not a parameter of this optimizer. See also :meth:`step`.
         """
-        if group is None:
-            group = self._find_group(p)
-        if p.grad is not None and p.requires_grad:
-            self._step([p], [group], [p.grad], None)
+        own = self._find_group(p)
+        if p.grad is not None:
+            self._step([p], [p], [own if group is None else group], [p.grad], None)
+            self._opt_called = True  # what a scheduler asks for
 
     def _step(
         self,
+        judged: list[torch.Tensor],
         tensors: list[torch.Tensor],
         groups: list[Group],
         gradients: list[torch.Tensor],
         clip: torch.Tensor | None,
     ) -> None:
+        if tensors and is_fake(tensors[0]):
+            for tensor, group in zip(tensors, groups, strict=True):
+                self._prepare(tensor, group)
+            return
         if self._is_probe(tensors, gradients):
             return
         tables = self._tables_for(tensors, groups) if tensors else []
@@ -253,7 +257,7 @@ class FlashOptimizer(OptimizerStates):
         if len(tables) > 1:  # the operator sees one of them
             for table, own in zip(tables, parts, strict=True):
                 table.check(own)
-        is_refused, found_inf = self._bad.judge(self, tables, parts, clip)
+        is_refused, found_inf = self._bad.judge(self, judged, tables, parts, clip)
         if is_refused:
             return
         grad_scale, _ = self._amp()
@@ -289,11 +293,9 @@ class FlashOptimizer(OptimizerStates):
         return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients; does nothing while they are released."""
-        if self._gradient_release:
-            self._warn_once("zero_grad", "optimizer.zero_grad() does nothing while gradients are released")
-            return
-        self._clip_coefficient = None
+        """Clears the gradients."""
+        self._follow_groups()
+        self._live.clip_coefficient = None
         super().zero_grad(set_to_none=set_to_none)
 
     # Gradients and numerics
@@ -316,14 +318,14 @@ class FlashOptimizer(OptimizerStates):
             RuntimeError: while gradients are released: there is no norm of all then.
             ValueError: for a norm that is negative or NaN.
         """
-        if self._gradient_release:
+        if self._live.releases:
             raise RuntimeError("gradients cannot be clipped by their norm while they are released one by one")
         if not float(max_norm) >= 0.0:
             raise ValueError(f"max_norm is {float(max_norm)}; give 0 or more")
         norm = self.grad_norm()
         # A quotient, as the core forms it: a number over a tensor would be a product with the reciprocal.
         coefficient = torch.full_like(norm, float(max_norm)) / (norm + 1e-6)
-        self._clip_coefficient = coefficient.clamp(max=1.0).float()
+        self._live.clip_coefficient = coefficient.clamp(max=1.0).float()
         return norm
 
     def bad_elements(self) -> dict[str | int, int]:
@@ -332,9 +334,11 @@ class FlashOptimizer(OptimizerStates):
         Waits for GPUs.
         """
         self._bad.collect()
+        self._follow_groups()
         counts = {}
-        for tensor, (_, key) in self._find_places().items():
+        for tensor in self._places:
             parameter = self._parameters.get(tensor)
+            key = self._places.key(tensor, self.param_groups)
             counts[key] = 0 if parameter is None else parameter.bad_elements
         return counts
 
@@ -418,7 +422,8 @@ class FlashOptimizer(OptimizerStates):
         Raises:
             ValueError: for a tensor that is not a parameter of this optimizer; nothing has changed.
         """
-        tensors = [tensor for tensor, _ in self._tensors_and_groups()] if params is None else list(params)
+        self._follow_groups()
+        tensors = list(self._places) if params is None else list(params)
         groups = [self._find_group(tensor) for tensor in tensors]
         for tensor, group in zip(tensors, groups, strict=True):
             correction = correction_in(self.state.get(tensor, {}))

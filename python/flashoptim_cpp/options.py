@@ -62,11 +62,19 @@ STORAGE_OPTIONS: Final = (
 )
 
 
-class DefaultBits(int):
-    """A number of master weight bits that the caller did not ask for."""
+class Default(int):
+    """The value of an argument that the caller did not give."""
 
 
-DEFAULT_BITS: Final = DefaultBits(24)
+class DefaultFlag(Default):
+    """A truth value that the caller did not give."""
+
+    def __repr__(self) -> str:
+        return str(bool(self))
+
+
+DEFAULT_BITS: Final = Default(24)
+DEFAULT_FUSED: Final = DefaultFlag(True)
 
 
 def number(value: Any) -> float:  # noqa: ANN401

@@ -7,6 +7,7 @@ import torch
 
 from . import _operators as ops
 from .corrections import WeightStorage
+from .fake import real_values
 from .moment import Moment
 from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
 from .sharding import is_sharded, local_of, place_of
@@ -73,7 +74,8 @@ def layout_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
         _, offset = place_of(parameter)
         whole, whole_strides = tuple(parameter.shape), strides_of(parameter)
     try:
-        return ops.layout(shape, strides, whole, whole_strides, offset)
+        with real_values():
+            return ops.layout(shape, strides, whole, whole_strides, offset)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -87,17 +89,18 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, 
     if dtype not in WEIGHT_DTYPES:
         raise ValueError(f"{name} is {dtype}; cast it to float32, bfloat16 or float16")
     try:
-        row = ops.plan(
-            layout,
-            int(rule),
-            number(group.get("momentum", 0.0)),
-            int(FORMATS[group["format"]]),
-            group["master_weight_bits"] or 0,
-            bool(group["quantize"]),
-            group["min_quantized_numel"],
-            group["min_quantized_numel_1d"],
-            WEIGHT_DTYPES.index(dtype),
-        )
+        with real_values():
+            row = ops.plan(
+                layout,
+                int(rule),
+                number(group.get("momentum", 0.0)),
+                int(FORMATS[group["format"]]),
+                group["master_weight_bits"] or 0,
+                bool(group["quantize"]),
+                group["min_quantized_numel"],
+                group["min_quantized_numel_1d"],
+                WEIGHT_DTYPES.index(dtype),
+            )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return Plan(*row.tolist())
@@ -121,6 +124,10 @@ class Parameter:
         self.bad_elements = 0
         self.max_abs: float | None = None  # for check_numerics
         self._shape, self._strides = tuple(self.local.shape), strides_of(self.local)
+
+    def is_reshaped(self) -> bool:
+        """Whether the tensor has another shape than when this was made."""
+        return tuple(local_of(self.tensor).shape) != self._shape
 
     def look(self) -> None:
         """Finds the memory anew.

@@ -41,7 +41,7 @@ def config_text(optimizer: "FlashOptimizer") -> str:
         f"{type(optimizer).__name__} (",
         f"    compress_state_dict: {optimizer._compress_state_dict}",
         f"    check_numerics: {optimizer._check_numerics}",
-        f"    gradient_release: {optimizer._gradient_release}",
+        f"    gradient_release: {optimizer._live.releases > 0}",
     ]
     for n, group in enumerate(optimizer.param_groups):
         lines += ["", f"Parameter Group {n}"]

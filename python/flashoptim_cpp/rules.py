@@ -7,7 +7,13 @@ import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from .optimizer import DEFAULT_MASTER_WEIGHT_BITS, Bits, FlashOptimizer, NonFinite
+from .optimizer import (
+    DEFAULT_FUSED_ARGUMENT,
+    DEFAULT_MASTER_WEIGHT_BITS,
+    Bits,
+    FlashOptimizer,
+    NonFinite,
+)
 from .options import Rule
 
 OptimizerClass = TypeVar("OptimizerClass", bound=type[FlashOptimizer])
@@ -73,7 +79,7 @@ class FlashSGD(FlashOptimizer):
         compress_state_dict: bool = True,
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = True,
+        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
         **options: Unpack[Options],
     ) -> None:
         defaults = {
@@ -125,7 +131,7 @@ class FlashSGDW(FlashSGD):
         compress_state_dict: bool = True,
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = True,
+        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
         **options: Unpack[Options],
     ) -> None:
         defaults = {
@@ -176,7 +182,7 @@ class FlashAdam(FlashOptimizer):
         compress_state_dict: bool = True,
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = True,
+        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
         *,
         amsgrad: bool = False,
         **options: Unpack[Options],
@@ -225,7 +231,7 @@ class FlashAdamW(FlashAdam):
         compress_state_dict: bool = True,
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = True,
+        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
         *,
         amsgrad: bool = False,
         **options: Unpack[Options],
@@ -278,7 +284,7 @@ class FlashLion(FlashOptimizer):
         compress_state_dict: bool = True,
         master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = True,
+        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
         **options: Unpack[Options],
     ) -> None:
         defaults = {"betas": betas, "weight_decay": weight_decay, "decouple_lr": decouple_lr}

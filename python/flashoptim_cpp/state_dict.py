@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import torch
 from . import element_scales
 from .conversion import Saved, restore, saved_storage
 from .corrections import CORRECTION, WeightStorage, correction_in
-from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
+from .live_state import QUANTIZED, SCALES, STRIDES, without_empty
 from .moment import Moment
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
 from .parameter import Parameter, State, integers, row_major, strides_of
@@ -106,6 +105,7 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
     """The state dict, hooks included. `plain` leaves out what torch's own optimizers do not know."""
     for before in optimizer._optimizer_state_dict_pre_hooks.values():
         before(optimizer)
+    optimizer._follow_groups()
     numbers: dict[torch.Tensor, int] = {}
     groups = []
     for group in optimizer.param_groups:
@@ -143,8 +143,8 @@ def _merged(group: Group, saved: Group) -> Group:
     merged = copy.deepcopy({key: value for key, value in saved.items() if key != "params"})
     for foreign in ("master_bytewidth", "weight_dtype", "decoupled_weight_decay"):
         merged.pop(foreign, None)
-    for key in _KEPT:
-        merged[key] = group[key]
+    for key in (*_KEPT, "fused"):
+        merged[key] = group.get(key)
     for key, value in group.items():
         merged.setdefault(key, value)
     for own in ("params", "param_names"):
@@ -199,6 +199,7 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
     Raises:
         ValueError: for what does not fit.
     """
+    optimizer._follow_groups()
     given = given.copy()
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = before(optimizer, given)
@@ -247,7 +248,9 @@ def _apply(
             changed["lr"] = lr.fill_(float(changed["lr"]))
         group.clear()
         group.update(changed)
-    optimizer.state = defaultdict(LiveState, states)
+    # In place, too: whatever wraps the optimizer has this very mapping.
+    optimizer.state.clear()
+    optimizer.state.update(states)
     optimizer._forget()
     for parameter, stored_as in storages.items():
         optimizer._parameters[parameter.tensor] = parameter

@@ -4,14 +4,15 @@ import itertools
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 
-from ._operators import StepPlan, is_gpu
+from ._operators import StepPlan, can_step, is_gpu
 from .capture import is_capturing_any, refuse
 from .conversion import fit
 from .corrections import WeightStorage
+from .live import Live, Places, live_attribute
 from .live_state import LiveState
 from .nonfinite import BadElements
 from .options import Group, Rule
@@ -28,18 +29,21 @@ class OptimizerStates(torch.optim.Optimizer):
 
     rule: ClassVar[Rule]
 
+    grad_scale = live_attribute("grad_scale")
+    found_inf = live_attribute("found_inf")
+    _opt_called = live_attribute("_opt_called")
+
     def _begin(self) -> None:
-        """What is made anew by each process and copy."""
+        """What is made anew by each process and copy. Methods change these objects and never assign others (see Live)."""
+        self._live = Live()
+        self._places = Places()
         self._parameters: dict[torch.Tensor, Parameter] = {}
+        self._departed: dict[torch.Tensor, None] = {}  # in no group any more, but still with a state
         self._copied_storages: dict[torch.Tensor, WeightStorage] = {}
         self._tables: dict[tuple[int, ...], list[Table]] = {}
-        self._places: dict[torch.Tensor, tuple[Group, str | int]] = {}
-        self._places_of: list[tuple[int, int]] = []
         self._bad = BadElements()
-        self._clip_coefficient: torch.Tensor | None = None
         self._plans: dict[torch.device, StepPlan] = {}
         self._captured: list[Table] = []  # used in CUDA graphs, which need them as long as they are replayed
-        self._gradient_release = False
         self._release_lock = threading.RLock()  # the same thread again: pre_step may go backward itself
         self._warned: set[str] = set()
 
@@ -55,35 +59,46 @@ class OptimizerStates(torch.optim.Optimizer):
             for tensor in group["params"]:
                 yield tensor, group
 
-    def _find_places(self) -> dict[torch.Tensor, tuple[Group, str | int]]:
-        """The group of each parameter, and its name or number."""
-        now = [(id(group["params"]), len(group["params"])) for group in self.param_groups]
-        if now != self._places_of:
-            self._places.clear()
-            for group in self.param_groups:
-                names = group.get("param_names")
-                for n, tensor in enumerate(group["params"]):
-                    self._places[tensor] = group, names[n] if names else len(self._places)
-            self._places_of = now
-        return self._places
+    def _follow_groups(self) -> None:
+        """Lets go of what belonged to parameters that are in no group any more, as soon as their state is gone too."""
+        if self._places.follow(self.param_groups):
+            self._drop_tables(list(self._tables))
+            self._departed.clear()
+            known = (*self._parameters, *self._copied_storages)
+            self._departed.update((tensor, None) for tensor in known if tensor not in self._places)
+        for tensor in [departed for departed in self._departed if not self.state.get(departed)]:
+            del self._departed[tensor]
+            self._copied_storages.pop(tensor, None)
+            self._bad.forget(self._parameters.pop(tensor, None))
+
+    def _group_of(self, tensor: torch.Tensor) -> Group | None:
+        """The group that a parameter is in now."""
+        group = self._places.find(tensor, self.param_groups)
+        if group is None:
+            self._follow_groups()
+            group = self._places.find(tensor, self.param_groups)
+        return group
 
     def _find_group(self, tensor: torch.Tensor) -> Group:
-        place = self._find_places().get(tensor)
-        if place is None:
+        group = self._group_of(tensor)
+        if group is None:
             raise ValueError(f"a parameter of shape {tuple(tensor.shape)} is not managed by this optimizer")
-        return place[0]
+        return group
 
     def _name_of(self, tensor: torch.Tensor) -> str:
-        _, key = self._find_places()[tensor]
+        self._find_group(tensor)
+        key = self._places.key(tensor, self.param_groups)
         return f"parameter {key}" if isinstance(key, int) else key
 
     # Parameters and their states
 
     def _look_at(self, tensor: torch.Tensor) -> Parameter:
         """The parameter as it is now; it is not yet kept if it is new."""
+        name = self._name_of(tensor)
         parameter = self._parameters.get(tensor)
-        if parameter is None:
-            return Parameter(tensor, self._name_of(tensor), self._copied_storages.get(tensor))
+        if parameter is None or (parameter.is_reshaped() and not self.state.get(tensor)):
+            return Parameter(tensor, name, self._copied_storages.get(tensor))
+        parameter.name = name
         parameter.look()
         return parameter
 
@@ -114,7 +129,6 @@ class OptimizerStates(torch.optim.Optimizer):
     def _forget(self) -> None:
         """After the states were exchanged."""
         self._drop_tables(list(self._tables))
-        self._places_of = []
         self._copied_storages.clear()
         for parameter in self._parameters.values():
             parameter.plan = parameter.stored_as = None
@@ -126,12 +140,12 @@ class OptimizerStates(torch.optim.Optimizer):
         """What the operators need for these parameters; one table for each device."""
         key = tuple(map(id, tensors))
         tables = self._tables.get(key)
-        if tables is None or not self._are_current(tables, groups):
+        if tables is None or not self._are_current(tables, tensors, groups):
             if is_capturing_any(tensor.device for tensor in tensors):
                 self._refuse_new_table(tensors)
             self._drop_tables([key])
-            sets = [known for known in self._tables if len(known) > 1]
-            self._drop_tables(sets[: max(0, len(sets) + 1 - _MOST_SETS)])
+            if len(key) > 1:
+                self._drop_old_sets()
             tables = self._tables[key] = self._make_tables(tensors, groups)
         elif len(key) > 1 and len(self._tables) > 1:
             self._tables[key] = self._tables.pop(key)  # the set that was not used for longest goes first
@@ -154,13 +168,27 @@ class OptimizerStates(torch.optim.Optimizer):
                 if table not in self._captured:  # a graph that is replayed goes on counting
                     self._bad.leave(table)
 
-    def _are_current(self, tables: list[Table], groups: list[Group]) -> bool:
-        if len(tables) == 1 and not tables[0].has_groups(groups):
-            return False
-        return all(table.is_current(self.state) for table in tables)
+    def _drop_old_sets(self) -> None:
+        """Makes room for another set of parameters, and lets go of states that are the parameters' no more."""
+        self._drop_tables(
+            [key for key, tables in self._tables.items() if not all(t.has_states(self.state) for t in tables)]
+        )
+        sets = [key for key in self._tables if len(key) > 1]
+        self._drop_tables(sets[: max(0, len(sets) + 1 - _MOST_SETS)])
+
+    def _are_current(self, tables: list[Table], tensors: list[torch.Tensor], groups: list[Group]) -> bool:
+        if len(tables) == 1:
+            has_groups = tables[0].has_groups(groups)
+        else:
+            group_of = dict(zip(tensors, groups, strict=True))
+            has_groups = all(table.has_groups([group_of[t] for t in table.tensors]) for table in tables)
+        return has_groups and all(table.is_current(self.state) for table in tables)
 
     def _make_tables(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
         by_device: dict[torch.device, tuple[list[Parameter], list[State], list[Group]]] = {}
+        for tensor in tensors:
+            if not can_step(tensor.device):
+                self._refuse_device(tensor)
         for tensor, group in zip(tensors, groups, strict=True):
             parameter = self._prepare(tensor, group)
             parameters, states, their_groups = by_device.setdefault(parameter.local.device, ([], [], []))
@@ -175,6 +203,12 @@ class OptimizerStates(torch.optim.Optimizer):
             )
             for device, lists in by_device.items()
         ]
+
+    def _refuse_device(self, tensor: torch.Tensor) -> NoReturn:
+        remedy = "give it memory (to_empty()) and load it" if tensor.is_meta else "move it to the CPU"
+        raise ValueError(
+            f"{self._name_of(tensor)} is on {tensor.device}, where this build of flashoptim_cpp steps nothing: {remedy}"
+        )
 
     def _plan_for(self, device: torch.device, tensors: int) -> StepPlan | None:
         """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter alone.
@@ -194,7 +228,8 @@ class OptimizerStates(torch.optim.Optimizer):
     def _gradients_of(
         self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
     ) -> list[list[torch.Tensor]]:
-        if len(tables) == 1 and not tables[0].is_sharded:
+        is_plain = set(map(type, gradients)) <= {torch.Tensor}
+        if len(tables) == 1 and not tables[0].is_sharded and is_plain:
             return [gradients]
         given = dict(zip(tensors, gradients, strict=True))
         return [[local_like(given[tensor], tensor) for tensor in table.tensors] for table in tables]
@@ -204,7 +239,7 @@ class OptimizerStates(torch.optim.Optimizer):
 
         It puts the number 0 where no parameter has a gradient.
         """
-        given = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        given = self._live.grad_scale, self._live.found_inf
         grad_scale, found_inf = (value if isinstance(value, torch.Tensor) else None for value in given)
         return grad_scale, found_inf
 

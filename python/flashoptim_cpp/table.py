@@ -10,8 +10,9 @@ import torch
 from . import _operators as ops
 from . import capture
 from .counters import Counter
+from .gradients import refusal_of
 from .moment import FIRST, SECOND, Moment
-from .options import POLICIES, WEIGHT_DTYPES, Group, Rule, check_lr_size, hyperparameters, storage_key
+from .options import POLICIES, Group, Rule, check_lr_size, hyperparameters, storage_key
 from .parameter import Parameter, State, local_of
 
 _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
@@ -119,6 +120,10 @@ class Table:
         """Whether the parameters are in the same groups as they were."""
         return len(groups) == len(self._given_groups) and all(map(is_, groups, self._given_groups))
 
+    def has_states(self, state: dict[torch.Tensor, Any]) -> bool:
+        """Whether the states of the parameters are these."""
+        return all(map(is_, map(state.get, self.tensors), self.states))
+
     def is_current(self, state: dict[torch.Tensor, Any]) -> bool:
         """Whether weights and states still lie where they did, and are still to be stored in the same way."""
         weights = [local_of(tensor) for tensor in self.tensors] if self.is_sharded else self.tensors
@@ -126,8 +131,7 @@ class Table:
             return False
         if [weight.dtype for weight in weights] != self._dtypes:
             return False
-        states = [state[tensor] for tensor in self.tensors]
-        if not all(map(is_, states, self.states)) or _contents(states) != self._contents:
+        if not self.has_states(state) or _contents(self.states) != self._contents:
             return False
         return self._keys == [storage_key(group) for group in self.groups]
 
@@ -182,8 +186,8 @@ class Table:
     def _plan_number(self) -> int:
         return self._plan.number if self._plan else 0
 
-    def _with_names(self, error: ValueError) -> ValueError:
-        """The error of an operator, which knows tensors by their place in its lists."""
+    def _explained(self, error: Exception, gradients: list[torch.Tensor]) -> Exception:
+        """The error of an operator, which knows tensors by their place in its lists and not every kind of them."""
 
         def named(match: re.Match[str]) -> str:
             argument, name = match[1], self.parameters[int(match[2])].name
@@ -191,33 +195,24 @@ class Table:
                 return name
             return f"the gradient of {name}" if argument == "gradients" else f"{argument} of {name}"
 
-        return ValueError(re.sub(r"\b([a-z_]+)\[(\d+)\]", named, str(error)))
+        refusals = map(refusal_of, gradients, self.parameters)
+        refusal = next((found for found in refusals if found is not None), None)
+        if isinstance(error, ValueError) and not isinstance(refusal, RuntimeError):
+            return ValueError(re.sub(r"\b([a-z_]+)\[(\d+)\]", named, str(error)))
+        return refusal or error
 
     def check(self, gradients: list[torch.Tensor]) -> None:
         """Refuses what a step would, where another table must not step before that is known.
 
         Raises:
-            ValueError: for a device on which nothing is stepped, options out of range, and a gradient that is sparse, on
-                another device, or of another dtype or shape.
+            ValueError: for options out of range, and a gradient that is on another device, or of another dtype or shape.
+            RuntimeError: for a sparse gradient.
         """
-        if not ops.can_step(self.device):
-            raise ValueError(
-                f"{self.parameters[0].name} is on {self.device}, where this build of flashoptim_cpp steps nothing: move it "
-                "to the CPU"
-            )
         self._check_options()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            name = f"the gradient of {parameter.name}"
-            if gradient.layout != torch.strided:
-                raise ValueError(f"{name} is sparse: make it dense (for an embedding: sparse=False)")
-            if gradient.device != self.device:
-                raise ValueError(f"{name} is on {gradient.device}: it must be on {self.device}")
-            if gradient.dtype not in WEIGHT_DTYPES:
-                raise ValueError(f"{name} is {gradient.dtype}: give float32, bfloat16 or float16")
-            if gradient.shape != parameter.local.shape:
-                raise ValueError(
-                    f"{name} has the shape {tuple(gradient.shape)}: it must be {tuple(parameter.local.shape)}"
-                )
+            refusal = refusal_of(gradient, parameter)
+            if refusal is not None:
+                raise refusal
 
     def _check_options(self) -> None:
         for group in self.groups:
@@ -247,8 +242,8 @@ class Table:
                 clip_coefficient=self._here(clip),
                 plan=self._plan_number,
             )
-        except ValueError as error:
-            raise self._with_names(error) from None
+        except Exception as error:
+            raise self._explained(error, gradients) from None
 
     def grad_norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """The norm of these gradients, bad elements left out, on the device of this table."""
@@ -256,8 +251,8 @@ class Table:
             return ops.grad_norm(
                 self.weights, gradients, self.rows, self.hyperparameters(), plan=self._plan_number
             )
-        except ValueError as error:
-            raise self._with_names(error) from None
+        except Exception as error:
+            raise self._explained(error, gradients) from None
 
     def step(
         self,
@@ -286,7 +281,7 @@ class Table:
                 learning_rates=self._learning_rates(),
                 plan=self._plan_number,
             )
-        except ValueError as error:
-            raise self._with_names(error) from None
+        except Exception as error:
+            raise self._explained(error, gradients) from None
         self.counter.turns += 1
         torch.autograd.graph.increment_version(self.tensors)

@@ -22,10 +22,10 @@ from support import RULES, Rule
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Any:
-    """step() and zero_grad() say that they do nothing; the first test below listens."""
+def loud() -> Any:
+    """There is nothing to warn of."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*no-op.*|.*released.*|.*gradient release.*")
+        warnings.simplefilter("error")
         yield
 
 
@@ -54,15 +54,15 @@ def test_the_bits_are_those_of_step(rule: Rule) -> None:
     support.assert_same(first, second)
 
 
-def test_step_and_zero_grad_say_that_they_do_nothing() -> None:
+def test_step_and_zero_grad_find_nothing_left() -> None:
+    """A loop written for step() goes on as it is, without a word."""
     network = support.model()
     optimizer = flash.FlashAdamW(network.parameters())
     with flash_release(network, optimizer):
         support.loss_of(network, 0).backward()
         before = support.snapshot(optimizer)
-        for call in (optimizer.step, optimizer.zero_grad):
-            with pytest.warns(UserWarning, match="no-op|does nothing|released"):
-                call()
+        optimizer.step()
+        optimizer.zero_grad()
         support.assert_same(before, optimizer)
 
 

@@ -85,15 +85,19 @@ def test_sets_of_gradients_alternate() -> None:
     assert torch.equal(q, alone_q)
 
 
-def test_groups_cannot_join_while_gradients_are_released() -> None:
-    """Nobody would step them."""
+def test_groups_may_join_while_gradients_are_released() -> None:
+    """They have no hooks: step() steps them."""
     layer = torch.nn.Linear(96, 96)
-    optimizer = flash.FlashSGD(layer.parameters())
+    optimizer = flash.FlashSGD(layer.parameters(), lr=1.0)
     handle = flash.enable_gradient_release(layer, optimizer)
-    with pytest.raises(RuntimeError, match="released"):
-        optimizer.add_param_group({"params": [_parameter()]})
+    other = _parameter()
+    before = other.detach().clone()
+    optimizer.add_param_group({"params": [other]})
+    (layer(torch.ones(1, 96)).sum() + other.sum()).backward()
+    assert torch.equal(other, before)
+    optimizer.step()
+    assert not torch.equal(other, before)
     handle.remove()
-    optimizer.add_param_group({"params": [_parameter()]})
 
 
 def test_a_state_in_the_form_of_a_file_is_taken_in() -> None:

@@ -171,52 +171,6 @@ def test_what_cannot_be_stepped_is_refused_by_name() -> None:
             optimizer.step()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (lambda p: p.detach().to_sparse(), "is sparse: make it dense"),
-        (lambda p: torch.zeros(p.shape, dtype=torch.float64), "is .*float64: give float32"),
-        (lambda p: torch.zeros(3, 3), "shape"),
-    ],
-    ids=["sparse", "float64", "shape"],
-)
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_wrong_gradient_is_named_and_nothing_is_stepped(
-    wrong: Any, message: str, devices: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On no device, whichever has it: each has a table of its own, made here of two halves."""
-    given = support.parameters()
-    optimizer: Any = flash.FlashAdamW([(f"layer{n}", p) for n, p in enumerate(given)])
-    if devices == 2:
-        whole = flash.FlashAdamW._make_tables
-
-        def halves(self: Any, tensors: list[Any], groups: list[Any]) -> list[Any]:
-            return [*whole(self, tensors[:2], groups[:2]), *whole(self, tensors[2:], groups[2:])]
-
-        monkeypatch.setattr(flash.FlashAdamW, "_make_tables", halves)
-    support.run(optimizer, given, 1)
-    before = support.snapshot(optimizer)
-    # Torch itself refuses most of these where a gradient is set; a subclass of a tensor may still bring one.
-    value = wrong(given[2])
-    monkeypatch.setattr(
-        torch.Tensor, "grad", property(lambda p: value if p is given[2] else torch.zeros_like(p))
-    )
-    with pytest.raises(ValueError, match=f"the gradient of layer2 .*{message}"):
-        optimizer.step()
-    monkeypatch.undo()
-    support.assert_same(before, optimizer)
-
-
-def test_sparse_gradients_are_refused_by_name() -> None:
-    table = torch.nn.Embedding(100, 64, sparse=True)
-    optimizer = flash.FlashAdamW(table.named_parameters())
-    before = table.weight.detach().clone()
-    table(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises((ValueError, RuntimeError, NotImplementedError), match=r"[Ss]parse"):
-        optimizer.step()
-    assert torch.equal(table.weight, before)
-
-
 def test_parameters_of_several_dtypes_share_an_optimizer() -> None:
     """fp16, bf16 and fp32 in one group; a checkpoint of it resumes bit for bit."""
     given = [
