@@ -90,7 +90,7 @@ public:
     /// Adds a parameter (float32, bfloat16 or float16, any dense stride order) and allocates its state. The weight is the
     /// master at this moment: corrections are zero. `shard`: where this part lies in a larger tensor.
     /// @throws InvalidArgument if it is not dense, has another dtype, has no data, lies in memory that the device
-    /// cannot use, or overlaps a parameter already there.
+    /// cannot use, or overlaps a parameter or a gradient already there.
     ParameterId add_parameter(const TensorView& weight, std::string name = {}, GroupId group = 0,
                               const std::optional<Shard>& shard = std::nullopt);
     [[nodiscard]] std::size_t parameter_count() const;
@@ -100,7 +100,9 @@ public:
 
     /// Where the gradient lies (float32, bfloat16, float16; the weight's shape; any strides, also not dense). Not owned; read
     /// by every following step until it is changed or cleared.
-    /// @throws InvalidArgument for another shape or dtype; on a device also for another order or for memory of the host.
+    /// @throws InvalidArgument for another shape or dtype, strides that reach out of the address space, elements in the memory of a
+    ///         weight of this optimizer (a step writes weights while it reads gradients); on a device also for another order or for
+    ///         memory of the host.
     void set_gradient(ParameterId parameter, const TensorView& gradient);
     void clear_gradient(ParameterId parameter);
     /// Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. Must be finite.

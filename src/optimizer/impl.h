@@ -11,6 +11,7 @@
 
 #include "flashoptim/optimizer.h"
 #include "flashoptim/quantize.h"
+#include "memory_ranges.h"
 #include "state_memory.h"
 
 namespace flashoptim {
@@ -32,6 +33,7 @@ struct Optimizer::Impl {
         StoragePlan plan;
         StateMemory correction, first, first_scales, second, second_scales;
         TensorView gradient;                      // data null where none is set
+        MemoryRange gradient_range;               // in gradient_ranges
         bool gradient_in_order = false;           // whether it lies as the weight does
         std::vector<std::byte> ordered_gradient;  // otherwise a copy that does
         std::int64_t steps = 0;
@@ -52,7 +54,11 @@ struct Optimizer::Impl {
     };
 
     Impl(Rule rule_, const OptimizerOptions& options_)
-        : rule(rule_), options(options_), pool(options_.threads) {}
+        : rule(rule_), options(checked(options_)), pool(options_.threads) {}
+
+    // check_options.cpp
+    /// @throws InvalidArgument for what no optimizer of this process can do.
+    static const OptimizerOptions& checked(const OptimizerOptions& options);
 
     // optimizer.cpp
     /// @throws InvalidArgument where there is none.
@@ -65,6 +71,11 @@ struct Optimizer::Impl {
     /// The device must have what is given for a parameter: what it cannot read ends the whole process's work
     /// there, later.
     void check_memory(const void* data, const Parameter& p, const std::string& what) const;
+    /// A step writes weights while it reads gradients: neither a gradient nor another weight may lie in a weight's memory.
+    /// @throws InvalidArgument that names both
+    void check_apart_from_weights(const TensorView& gradient, const MemoryRange& range,
+                                  const std::string& name) const;
+    void check_apart_from_all(const MemoryRange& weight, const std::string& name) const;
 
     // step.cpp
     std::span<Parameter* const> all_with_gradient();
@@ -104,6 +115,7 @@ struct Optimizer::Impl {
     ThreadPool pool;
     std::vector<Hyperparameters> groups;
     StateArena arena;
+    MemoryRanges weight_ranges{MemoryRanges::Each::kApart}, gradient_ranges{MemoryRanges::Each::kAnywhere};
     std::vector<Parameter> parameters;
     DeviceList all_on_device;
     float gradient_factor = 1.0F;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "exact_arithmetic.h"
@@ -10,19 +11,6 @@
 #include "step/float_environment.h"
 
 namespace flashoptim {
-
-namespace {
-
-template <class Parameter>
-bool overlaps(const Parameter& a, const Parameter& b) {
-    const auto begin = [](const auto& p) { return static_cast<const std::byte*>(p.weight.data); };
-    const auto end = [&](const auto& p) {
-        return begin(p) + static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
-    };
-    return a.layout.numel > 0 && b.layout.numel > 0 && begin(a) < end(b) && begin(b) < end(a);
-}
-
-}  // namespace
 
 Optimizer::Impl::Parameter& Optimizer::Impl::at(ParameterId id) {
     if (id < parameters.size()) return parameters[id];
@@ -66,6 +54,30 @@ void Optimizer::Impl::allocate(Parameter& p) {
 
 void Optimizer::Impl::check_memory(const void* data, const Parameter& p, const std::string& what) const {
     if (options.device && p.layout.numel > 0) options.device->check_memory(data, what);
+}
+
+void Optimizer::Impl::check_apart_from_weights(const TensorView& gradient, const MemoryRange& range,
+                                               const std::string& name) const {
+    const auto none = parameters.size();
+    const auto other = weight_ranges.find_overlap(range, none, [&](std::size_t id) {
+        return has_element_in(range_of(parameters[id].weight, parameters[id].name), gradient);
+    });
+    if (other == none) return;
+    throw InvalidArgument(name + " lies in the memory of the weight " + parameters[other].name +
+                          ": give it memory of its own, as a step writes weights while it reads gradients");
+}
+void Optimizer::Impl::check_apart_from_all(const MemoryRange& weight, const std::string& name) const {
+    const auto none = parameters.size();
+    const auto other = weight_ranges.find_overlap(weight, none, [](std::size_t) { return true; });
+    if (other != none) {
+        throw InvalidArgument(name + " overlaps " + parameters[other].name +
+                              " in memory: add a shared weight once, with the sum of its gradients");
+    }
+    const auto read = gradient_ranges.find_overlap(
+        weight, none, [&](std::size_t id) { return has_element_in(weight, parameters[id].gradient); });
+    if (read == none) return;
+    throw InvalidArgument(name + " lies in the memory of the gradient of " + parameters[read].name +
+                          ": give that memory of its own, as a step writes weights while it reads gradients");
 }
 
 Optimizer::Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options)
@@ -119,15 +131,18 @@ Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::s
                               std::to_string(p.layout.numel) + " elements");
     }
     impl_->check_memory(p.weight.data, p, p.name);
-    for (const auto& other : impl_->parameters) {
-        if (overlaps(p, other)) {
-            throw InvalidArgument(p.name + " overlaps " + other.name +
-                                  " in memory: add a shared weight once, with the sum of its gradients");
-        }
-    }
+    const auto range = range_of(p.weight, p.name);
+    impl_->check_apart_from_all(range, p.name);
     impl_->allocate(p);
-    impl_->parameters.push_back(std::move(p));
-    return impl_->parameters.size() - 1;
+    const auto id = impl_->parameters.size();
+    impl_->weight_ranges.add(range, id);
+    try {
+        impl_->parameters.push_back(std::move(p));
+    } catch (...) {
+        impl_->weight_ranges.remove(range, id);
+        throw;
+    }
+    return id;
 }
 std::size_t Optimizer::parameter_count() const { return impl_->parameters.size(); }
 const std::string& Optimizer::name(ParameterId parameter) const { return impl_->at(parameter).name; }
@@ -151,13 +166,21 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
         throw InvalidArgument("the gradient of " + p.name +
                               " has no data: use clear_gradient to take it away");
     }
+    const auto name = "the gradient of " + p.name;
+    const auto range = range_of(view, name);
+    impl_->check_apart_from_weights(view, range, name);
     const bool in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
     if (!in_order && impl_->options.device) {
         throw InvalidArgument("the gradient of " + p.name +
                               " lies in another memory order than its weight: on a device bring it into the "
                               "weight's order first");
     }
-    if (view.data != p.gradient.data) impl_->check_memory(view.data, p, "the gradient of " + p.name);
+    if (view.data != p.gradient.data) impl_->check_memory(view.data, p, name);
+    if (range != p.gradient_range) {
+        impl_->gradient_ranges.add(range, parameter);
+        impl_->gradient_ranges.remove(p.gradient_range, parameter);
+        p.gradient_range = range;
+    }
     p.gradient_in_order = in_order;
     if (p.gradient_in_order) p.ordered_gradient = {};
     p.gradient = std::move(view);
@@ -165,13 +188,15 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
 }
 void Optimizer::clear_gradient(ParameterId parameter) {
     auto& p = impl_->at(parameter);
+    impl_->gradient_ranges.remove(p.gradient_range, parameter);
+    p.gradient_range = {};
     p.gradient = {};
     p.ordered_gradient = {};
 }
 
 void Optimizer::set_gradient_factor(double factor) {
-    if (!std::isfinite(factor))
-        throw InvalidArgument("gradient_factor is not finite: check the loss scale and the norm");
+    if (!(std::abs(factor) <= static_cast<double>(std::numeric_limits<float>::max())))
+        throw InvalidArgument("gradient_factor is not a finite float: check the loss scale and the norm");
     const DefaultFloatEnvironment exact;
     impl_->gradient_factor = static_cast<float>(factor);
 }
