@@ -1,24 +1,26 @@
-"""Weights in full precision: their corrections, state dicts of them, and a context that puts them into the model."""
+"""Weights in full precision: their corrections, copies with all bits, and a context that puts them into the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from . import _operators as ops
 from . import fsdp
-from .corrections import WeightStorage, correction_in, join
+from .corrections import correction_in, join
+from .memory import copies, is_plain, sharing
 from .options import WEIGHT_DTYPES
 from .parameter import Parameter
-from .sharding import is_sharded, local_like, local_of, slice_of, wrap
+from .sharding import is_sharded, local_of, wrap
 
 if TYPE_CHECKING:
     from .optimizer import FlashOptimizer
 
 WeightFormat = Literal["native", "paper"]
 
-_NARROW = (torch.bfloat16, torch.float16)
+NARROW = (torch.bfloat16, torch.float16)
 
 
 def _is_paper(format: str) -> bool:
@@ -50,7 +52,7 @@ def compute_ecc_bits(
     """
     if fp32_param.dtype != torch.float32:
         raise ValueError(f"fp32_param must be float32, got {fp32_param.dtype}.")
-    if narrow_param.dtype not in _NARROW:
+    if narrow_param.dtype not in NARROW:
         raise ValueError(f"narrow_param must be bf16 or fp16, got {narrow_param.dtype}.")
     if master_bytewidth not in (3, 4):
         raise ValueError(
@@ -74,7 +76,7 @@ def reconstruct_fp32_param(
     Raises:
         ValueError: for other dtypes or shapes.
     """
-    if param.dtype not in _NARROW:
+    if param.dtype not in NARROW:
         raise ValueError(f"param must be bf16 or fp16, which have corrections, got {param.dtype}.")
     if error_bits.dtype not in (torch.int8, torch.int16):
         raise ValueError(f"error_bits must be int8 or int16, got {error_bits.dtype}.")
@@ -84,68 +86,74 @@ def reconstruct_fp32_param(
     return ops.join_weights(param.detach().contiguous(), error_bits.contiguous(), bits, _is_paper(format))
 
 
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    inner = getattr(model, "module", None)
-    return inner if isinstance(inner, torch.nn.Module) else model
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside DistributedDataParallel or DataParallel, compiled or not; any other model itself.
+
+    It is told by the type of the wrapper: a model may have a child of its own that is called `module`.
+    """
+    inner = model
+    while True:
+        if isinstance(inner, (DataParallel, DistributedDataParallel)):
+            inner = model = inner.module
+        elif type(inner).__name__ == "OptimizedModule" and "_orig_mod" in inner._modules:
+            inner = inner._orig_mod  # type: ignore[assignment]
+        else:
+            return model
 
 
-def _master(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> torch.Tensor:
+def refuse_fsdp1(model: torch.nn.Module) -> None:
+    """Raises for FullyShardedDataParallel, whose parameters are pieces without a shape."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise TypeError(
+            "full-precision weights of FullyShardedDataParallel are not known; use fully_shard (FSDP2)"
+        )
+
+
+def has_correction(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> bool:
+    """Whether the optimizer has more bits of this tensor than it shows."""
+    return correction_in(optimizer.state.get(tensor, {})) is not None
+
+
+def master_of(optimizer: "FlashOptimizer", tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a parameter in full precision."""
-    if correction_in(optimizer.state.get(tensor, {})) is None:
+    if not has_correction(optimizer, tensor):
         return local_of(tensor).detach().float().clone()
-    parameter = _prepared(optimizer, tensor, writes=False)
-    return join(parameter.local, correction_in(optimizer.state[tensor]), _storage_of(parameter))
+    parameter = prepared(optimizer, tensor, writes=False)
+    assert parameter.stored_as is not None
+    return join(parameter.local, correction_in(optimizer.state[tensor]), parameter.stored_as)
 
 
-def _prepared(optimizer: "FlashOptimizer", tensor: torch.Tensor, writes: bool = True) -> Parameter:
+def prepared(optimizer: "FlashOptimizer", tensor: torch.Tensor, writes: bool = True) -> Parameter:
+    """The optimizer's parameter with a state."""
     return optimizer._prepare(tensor, optimizer._find_group(tensor), writes)
 
 
-def _storage_of(parameter: Parameter) -> WeightStorage:
-    assert parameter.stored_as is not None
-    return parameter.stored_as
+def wide_copies(
+    optimizer: "FlashOptimizer", tensors: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+    """Copies of plain tensors in fp32, with the bits that the optimizer has of them, that share memory as these do.
 
-
-def get_fp32_model_state_dict(optimizer: "FlashOptimizer", model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """See FlashOptimizer."""
-    model = _unwrapped(model)
-    result = {
-        name: value.detach().float() if value.is_floating_point() else value.detach()
-        for name, value in model.state_dict().items()
-    }
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        if name in result and correction_in(optimizer.state.get(tensor, {})) is not None:
-            master = _master(optimizer, tensor)
-            result[name] = wrap(master, tensor) if is_sharded(tensor) else master
-    return result
-
-
-def set_fp32_model_state_dict(
-    optimizer: "FlashOptimizer", model: torch.nn.Module, fp32_state_dict: dict[str, torch.Tensor]
-) -> None:
-    """See FlashOptimizer."""
-    fsdp.reshard(model)
-    values = {}
-    for name, tensor in _unwrapped(model).named_parameters():
-        if name not in fp32_state_dict:
+    Those of more than 16 bits, and what is no number, keep their dtype. They come as numbers and copies of those that belong
+    together.
+    """
+    for group in sharing(tensors):
+        members = [tensors[n] for n in group]
+        owners = [n for n, tensor in enumerate(members) if has_correction(optimizer, tensor)]
+        if len({(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in members}) == 1 or len(members) == 1:
+            first = members[0]
+            dtype = torch.float32 if first.dtype in NARROW else first.dtype
+            one = master_of(optimizer, members[owners[0]]) if owners else first.detach().to(dtype, copy=True)
+            yield group, [one.detach() for _ in members]
             continue
-        value = fp32_state_dict[name]
-        if value.dtype != torch.float32:
-            raise ValueError(f"Expected fp32 value for '{name}', got {value.dtype}.")
-        part = local_like(value, tensor)
-        if is_sharded(tensor) and part.shape == tensor.shape:
-            part = slice_of(part, tensor)
-        if part.shape != local_of(tensor).shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(tensor.shape)}, its fp32 value {tuple(value.shape)}"
-            )
-        values[tensor] = part
-    managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
-    for tensor, value in values.items():
-        if tensor in managed and tensor.dtype in WEIGHT_DTYPES:
-            _prepared(optimizer, tensor).write_masters(value, optimizer.state[tensor])
-        else:
-            local_of(tensor).copy_(value)
+        made: list[torch.Tensor] = list(members)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in members):
+            numbers = [n for n, tensor in enumerate(members) if tensor.dtype == dtype]
+            wide = torch.float32 if dtype in NARROW else dtype
+            for n, copied in zip(numbers, copies([members[n] for n in numbers], wide), strict=True):
+                made[n] = copied
+        for n in reversed(owners):  # the first one's bits hold
+            made[n].copy_(master_of(optimizer, members[n]))
+        yield group, made
 
 
 @contextmanager
@@ -153,44 +161,68 @@ def full_precision(model: torch.nn.Module, optimizer: "FlashOptimizer") -> Itera
     """Inside, the model's parameters are its full-precision weights: for evaluation, averages of weights and export.
 
     On leaving, weights and corrections are as before, bit for bit; what was written inside is rounded and split anew.
-    Parameters that are not the optimizer's, and buffers, are fp32 inside too. Parameters of a sharded model (FSDP2) are other tensors
-    inside: ask the model for them. FSDP2 computes in fp32 then, whatever its mixed precision; all ranks enter and leave together.
+    Parameters that are not the optimizer's, and buffers, are fp32 inside too; tied weights and views share memory inside as well.
+    Parameters of a sharded model (FSDP2) are other tensors inside: ask the model for them. FSDP2 computes in fp32 then, whatever
+    its mixed precision; all ranks enter and leave together.
 
     Raises:
-        TypeError: for a model under FSDP2 of a torch version that works in another way; use get_fp32_model_state_dict.
+        TypeError: for a model under FSDP1, or under FSDP2 of a torch version that works in another way; use
+            get_fp32_model_state_dict.
+        ValueError: on leaving, for a weight that was given another shape inside; everything is as before.
     """
+    refuse_fsdp1(model)
     fsdp.reshard(model)
-    tensors = [p for p in dict.fromkeys(_unwrapped(model).parameters()) if p.dtype in _NARROW]
-    buffers = [b for b in dict.fromkeys(_unwrapped(model).buffers()) if b.dtype in _NARROW]
-    whole = {tensor: tensor.data for tensor in (*tensors, *buffers) if not is_sharded(tensor)}
-    sharded = {
-        tensor: torch.nn.Parameter(wrap(_master(optimizer, tensor), tensor), tensor.requires_grad)
-        for tensor in tensors
-        if is_sharded(tensor)
-    }
-    for module in model.modules():
-        module.__dict__["_flashoptim_recasts"] = False
-    for tensor in whole:
-        tensor.data = _master(optimizer, tensor)
+    every = dict.fromkeys([*unwrapped(model).parameters(), *unwrapped(model).buffers()])
+    narrow = [t for t in every if t.dtype in NARROW or has_correction(optimizer, t)]
+    plain = [tensor for tensor in narrow if is_plain(tensor)]
+    whole: dict[torch.Tensor, torch.Tensor] = {}  # the stored weights of those that are fp32 now
+    silent = [m for m in model.modules() if "_flashoptim_recasts" not in m.__dict__]
+    sharded: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     try:
+        for module in silent:
+            module.__dict__["_flashoptim_recasts"] = False
+        for tensor in narrow:
+            if is_sharded(tensor) and isinstance(tensor, torch.nn.Parameter):
+                wide = wrap(master_of(optimizer, tensor), tensor)
+                sharded[tensor] = torch.nn.Parameter(wide, tensor.requires_grad)
+        for numbers, values in wide_copies(optimizer, plain):
+            for n, value in zip(numbers, values, strict=True):
+                whole[plain[n]], plain[n].data = plain[n].data, value
         with fsdp.exchanged(model, sharded):
             yield model
     finally:
-        for module in model.modules():
+        for module in silent:
             module.__dict__.pop("_flashoptim_recasts", None)
+        insides = {tensor: tensor.data for tensor in whole}
+        for tensor, weight in whole.items():
+            tensor.data = weight
         with torch.no_grad():
-            for tensor, weight in whole.items():
-                inside, tensor.data = tensor.data, weight
-                _take_over(optimizer, tensor, inside)
-            for tensor, wide in sharded.items():
-                _take_over(optimizer, tensor, local_of(wide))
+            _take_over(optimizer, insides | {t: local_of(wide) for t, wide in sharded.items()})
 
 
-def _take_over(optimizer: "FlashOptimizer", tensor: torch.Tensor, inside: torch.Tensor) -> None:
-    """After the stored weight was put back: what was written into its full-precision value `inside`."""
-    if torch.equal(_master(optimizer, tensor).view(torch.int32), inside.view(torch.int32)):
-        return
-    if optimizer._group_of(tensor) is not None:
-        _prepared(optimizer, tensor).write_masters(inside, optimizer.state[tensor])
-    else:
-        local_of(tensor).copy_(inside)
+def _take_over(optimizer: "FlashOptimizer", insides: dict[torch.Tensor, torch.Tensor]) -> None:
+    """After the stored weights were put back: what was written into their full-precision values `insides`."""
+    written = {}
+    for tensor, inside in insides.items():
+        weight = local_of(tensor)
+        if inside.shape != weight.shape:
+            raise ValueError(
+                f"a parameter of shape {tuple(weight.shape)} had the shape {tuple(inside.shape)} on leaving full_precision; "
+                "write into it instead"
+            )
+        inside = inside.detach().to(weight.device, torch.float32)
+        if not torch.equal(master_of(optimizer, tensor).view(torch.int32), inside.view(torch.int32)):
+            written[tensor] = inside
+    write_masters(optimizer, written)
+
+
+def write_masters(optimizer: "FlashOptimizer", values: dict[torch.Tensor, torch.Tensor]) -> None:
+    """Writes full-precision values, this rank's parts, into tensors of a model and what the optimizer has of them."""
+    own = [t for t in values if t.dtype in WEIGHT_DTYPES and optimizer._group_of(t) is not None]
+    parameters = {tensor: prepared(optimizer, tensor) for tensor in own}
+    # Views of a parameter before the parameter itself: they are rounded otherwise than the half of a split.
+    for tensor, value in values.items():
+        if tensor not in parameters:
+            local_of(tensor).copy_(value)
+    for tensor, parameter in parameters.items():
+        parameter.write_masters(values[tensor], optimizer.state[tensor])

@@ -3,14 +3,14 @@
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, cast
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from . import masters
+from . import exports, masters
 from . import state_dict as saving
 from .capture import is_capturing_any
 from .corrections import correction_in
@@ -386,26 +386,43 @@ class FlashOptimizer(OptimizerStates):
         return masters.full_precision(model, self)
 
     @torch.no_grad()
-    def get_fp32_model_state_dict(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """The model's state dict with every parameter in full precision.
+    def get_fp32_model_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """A copy of the model's state dict with every weight in full precision.
+
+        Names, order, metadata and extra states are those of `model.state_dict()`. bfloat16 and float16 entries become fp32, others
+        keep their dtype; tied weights and views share memory as there, and nothing is shared with the model.
 
         Args:
-            model: the model, or its DistributedDataParallel.
+            model: the model, or its DistributedDataParallel or DataParallel, whose prefix `module.` is left out.
+
+        Raises:
+            TypeError: for a model under FSDP1.
         """
-        return masters.get_fp32_model_state_dict(self, model)
+        return exports.get_fp32_model_state_dict(self, model)
 
     @torch.no_grad()
     def set_fp32_model_state_dict(
-        self, model: torch.nn.Module, fp32_state_dict: dict[str, torch.Tensor]
-    ) -> None:
+        self, model: torch.nn.Module, fp32_state_dict: Mapping[str, Any], *, strict: bool = False
+    ) -> exports.IncompatibleKeys:
         """Sets weights and corrections from full-precision weights, the inverse of :meth:`get_fp32_model_state_dict`.
 
-        Parameters that the state dict does not name stay as they are.
+        Buffers and extra states are set, too. What the state dict does not name stays as it is; what it names in vain is a
+        warning. Names may have the wrapper's prefix where the model is wrapped.
+
+        Args:
+            model: as in :meth:`get_fp32_model_state_dict`.
+            fp32_state_dict: weights in fp32; buffers of any dtype.
+            strict: refuse missing and unexpected names.
+
+        Returns:
+            `missing_keys` and `unexpected_keys`.
 
         Raises:
-            ValueError: for a weight that is not fp32 or has another shape; nothing has changed.
+            ValueError: for a weight that is not fp32 or has another shape, and a state dict that has none of the model's
+                names; nothing has changed.
+            TypeError: for a model under FSDP1.
         """
-        masters.set_fp32_model_state_dict(self, model, fp32_state_dict)
+        return exports.set_fp32_model_state_dict(self, model, fp32_state_dict, strict)
 
     @torch._disable_dynamo
     @torch.no_grad()
