@@ -196,6 +196,7 @@ class FlashOptimizer(OptimizerStates):
             NumericsError: where `check_numerics` is set and the learning rate too small.
             ValueError: for a gradient, a state or options that do not fit. Nothing is changed in all of these cases.
         """
+        self._opt_called = True  # what a scheduler asks for
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -234,7 +235,7 @@ class FlashOptimizer(OptimizerStates):
         own = self._find_group(p)
         if p.grad is not None:
             self._step([p], [p], [own if group is None else group], [p.grad], None)
-            self._opt_called = True  # what a scheduler asks for
+            self._opt_called = True
 
     def _step(
         self,

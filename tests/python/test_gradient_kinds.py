@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "float64": (lambda: values().double(), ValueError, "is .*float64: give float32"),
     "int32": (lambda: values().int(), ValueError, "dtype: give float32|int32"),
     "bool": (lambda: values().bool(), ValueError, "dtype: give float32|bool"),
-    "complex": (lambda: values().cfloat(), ValueError, "dtype: give float32|complex"),
+    "complex": (lambda: values().to(torch.complex64), ValueError, "dtype: give float32|complex"),
     "float8": (lambda: values().to(torch.float8_e4m3fn), ValueError, "dtype: give float32|float8"),
     "quantized": (
         lambda: torch.quantize_per_tensor(values().float(), 0.1, 0, torch.qint8),
@@ -170,9 +170,10 @@ def test_gradients_by_hand_are_stepped(rule: Rule) -> None:
     plain, frozen = support.parameters(), support.parameters()
     for p in frozen:
         p.requires_grad_(False)
-    tensors = [p.detach().clone() for p in plain]
+    tensors: list[Any] = [p.detach().clone() for p in plain]
     optimizers = [rule(plain), rule(frozen), rule(tensors)]
-    for given, optimizer in zip((plain, frozen, tensors), optimizers, strict=True):
+    sets: list[list[Any]] = [plain, frozen, tensors]
+    for given, optimizer in zip(sets, optimizers, strict=True):
         support.run(optimizer, given, 2)
         optimizer.clip_grad_norm_(1e-3)
         optimizer.step()

@@ -159,3 +159,75 @@ def test_lightning(tmp_path: Path) -> None:
     loaded = flash.FlashAdamW(support.clones(broken.optimizers[0].param_groups[0]["params"]))
     loaded.load_state_dict(saved["optimizer_states"][0])
     support.assert_same(broken.optimizers[0], loaded)
+
+
+def lightning_fit(folder: Path, optimizer_options: dict[str, Any], **options: Any) -> tuple[Any, list[Any]]:
+    """A trained module, and its optimizer's wrapper as the module sees it."""
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = support.model(torch.float32)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            inputs, classes = batch
+            return torch.nn.functional.cross_entropy(self.network(inputs.float()).float(), classes)
+
+        def configure_optimizers(self) -> Any:
+            return flash.FlashSGD(self.parameters(), lr=1.0, **optimizer_options)
+
+    module = Module()
+    made = lightning.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+    loader: Any = torch.utils.data.DataLoader([support.batch(0)], batch_size=None)  # type: ignore[arg-type]
+    before = [p.detach().clone() for p in module.parameters()]
+    made.fit(module, loader)
+    return module, [p.detach() - q for p, q in zip(module.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_lightning_clips(tmp_path: Path, precision: Any, algorithm: Any) -> None:
+    """gradient_clip_val, which Lightning refuses for optimizers that unscale in their step: those with fused=True."""
+    clipping = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm, "precision": precision}
+    _, moved = lightning_fit(tmp_path, {}, **clipping)
+    flat = torch.cat([m.flatten() for m in moved])
+    largest = flat.norm() if algorithm == "norm" else flat.abs().max()
+    assert 0.9e-3 < float(largest) < 1.001e-3
+    if precision == "bf16-mixed":
+        with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+            lightning_fit(tmp_path, {"fused": True}, **clipping)
+
+
+@pytest.mark.parametrize("wrapper", ["fabric", "lightning", "accelerate"])
+def test_a_wrapper_clips(wrapper: str) -> None:
+    """clip_grad_norm_() of the optimizer, called on what the framework gives out."""
+    network = support.model(torch.float32)
+    optimizer: Any = flash.FlashSGD(network.parameters(), lr=1.0)
+    if wrapper == "fabric":
+        fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+        fabric.launch()
+        network, wrapped = fabric.setup(network, optimizer)
+    elif wrapper == "lightning":
+        core = pytest.importorskip("lightning.pytorch.core.optimizer")
+        wrapped = core.LightningOptimizer(optimizer)
+        wrapped.step = optimizer.step  # it needs a trainer
+    else:
+        accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+        network, wrapped = accelerator.prepare(network, optimizer)
+        wrapped.clip_grad_norm_ = lambda norm: accelerator.clip_grad_norm_(network.parameters(), norm)
+    before = [p.detach().clone() for p in network.parameters()]
+    support.loss_of(network, 0, torch.float32).backward()
+    wrapped.clip_grad_norm_(1e-3)
+    wrapped.step()
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(network.parameters(), before, strict=True)])
+    assert 0.99e-3 < float(moved.norm()) < 1.01e-3

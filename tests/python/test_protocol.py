@@ -5,6 +5,8 @@ What a user loses if these fail: a training loop written for torch.optim.
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -165,21 +167,29 @@ def test_initial_lr_survives_a_scheduler_and_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("unscale", [False, True], ids=["scaled", "unscaled"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_grad_scaler(unscale: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"fused": False}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_grad_scaler(unscale: bool, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """The bits of the unscaled step, whoever unscales: GradScaler, or the step where `fused` is asked for."""
+    if dtype == torch.float16 and unscale:
+        pytest.skip("GradScaler refuses to unscale fp16")
     ours, theirs = support.parameters(dtype), support.parameters(dtype)
-    optimizer, plain = flash.FlashAdamW(ours), flash.FlashAdamW(theirs)
+    optimizer, plain = flash.FlashAdamW(ours, **options), flash.FlashAdamW(theirs)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
     for step in range(3):
         for p, q, g in zip(ours, theirs, support.gradients(ours, step), strict=True):
-            p.grad, q.grad = g * 1024, g.clone()
+            p.grad, q.grad = g * 1024, (g * 1024) / 1024  # fp16 rounds small ones
         scaler.scale(torch.ones(()))  # as the loss would be
         if unscale:
             scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
         plain.step()
-    support.assert_same(optimizer, plain)
+    if dtype == torch.float16:  # the step unscales in fp32
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=2e-3, atol=2e-5)
+    else:
+        support.assert_same(optimizer, plain)
 
     before = support.snapshot(optimizer)
     for p, g in zip(ours, support.gradients(ours, 3), strict=True):
@@ -193,6 +203,54 @@ def test_grad_scaler(unscale: bool, dtype: torch.dtype) -> None:
     support.assert_same(before, optimizer)
     assert scaler.get_scale() == 512.0
     assert sum(optimizer.bad_elements().values()) == 0, "found_inf is the scaler's business"
+
+
+def test_unscaling_is_the_steps_only_where_it_is_asked_for() -> None:
+    """Lightning and others do not clip where the flag is set; GradScaler cannot unscale fp16."""
+
+    def flag(*parameters: torch.nn.Parameter, **options: Any) -> Any:
+        return flash.FlashAdamW(parameters, **options)._step_supports_amp_scaling
+
+    bf16, fp32, fp16 = (support.parameters(t)[0] for t in (torch.bfloat16, torch.float32, torch.float16))
+    assert not any(
+        (flag(bf16), flag(fp32), flag(bf16, fp32), flag(bf16, fused=None), flag(bf16, fused=False))
+    )
+    assert all((flag(bf16, fused=True), flag(fp32, fused=True), flag(fp16), flag(fp32, fp16, fused=False)))
+    for rule in RULES:
+        optimizer = rule(support.parameters())
+        assert not optimizer._step_supports_amp_scaling
+        assert optimizer.defaults["fused"] is None
+        assert rule(support.parameters(), fused=True)._step_supports_amp_scaling
+
+    optimizer = flash.FlashAdamW([bf16])
+    asked = flash.FlashAdamW([{"params": [bf16], "fused": True}])
+    assert asked._step_supports_amp_scaling
+    # Whose state it was says nothing about this optimizer.
+    optimizer.load_state_dict(asked.state_dict())
+    asked.load_state_dict(optimizer.state_dict())
+    assert not optimizer._step_supports_amp_scaling
+    assert asked._step_supports_amp_scaling
+    theirs = torch.optim.AdamW([fp32.clone().detach().requires_grad_()], fused=True)
+    optimizer.load_state_dict(theirs.state_dict())
+    assert not optimizer._step_supports_amp_scaling
+    for made in (optimizer, asked):
+        for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), copy.copy(made)):
+            assert other._step_supports_amp_scaling == made._step_supports_amp_scaling
+    optimizer.add_param_group({"params": [fp32]})
+    assert not optimizer._step_supports_amp_scaling
+    optimizer.add_param_group({"params": [fp16]})
+    assert optimizer._step_supports_amp_scaling
+    del optimizer.param_groups[2]
+    assert not optimizer._step_supports_amp_scaling
+    optimizer.param_groups[1]["fused"] = True
+    assert optimizer._step_supports_amp_scaling
+
+    class Mine(flash.FlashAdamW):
+        def __init__(self, params: Any, **more: Any) -> None:
+            super().__init__(params, **{"lr": 1e-2, **more})
+
+    assert not Mine([bf16])._step_supports_amp_scaling
+    assert Mine([bf16], fused=True)._step_supports_amp_scaling
 
 
 def test_clipping_by_torch_and_by_ours() -> None:
