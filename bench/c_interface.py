@@ -64,6 +64,7 @@ class Description(ctypes.Structure):
     """flashoptim_tensor."""
 
     _fields_ = [
+        ("size", ctypes.c_size_t),
         ("data", ctypes.c_void_p),
         ("dtype", ctypes.c_int32),
         ("ndim", ctypes.c_int32),
@@ -76,7 +77,9 @@ def describe(tensor: torch.Tensor) -> Description:
     """A tensor for C; it must outlive the call."""
     shape = (ctypes.c_int64 * tensor.dim())(*tensor.shape)
     strides = (ctypes.c_int64 * tensor.dim())(*tensor.stride())
-    return Description(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim(), shape, strides)
+    return Description(
+        ctypes.sizeof(Description), tensor.data_ptr(), DTYPES[tensor.dtype], tensor.dim(), shape, strides
+    )
 
 
 class Core:

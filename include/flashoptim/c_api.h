@@ -1,20 +1,29 @@
 /* The C interface: the framework-free optimizers and the number formats for C and any foreign function interface.
-   Plain data and opaque handles only; nothing of C++ ever appears here. Compiles as C11 and as C++.
+   Plain data and opaque handles only; nothing of C++ ever appears here. Compiles as C99, C11 and C++.
 
    Errors. Every function that can fail returns a status, FLASHOPTIM_OK being 0. What went wrong is then one line of text from
    flashoptim_last_error(), of the same thread. No exception ever leaves a function. Results are written through pointers, which
    may be NULL where nobody wants them, and are not written by a call that fails.
 
-   Ownership. A handle is the caller's to destroy. Weights and gradients stay in the caller's memory: weights until the handle is
+   Arguments. What a function cannot take it refuses, with FLASHOPTIM_INVALID_ARGUMENT and the remedy, and changes nothing: NULL
+   where a value is needed, addresses that are not aligned for their type, numbers out of range, sizes of structs that no version has.
+   Yes and no are the int32_t 1 and 0. Texts are UTF-8 of less than FLASHOPTIM_MAX_TEXT_BYTES bytes.
+
+   Ownership. A handle is the caller's to destroy. It is no address of an object: what is not the handle of a live optimizer of this
+   library is refused, also one that was destroyed.  Weights and gradients stay in the caller's memory: weights until the handle is
    destroyed, a gradient until it is cleared or replaced (it is read in step, step_parameter and grad_norm). Descriptions of
    tensors, names and option structs are copied; strings that are returned belong to the library.
+
+   Memory that ends. A call that cannot have the memory that it needs fails with FLASHOPTIM_OUT_OF_MEMORY and leaves everything as
+   it was; it may be called again.
 
    Threads. One handle serves one thread at a time; different handles may be used in different threads at once. Functions without a
    handle may be called from anywhere at any time.
 
    Binary compatibility. Within one FLASHOPTIM_ABI_VERSION functions keep their parameters and enumerators their values, and structs
-   with a `size` field only grow at their end: callers set `size` by the *_init function, so that an older program runs with a newer
-   library. A struct that is larger than the library knows is refused. Enumerations are passed as int32_t. The number is raised only
+   only grow at their end. Each begins with its `size`, which the caller sets: by the *_init function or macro, or as sizeof. An older
+   program's shorter struct is taken, with defaults for the rest; a newer program's longer one where the rest is 0, or is filled with
+   zeros. Enumerations are passed as int32_t. The number is raised only
    together with the shared library's SOVERSION: docs/versioning.md. */
 #pragma once
 
@@ -25,7 +34,21 @@
 extern "C" {
 #endif
 
-#define FLASHOPTIM_ABI_VERSION 1
+#define FLASHOPTIM_ABI_VERSION 2
+
+/* Bounds of what is taken. */
+#define FLASHOPTIM_MAX_DIMENSIONS 64    /* of a tensor */
+#define FLASHOPTIM_MAX_TEXT_BYTES 4096  /* of a name or folder, with the 0 at its end */
+#define FLASHOPTIM_MAX_STRUCT_SIZE 4096 /* of a struct of a newer version */
+#define FLASHOPTIM_MAX_ERROR_BYTES 1024 /* of the text of an error, with the 0 at its end */
+
+/* Values that stand for "none" or "as usual". */
+#define FLASHOPTIM_AUTOMATIC_THREADS \
+    0 /* options.threads: OMP_NUM_THREADS if set, else what the machine has */
+#define FLASHOPTIM_FIRST_LEARNING_RATE 0.0 /* hyperparameters.initial_learning_rate: the group's first one */
+#define FLASHOPTIM_ROW_MAJOR ((const int64_t*)NULL)         /* strides */
+#define FLASHOPTIM_NO_SHARD ((const flashoptim_shard*)NULL) /* the parameter is a whole tensor */
+#define FLASHOPTIM_DEFAULT_STREAM ((void*)NULL)             /* CUDA's */
 
 /* The FLASHOPTIM_ABI_VERSION of the library that is linked; a program compares it with the header's. */
 int32_t flashoptim_abi_version(void);
@@ -43,8 +66,8 @@ typedef enum flashoptim_status {
     FLASHOPTIM_DEVICE_ERROR = 7    /* what CUDA refused; device memory that is full among it */
 } flashoptim_status;
 
-/* What the last failed call of this thread had to say: one line, cut after 1,023 bytes; "" if none has failed. Valid until the
-   next failed call of this thread. */
+/* What the last failed call of this thread had to say: one line of UTF-8, shorter than FLASHOPTIM_MAX_ERROR_BYTES; "" if none has
+   failed. Valid until the next failed call of this thread. */
 const char* flashoptim_last_error(void);
 
 typedef enum flashoptim_dtype {
@@ -83,6 +106,13 @@ typedef enum flashoptim_backend {
     FLASHOPTIM_BACKEND_NEON = 6
 } flashoptim_backend;
 
+typedef enum flashoptim_master_weight_bits {
+    FLASHOPTIM_MASTER_NEAREST = 0,   /* none: stored weights are rounded to nearest */
+    FLASHOPTIM_MASTER_DITHERED = 16, /* none: rounded up or down by a dither; not in the paper's format */
+    FLASHOPTIM_MASTER_24_BITS = 24,
+    FLASHOPTIM_MASTER_32_BITS = 32
+} flashoptim_master_weight_bits;
+
 typedef enum flashoptim_place { FLASHOPTIM_HOST = 0, FLASHOPTIM_CUDA = 1 } flashoptim_place;
 
 typedef enum flashoptim_moment {
@@ -92,15 +122,15 @@ typedef enum flashoptim_moment {
 
 /* Options that hold for all parameters of an optimizer. */
 typedef struct flashoptim_options {
-    size_t size;    /* sizeof(flashoptim_options); set by flashoptim_options_init */
-    int32_t format; /* flashoptim_format */
+    size_t size;                /* sizeof(flashoptim_options); set by flashoptim_options_init */
+    int32_t format;             /* flashoptim_format */
+    int32_t master_weight_bits; /* flashoptim_master_weight_bits, of 16-bit weights */
+    int32_t quantize;           /* 0 keeps the moments in fp32 whatever the format */
+    int32_t nonfinite;          /* flashoptim_nonfinite */
+    int32_t check_gradients;    /* paper format only: 0 takes NaN and Inf as they come */
+    int32_t threads;            /* of the host, or FLASHOPTIM_AUTOMATIC_THREADS */
     int32_t
-        master_weight_bits; /* of 16-bit weights: 24, 32, or 16 (dithered) and 0 (nearest) without correction */
-    int32_t quantize;       /* 0 keeps the moments in fp32 whatever the format */
-    int32_t nonfinite;      /* flashoptim_nonfinite */
-    int32_t check_gradients;        /* paper format only: 0 takes NaN and Inf as they come */
-    int32_t threads;                /* 0: OMP_NUM_THREADS if set, else as many as the machine has */
-    int32_t backend;                /* flashoptim_backend; results do not depend on it */
+        backend; /* flashoptim_backend, refused where the processor lacks it; results do not depend on it */
     int32_t reserved;               /* 0 */
     int64_t min_quantized_numel;    /* native: smaller tensors keep fp32 moments */
     int64_t min_quantized_numel_1d; /* the same for tensors of one dimension */
@@ -109,8 +139,8 @@ typedef struct flashoptim_options {
        `bad_elements` (flashoptim_bad_elements counts them). Every function that gives values waits for them. Refused where the
        library was built without CUDA. */
     int32_t place;
-    int32_t device; /* CUDA's number of it */
-    void* stream;   /* cudaStream_t; NULL: the default stream */
+    int32_t device; /* CUDA's number of it; 0 on the host */
+    void* stream;   /* cudaStream_t or FLASHOPTIM_DEFAULT_STREAM; NULL on the host */
 } flashoptim_options;
 
 /* CUDA devices that a process can use; 0 also where the library was built without CUDA. */
@@ -127,11 +157,10 @@ typedef struct flashoptim_hyperparameters {
     double beta2;   /* Adam, Lion */
     double epsilon; /* Adam */
     double weight_decay;
-    double momentum;  /* SGD */
-    double dampening; /* SGD */
-    double
-        initial_learning_rate; /* what fully_decoupled measures by; 0: the first learning rate of the group */
-    int32_t nesterov;          /* SGD */
+    double momentum;              /* SGD */
+    double dampening;             /* SGD */
+    double initial_learning_rate; /* what fully_decoupled measures by, or FLASHOPTIM_FIRST_LEARNING_RATE */
+    int32_t nesterov;             /* SGD */
     int32_t maximize;
     int32_t fully_decoupled; /* decay by weight_decay * learning_rate / initial_learning_rate */
     int32_t reserved;        /* 0 */
@@ -143,27 +172,33 @@ flashoptim_status flashoptim_hyperparameters_init(flashoptim_hyperparameters* hy
 
 /* A tensor in the caller's memory. */
 typedef struct flashoptim_tensor {
-    void* data;
-    int32_t dtype; /* flashoptim_dtype */
-    int32_t ndim;
+    size_t size;            /* sizeof(flashoptim_tensor); set by FLASHOPTIM_TENSOR_INIT */
+    void* data;             /* a multiple of the dtype's bytes */
+    int32_t dtype;          /* flashoptim_dtype */
+    int32_t ndim;           /* at most FLASHOPTIM_MAX_DIMENSIONS */
     const int64_t* shape;   /* ndim extents */
-    const int64_t* strides; /* ndim strides in elements; NULL: row-major */
+    const int64_t* strides; /* ndim strides in elements, or FLASHOPTIM_ROW_MAJOR */
 } flashoptim_tensor;
+#define FLASHOPTIM_TENSOR_INIT \
+    {sizeof(flashoptim_tensor), NULL, FLASHOPTIM_FLOAT32, 0, NULL, FLASHOPTIM_ROW_MAJOR}
 
 /* Which part of a larger tensor a parameter is; ndim values each. */
 typedef struct flashoptim_shard {
+    size_t size; /* sizeof(flashoptim_shard); set by FLASHOPTIM_SHARD_INIT */
     const int64_t* whole_shape;
-    const int64_t* whole_strides; /* NULL: row-major */
+    const int64_t* whole_strides; /* or FLASHOPTIM_ROW_MAJOR */
     const int64_t* offset;        /* index of the shard's first element in the whole tensor */
 } flashoptim_shard;
+#define FLASHOPTIM_SHARD_INIT {sizeof(flashoptim_shard), NULL, FLASHOPTIM_ROW_MAJOR, NULL}
 
 typedef struct flashoptim_optimizer flashoptim_optimizer;
 
 /* Makes an optimizer with group 0. NULL hyperparameters or options: the defaults. The handle is written to `optimizer`. */
 flashoptim_status flashoptim_create(int32_t rule, const flashoptim_hyperparameters* hyperparameters,
                                     const flashoptim_options* options, flashoptim_optimizer** optimizer);
-/* Frees the handle and the state, not the weights. NULL is allowed. */
-void flashoptim_destroy(flashoptim_optimizer* optimizer);
+/* Frees the handle and the state, not the weights. NULL is allowed; a handle that was destroyed already is refused, and so is a
+   foreign one. */
+flashoptim_status flashoptim_destroy(flashoptim_optimizer* optimizer);
 
 /* Enqueues what follows on another stream of the optimizer's device. What is under way on the former one must come before it. */
 flashoptim_status flashoptim_set_stream(flashoptim_optimizer* optimizer, void* stream);
@@ -171,7 +206,7 @@ flashoptim_status flashoptim_set_stream(flashoptim_optimizer* optimizer, void* s
 /* Adds a parameter group; its number is written to `group`. */
 flashoptim_status flashoptim_add_group(flashoptim_optimizer* optimizer,
                                        const flashoptim_hyperparameters* hyperparameters, size_t* group);
-/* Adds a weight and allocates its state. `name` (UTF-8; NULL: a number) is for messages and saved files. `shard` may be NULL. The
+/* Adds a weight and allocates its state. `name` (UTF-8; NULL: a number) is for messages and saved files. `shard` may be FLASHOPTIM_NO_SHARD. The
    number by which the other functions know the parameter is written to `parameter`: 0, 1, 2, ... in order. */
 flashoptim_status flashoptim_add_parameter(flashoptim_optimizer* optimizer, const flashoptim_tensor* weight,
                                            const char* name, size_t group, const flashoptim_shard* shard,
@@ -188,7 +223,8 @@ flashoptim_status flashoptim_set_learning_rate(flashoptim_optimizer* optimizer, 
 flashoptim_status flashoptim_set_group_learning_rate(flashoptim_optimizer* optimizer, size_t group,
                                                      double learning_rate);
 
-/* Where the gradient lies: the weight's shape, any floating dtype, any strides (also expanded). */
+/* Where the gradient lies: the weight's shape, any floating dtype, any strides (also expanded). Refused where it lies in the memory of
+   a weight of this optimizer, which a step writes while it reads gradients. */
 flashoptim_status flashoptim_set_gradient(flashoptim_optimizer* optimizer, size_t parameter,
                                           const flashoptim_tensor* gradient);
 flashoptim_status flashoptim_clear_gradient(flashoptim_optimizer* optimizer, size_t parameter);
@@ -246,7 +282,7 @@ flashoptim_status flashoptim_load(flashoptim_optimizer* optimizer, const char* f
 
 /* Bytes by kind. */
 typedef struct flashoptim_memory {
-    size_t size; /* sizeof(flashoptim_memory), set by the caller */
+    size_t size; /* sizeof(flashoptim_memory); set by FLASHOPTIM_MEMORY_INIT */
     uint64_t weights;
     uint64_t corrections;
     uint64_t moments;
@@ -255,6 +291,7 @@ typedef struct flashoptim_memory {
     uint64_t total;
     int64_t parameters; /* elements */
 } flashoptim_memory;
+#define FLASHOPTIM_MEMORY_INIT {sizeof(flashoptim_memory), 0, 0, 0, 0, 0, 0, 0}
 flashoptim_status flashoptim_memory_report(const flashoptim_optimizer* optimizer, flashoptim_memory* report);
 
 /* The formats alone. `values` describes dense fp32 moments (v itself, not its root); codes are one byte for each element, in the same

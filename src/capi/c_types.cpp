@@ -1,6 +1,8 @@
 // Translation between the C interface's plain data and the library's.
 #include "c_types.h"
 
+#include <cstring>
+#include <string_view>
 #include <vector>
 
 #include "c_device.h"
@@ -21,18 +23,63 @@ Format to_format(std::int32_t value) { return to_enum(value, Format::kFloat32, "
 DType to_dtype(std::int32_t value) { return to_enum(value, DType::kFloat16, "dtype"); }
 
 std::vector<std::int64_t> extents(const std::int64_t* values, std::int32_t ndim, const char* name) {
-    if (ndim == 0) return {};
-    not_null(values, name);
-    return {values, values + ndim};
+    const auto given = span_of(values, static_cast<std::size_t>(ndim), name);
+    return {given.begin(), given.end()};
 }
-std::int32_t dimensions(const flashoptim_tensor& tensor) {
-    if (tensor.ndim >= 0) return tensor.ndim;
-    throw InvalidArgument("ndim is " + std::to_string(tensor.ndim) + ": it must not be negative");
+std::int32_t checked_ndim(std::int32_t ndim) {
+    if (ndim >= 0 && ndim <= FLASHOPTIM_MAX_DIMENSIONS) return ndim;
+    throw InvalidArgument("ndim is " + std::to_string(ndim) + ": it must be from 0 to " +
+                          std::to_string(FLASHOPTIM_MAX_DIMENSIONS));
+}
+void check_reserved(std::int32_t value, const char* name) {
+    if (value == 0) return;
+    throw InvalidArgument(std::string(name) + "->reserved is " + std::to_string(value) +
+                          ": it must be 0; fill the struct by its init function");
+}
+
+/// Length of the character of UTF-8 that begins here (RFC 3629); 0 where none does.
+std::size_t utf8_length(std::string_view text) {
+    const auto byte = [&](std::size_t n) { return static_cast<unsigned char>(text[n]); };
+    const unsigned first = byte(0);
+    if (first < 0x80U) return 1;
+    const std::size_t length = first >= 0xf0U ? 4 : first >= 0xe0U ? 3 : 2;
+    if (first < 0xc2U || first > 0xf4U || text.size() < length) return 0;
+    // No longer form of a shorter character, no surrogate, nothing beyond U+10FFFF.
+    const unsigned least = first == 0xe0U ? 0xa0U : first == 0xf0U ? 0x90U : 0x80U;
+    const unsigned most = first == 0xedU ? 0x9fU : first == 0xf4U ? 0x8fU : 0xbfU;
+    if (byte(1) < least || byte(1) > most) return 0;
+    for (std::size_t n = 2; n < length; ++n) {
+        if ((byte(n) & 0xc0U) != 0x80U) return 0;
+    }
+    return length;
 }
 
 }  // namespace
 
 Rule to_rule(std::int32_t value) { return to_enum(value, Rule::kLion, "rule"); }
+bool to_bool(std::int32_t value, const char* name) {
+    if (value == 0 || value == 1) return value == 1;
+    throw InvalidArgument(std::string(name) + " is " + std::to_string(value) + ": it must be 0 or 1");
+}
+std::string text_of(const char* text, const char* name) {
+    if (text == nullptr) return {};
+    constexpr std::size_t kMost = FLASHOPTIM_MAX_TEXT_BYTES;
+    std::string_view rest(text, ::strnlen(text, kMost));
+    if (rest.size() == kMost) {
+        throw InvalidArgument(std::string(name) + " has " + std::to_string(kMost) +
+                              " bytes or more: give a shorter one, which ends in a 0");
+    }
+    const std::string whole(rest);
+    while (!rest.empty()) {
+        const auto length = utf8_length(rest);
+        if (length == 0) {
+            throw InvalidArgument(std::string(name) + " is not UTF-8 at byte " +
+                                  std::to_string(whole.size() - rest.size()) + ": encode it as UTF-8");
+        }
+        rest.remove_prefix(length);
+    }
+    return whole;
+}
 Moment to_moment(std::int32_t value) { return to_enum(value, Moment::kSecond, "moment"); }
 
 flashoptim_options to_c(const OptimizerOptions& o) {
@@ -52,18 +99,23 @@ flashoptim_options to_c(const OptimizerOptions& o) {
 OptimizerOptions from_c(const flashoptim_options* options) {
     OptimizerOptions o;
     if (options == nullptr) return o;
-    const auto c = read_struct(options, kFirstOptions, to_c(o), "options");
+    const auto c = read_struct(not_null(options, "options"), to_c(o), "options");
+    check_reserved(c.reserved, "options");
     o.storage.format = to_format(c.format);
     o.storage.master_weight_bits = c.master_weight_bits;
-    o.storage.quantize = c.quantize != 0;
+    o.storage.quantize = to_bool(c.quantize, "quantize");
     o.nonfinite = to_enum(c.nonfinite, NonFinite::kError, "nonfinite");
-    o.check_gradients = c.check_gradients != 0;
+    o.check_gradients = to_bool(c.check_gradients, "check_gradients");
     o.threads = c.threads;
     o.backend = to_enum(c.backend, Backend::kNeon, "backend");
     o.storage.min_quantized_numel = c.min_quantized_numel;
     o.storage.min_quantized_numel_1d = c.min_quantized_numel_1d;
     if (to_enum(c.place, FLASHOPTIM_CUDA, "place") == FLASHOPTIM_CUDA) {
         o.device = make_cuda_device(c.device, c.stream);
+    } else if (c.device != 0 || c.stream != nullptr) {
+        throw InvalidArgument(
+            "place is FLASHOPTIM_HOST, which has neither device nor stream: set both to 0, or place to "
+            "FLASHOPTIM_CUDA");
     }
     return o;
 }
@@ -85,8 +137,8 @@ flashoptim_hyperparameters to_c(const Hyperparameters& h) {
     return c;
 }
 Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters) {
-    const auto c =
-        read_struct(&hyperparameters, kFirstHyperparameters, to_c(Hyperparameters{}), "hyperparameters");
+    const auto c = read_struct(hyperparameters, to_c(Hyperparameters{}), "hyperparameters");
+    check_reserved(c.reserved, "hyperparameters");
     Hyperparameters h;
     h.learning_rate = c.learning_rate;
     h.beta1 = c.beta1;
@@ -96,9 +148,9 @@ Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters) {
     h.momentum = c.momentum;
     h.dampening = c.dampening;
     h.initial_learning_rate = c.initial_learning_rate;
-    h.nesterov = c.nesterov != 0;
-    h.maximize = c.maximize != 0;
-    h.fully_decoupled = c.fully_decoupled != 0;
+    h.nesterov = to_bool(c.nesterov, "nesterov");
+    h.maximize = to_bool(c.maximize, "maximize");
+    h.fully_decoupled = to_bool(c.fully_decoupled, "fully_decoupled");
     return h;
 }
 
@@ -124,22 +176,24 @@ Hyperparameters default_hyperparameters(Rule rule) {
     return defaults;
 }
 
-TensorView from_c(const flashoptim_tensor& tensor) {
-    const auto ndim = dimensions(tensor);
+TensorView from_c(const flashoptim_tensor& tensor, const char* name) {
+    const auto c = read_struct(tensor, {}, name);
+    const auto ndim = checked_ndim(c.ndim);
     TensorView view;
-    view.data = tensor.data;
-    view.dtype = to_dtype(tensor.dtype);
-    view.shape = extents(tensor.shape, ndim, "shape");
-    if (tensor.strides != nullptr) view.strides = extents(tensor.strides, ndim, "strides");
+    view.data = c.data;
+    view.dtype = to_dtype(c.dtype);
+    view.shape = extents(c.shape, ndim, "shape");
+    if (c.strides != FLASHOPTIM_ROW_MAJOR) view.strides = extents(c.strides, ndim, "strides");
     return view;
 }
 std::optional<Shard> from_c(const flashoptim_shard* shard, std::int32_t ndim) {
-    if (shard == nullptr) return std::nullopt;
+    if (shard == FLASHOPTIM_NO_SHARD) return std::nullopt;
+    const auto c = read_struct(not_null(shard, "shard"), {}, "shard");
     Shard result;
-    result.whole_shape = extents(shard->whole_shape, ndim, "whole_shape");
-    if (shard->whole_strides != nullptr)
-        result.whole_strides = extents(shard->whole_strides, ndim, "whole_strides");
-    result.offset = extents(shard->offset, ndim, "offset");
+    result.whole_shape = extents(c.whole_shape, ndim, "whole_shape");
+    if (c.whole_strides != FLASHOPTIM_ROW_MAJOR)
+        result.whole_strides = extents(c.whole_strides, ndim, "whole_strides");
+    result.offset = extents(c.offset, ndim, "offset");
     return result;
 }
 
@@ -156,7 +210,7 @@ flashoptim_memory to_c(const MemoryReport& report) {
 }
 
 MomentPlan moment_plan(std::int32_t format, const flashoptim_tensor& values) {
-    const auto view = from_c(values);
+    const auto view = from_c(values, "values");
     if (view.dtype != DType::kFloat32) throw InvalidArgument("values must be float32");
     MomentPlan plan{};
     plan.layout = layout_of(view, "values");
@@ -177,6 +231,10 @@ MomentPlan moment_plan(std::int32_t format, const flashoptim_tensor& values) {
 }
 
 StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t bits, std::size_t count) {
+    constexpr auto kMost = static_cast<std::size_t>(PTRDIFF_MAX) / sizeof(float);
+    if (count > kMost) {
+        throw InvalidArgument("count is " + std::to_string(count) + ", more than memory can have: check it");
+    }
     StorageOptions options;
     options.format = to_format(format);
     options.master_weight_bits = bits;
@@ -184,11 +242,17 @@ StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t bi
         layout_of({nullptr, to_dtype(dtype), {static_cast<std::int64_t>(count)}, {}}, "weights");
     return plan_storage(Rule::kSGD, {}, options, to_dtype(dtype), layout, "weights");
 }
-void check_weight_buffers(const StoragePlan& plan, const void* masters, const void* weights,
+void check_weight_buffers(const StoragePlan& plan, const float* masters, const void* weights,
                           const void* corrections) {
-    not_null(static_cast<const char*>(masters), "masters");
-    not_null(static_cast<const char*>(weights), "weights");
-    if (plan.correction.count != 0) not_null(static_cast<const char*>(corrections), "corrections");
+    const auto check = [](const void* buffer, DType dtype, const char* name) {
+        not_null(static_cast<const std::byte*>(buffer), name);
+        if (reinterpret_cast<std::uintptr_t>(buffer) % size_of(dtype) == 0) return;
+        throw InvalidArgument(std::string(name) + " is not aligned: its address must be a multiple of " +
+                              std::to_string(size_of(dtype)));
+    };
+    not_null(masters, "masters");
+    check(weights, plan.weight_dtype, "weights");
+    if (plan.correction.count != 0) check(corrections, plan.correction.dtype, "corrections");
 }
 
 }  // namespace flashoptim::capi

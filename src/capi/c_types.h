@@ -1,6 +1,8 @@
 // The C interface's plain data in terms of the library: enumerations, sized structs, tensors. Every check of them is here.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -14,51 +16,78 @@
 
 namespace flashoptim::capi {
 
+/// @throws InvalidArgument for a pointer that no object of its type can have
+template <class T>
+T* aligned(T* pointer, const char* name) {
+    if (reinterpret_cast<std::uintptr_t>(pointer) % alignof(T) == 0) return pointer;
+    throw InvalidArgument(std::string(name) + " is not aligned: its address must be a multiple of " +
+                          std::to_string(alignof(T)));
+}
 template <class T>
 T& not_null(T* pointer, const char* name) {
     if (pointer == nullptr) throw InvalidArgument(std::string(name) + " is NULL: pass a valid pointer");
-    return *pointer;
+    return *aligned(pointer, name);
 }
+/// `count` elements in the caller's memory; a pointer to none of them may be anything.
 template <class T>
-std::span<T> span_of(T* values, std::size_t count) {
-    if (count != 0) not_null(values, "values");
-    return {values, count};
+std::span<T> span_of(T* values, std::size_t count, const char* name) {
+    constexpr auto kMost = static_cast<std::size_t>(PTRDIFF_MAX) / sizeof(T);
+    if (count == 0) return {};
+    if (count > kMost) {
+        throw InvalidArgument(std::string(name) + " is of " + std::to_string(count) +
+                              " elements, more than memory can have: check the count");
+    }
+    return {&not_null(values, name), count};
 }
+/// 0 or 1.
+bool to_bool(std::int32_t value, const char* name);
 
 Rule to_rule(std::int32_t value);
 Moment to_moment(std::int32_t value);
 
-/// Bytes that the first version of a struct had: all up to the end of its last field then.
-constexpr std::size_t kFirstOptions = offsetof(flashoptim_options, place);
-constexpr std::size_t kFirstHyperparameters = sizeof(flashoptim_hyperparameters);
-constexpr std::size_t kFirstMemory = sizeof(flashoptim_memory);
-
+/// The sizes that a struct had in the versions of this header, the present one last. A version ends at the end of a field.
 template <class Struct>
-void check_size(std::size_t size, std::size_t smallest, const char* name) {
-    if (size < smallest) {
-        throw InvalidArgument(std::string(name) + "->size is " + std::to_string(size) +
-                              ": fill the struct by its init function, or set size to its sizeof");
-    }
-    if (size > sizeof(Struct)) {
-        throw InvalidArgument(std::string(name) + "->size is " + std::to_string(size) +
-                              ", more than this library knows: update the library");
-    }
+constexpr std::array<std::size_t, 1> kSizes = {sizeof(Struct)};
+template <>
+inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_options> = {offsetof(flashoptim_options, place),
+                                                                          sizeof(flashoptim_options)};
+
+/// @throws InvalidArgument for a size that no version of the struct has
+template <class Struct>
+void check_size(std::size_t size, const char* name) {
+    constexpr auto& known = kSizes<Struct>;
+    if (size > known.back() && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
+    if (std::find(known.begin(), known.end(), size) != known.end()) return;
+    throw InvalidArgument(
+        std::string(name) + "->size is " + std::to_string(size) +
+        ", which is no version's: fill the struct by its init function or macro, or set size "
+        "to its sizeof");
 }
 
-/// The caller's struct of any known size, over defaults of the present one.
+/// The caller's struct of any version over defaults of the present one: an older program's is shorter, a newer one's longer, which is
+/// taken where what the library does not know is 0.
 template <class Struct>
-Struct read_struct(const Struct* from, std::size_t smallest, Struct defaults, const char* name) {
-    const auto size = not_null(from, name).size;
-    check_size<Struct>(size, smallest, name);
-    std::memcpy(&defaults, from, size);
+Struct read_struct(const Struct& from, Struct defaults, const char* name) {
+    const auto size = from.size;
+    check_size<Struct>(size, name);
+    const auto* const bytes = reinterpret_cast<const unsigned char*>(&from);
+    for (auto n = sizeof(Struct); n < size; ++n) {
+        if (bytes[n] == 0) continue;
+        throw InvalidArgument(std::string(name) + " has a field behind its first " +
+                              std::to_string(sizeof(Struct)) +
+                              " bytes that is not 0, which this library does not know: update the library");
+    }
+    std::memcpy(&defaults, bytes, std::min(size, sizeof(Struct)));
     return defaults;
 }
+/// Fills the caller's struct of any version; what the library does not know becomes 0.
 template <class Struct>
-void write_struct(Struct value, std::size_t size, std::size_t smallest, Struct* to, const char* name) {
-    not_null(to, name);
-    check_size<Struct>(size, smallest, name);
+void write_struct(Struct value, std::size_t size, Struct& to, const char* name) {
+    check_size<Struct>(size, name);
     value.size = size;
-    std::memcpy(to, &value, size);
+    auto* const bytes = reinterpret_cast<unsigned char*>(&to);
+    std::memcpy(bytes, &value, std::min(size, sizeof(Struct)));
+    if (size > sizeof(Struct)) std::memset(bytes + sizeof(Struct), 0, size - sizeof(Struct));
 }
 
 flashoptim_options to_c(const OptimizerOptions& options);
@@ -68,7 +97,10 @@ flashoptim_memory to_c(const MemoryReport& report);
 /// Null: the defaults.
 OptimizerOptions from_c(const flashoptim_options* options);
 Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters);
-TensorView from_c(const flashoptim_tensor& tensor);
+/// `name` is for errors.
+TensorView from_c(const flashoptim_tensor& tensor, const char* name);
+/// Of a parameter or a file: valid UTF-8. NULL: empty.
+std::string text_of(const char* text, const char* name);
 std::optional<Shard> from_c(const flashoptim_shard* shard, std::int32_t ndim);
 
 /// Those of the C++ optimizer of this rule.
@@ -82,10 +114,10 @@ struct MomentPlan {
 };
 MomentPlan moment_plan(std::int32_t format, const flashoptim_tensor& values);
 
-/// The plan of `count` weights; whether the caller's pointers are there.
+/// The plan of `count` weights; whether the caller's pointers can be theirs.
 StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t master_weight_bits,
                         std::size_t count);
-void check_weight_buffers(const StoragePlan& plan, const void* masters, const void* weights,
+void check_weight_buffers(const StoragePlan& plan, const float* masters, const void* weights,
                           const void* corrections);
 
 }  // namespace flashoptim::capi

@@ -23,7 +23,7 @@ static uint16_t bfloat16_of(float value) {
 }
 
 static flashoptim_tensor tensor_of(void* data, int32_t dtype) {
-    flashoptim_tensor tensor;
+    flashoptim_tensor tensor = FLASHOPTIM_TENSOR_INIT;
     tensor.data = data;
     tensor.dtype = dtype;
     tensor.ndim = 2;
@@ -79,7 +79,7 @@ static void test_all_rules_step(void) {
         masters(&r, before);
         take_steps(&r, 0, 3);
         masters(&r, after);
-        EXPECT(memcmp(before, after, sizeof before) != 0);
+        EXPECT(largest_distance(before, after, COUNT) > 0);
         EXPECT_OK(flashoptim_step_count(r.optimizer, r.parameter, &steps));
         EXPECT(steps == 3);
         EXPECT_OK(flashoptim_parameter_count(r.optimizer, &count));
@@ -92,10 +92,9 @@ static void test_all_rules_step(void) {
 /* 7.125 bytes per parameter, as promised. */
 static void test_memory_report(void) {
     static run r;
-    flashoptim_memory memory;
+    flashoptim_memory memory = FLASHOPTIM_MEMORY_INIT;
     make_run(&r, FLASHOPTIM_ADAMW, NULL);
     take_steps(&r, 0, 1);
-    memory.size = sizeof memory;
     EXPECT_OK(flashoptim_memory_report(r.optimizer, &memory));
     EXPECT(memory.parameters == COUNT);
     EXPECT(memory.weights == 2 * COUNT && memory.gradients == 2 * COUNT);
@@ -129,7 +128,8 @@ static void test_save_and_load(const char* folder) {
     take_steps(&second, 4, 3);
     masters(&whole, expected);
     masters(&second, resumed);
-    EXPECT(memcmp(expected, resumed, sizeof expected) == 0);
+    EXPECT(memcmp(expected, resumed, sizeof expected) == 0 &&
+           largest_distance(expected, resumed, COUNT) == 0);
     flashoptim_destroy(second.optimizer);
 
     EXPECT_OK(flashoptim_options_init(&options, sizeof options));
@@ -178,7 +178,7 @@ static void test_nonfinite_policies(void) {
         EXPECT(counted == 1 && before[17] == after[17]);
         if (policy == FLASHOPTIM_NONFINITE_SKIP_ELEMENT) {
             EXPECT(status == FLASHOPTIM_OK && bad == 1 && skipped == 0 && steps == 1 &&
-                   before[18] != after[18]);
+                   largest_distance(&before[18], &after[18], 1) > 0);
         } else if (policy == FLASHOPTIM_NONFINITE_SKIP_STEP) {
             EXPECT(status == FLASHOPTIM_OK && bad == 1 && skipped == 1 && steps == 0 &&
                    before[18] == after[18]);
@@ -193,7 +193,7 @@ static void test_nonfinite_policies(void) {
 static void test_groups_and_hyperparameters(void) {
     float weight[4] = {1, 2, 3, 4}, gradient[4] = {1, 1, 1, 1};
     const int64_t extent[1] = {4};
-    flashoptim_tensor view = {NULL, FLASHOPTIM_FLOAT32, 1, NULL, NULL};
+    flashoptim_tensor view = FLASHOPTIM_TENSOR_INIT;
     flashoptim_hyperparameters h;
     flashoptim_optimizer* optimizer = NULL;
     size_t group = 99, parameter = 99;
@@ -204,6 +204,7 @@ static void test_groups_and_hyperparameters(void) {
     EXPECT_OK(flashoptim_add_group(optimizer, &h, &group));
     EXPECT(group == 1);
     view.data = weight;
+    view.ndim = 1;
     view.shape = extent;
     EXPECT_OK(flashoptim_add_parameter(optimizer, &view, NULL, group, NULL, &parameter));
     view.data = gradient;
@@ -244,13 +245,14 @@ static void test_numbers(void) {
     const double* norm = NULL;
     int32_t skipped = 0;
     int64_t steps = -1;
-    flashoptim_tensor view = {NULL, FLASHOPTIM_FLOAT32, 1, NULL, NULL};
+    flashoptim_tensor view = FLASHOPTIM_TENSOR_INIT;
     flashoptim_hyperparameters h;
     flashoptim_optimizer* optimizer = NULL;
     EXPECT_OK(flashoptim_hyperparameters_init(&h, sizeof h, FLASHOPTIM_SGD));
     h.learning_rate = 0.5;
     EXPECT_OK(flashoptim_create(FLASHOPTIM_SGD, &h, NULL, &optimizer));
     view.data = weight;
+    view.ndim = 1;
     view.shape = extent;
     EXPECT_OK(flashoptim_add_parameter(optimizer, &view, NULL, 0, NULL, NULL));
     view.data = gradient;
@@ -313,7 +315,7 @@ static void test_shards(void) {
     EXPECT_OK(flashoptim_create(FLASHOPTIM_ADAMW, NULL, NULL, &optimizer));
     for (half = 0; half < 2; ++half) {
         flashoptim_tensor view = tensor_of(halves + half * COUNT / 2, FLASHOPTIM_BFLOAT16);
-        flashoptim_shard shard;
+        flashoptim_shard shard = FLASHOPTIM_SHARD_INIT;
         view.shape = half_shape;
         shard.whole_shape = shape;
         shard.whole_strides = NULL;
@@ -353,11 +355,8 @@ static void test_formats_alone(void) {
         EXPECT(count == COUNT / 32);
         EXPECT_OK(flashoptim_quantize_moment(format, FLASHOPTIM_FIRST_MOMENT, &view, codes, scales, count));
         EXPECT_OK(flashoptim_dequantize_moment(format, FLASHOPTIM_FIRST_MOMENT, codes, scales, count, &back));
-        for (n = 0; n < COUNT; ++n) {
-            /* Half a step of the square law at the largest is 1/127 of it; a scale is at most 1.11 of the largest. */
-            if (decoded[n] - values[n] > 0.012f || values[n] - decoded[n] > 0.012f) break;
-        }
-        EXPECT(n == COUNT);
+        /* Half a step of the square law at the largest is 1/127 of it; a scale is at most 1.11 of the largest. */
+        EXPECT(largest_distance(decoded, values, COUNT) <= 0.012);
     }
     EXPECT(flashoptim_scale_count(FLASHOPTIM_FORMAT_FLOAT32, &view, &count) == FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(flashoptim_quantize_moment(FLASHOPTIM_FORMAT_NATIVE, FLASHOPTIM_SECOND_MOMENT, &view, codes,
@@ -391,8 +390,6 @@ static void test_refusals(void) {
     EXPECT(strstr(flashoptim_last_error(), "99") != NULL);
     EXPECT(flashoptim_create(FLASHOPTIM_SGD, NULL, NULL, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(flashoptim_options_init(NULL, sizeof options) == FLASHOPTIM_INVALID_ARGUMENT);
-    EXPECT(flashoptim_options_init(&options, sizeof options + 8) == FLASHOPTIM_INVALID_ARGUMENT);
-    EXPECT(strstr(flashoptim_last_error(), "update the library") != NULL);
     EXPECT_OK(flashoptim_options_init(&options, sizeof options));
     options.size = 0;
     EXPECT(flashoptim_create(FLASHOPTIM_SGD, NULL, &options, &none) == FLASHOPTIM_INVALID_ARGUMENT);

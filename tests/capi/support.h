@@ -11,6 +11,18 @@ static const int64_t shape[2] = {ROWS, COLUMNS};
 
 static int failures = 0;
 
+/* The largest distance of two values in the same place; NaN where one is NaN, so that no bound is kept. */
+static inline double largest_distance(const float* a, const float* b, int count) {
+    double largest = 0;
+    int n;
+    for (n = 0; n < count; ++n) {
+        const double distance = a[n] < b[n] ? (double)b[n] - (double)a[n] : (double)a[n] - (double)b[n];
+        if (!(distance <= largest)) largest = distance;
+        if (largest != largest) break;
+    }
+    return largest;
+}
+
 #define EXPECT(condition)                                                                   \
     do {                                                                                    \
         if (!(condition)) {                                                                 \

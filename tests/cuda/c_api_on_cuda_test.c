@@ -30,8 +30,8 @@ static void download_weight(run* r) {
 
 static void make_run(run* r, int32_t place, int32_t nonfinite) {
     flashoptim_options options;
-    flashoptim_tensor weight = {NULL, FLASHOPTIM_FLOAT32, 2, shape, NULL};
-    flashoptim_tensor gradient = {NULL, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    flashoptim_tensor weight = FLASHOPTIM_TENSOR_INIT;
+    flashoptim_tensor gradient = FLASHOPTIM_TENSOR_INIT;
     int n;
     r->place = place;
     r->given_weight = r->weight;
@@ -45,6 +45,8 @@ static void make_run(run* r, int32_t place, int32_t nonfinite) {
         EXPECT_CUDA(cudaMalloc((void**)&r->given_gradient, sizeof r->gradient));
         EXPECT_CUDA(cudaMemcpy(r->given_weight, r->weight, sizeof r->weight, cudaMemcpyHostToDevice));
     }
+    weight.ndim = gradient.ndim = 2;
+    weight.shape = gradient.shape = shape;
     weight.data = r->given_weight;
     gradient.data = r->given_gradient;
     upload_gradient(r);
@@ -73,9 +75,11 @@ static void expect_same(run* host, run* device) {
     EXPECT_OK(flashoptim_copy_master(host->optimizer, 0, host->master, COUNT));
     EXPECT_OK(flashoptim_copy_master(device->optimizer, 0, device->master, COUNT));
     EXPECT(memcmp(host->master, device->master, sizeof host->master) == 0);
+    EXPECT(largest_distance(host->master, device->master, COUNT) == 0); /* numbers, not two NaNs */
     EXPECT_OK(flashoptim_copy_moment(host->optimizer, 0, FLASHOPTIM_SECOND_MOMENT, host->master, COUNT));
     EXPECT_OK(flashoptim_copy_moment(device->optimizer, 0, FLASHOPTIM_SECOND_MOMENT, device->master, COUNT));
     EXPECT(memcmp(host->master, device->master, sizeof host->master) == 0);
+    EXPECT(largest_distance(host->master, device->master, COUNT) == 0); /* numbers, not two NaNs */
     EXPECT_OK(flashoptim_grad_norm(host->optimizer, &norm[0]));
     EXPECT_OK(flashoptim_grad_norm(device->optimizer, &norm[1]));
     EXPECT(norm[0] == norm[1]);
@@ -171,7 +175,7 @@ static void test_policies(void) {
 static void test_refusals(void) {
     flashoptim_options options;
     flashoptim_optimizer* none = NULL;
-    flashoptim_tensor of_host = {host.weight, FLASHOPTIM_FLOAT32, 2, shape, NULL};
+    flashoptim_tensor of_host = {sizeof of_host, host.weight, FLASHOPTIM_FLOAT32, 2, shape, NULL};
     char text[64];
     EXPECT_OK(flashoptim_options_init(&options, sizeof options));
     options.place = FLASHOPTIM_CUDA;
