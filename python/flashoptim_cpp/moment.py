@@ -116,3 +116,13 @@ class Moment:
 
     def __repr__(self) -> str:
         return f"Moment(shape={self.shape}, storage={self.storage.name.lower()})"
+
+
+def scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
+    """Scales in as many dimensions as the parameter has, so that cutting its rows cuts them too."""
+    extents = [1] * max(1, len(shape))
+    long = [n for n, size in enumerate(shape) if size != 1] or [0]
+    if len(long) > 1:
+        extents[long[0]] = rows
+    extents[long[min(1, len(long) - 1)]] = groups_per_row
+    return tuple(extents)

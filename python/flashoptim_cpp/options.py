@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from enum import IntEnum
+from numbers import Integral, Real
 from typing import Any, Final
 
 import torch
@@ -62,6 +63,22 @@ STORAGE_OPTIONS: Final = (
 )
 
 
+# Choices of yes or no; not every rule has every one.
+_FLAGS: Final = (
+    "amsgrad",
+    "quantize",
+    "check_gradients",
+    "maximize",
+    "nesterov",
+    "decouple_lr",
+    "accumulate_fp32",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+)
+
+
 class Default(int):
     """The value of an argument that the caller did not give."""
 
@@ -82,6 +99,43 @@ def number(value: Any) -> float:  # noqa: ANN401
     return float(value)
 
 
+def shown(value: object) -> str:
+    """A value as an error of one line shows it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _checked_number(value: Any, name: str) -> float:  # noqa: ANN401
+    """A hyperparameter as a float; infinite where it is too large for one.
+
+    Raises:
+        ValueError: if it is neither a real number nor a tensor of one.
+    """
+    if isinstance(value, torch.Tensor):
+        is_number = value.numel() == 1 and value.layout == torch.strided and value.device.type != "meta"
+        if not is_number or value.is_complex() or value.dtype == torch.bool:
+            raise ValueError(
+                f"{name} is a tensor of shape {tuple(value.shape)} and {value.dtype}; it must have one real number"
+            )
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}={shown(value)} is {type(value).__name__}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _check_flag(value: Any, name: str, may_be_none: bool) -> None:  # noqa: ANN401
+    """Refuses what is no choice of yes or no; 0 and 1, and NumPy's, are."""
+    is_flag = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if (
+        not is_flag
+        and not (isinstance(value, Integral) and value in (0, 1))
+        and not (may_be_none and value is None)
+    ):
+        raise ValueError(f"{name}={shown(value)} is {type(value).__name__}; it must be True or False")
+
+
 def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """What decoupled weight decay is measured by.
 
@@ -93,22 +147,22 @@ def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
 def check_bits(bits: Any, format: str) -> None:  # noqa: ANN401
     """Refuses numbers of master weight bits that a format does not have."""
     allowed = (None, 24, 32) if format == "paper" else (None, 16, 24, 32)
-    if bits not in allowed or isinstance(bits, bool | float):
+    if not (bits is None or (isinstance(bits, Integral) and not isinstance(bits, bool) and bits in allowed)):
         raise ValueError(
-            f'master_weight_bits={bits} is invalid in the format "{format}"; use one of {allowed}'
+            f'master_weight_bits={shown(bits)} is invalid in the format "{format}"; use one of {allowed}'
         )
 
 
 def check_format(format: Any) -> None:  # noqa: ANN401
     """Refuses a format that is not known."""
     if not isinstance(format, str) or format not in FORMATS:
-        raise ValueError(f"format={format!r} is unknown; use one of {tuple(FORMATS)}")
+        raise ValueError(f"format={shown(format)} is unknown; use one of {tuple(FORMATS)}")
 
 
 def _check_betas(rule: Rule, betas: Any) -> None:  # noqa: ANN401
-    if len(betas) != 2:
-        raise ValueError(f"betas={betas} must be two numbers")
-    for n, beta in enumerate(map(number, betas)):
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"betas={shown(betas)} must be two numbers")
+    for n, beta in enumerate(_checked_number(beta, "a beta") for beta in betas):
         if not 0.0 <= beta <= 1.0 or (rule.is_adam and beta == 1.0):
             bound = "less than 1" if rule.is_adam else "at most 1"
             raise ValueError(
@@ -130,18 +184,21 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
     """
 
     def check(name: str, what: str) -> None:
-        if not 0.0 <= number(group[name]) < math.inf:
-            raise ValueError(f"Invalid {what}: {group[name]}; it must be finite and not negative")
+        if not 0.0 <= _checked_number(group[name], name) < math.inf:
+            raise ValueError(f"Invalid {what}: {shown(group[name])}; it must be finite and not negative")
 
     check_lr_size(group)
     check("lr", "learning rate")
     if "initial_lr" in group:
         check("initial_lr", "initial_lr")
     check("weight_decay", "weight_decay value")
+    for name in _FLAGS:
+        if name in group:
+            _check_flag(group[name], name, may_be_none=name in ("foreach", "fused"))
     if rule.is_sgd:
         for name in ("momentum", "dampening"):
-            if not 0.0 <= number(group[name]) <= 1.0:
-                raise ValueError(f"Invalid {name} value: {group[name]}; it must be between 0 and 1")
+            if not 0.0 <= _checked_number(group[name], name) <= 1.0:
+                raise ValueError(f"Invalid {name} value: {shown(group[name])}; it must be between 0 and 1")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
     else:
@@ -154,13 +211,14 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
         )
     check_format(group["format"])
     check_bits(group["master_weight_bits"], group["format"])
-    if group["nonfinite"] not in POLICIES:
-        raise ValueError(f"nonfinite={group['nonfinite']!r} is unknown; use one of {POLICIES}")
+    if not isinstance(group["nonfinite"], str) or group["nonfinite"] not in POLICIES:
+        raise ValueError(f"nonfinite={shown(group['nonfinite'])} is unknown; use one of {POLICIES}")
     if not group["check_gradients"] and group["format"] != "paper":
         raise ValueError('check_gradients=False is for format="paper" alone')
     for name in ("min_quantized_numel", "min_quantized_numel_1d"):
-        if not isinstance(group[name], int) or group[name] < 0:
-            raise ValueError(f"{name}={group[name]!r} must be an integer of at least 0")
+        value = group[name]
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
+            raise ValueError(f"{name}={shown(value)} must be an integer of at least 0 and less than 2^63")
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"{name}=True is not supported; leave it out")

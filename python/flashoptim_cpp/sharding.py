@@ -28,8 +28,9 @@ def local_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if not is_sharded(parameter):
         return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     if is_sharded(tensor):
-        same_place = tensor.placements == parameter.placements  # type: ignore[attr-defined]
-        if not same_place or tensor.device_mesh != parameter.device_mesh:  # type: ignore[attr-defined]
+        if tensor.device_mesh != parameter.device_mesh:  # type: ignore[attr-defined]
+            return slice_of(tensor.full_tensor(), parameter)  # type: ignore[attr-defined]
+        if tensor.placements != parameter.placements:  # type: ignore[attr-defined]
             tensor = tensor.redistribute(parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
         return local_of(tensor)
     return tensor

@@ -1,40 +1,28 @@
 """State dicts: what is written, and how one is taken in whole or not at all."""
 
-import copy
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import element_scales
-from .conversion import Saved, restore, saved_storage
+from .conversion import copied, restore
 from .corrections import CORRECTION, WeightStorage, correction_in
-from .live_state import QUANTIZED, SCALES, STRIDES, without_empty
-from .moment import Moment
+from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
+from .moment import Moment, scales_shape
 from .options import STORAGE_OPTIONS, Group, Storage, check_group
 from .parameter import Parameter, State, integers, row_major, strides_of
-from .sharding import place_of, wrap
+from .reading import Saved, is_foreign, saved_storage
+from .saved_groups import check_parameters_of, checked_whole, merged_group, saved_numbers
+from .sharding import local_of, place_of, wrap
 
 if TYPE_CHECKING:
     from .optimizer import FlashOptimizer
 
 StateDict = dict[str, Any]
 
-# Options of this optimizer that a state dict does not change.
-_KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "fused")
 # Options that torch's own optimizers do not know.
 _OURS = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "nonfinite", "decouple_lr")
-
-
-def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
-    """Scales in as many dimensions as the parameter has, so that cutting its rows cuts them too."""
-    extents = [1] * max(1, len(shape))
-    long = [n for n, size in enumerate(shape) if size != 1] or [0]
-    if len(long) > 1:
-        extents[long[0]] = rows
-    extents[long[min(1, len(long) - 1)]] = groups_per_row
-    return tuple(extents)
 
 
 def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
@@ -48,12 +36,12 @@ def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
     if not parameter.is_sharded:
         if not in_rows or not is_row_major or numel == 0:
             return scales
-        return scales.view(_scales_shape(tensor.shape, rows, -(-row_length // 32)))
+        return scales.view(scales_shape(tensor.shape, rows, -(-row_length // 32)))
     if not in_rows:
         return wrap(element_scales.repeated(scales, parameter.local), tensor)
     whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
-    whole = _scales_shape(tensor.shape, whole_rows, -(-whole_row_length // 32))
-    part = _scales_shape(tensor.shape, rows, -(-row_length // 32))
+    whole = scales_shape(tensor.shape, whole_rows, -(-whole_row_length // 32))
+    part = scales_shape(tensor.shape, rows, -(-row_length // 32))
     if numel == 0:
         part = tuple(0 if n == 0 else size for n, size in zip(parameter.local.shape, part, strict=True))
     wrapped = wrap(scales.view(part), tensor, whole)
@@ -84,6 +72,8 @@ def saved_state(parameter: Parameter, state: State, compress: bool, corrections:
     for name, value in state.items():
         if isinstance(value, Moment):
             saved.update(_saved_moment(parameter, name, value, compress))
+        elif is_foreign(name):
+            saved[name] = value
     bits, storage = correction_in(state), parameter.stored_as
     if bits is not None and storage is not None and corrections:
         if storage.paper and bits.dtype == torch.int16:
@@ -117,14 +107,17 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
         if plain:
             packed = {key: value for key, value in packed.items() if key not in _OURS}
         else:
-            packed["master_bytewidth"] = (group["master_weight_bits"] or 0) // 8
+            packed["master_bytewidth"] = int(group["master_weight_bits"] or 0) // 8
         groups.append(packed | {"params": [numbers[tensor] for tensor in group["params"]]})
     states = {}
     for group, packed in zip(optimizer.param_groups, groups, strict=True):
         dtypes = set()
         for tensor in group["params"]:
             dtype = tensor.dtype
-            if optimizer.state.get(tensor):
+            state = optimizer.state.get(tensor)
+            if state and all(map(is_foreign, state.keys())):
+                states[numbers[tensor]] = dict(state)
+            elif state:
                 parameter = optimizer._prepare(tensor, group, writes=False)
                 states[numbers[tensor]] = saved_state(parameter, optimizer.state[tensor], compress, not plain)
                 dtype = parameter.stored_as.dtype if parameter.stored_as else dtype
@@ -138,59 +131,12 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
     return result
 
 
-def _merged(group: Group, saved: Group) -> Group:
-    """The group after loading: hyperparameters of the file, storage of this optimizer."""
-    merged = copy.deepcopy({key: value for key, value in saved.items() if key != "params"})
-    for foreign in ("master_bytewidth", "weight_dtype", "decoupled_weight_decay"):
-        merged.pop(foreign, None)
-    for key in (*_KEPT, "fused"):
-        merged[key] = group.get(key)
-    for key, value in group.items():
-        merged.setdefault(key, value)
-    for own in ("params", "param_names"):
-        if own in group:
-            merged[own] = group[own]
-    if "betas" in merged:
-        merged["betas"] = tuple(merged["betas"])
-    return merged
-
-
-def _check_shape_of(groups: list[Group], saved: list[Group]) -> None:
-    if len(groups) != len(saved):
-        raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
-    for n, (group, other) in enumerate(zip(groups, saved, strict=True)):
-        if len(group["params"]) != len(other["params"]):
-            raise ValueError(
-                f"parameter group {n} of the state dict has {len(other['params'])} parameters, "
-                f"that of this optimizer {len(group['params'])}"
-            )
-
-
-def _saved_numbers(group: Group, saved: Group) -> list[int]:
-    """The number in the state dict of each parameter of the group: by name where both have the same names, else by place.
-
-    torch.distributed.checkpoint has names in the numbers' place, and has brought them into this optimizer's order.
-    """
-    names, saved_names = group.get("param_names") or [], saved.get("param_names") or []
-    numbers = list(saved["params"])
-    if any(isinstance(number, str) for number in numbers):
-        return numbers
-    if sorted(names) != sorted(saved_names) or len(names) != len(numbers):
-        return numbers
-    by_name = dict(zip(saved_names, numbers, strict=True))
-    return [by_name[name] for name in names]
-
-
 def _differs(saved: Saved, group: Group) -> bool:
     if saved.format is None:
         return False
     narrow = any(tensor.dtype != torch.float32 for tensor in group["params"])
     other_bits = narrow and saved.bits != (group["master_weight_bits"] or 0)
     return saved.format != group["format"] or other_bits
-
-
-def _pairs(groups: list[Group], saved: list[Group]) -> Iterator[tuple[Group, Group]]:
-    return zip(groups, saved, strict=True)
 
 
 def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
@@ -200,32 +146,39 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
         ValueError: for what does not fit.
     """
     optimizer._follow_groups()
-    given = given.copy()
+    given = checked_whole(given)
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = before(optimizer, given)
-        given = given if changed is None else changed
-    saved_groups: list[Group] = given["param_groups"]
-    _check_shape_of(optimizer.param_groups, saved_groups)
-    merged = [_merged(*pair) for pair in _pairs(optimizer.param_groups, saved_groups)]
+        given = given if changed is None else checked_whole(changed)
+    saved_states, saved_groups = given["state"], given["param_groups"]
+    check_parameters_of(optimizer.param_groups, saved_groups)
+    merged = [merged_group(*pair) for pair in zip(optimizer.param_groups, saved_groups, strict=True)]
     states: dict[torch.Tensor, State] = {}
     storages: dict[Parameter, WeightStorage] = {}
     taken = set()
     conversions: dict[str, None] = {}
-    for group, saved_group in _pairs(merged, saved_groups):
+    for group, saved_group in zip(merged, saved_groups, strict=True):
         check_group(optimizer.rule, group)
         storage = saved_storage(saved_group)
-        for tensor, number in zip(group["params"], _saved_numbers(group, saved_group), strict=True):
+        for tensor, number in zip(group["params"], saved_numbers(group, saved_group), strict=True):
             taken.add(number)
-            raw = given["state"].get(number, {})
-            raw = without_empty(raw) if isinstance(raw, dict) else raw
-            if isinstance(raw, dict) and not raw:
+            raw = saved_states.get(number, {})
+            if not isinstance(raw, dict):
+                name = optimizer._name_of(tensor)
+                raise ValueError(f"{name}: its state is {type(raw).__name__}; it must be a dict")
+            raw = without_empty(raw)
+            if all(
+                map(is_foreign, raw)
+            ):  # nothing, or what others keep of a parameter that was never stepped
+                if raw:
+                    states[tensor] = LiveState(copied(raw, local_of(tensor).device))
                 continue
             parameter = optimizer._look_at(tensor)
             states[tensor], storages[parameter] = restore(parameter, raw, storage, optimizer.rule, group)
             if _differs(storage, group):
-                now = Saved(group["format"], group["master_weight_bits"] or 0, group)
+                now = Saved(group["format"], group["master_weight_bits"] or 0)
                 conversions[f"from {storage} to {now}"] = None
-    unknown = [str(number) for number in given["state"] if number not in taken]
+    unknown = [str(number) for number in saved_states if number not in taken]
     if unknown:
         raise ValueError(f"the state dict has state of parameters that no group has: {', '.join(unknown)}")
     _apply(optimizer, merged, states, storages)
@@ -242,7 +195,7 @@ def _apply(
     storages: dict[Parameter, WeightStorage],
 ) -> None:
     # In place: hooks and schedulers keep their groups.
-    for group, changed in _pairs(optimizer.param_groups, merged):
+    for group, changed in zip(optimizer.param_groups, merged, strict=True):
         lr = group["lr"]
         if isinstance(lr, torch.Tensor):  # graphs that were captured with it go on reading it
             changed["lr"] = lr.fill_(float(changed["lr"]))
