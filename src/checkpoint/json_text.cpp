@@ -1,8 +1,9 @@
 // JSON as our files may hold it.
 #include "json_text.h"
 
-#include <set>
-#include <vector>
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
 
 #include "flashoptim/error.h"
 #include "message.h"
@@ -10,41 +11,118 @@
 namespace flashoptim::checkpoint {
 namespace {
 
-constexpr int kDeepest = 64;  // our files need 3; callers' metadata rarely 10
+using nlohmann::json;
 
-// Sees every event of the parser: refuses what the parser itself would accept silently.
-class StrictEvents {
+constexpr std::size_t kDeepest = 64;  // our files need 3; callers' metadata rarely 10
+
+// The events of the parser, made into one member of the object after another. Refuses what the parser would accept silently. Each
+// event costs the same, whatever was read before: the parser's own callbacks look through an object whenever one in it ends.
+class MemberReader {
 public:
-    explicit StrictEvents(const std::string& label) : label_(label) {}
+    MemberReader(const std::string& label, const TakeMember& take) : label_(label), take_(take) {}
 
-    void operator()(int depth, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
-        using Event = nlohmann::json::parse_event_t;
-        if (event == Event::object_start || event == Event::array_start) {
-            if (depth >= kDeepest) {
-                throw FormatError(label_ + " is nested deeper than " + std::to_string(kDeepest) +
-                                  " levels; check where the file comes from");
-            }
+    // The names and signatures are the parser's.
+    bool null() { return add(JsonValue()); }
+    bool boolean(bool value) { return add(JsonValue(value)); }
+    bool number_integer(std::int64_t value) { return add(JsonValue(value)); }
+    bool number_unsigned(std::uint64_t value) { return add(JsonValue(value)); }
+    bool number_float(double value, const std::string& /*text*/) { return add(JsonValue(value)); }
+    bool string(std::string& value) { return add(JsonValue(std::move(value))); }
+    bool binary(json::binary_t& /*value*/) { return false; }  // never comes from text
+    bool start_object(std::size_t /*size*/) {
+        if (depth_ == 0) {
+            ++depth_;
+            return true;
         }
-        if (event == Event::object_start) {
-            keys_.resize(static_cast<std::size_t>(depth) + 1);
-            keys_.back().clear();
-        } else if (event == Event::key) {
-            const auto& key = value.get_ref<const std::string&>();
-            if (!keys_[static_cast<std::size_t>(depth) - 1].insert(key).second) {
-                throw FormatError(label_ + " has the key \"" + printable(key) +
-                                  "\" twice; write the file again");
-            }
+        return open(JsonValue(JsonValue::Object()));
+    }
+    bool start_array(std::size_t /*size*/) { return open(JsonValue(JsonValue::List())); }
+    bool end_object() {
+        if (!open_.empty()) sort_and_check(*open_.back()->as<JsonValue::Object>());
+        return close();
+    }
+    bool end_array() { return close(); }
+    bool key(std::string& name) {
+        if (open_.empty()) {
+            keys_.push_back(std::move(name));
+        } else {
+            open_.back()->as<JsonValue::Object>()->push_back({std::move(name), JsonValue()});
         }
+        return true;
+    }
+    bool parse_error(std::size_t /*position*/, const std::string& /*last*/, const json::exception& error) {
+        throw FormatError(label_ + " is not valid JSON (" + printable(error.what()) +
+                          "); check that this is the right file and that it is complete");
+    }
+
+    // When all is read.
+    void check_keys() {
+        std::sort(keys_.begin(), keys_.end());
+        const auto twice = std::adjacent_find(keys_.begin(), keys_.end());
+        if (twice != keys_.end()) refuse_second(*twice);
     }
 
 private:
+    [[noreturn]] void refuse_second(const std::string& key) const {
+        throw FormatError(label_ + " has the key \"" + printable(key) + "\" twice; write the file again");
+    }
+    // Sorting finds equal keys in a time that nobody who chooses the keys can drive up, as with a hash table.
+    void sort_and_check(JsonValue::Object& members) const {
+        std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
+        const auto twice = std::adjacent_find(members.begin(), members.end(),
+                                              [](const auto& a, const auto& b) { return a.key == b.key; });
+        if (twice != members.end()) refuse_second(twice->key);
+    }
+    JsonValue& put(JsonValue&& value) {
+        if (open_.empty()) return value_ = std::move(value);
+        if (auto* elements = open_.back()->as<JsonValue::List>()) {
+            elements->push_back(std::move(value));
+            return elements->back();
+        }
+        return open_.back()->as<JsonValue::Object>()->back().value = std::move(value);
+    }
+    bool add(JsonValue&& value) {
+        put(std::move(value));
+        if (open_.empty()) take_(keys_.back(), std::move(value_));
+        return true;
+    }
+    bool open(JsonValue&& container) {
+        if (depth_ >= kDeepest) {
+            throw FormatError(label_ + " is nested deeper than " + std::to_string(kDeepest) +
+                              " levels; check where the file comes from");
+        }
+        open_.push_back(&put(std::move(container)));
+        ++depth_;
+        return true;
+    }
+    bool close() {
+        --depth_;
+        if (depth_ == 0) return true;
+        open_.pop_back();
+        if (open_.empty()) take_(keys_.back(), std::move(value_));
+        return true;
+    }
+
     const std::string& label_;
-    std::vector<std::set<std::string>> keys_;  // of the open objects, by depth
+    const TakeMember& take_;
+    std::vector<std::string> keys_;  // of the outermost object
+    JsonValue value_;                // of the last of them
+    std::vector<JsonValue*> open_;   // what is open in value_, outermost first
+    std::size_t depth_ = 0;          // of open objects and lists, the outermost object included
 };
 
 }  // namespace
 
-nlohmann::json parse_json_object(std::string_view text, const std::string& label) {
+const JsonValue* JsonValue::find(std::string_view key) const {
+    const auto* members = as<Object>();
+    if (members == nullptr) return nullptr;
+    const auto found =
+        std::lower_bound(members->begin(), members->end(), key,
+                         [](const JsonMember& member, std::string_view k) { return member.key < k; });
+    return found != members->end() && found->key == key ? &found->value : nullptr;
+}
+
+void read_json_object(std::string_view text, const std::string& label, const TakeMember& take) {
     // The parser takes a NUL for the end of its input and skips a byte order mark; both would let foreign
     // bytes pass.
     const std::size_t first = text.find_first_not_of(" \t\r\n");
@@ -52,26 +130,28 @@ nlohmann::json parse_json_object(std::string_view text, const std::string& label
         throw FormatError(label +
                           " is not a JSON object; check that this is the right file and that it is complete");
     }
-    StrictEvents strict(label);
-    const auto check = [&strict](int depth, nlohmann::json::parse_event_t event,
-                                 const nlohmann::json& value) {
-        strict(depth, event, value);
-        return true;
-    };
-    try {
-        return nlohmann::json::parse(text, check);
-    } catch (const nlohmann::json::exception& error) {
-        throw FormatError(label + " is not valid JSON (" + printable(error.what()) +
-                          "); check that this is the right file and that it is complete");
-    }
+    MemberReader reader(label, take);
+    json::sax_parse(text, &reader);
+    reader.check_keys();
+}
+
+JsonValue parse_json_object(std::string_view text, const std::string& label) {
+    JsonValue::Object members;
+    read_json_object(text, label, [&members](const std::string& key, JsonValue&& value) {
+        members.push_back({key, std::move(value)});
+    });
+    std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
+    return JsonValue(std::move(members));
 }
 
 std::string json_string(std::string_view text, const std::string& label) {
     try {
-        return nlohmann::json(text).dump();
-    } catch (const nlohmann::json::exception&) {
+        return json(text).dump();
+    } catch (const json::exception&) {
         throw InvalidArgument(label + " is not valid UTF-8; rename it");
     }
 }
+
+std::string json_number(double value) { return json(value).dump(); }
 
 }  // namespace flashoptim::checkpoint

@@ -29,62 +29,65 @@ std::optional<std::uint32_t> parse_hexadecimal(std::string_view text) {
     return complete ? std::optional(value) : std::nullopt;
 }
 
-void check_format(const nlohmann::json& document, const std::filesystem::path& file) {
-    const auto format = document.find("format");
-    if (format == document.end() || *format != kFormatName) {
+void check_format(const JsonValue& document, const std::filesystem::path& file) {
+    const JsonValue* format = document.find("format");
+    const auto* name = format != nullptr ? format->as<std::string>() : nullptr;
+    if (name == nullptr || *name != kFormatName) {
         throw FormatError(path_label(file) + " is not the table of contents of a " +
                           std::string(kFormatName) + "; give a folder that was written as a checkpoint");
     }
-    const auto version = document.find("version");
-    if (version == document.end() || !version->is_number_unsigned() || version->get<std::uint64_t>() == 0) {
+    const JsonValue* version = document.find("version");
+    const auto* number = version != nullptr ? version->as<std::uint64_t>() : nullptr;
+    if (number == nullptr || *number == 0) {
         throw FormatError(path_label(file) + " has no valid \"version\"; use another checkpoint");
     }
-    if (version->get<std::uint64_t>() > Checkpoint::kVersion) {
-        throw FormatError(path_label(file) + " has format version " + version->dump() +
+    if (*number > Checkpoint::kVersion) {
+        throw FormatError(path_label(file) + " has format version " + std::to_string(*number) +
                           " and this build reads up to " + std::to_string(Checkpoint::kVersion) +
                           "; update flashoptim");
     }
 }
 
-std::optional<ManifestEntry> parse_entry(const nlohmann::json& entry) {
-    if (!entry.is_object()) return std::nullopt;
-    const auto bytes = entry.find("bytes");
-    const auto crc = entry.find("crc32");
-    if (bytes == entry.end() || crc == entry.end() || !bytes->is_number_unsigned() || !crc->is_string()) {
-        return std::nullopt;
-    }
-    const auto crc_value = parse_hexadecimal(crc->get_ref<const std::string&>());
+std::optional<ManifestEntry> parse_entry(const JsonValue& entry) {
+    const JsonValue *bytes = entry.find("bytes"), *crc = entry.find("crc32");
+    const auto* byte_count = bytes != nullptr ? bytes->as<std::uint64_t>() : nullptr;
+    const auto* crc_text = crc != nullptr ? crc->as<std::string>() : nullptr;
+    if (byte_count == nullptr || crc_text == nullptr) return std::nullopt;
+    const auto crc_value = parse_hexadecimal(*crc_text);
     if (!crc_value) return std::nullopt;
-    return ManifestEntry{bytes->get<std::uint64_t>(), *crc_value};
+    return ManifestEntry{*byte_count, *crc_value};
 }
 
 }  // namespace
 
 std::string format_manifest(const Manifest& manifest) {
-    nlohmann::ordered_json files = nlohmann::ordered_json::object();
+    std::string text = "{\n  \"format\": \"" + std::string(kFormatName) +
+                       "\",\n  \"version\": " + std::to_string(Checkpoint::kVersion) + ",\n  \"files\": {";
     for (const auto& [name, entry] : manifest) {
-        files[name] = {{"bytes", entry.byte_count}, {"crc32", hexadecimal(entry.crc32)}};
+        if (text.back() != '{') text += ',';
+        text.append("\n    ").append(json_string(name, "file name")).append(": {\n      \"bytes\": ");
+        text.append(std::to_string(entry.byte_count)).append(",\n      \"crc32\": \"");
+        text.append(hexadecimal(entry.crc32)).append("\"\n    }");
     }
-    const nlohmann::ordered_json document = {
-        {"format", kFormatName}, {"version", Checkpoint::kVersion}, {"files", std::move(files)}};
-    return document.dump(2) + "\n";
+    return text + "\n  }\n}\n";
 }
 
 Manifest parse_manifest(std::string_view json, const std::filesystem::path& file) {
-    const nlohmann::json document = parse_json_object(json, path_label(file));
+    const JsonValue document = parse_json_object(json, path_label(file));
     check_format(document, file);
-    const auto files = document.find("files");
-    if (files == document.end() || !files->is_object()) {
+    const JsonValue* files = document.find("files");
+    const auto* members = files != nullptr ? files->as<JsonValue::Object>() : nullptr;
+    if (members == nullptr) {
         throw FormatError(path_label(file) + " lists no files; use another checkpoint");
     }
     Manifest manifest;
-    for (const auto& [name, value] : files->items()) {
+    for (const auto& [name, value] : *members) {
         const auto entry = parse_entry(value);
         if (!entry || (name != kMetadataName && !is_tensor_file_name(name))) {
             throw FormatError(path_label(file) + " has an invalid entry \"" + printable(name) +
                               "\" in its list of files; use another checkpoint");
         }
-        manifest.emplace(name, *entry);
+        manifest.emplace_hint(manifest.end(), name, *entry);
     }
     if (!manifest.contains(kMetadataName)) {
         throw FormatError(path_label(file) + " does not list " + kMetadataName + "; use another checkpoint");

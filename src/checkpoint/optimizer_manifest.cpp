@@ -3,17 +3,18 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
+#include <functional>
+#include <map>
 #include <optional>
 #include <utility>
 
+#include "checked_arithmetic.h"
 #include "json_text.h"
 #include "message.h"
+#include "storage_type.h"
 
 namespace flashoptim::checkpoint {
 namespace {
-
-using nlohmann::json;
 
 constexpr std::string_view kKind = "flashoptim optimizer";
 /// Raised when a field changes its meaning; a field that may be left unread does not raise it.
@@ -48,54 +49,46 @@ constexpr std::array<std::pair<const char*, std::int64_t SavedPlace::*>, 4> kPla
 /// One object of the document; every fault in it is a FormatError that names the folder and the field.
 class Reader {
 public:
-    Reader(const json& object, std::string label) : object_(object), label_(std::move(label)) {
-        if (!object.is_object()) fail("is not an object");
+    /// `label` makes the beginning of a message.
+    Reader(const JsonValue& object, std::function<std::string()> label)
+        : object_(object), label_(std::move(label)) {
+        if (object.as<JsonValue::Object>() == nullptr) fail("is not an object");
     }
 
     [[noreturn]] void fail(const std::string& what) const {
-        throw FormatError(label_ + " " + what + "; the checkpoint is damaged, use another");
+        throw FormatError(label_() + " " + what + "; the checkpoint is damaged, use another");
     }
-    [[nodiscard]] const json& at(const char* key) const {
-        const auto entry = object_.find(key);
-        if (entry == object_.end()) fail(std::string("has no \"") + key + "\"");
-        return *entry;
-    }
-    [[nodiscard]] std::string text(const char* key) const {
-        const json& value = at(key);
-        if (!value.is_string()) fail_at(key, "a string");
-        return value.get<std::string>();
-    }
-    [[nodiscard]] bool boolean(const char* key) const {
-        const json& value = at(key);
-        if (!value.is_boolean()) fail_at(key, "true or false");
-        return value.get<bool>();
-    }
+    [[nodiscard]] const std::string& text(const char* key) const { return at<std::string>(key, "a string"); }
+    [[nodiscard]] bool boolean(const char* key) const { return at<bool>(key, "true or false"); }
     [[nodiscard]] double number(const char* key) const {
-        const json& value = at(key);
-        if (!value.is_number()) fail_at(key, "a number");
-        return value.get<double>();
+        const JsonValue& value = at(key);
+        if (const auto* real = value.as<double>()) return *real;
+        if (const auto* positive = value.as<std::uint64_t>()) return static_cast<double>(*positive);
+        if (const auto* negative = value.as<std::int64_t>()) return static_cast<double>(*negative);
+        fail_at(key, "a number");
     }
     [[nodiscard]] std::int64_t count(const char* key) const {
-        const json& value = at(key);
-        if (!is_count(value)) fail_at(key, "an integer of at least 0");
-        return value.get<std::int64_t>();
+        if (const auto number = count_in(at(key))) return *number;
+        fail_at(key, "an integer of at least 0");
     }
     [[nodiscard]] std::vector<std::int64_t> counts(const char* key) const {
-        const json& values = array(key);
-        if (!std::ranges::all_of(values, is_count)) fail_at(key, "a list of integers of at least 0");
-        return values.get<std::vector<std::int64_t>>();
+        std::vector<std::int64_t> numbers;
+        for (const JsonValue& value : list(key)) {
+            const auto number = count_in(value);
+            if (!number) fail_at(key, "a list of integers of at least 0");
+            numbers.push_back(*number);
+        }
+        return numbers;
     }
-    [[nodiscard]] const json& array(const char* key) const {
-        const json& value = at(key);
-        if (!value.is_array()) fail_at(key, "a list");
-        return value;
+    [[nodiscard]] const JsonValue::List& list(const char* key) const {
+        return at<JsonValue::List>(key, "a list");
     }
     /// What `named` finds under the text of a field.
     template <class T>
     [[nodiscard]] T one_of(std::optional<T> (*named)(std::string_view), const char* key) const {
-        const std::string wanted = text(key);
+        const std::string& wanted = text(key);
         if (const auto value = named(wanted)) return *value;
-        throw FormatError(label_ + " has \"" + key + "\": \"" + printable(wanted) +
+        throw FormatError(label_() + " has \"" + key + "\": \"" + printable(wanted) +
                           "\", which this build does not know; update flashoptim");
     }
 
@@ -103,35 +96,86 @@ private:
     [[noreturn]] void fail_at(const char* key, const char* expected) const {
         fail(std::string("has a \"") + key + "\" that is not " + expected);
     }
-    static bool is_count(const json& value) {
-        constexpr auto kLargest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-        return value.is_number_unsigned() && value.get<std::uint64_t>() <= kLargest;
+    [[nodiscard]] const JsonValue& at(const char* key) const {
+        const JsonValue* value = object_.find(key);
+        if (value == nullptr) fail(std::string("has no \"") + key + "\"");
+        return *value;
+    }
+    template <class T>
+    [[nodiscard]] const T& at(const char* key, const char* expected) const {
+        const T* value = at(key).as<T>();
+        if (value == nullptr) fail_at(key, expected);
+        return *value;
+    }
+    static std::optional<std::int64_t> count_in(const JsonValue& value) {
+        const auto* number = value.as<std::uint64_t>();
+        return number != nullptr ? checked_cast<std::int64_t>(*number) : std::nullopt;
     }
 
-    const json& object_;
-    std::string label_;
+    const JsonValue& object_;
+    std::function<std::string()> label_;
 };
 
-json to_json_object(const Hyperparameters& h) {
-    json object = json::object();
-    for (const auto& [key, member] : kNumbers) object[key] = h.*member;
-    for (const auto& [key, member] : kSwitches) object[key] = h.*member;
-    return object;
+/// Lines of `"key": value`, as they are added, at a depth of the document.
+class Lines {
+public:
+    explicit Lines(std::size_t depth) : indent_(depth, ' ') {}
+    void add(const char* key, const std::string& value) {
+        if (!text_.empty()) text_ += ",\n";
+        text_.append(indent_).append("\"").append(key).append("\": ").append(value);
+    }
+    [[nodiscard]] const std::string& text() const { return text_; }
+
+private:
+    std::string indent_, text_;
+};
+
+std::string quoted(std::string_view text) { return json_string(text, "the optimizer's description"); }
+std::string to_json(bool value) { return value ? "true" : "false"; }
+
+std::string to_json(const std::vector<std::int64_t>& values, const std::string& indent) {
+    if (values.empty()) return "[]";
+    return "[\n" + indent + " " + join(values, ",\n" + indent + " ") + "\n" + indent + "]";
 }
 
-json to_json_object(const SavedParameter& p) {
-    json object = {{"name", p.name},
-                   {"group", p.group},
-                   {"steps", p.steps},
-                   {"has_momentum", p.has_momentum},
-                   {"dtype", name_of(p.dtype)},
-                   {"shape", p.shape},
-                   {"strides", p.strides},
-                   {"format", name_of(p.format)},
-                   {"quantized", p.quantized},
-                   {"master_weight_bits", p.master_weight_bits}};
-    for (const auto& [key, member] : kPlace) object[key] = p.place.*member;
-    return object;
+/// `values` in braces or brackets, each on lines of its own.
+std::string list_of(const std::vector<std::string>& values) {
+    if (values.empty()) return "[]";
+    std::string text = "[\n";
+    for (const auto& value : values) {
+        if (text.size() > 2) text += ",\n";
+        text.append("  {\n").append(value).append("\n  }");
+    }
+    return text + "\n ]";
+}
+
+// Keys are sorted by name.
+std::string to_json(const Hyperparameters& h) {
+    std::map<std::string_view, std::string> fields;
+    for (const auto& [key, member] : kNumbers) fields[key] = json_number(h.*member);
+    for (const auto& [key, member] : kSwitches) fields[key] = to_json(h.*member);
+    Lines lines(3);
+    for (const auto& [key, value] : fields) lines.add(key.data(), value);
+    return lines.text();
+}
+
+std::string to_json(const SavedParameter& p) {
+    const std::string indent(3, ' ');
+    std::map<std::string_view, std::string> fields = {
+        {"name", json_string(p.name, "parameter name \"" + printable(p.name) + "\"")},
+        {"group", std::to_string(p.group)},
+        {"steps", std::to_string(p.steps)},
+        {"has_momentum", to_json(p.has_momentum)},
+        {"dtype", quoted(name_of(p.dtype))},
+        {"shape", to_json(p.shape, indent)},
+        {"strides", to_json(p.strides, indent)},
+        {"format", quoted(name_of(p.format))},
+        {"quantized", to_json(p.quantized)},
+        {"master_weight_bits", std::to_string(p.master_weight_bits)}};
+    for (const auto& [key, member] : kPlace) fields[key] = std::to_string(p.place.*member);
+    Lines lines(3);
+    for (const auto& [key, value] : fields) lines.add(key.data(), value);
+    return lines.text();
 }
 
 Hyperparameters parse_group(const Reader& from) {
@@ -160,39 +204,41 @@ SavedParameter parse_parameter(const Reader& from) {
 }  // namespace
 
 std::string to_json(const OptimizerManifest& manifest) {
-    json document = {{"kind", kKind},
-                     {"version", kVersion},
-                     {"rule", name_of(manifest.rule)},
-                     {"groups", json::array()},
-                     {"parameters", json::array()}};
-    for (const auto& group : manifest.groups) document["groups"].push_back(to_json_object(group));
-    for (const auto& parameter : manifest.parameters) {
-        json_string(parameter.name, "parameter name \"" + printable(parameter.name) + "\"");
-        document["parameters"].push_back(to_json_object(parameter));
-    }
-    return document.dump(1);
+    std::vector<std::string> groups, parameters;
+    for (const auto& group : manifest.groups) groups.push_back(to_json(group));
+    for (const auto& parameter : manifest.parameters) parameters.push_back(to_json(parameter));
+    Lines lines(1);
+    lines.add("groups", list_of(groups));
+    lines.add("kind", quoted(kKind));
+    lines.add("parameters", list_of(parameters));
+    lines.add("rule", quoted(name_of(manifest.rule)));
+    lines.add("version", std::to_string(kVersion));
+    return "{\n" + lines.text() + "\n}";
 }
 
 OptimizerManifest parse_optimizer_manifest(std::string_view text, const std::filesystem::path& folder) {
-    const std::string label = path_label(folder);
-    const json document = parse_json_object(text, label + ": the optimizer's description");
-    const Reader reader(document, label + ": the optimizer's description");
-    if (const auto kind = document.find("kind"); kind == document.end() || *kind != kKind) {
-        throw FormatError(label + " is not a saved optimizer; give a folder that save_optimizer wrote");
+    const auto label = [&folder](const std::string& part) { return path_label(folder) + part; };
+    const auto of_document = [&label] { return label(": the optimizer's description"); };
+    const JsonValue document = parse_json_object(text, of_document());
+    const Reader reader(document, of_document);
+    const JsonValue* kind = document.find("kind");
+    const auto* kind_text = kind != nullptr ? kind->as<std::string>() : nullptr;
+    if (kind_text == nullptr || *kind_text != kKind) {
+        throw FormatError(label(" is not a saved optimizer; give a folder that save_optimizer wrote"));
     }
     if (const auto version = reader.count("version"); version > kVersion || version == 0) {
-        throw FormatError(label + " has optimizer layout " + std::to_string(version) +
+        throw FormatError(label(" has optimizer layout ") + std::to_string(version) +
                           " and this build reads up to " + std::to_string(kVersion) + "; update flashoptim");
     }
     OptimizerManifest manifest;
     manifest.rule = reader.one_of(rule_named, "rule");
-    for (const auto& group : reader.array("groups")) {
-        const auto number = std::to_string(manifest.groups.size());
-        manifest.groups.push_back(parse_group(Reader(group, label + ": group " + number)));
+    for (const auto& group : reader.list("groups")) {
+        manifest.groups.push_back(parse_group(
+            Reader(group, [&] { return label(": group " + std::to_string(manifest.groups.size())); })));
     }
-    for (const auto& parameter : reader.array("parameters")) {
-        const auto number = std::to_string(manifest.parameters.size());
-        manifest.parameters.push_back(parse_parameter(Reader(parameter, label + ": parameter " + number)));
+    for (const auto& parameter : reader.list("parameters")) {
+        manifest.parameters.push_back(parse_parameter(Reader(
+            parameter, [&] { return label(": parameter " + std::to_string(manifest.parameters.size())); })));
     }
     return manifest;
 }

@@ -2,8 +2,6 @@
 // writing here.
 #pragma once
 
-#include <functional>
-#include <map>
 #include <memory>
 
 #include "file_io.h"
@@ -17,7 +15,6 @@ struct SafetensorsFile::State {
 
     std::shared_ptr<const InputFile> file;
     SafetensorsHeader header;
-    std::map<std::string, std::size_t, std::less<>> index;  // from name to place in header.tensors
 };
 
 }  // namespace flashoptim::checkpoint

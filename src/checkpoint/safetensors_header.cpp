@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <optional>
+#include <utility>
 
 #include "json_text.h"
 #include "message.h"
@@ -20,80 +22,100 @@ struct Range {
     std::uint64_t end = 0;
 };
 
-const nlohmann::json& field(const nlohmann::json& entry, const char* key, nlohmann::json::value_t type,
-                            const std::string& label) {
-    const auto found = entry.find(key);
-    if (found == entry.end() || found->type() != type) {
-        throw FormatError(label + " has no valid \"" + key + "\"" + std::string(kRemedy));
-    }
-    return *found;
-}
-
 // Negative numbers, fractions and what exceeds 64 bits are of other JSON types here.
-std::optional<std::uint64_t> unsigned_number(const nlohmann::json& value) {
-    return value.is_number_unsigned() ? std::optional(value.get<std::uint64_t>()) : std::nullopt;
+std::optional<std::uint64_t> unsigned_number(const JsonValue& value) {
+    const auto* number = value.as<std::uint64_t>();
+    return number != nullptr ? std::optional(*number) : std::nullopt;
 }
 
-std::vector<std::int64_t> parse_shape(const nlohmann::json& array, const std::string& label) {
-    std::vector<std::int64_t> shape;
-    for (const nlohmann::json& element : array) {
-        const auto size = unsigned_number(element);
-        if (!size || *size > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-            throw FormatError(label + " has a dimension that is not a whole number from 0 to 2^63 - 1" +
-                              std::string(kRemedy));
+// One tensor's entry. Its messages name it, and are made only where they are thrown.
+class TensorEntry {
+public:
+    TensorEntry(const std::filesystem::path& file, const std::string& name, const JsonValue& entry)
+        : file_(file), name_(name), entry_(entry) {
+        if (entry.as<JsonValue::Object>() == nullptr) fail(" is not described by a JSON object");
+    }
+
+    // `offset` is left relative to the tensors' part of the file.
+    TensorInfo parse() const {
+        const StorageType dtype = parse_dtype();
+        TensorInfo tensor{.name = name_, .dtype = dtype, .shape = parse_shape()};
+        const Range range = parse_offsets();
+        const auto byte_count = byte_count_of(dtype, tensor.shape);
+        if (!byte_count || *byte_count != range.end - range.begin) {
+            fail(" is " + describe(dtype, tensor.shape) + ", which needs " +
+                 (byte_count ? std::to_string(*byte_count) : "more than 2^64") +
+                 " bytes, but its data_offsets span " + std::to_string(range.end - range.begin));
         }
-        shape.push_back(static_cast<std::int64_t>(*size));
+        tensor.offset = range.begin;
+        tensor.byte_count = *byte_count;
+        return tensor;
     }
-    return shape;
-}
 
-Range parse_offsets(const nlohmann::json& array, const std::string& label) {
-    const auto begin = array.size() == 2 ? unsigned_number(array[0]) : std::nullopt;
-    const auto end = array.size() == 2 ? unsigned_number(array[1]) : std::nullopt;
-    if (!begin || !end || *end < *begin) {
-        throw FormatError(label + " has data_offsets that are not a begin and an end in whole bytes" +
-                          std::string(kRemedy));
+private:
+    [[noreturn]] void fail(const std::string& what, std::string_view remedy = kRemedy) const {
+        throw FormatError(path_label(file_) + ": " + tensor_label(name_) + what + std::string(remedy));
     }
-    return {*begin, *end};
-}
 
-// `offset` is left relative to the tensors' part of the file.
-TensorInfo parse_tensor(const std::string& name, const nlohmann::json& entry, const std::string& label) {
-    using Type = nlohmann::json::value_t;
-    if (!entry.is_object())
-        throw FormatError(label + " is not described by a JSON object" + std::string(kRemedy));
-    const auto& type_name = field(entry, "dtype", Type::string, label).get_ref<const std::string&>();
-    const auto dtype = storage_type_from_name(type_name);
-    if (!dtype) {
-        throw FormatError(label + " has the unknown dtype \"" + printable(type_name) +
-                          "\"; convert it to one of: " + storage_type_names());
+    template <class T>
+    const T& field(const char* key) const {
+        const JsonValue* found = entry_.find(key);
+        const T* value = found != nullptr ? found->as<T>() : nullptr;
+        if (value == nullptr) fail(std::string(" has no valid \"") + key + "\"");
+        return *value;
     }
-    TensorInfo tensor{.name = name,
-                      .dtype = *dtype,
-                      .shape = parse_shape(field(entry, "shape", Type::array, label), label)};
-    const Range range = parse_offsets(field(entry, "data_offsets", Type::array, label), label);
-    const auto byte_count = byte_count_of(*dtype, tensor.shape);
-    if (!byte_count || *byte_count != range.end - range.begin) {
-        throw FormatError(label + " is " + describe(*dtype, tensor.shape) + ", which needs " +
-                          (byte_count ? std::to_string(*byte_count) : "more than 2^64") +
-                          " bytes, but its data_offsets span " + std::to_string(range.end - range.begin) +
-                          std::string(kRemedy));
-    }
-    tensor.offset = range.begin;
-    tensor.byte_count = *byte_count;
-    return tensor;
-}
 
-Metadata parse_metadata(const nlohmann::json& entry, const std::string& label) {
-    if (!entry.is_object())
+    StorageType parse_dtype() const {
+        const auto& name = field<std::string>("dtype");
+        const auto dtype = storage_type_from_name(name);
+        if (!dtype) {
+            fail(" has the unknown dtype \"" + printable(name) + "\"",
+                 "; convert it to one of: " + storage_type_names());
+        }
+        return *dtype;
+    }
+
+    std::vector<std::int64_t> parse_shape() const {
+        const auto& extents = field<JsonValue::List>("shape");
+        std::vector<std::int64_t> shape;
+        shape.reserve(extents.size());
+        for (const JsonValue& extent : extents) {
+            const auto size = unsigned_number(extent);
+            if (!size || *size > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
+                fail(" has a dimension that is not a whole number from 0 to 2^63 - 1");
+            }
+            shape.push_back(static_cast<std::int64_t>(*size));
+        }
+        return shape;
+    }
+
+    Range parse_offsets() const {
+        const auto& offsets = field<JsonValue::List>("data_offsets");
+        const auto begin = offsets.size() == 2 ? unsigned_number(offsets[0]) : std::nullopt;
+        const auto end = offsets.size() == 2 ? unsigned_number(offsets[1]) : std::nullopt;
+        if (!begin || !end || *end < *begin) {
+            fail(" has data_offsets that are not a begin and an end in whole bytes");
+        }
+        return {*begin, *end};
+    }
+
+    const std::filesystem::path& file_;
+    const std::string& name_;
+    const JsonValue& entry_;
+};
+
+Metadata parse_metadata(JsonValue&& entry, const std::string& label) {
+    auto* members = entry.as<JsonValue::Object>();
+    if (members == nullptr)
         throw FormatError(label + " has a __metadata__ that is no object" + std::string(kRemedy));
     Metadata metadata;
-    for (const auto& [key, value] : entry.items()) {
-        if (!value.is_string()) {
+    for (auto& [key, value] : *members) {
+        auto* text = value.as<std::string>();
+        if (text == nullptr) {
             throw FormatError(label + " has the __metadata__ value \"" + printable(key) +
                               "\" that is not text" + std::string(kRemedy));
         }
-        metadata.emplace(key, value.get<std::string>());
+        metadata.emplace_hint(metadata.end(), std::move(key), std::move(*text));
     }
     return metadata;
 }
@@ -102,15 +124,14 @@ Metadata parse_metadata(const nlohmann::json& entry, const std::string& label) {
 
 SafetensorsHeader parse_header(std::string_view json, const std::filesystem::path& file) {
     const std::string label = path_label(file) + ": the safetensors header";
-    const nlohmann::json document = parse_json_object(json, label);
     SafetensorsHeader header;
-    for (const auto& [name, entry] : document.items()) {
+    read_json_object(json, label, [&](const std::string& name, JsonValue&& entry) {
         if (name == "__metadata__") {
-            header.metadata = parse_metadata(entry, label);
+            header.metadata = parse_metadata(std::move(entry), label);
         } else {
-            header.tensors.push_back(parse_tensor(name, entry, path_label(file) + ": " + tensor_label(name)));
+            header.tensors.push_back(TensorEntry(file, name, entry).parse());
         }
-    }
+    });
 
     // An empty tensor stands before the one that begins at the same byte.
     std::ranges::stable_sort(header.tensors, {}, [](const TensorInfo& tensor) {
@@ -133,6 +154,11 @@ SafetensorsHeader parse_header(std::string_view json, const std::filesystem::pat
         throw FormatError(label + " describes more than 2^64 bytes" + std::string(kRemedy));
     }
     for (TensorInfo& tensor : header.tensors) tensor.offset += data_begin;
+
+    header.by_name.resize(header.tensors.size());
+    std::iota(header.by_name.begin(), header.by_name.end(), std::size_t{0});
+    std::ranges::sort(header.by_name, {},
+                      [&header](std::size_t i) -> const std::string& { return header.tensors[i].name; });
     return header;
 }
 

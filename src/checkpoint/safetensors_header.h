@@ -21,7 +21,8 @@ struct SafetensorsHeader {
     Metadata metadata;
     std::vector<TensorInfo>
         tensors;  // in the order in which they lie, without holes; offsets from the start of the file
-    std::uint64_t file_bytes = 0;  // length that the whole file must have
+    std::vector<std::size_t> by_name;  // places in `tensors`, sorted by their names
+    std::uint64_t file_bytes = 0;      // length that the whole file must have
 };
 
 /// Checks everything that can be checked without the tensors' bytes. `file` is for messages. Throws

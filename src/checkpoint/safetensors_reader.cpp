@@ -50,7 +50,6 @@ SafetensorsFile::State::State(std::shared_ptr<const InputFile> opened)
                           " bytes and its header " + "describes " + std::to_string(header.file_bytes) +
                           "; write the file again");
     }
-    for (std::size_t i = 0; i < header.tensors.size(); ++i) index.emplace(header.tensors[i].name, i);
 }
 
 SafetensorsFile::SafetensorsFile(std::shared_ptr<const State> state) : state_(std::move(state)) {}
@@ -68,8 +67,12 @@ std::uint64_t SafetensorsFile::byte_count() const { return state_->file->byte_co
 std::span<const TensorInfo> SafetensorsFile::tensors() const { return state_->header.tensors; }
 
 const TensorInfo* SafetensorsFile::find(std::string_view name) const {
-    const auto found = state_->index.find(name);
-    return found == state_->index.end() ? nullptr : &state_->header.tensors[found->second];
+    const SafetensorsHeader& header = state_->header;
+    const auto found = std::ranges::lower_bound(
+        header.by_name, name, {},
+        [&header](std::size_t i) -> std::string_view { return header.tensors[i].name; });
+    return found != header.by_name.end() && header.tensors[*found].name == name ? &header.tensors[*found]
+                                                                                : nullptr;
 }
 
 const TensorInfo& SafetensorsFile::tensor(std::string_view name) const {
