@@ -114,8 +114,8 @@ std::uint64_t write_safetensors(const std::filesystem::path& file, std::span<con
                                 const Metadata& metadata = {});
 
 /// Replaces `file` by `content`, or makes it: whoever looks sees the old content or the new one, also after a
-/// kill or on a full disk. Missing folders above it are made. A device or pipe (/dev/stdout) is written to
-/// directly. Throws IoError.
+/// kill or on a full disk. Its permissions stay. Missing folders above it are made. A character device or pipe (/dev/stdout) is
+/// written to directly. Throws IoError.
 void write_file(const std::filesystem::path& file, std::string_view content);
 
 /// One tensor file of a checkpoint: `name` "weights" becomes weights.safetensors.
@@ -128,16 +128,22 @@ struct TensorFile {
 /// Writes a checkpoint folder and returns its bytes on disk. `metadata_json` is the caller's own JSON
 /// document, kept to the byte. Everything is first written beside `folder` under a temporary name and synced
 /// to the disk, then takes its place in one rename: a kill, a full disk or a power cut at any moment leaves
-/// the old checkpoint or the new one, complete, under `folder` (in the worst case after `recover`, which
-/// opening calls). Temporary folders of runs that are no more are removed. A folder is replaced only if it is
-/// empty or holds a checkpoint and nothing else. Missing folders above it are made. Throws InvalidArgument
-/// before the disk is touched, and IoError, after which the old checkpoint is as it was.
+/// the old checkpoint or the new one, complete, to be opened under `folder`. What killed saves of this user left beside it
+/// is removed, where it is proved to be that: nothing else ever is. A folder is replaced only if it is empty or holds the files of
+/// a checkpoint and nothing else, also nothing that came while this was writing. Missing folders above it are
+/// made. Throws InvalidArgument before the disk is touched, and IoError, after which the old checkpoint is as
+/// it was.
 std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json,
                     std::span<const TensorFile> files);
 
-/// Whether there is a checkpoint folder at `folder`, after putting back one that a killed run had moved
-/// aside.
-bool recover(const std::filesystem::path& folder);
+/// Whether there is something at `folder`, or a checkpoint that a save killed at the wrong moment had moved aside from there: whether
+/// Checkpoint::open has something to open. Changes nothing. Throws IoError.
+bool exists(const std::filesystem::path& folder);
+
+/// Removes the checkpoint at `folder`; nothing happens if there is none. It is gone in one step, as far as readers can tell.
+/// Throws IoError if there is a link, or a folder that is not empty and holds anything but the files of a checkpoint, or if it
+/// cannot be removed; it is then as it was.
+void remove(const std::filesystem::path& folder);
 
 /// Whether a tensor file's checksum is compared when it is opened (one more pass over the file) or trusted.
 enum class Verify : std::uint8_t { kChecksum, kNothing };
@@ -150,7 +156,8 @@ public:
     /// ones.
     static constexpr int kVersion = 1;
 
-    /// Opens every file of the checkpoint and compares its length. Throws IoError if there is none at
+    /// Opens every file of the checkpoint and compares its length. Reading changes nothing on the disk: a checkpoint that a save killed
+    /// at the wrong moment had moved aside is opened where it lies. Throws IoError if there is none at
     /// `folder` or it cannot be read; FormatError if it is foreign, of a newer version, truncated or
     /// incomplete.
     static Checkpoint open(const std::filesystem::path& folder);

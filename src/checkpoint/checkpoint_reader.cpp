@@ -81,18 +81,25 @@ Checkpoint::Checkpoint(std::shared_ptr<const State> state) : state_(std::move(st
 Checkpoint Checkpoint::open(const fs::path& folder) {
     // While it is being opened a writer may put a newer checkpoint in its place, even several times: then start again.
     for (int tries_left = 100;; --tries_left) {
-        if (!recover(folder)) {
+        std::error_code error;
+        const fs::path target = real_path(folder, error);
+        const FoundFolder found = error ? FoundFolder() : find_folder(target, folder);
+        if (!found.descriptor) {
             throw IoError("cannot open the checkpoint " + path_label(folder) +
                           ": there is nothing; check the path");
         }
-        FileDescriptor descriptor;
         try {
-            descriptor = open_folder(folder);
-            return Checkpoint(std::make_shared<const State>(folder, descriptor));
+            return Checkpoint(std::make_shared<const State>(folder, found.descriptor));
         } catch (const Error&) {
-            if (tries_left == 0 || (descriptor && is_at(descriptor, folder))) throw;
+            if (tries_left == 0 || is_at(found.descriptor, found.path)) throw;
         }
     }
+}
+
+bool exists(const fs::path& folder) {
+    std::error_code error;
+    const fs::path target = real_path(folder, error);
+    return !error && (is_taken(target) || find_folder(target, folder).descriptor);
 }
 
 const fs::path& Checkpoint::folder() const { return state_->folder; }

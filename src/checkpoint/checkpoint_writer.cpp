@@ -1,8 +1,13 @@
 // Writes checkpoint folders.
 #include "checkpoint_writer.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
 #include <map>
 #include <system_error>
+#include <vector>
 
 #include "json_text.h"
 #include "manifest.h"
@@ -20,8 +25,12 @@ constexpr std::uint64_t kManifestAllowance =
 using Layouts = std::map<std::string, SafetensorsLayout>;  // by file name
 
 void check_metadata(std::string_view json, const std::string& label) {
+    if (json.size() > kLongestText) {
+        throw InvalidArgument(label + " has " + std::to_string(json.size()) + " bytes and " +
+                              std::to_string(kLongestText) + " is the limit; save it as a tensor");
+    }
     try {
-        parse_json_object(json, label);
+        read_json_object(json, label, [](const std::string&, JsonValue&&) {});
     } catch (const FormatError& error) {
         throw InvalidArgument(error.what());
     }
@@ -43,32 +52,58 @@ Layouts plan_files(const fs::path& folder, std::span<const TensorFile> files) {
     return layouts;
 }
 
-// Replacing deletes what was there, so nothing may be there that a checkpoint does not own.
-void check_replaceable(const fs::path& folder, const fs::path& shown) {
-    std::error_code error;
-    if (!fs::exists(fs::symlink_status(folder, error))) return;
-    if (!fs::is_directory(folder, error)) {
-        throw IoError("cannot write the checkpoint " + path_label(shown) +
-                      ": a file has that name; choose another name");
-    }
-    const fs::directory_iterator entries(folder, error);
-    if (error) throw_io_error("replace", shown, error.value());
-    if (entries == fs::directory_iterator()) return;
+bool is_regular_file(const FileDescriptor& folder, const std::string& name) {
+    struct stat status{};
+    return ::fstatat(folder.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISREG(status.st_mode);
+}
+
+// Replacing and removing delete what was there, so nothing may be there that a checkpoint does not own. Returns the names of its
+// files. `shown` is the folder in messages, which begin with `what`.
+std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::path& shown,
+                                     const std::string& what) {
+    std::vector<std::string> names;
+    const bool is_listed = list_names(folder, [&names](const char* name) { names.emplace_back(name); });
+    if (!is_listed) throw_io_error("read", shown, errno);
+    if (names.empty()) return names;
 
     Manifest owned;
     try {
-        owned = parse_manifest(InputFile(folder / kManifestName).read_all(), folder / kManifestName);
+        const InputFile table(folder, kManifestName, shown / kManifestName);
+        owned = parse_manifest(table.read_all(), table.shown());
     } catch (const Error&) {
         throw IoError(
-            "cannot write the checkpoint " + path_label(shown) +
+            what + path_label(shown) +
             ": the folder holds other things and no readable checkpoint; choose another folder or empty it");
     }
-    for (const fs::directory_entry& entry : entries) {
-        const std::string name = entry.path().filename().string();
-        if (name != kManifestName && !owned.contains(name)) {
-            throw IoError("cannot replace the checkpoint " + path_label(shown) + ": it holds " +
-                          path_label(name) +
+    for (const std::string& name : names) {
+        if ((name != kManifestName && !owned.contains(name)) || !is_regular_file(folder, name)) {
+            throw IoError(what + path_label(shown) + ": it holds " + path_label(name) +
                           ", which is not part of it and would be lost; move that elsewhere");
+        }
+    }
+    return names;
+}
+
+// Before anything is written. A checkpoint that another writer replaces meanwhile is looked at again.
+void check_target(const fs::path& target, const fs::path& shown, const CheckReplaceable& check) {
+    for (int tries_left = 100;; --tries_left) {
+        if (!is_taken(target)) return;
+        std::error_code ignored;
+        if (!fs::is_directory(target, ignored) && is_taken(target)) {
+            throw IoError("cannot write the checkpoint " + path_label(shown) +
+                          ": a file has that name; choose another name");
+        }
+        const FileDescriptor folder = open_existing(target);
+        if (!folder) {
+            if (errno == ENOENT && tries_left > 0) continue;
+            throw_io_error("replace", shown, errno);
+        }
+        try {
+            check(folder);
+            return;
+        } catch (const Error&) {
+            if (tries_left == 0 || is_at(folder, target)) throw;
         }
     }
 }
@@ -107,11 +142,14 @@ std::uint64_t write_checkpoint(const fs::path& folder, std::string_view metadata
     for (const auto& [name, layout] : layouts) needed_bytes += layout.file_bytes;
     try {
         const fs::path target = prepare_target(folder);
+        const CheckReplaceable check = [&folder](const FileDescriptor& old) {
+            return check_owned(old, folder, "cannot replace the checkpoint ");
+        };
         recover_target(target);
-        check_replaceable(target, folder);
+        check_target(target, folder, check);
         TemporaryFolder temporary(target);
         const std::uint64_t byte_count = write_contents(temporary, metadata_json, layouts);
-        temporary.replace_target(how);
+        temporary.replace_target(how, check);
         return byte_count;
     } catch (const NoSpaceError&) {
         throw_no_space(folder, needed_bytes);
@@ -123,10 +161,21 @@ std::uint64_t write(const fs::path& folder, std::string_view metadata_json,
     return write_checkpoint(folder, metadata_json, files, Replace::kSwapIfPossible);
 }
 
-bool recover(const fs::path& folder) {
+void remove(const fs::path& folder) {
     std::error_code error;
     const fs::path target = real_path(folder, error);
-    return !error && recover_target(target);
+    if (error) throw_io_error("remove", folder, error.value());
+    if (fs::is_symlink(fs::symlink_status(folder, error))) {
+        throw IoError("cannot remove the checkpoint " + path_label(folder) +
+                      ": it is a link; remove the link, or the folder that it leads to");
+    }
+    if (!is_taken(target)) return;
+    remove_folder(target, [&folder](const FileDescriptor& old) {
+        auto names = check_owned(old, folder, "cannot remove the checkpoint ");
+        if (!names.empty()) return names;
+        throw IoError("cannot remove the checkpoint " + path_label(folder) +
+                      ": the folder is empty; remove it yourself");
+    });
 }
 
 }  // namespace flashoptim::checkpoint

@@ -96,6 +96,11 @@ void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
 }
 
 std::string InputFile::read_all() const {
+    if (byte_count_ > kLongestText) {
+        throw FormatError(path_label(shown_) + " has " + std::to_string(byte_count_) +
+                          " bytes, more than such a text may have (" + std::to_string(kLongestText) +
+                          "); check that this is the right file");
+    }
     std::string text(static_cast<std::size_t>(byte_count_), '\0');
     read(0, std::as_writable_bytes(std::span(text)));
     return text;
@@ -131,6 +136,24 @@ void OutputFile::sync() { checkpoint::sync(descriptor_, shown_); }
 
 FileDescriptor open_folder(const std::filesystem::path& folder) {
     return open_at(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY, folder);
+}
+
+FileDescriptor open_existing(const std::filesystem::path& path) {
+    return FileDescriptor(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC));
+}
+
+bool is_taken(const std::filesystem::path& path) {
+    struct stat status{};
+    return ::lstat(path.c_str(), &status) == 0;
+}
+
+void write_all(const FileDescriptor& descriptor, std::string_view text, const std::filesystem::path& shown) {
+    while (!text.empty()) {
+        const ssize_t count = ::write(descriptor.get(), text.data(), text.size());
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) throw_io_error("write", shown, errno);
+        text.remove_prefix(static_cast<std::size_t>(count));
+    }
 }
 
 bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path) {

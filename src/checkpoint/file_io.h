@@ -2,9 +2,16 @@
 // no file format.
 #pragma once
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -47,6 +54,9 @@ private:
     int descriptor_ = -1;
 };
 
+/// Longest JSON document that is read or written: 2^30 bytes describe some two million parameters.
+inline constexpr std::uint64_t kLongestText = std::uint64_t{1} << 30;
+
 /// A regular file opened for reading. `shown` is the path in messages.
 class InputFile {
 public:
@@ -59,7 +69,7 @@ public:
     /// Reads exactly `out.size()` bytes from `offset`. Thread-safe.
     void read(std::uint64_t offset, std::span<std::byte> out) const;
 
-    /// The whole file as text.
+    /// The whole file as text. Throws FormatError if it is longer than kLongestText.
     std::string read_all() const;
 
     /// Checksum of the whole file.
@@ -94,8 +104,40 @@ private:
     Crc32 crc_;
 };
 
-/// Opens a folder, for openat, fsync and flock.
+/// Opens a folder, for openat, fsync and flock. Throws IoError.
 FileDescriptor open_folder(const std::filesystem::path& folder);
+
+/// Opens what is at `path`, for fsync and flock; a link is not followed. None, with errno set, if that fails.
+FileDescriptor open_existing(const std::filesystem::path& path);
+
+/// Whether anything lies at `path`, a link that leads nowhere included.
+bool is_taken(const std::filesystem::path& path);
+
+/// Writes all of `text` to a descriptor. `shown` is the path in messages. Throws IoError.
+void write_all(const FileDescriptor& descriptor, std::string_view text, const std::filesystem::path& shown);
+
+/// Calls `use(const char* name)` for everything in an open folder. Returns whether all of it could be listed.
+template <typename Use>
+bool list_names(const FileDescriptor& folder, Use use) {
+    struct Closer {
+        void operator()(DIR* stream) const { ::closedir(stream); }
+    };
+    // A description of its own, which begins at the first entry.
+    const int own = ::openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (own < 0) return false;
+    const std::unique_ptr<DIR, Closer> stream(::fdopendir(own));
+    if (!stream) {
+        ::close(own);
+        return false;
+    }
+    for (;;) {
+        errno = 0;
+        const dirent* entry = ::readdir(stream.get());
+        if (entry == nullptr) return errno == 0;
+        if (std::strcmp(entry->d_name, ".") == 0 || std::strcmp(entry->d_name, "..") == 0) continue;
+        use(static_cast<const char*>(entry->d_name));
+    }
+}
 
 /// Whether what is open as `descriptor` still has the name `path`.
 bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path);

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "atomic_path.h"
+#include "message.h"
 #include "safetensors_writer.h"
 
 namespace flashoptim::checkpoint {
@@ -30,6 +31,10 @@ void write_complete(const fs::path& path, std::uint64_t byte_count,
                     const std::function<void(OutputFile&)>& write_content) {
     try {
         if (is_stream(path)) return write_stream(path, write_content);
+        std::error_code ignored;
+        if (fs::is_block_file(path, ignored)) {
+            throw IoError("cannot write " + path_label(path) + ": it is a disk; give the path of a file");
+        }
         TemporaryFile file(prepare_target(path));
         write_content(file.output());
         file.replace_target();

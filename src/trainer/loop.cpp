@@ -253,7 +253,9 @@ private:
         const CheckpointRecord record =
             save_run(checkpoint_folder(options_.out, step_), step_, fields_, *model_, *optimizer_);
         if (options_.kept_checkpoints > 0) {
-            remove_old_checkpoints(options_.out, options_.kept_checkpoints);
+            for (const auto& line : remove_old_checkpoints(options_.out, options_.kept_checkpoints)) {
+                observer_.on_notice(line);
+            }
         }
         result_.checkpoint = record.folder;
         result_.checkpoint_bytes = record.bytes;

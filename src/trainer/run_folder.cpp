@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kFolderPrefix = "step-";
 
-// The step of a checkpoint's folder name, 0 for any other name.
-std::int64_t step_of(const fs::path& folder) {
+// The step of a checkpoint's folder, 0 for any other: only names that this program gives are taken for its own.
+std::int64_t step_of(const fs::path& out, const fs::path& folder) {
     const std::string name = folder.filename().string();
     std::int64_t step = 0;
     if (!name.starts_with(kFolderPrefix)) {
@@ -30,16 +30,20 @@ std::int64_t step_of(const fs::path& folder) {
     }
     const char* const end = name.data() + name.size();
     const auto parsed = std::from_chars(name.data() + kFolderPrefix.size(), end, step);
-    return parsed.ec == std::errc() && parsed.ptr == end ? step : 0;
+    const bool is_step = parsed.ec == std::errc() && parsed.ptr == end;
+    return is_step && checkpoint_folder(out, step).filename() == folder.filename() ? step : 0;
 }
 
-// Checkpoints of a run, oldest first. Folders that a killed run left under a temporary name are not among them.
+// Checkpoints of a run, oldest first. What a killed run left unfinished is not among them.
 std::vector<std::pair<std::int64_t, fs::path>> checkpoints_of(const fs::path& out) {
     std::vector<std::pair<std::int64_t, fs::path>> found;
     std::error_code error;
-    for (const fs::directory_entry& entry : fs::directory_iterator(out / "checkpoints", error)) {
-        if (const std::int64_t step = step_of(entry.path()); step > 0 && checkpoint::recover(entry.path())) {
-            found.emplace_back(step, entry.path());
+    for (fs::directory_iterator entry(out / "checkpoints", error), end; entry != end;
+         entry.increment(error)) {
+        std::error_code ignored;
+        if (const std::int64_t step = step_of(out, entry->path());
+            step > 0 && fs::is_directory(entry->path(), ignored)) {
+            found.emplace_back(step, entry->path());
         }
     }
     std::sort(found.begin(), found.end());
@@ -54,18 +58,21 @@ bool is_checkpoint_of(const fs::path& folder, const fs::path& out) {
     });
 }
 
-void remove_path(const fs::path& path) {
+// That of the run that is replaced: nobody shall take it for the new one's. A folder of that name is nobody's summary.
+void remove_summary(const fs::path& file) {
     std::error_code error;
-    fs::remove_all(path, error);
-    if (error) {
-        throw IoError(path.string() + " cannot be removed: " + error.message() + "; check its permissions");
+    if (fs::is_regular_file(fs::symlink_status(file, error))) {
+        fs::remove(file, error);
+    }
+    if (fs::exists(fs::symlink_status(file, error))) {
+        throw IoError(file.string() + " is in the way; move it elsewhere or give another out folder");
     }
 }
 
 void remove_checkpoints_after(const fs::path& out, std::int64_t step) {
     for (const auto& [saved_step, folder] : checkpoints_of(out)) {
         if (saved_step > step) {
-            remove_path(folder);
+            checkpoint::remove(folder);
         }
     }
 }
@@ -83,7 +90,7 @@ fs::path find_checkpoint(const fs::path& path) {
     if (!found.empty()) {
         return found.back().second;
     }
-    if (checkpoint::recover(path)) {
+    if (checkpoint::exists(path)) {
         return path;
     }
     throw IoError(path.string() +
@@ -95,17 +102,24 @@ std::int64_t newest_checkpoint_step(const fs::path& out) {
     return found.empty() ? 0 : found.back().first;
 }
 
-void remove_old_checkpoints(const fs::path& out, std::int64_t kept) {
+std::vector<std::string> remove_old_checkpoints(const fs::path& out, std::int64_t kept) {
+    std::vector<std::string> left;
     const auto found = checkpoints_of(out);
     const std::size_t surplus = found.size() - std::min(found.size(), static_cast<std::size_t>(kept));
     for (std::size_t index = 0; index < surplus; ++index) {
-        remove_path(found[index].second);
+        try {
+            checkpoint::remove(found[index].second);
+        } catch (const IoError& error) {
+            left.emplace_back(error.what());
+        }
     }
+    return left;
 }
 
 bool holds_run(const fs::path& out) {
     std::error_code error;
-    return fs::exists(out / "metrics.csv", error) || newest_checkpoint_step(out) > 0;
+    return fs::exists(out / "metrics.csv", error) || fs::exists(out / "summary.json", error) ||
+           newest_checkpoint_step(out) > 0;
 }
 
 bool claim_run_folder(const fs::path& out, const fs::path& resumed_from, std::int64_t step, bool overwrite) {
@@ -123,7 +137,7 @@ bool claim_run_folder(const fs::path& out, const fs::path& resumed_from, std::in
     }
     remove_checkpoints_after(out, continues ? step : 0);
     if (!continues) {
-        remove_path(out / "summary.json");
+        remove_summary(out / "summary.json");
     }
     return continues;
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 namespace flashoptim::trainer {
 
@@ -15,10 +17,11 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 /// Step of the newest checkpoint in a run's folder, 0 if there is none.
 std::int64_t newest_checkpoint_step(const std::filesystem::path& out);
 
-/// Removes all but the newest `kept` checkpoints of a run. Throws IoError.
-void remove_old_checkpoints(const std::filesystem::path& out, std::int64_t kept);
+/// Removes all but the newest `kept` checkpoints of a run. Returns why others are still there: one in which somebody keeps other
+/// files stays, and a run does not end for it.
+std::vector<std::string> remove_old_checkpoints(const std::filesystem::path& out, std::int64_t kept);
 
-/// Whether a run left something in `out` that another one would replace: metrics.csv or a checkpoint.
+/// Whether a run left something in `out` that another one would replace: metrics.csv, summary.json or a checkpoint.
 bool holds_run(const std::filesystem::path& out);
 
 /// Makes `out` ready for the steps after `step`, which go on from `resumed_from` (empty: from nothing). Returns whether that is a

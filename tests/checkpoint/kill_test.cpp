@@ -97,7 +97,7 @@ TEST_P(KillWriter, OfTheFirstCheckpointLeavesItCompleteOrAbsent) {
         const auto killed = killed_at_system_call(n, [&] { first.write_to(folder / "ckpt", GetParam()); });
         if (!killed) GTEST_SKIP() << "processes cannot be traced here";
         was_killed = *killed;
-        if (recover(folder / "ckpt")) {
+        if (checkpoint::exists(folder / "ckpt")) {
             ASSERT_EQ(step_in(folder / "ckpt"), 1) << "killed at system call " << n;
         }
     }

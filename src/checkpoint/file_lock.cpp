@@ -1,0 +1,33 @@
+// Locks that the system releases when their holder dies.
+#include "file_lock.h"
+
+#include <sys/file.h>
+
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+namespace flashoptim::checkpoint {
+
+Lock try_lock(const FileDescriptor& descriptor) {
+    while (::flock(descriptor.get(), LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) return Lock::kHeldByOther;
+        if (errno != EINTR) return Lock::kUnsupported;
+    }
+    return Lock::kTaken;
+}
+
+ScopedLock::ScopedLock(const FileDescriptor& folder) : folder_(folder) {
+    constexpr int kMostTriesWhileHeld = 1000, kTriesWithoutLock = 40;
+    for (int tries = 0; folder && tries < kMostTriesWhileHeld; ++tries) {
+        const Lock state = try_lock(folder);
+        if (state == Lock::kTaken || (state == Lock::kUnsupported && tries == kTriesWithoutLock)) return;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+}
+
+ScopedLock::~ScopedLock() {
+    if (folder_) ::flock(folder_.get(), LOCK_UN);
+}
+
+}  // namespace flashoptim::checkpoint
