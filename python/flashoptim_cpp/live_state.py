@@ -48,7 +48,8 @@ def without_empty(raw: dict[str, Any]) -> dict[str, Any]:
     empty = {key for key, value in raw.items() if _is_empty(value)}
     if len(empty) == len(raw):
         return {}
-    moments = {key.removesuffix(QUANTIZED) for key in raw if key.endswith(QUANTIZED)}
+    names = [key for key in raw if isinstance(key, str)]
+    moments = {name.removesuffix(QUANTIZED) for name in names if name.endswith(QUANTIZED)}
     of_moments = {moment + suffix for moment in moments for suffix in ("", QUANTIZED, SCALES)}
     absent = empty & {CORRECTION, FORMER}
     if empty & of_moments:
