@@ -2,12 +2,12 @@
 # compiled against. No CUDA toolkit is needed for that, whichever torch it is.
 
 set(FLASHOPTIM_TORCH_FOLDER "")
+if(NOT FLASHOPTIM_BUILD_PYTHON)
+    return()
+endif()
 set(obstacle "")
-string(TOUPPER "${FLASHOPTIM_TORCH}" torch_wanted)
 if(FLASHOPTIM_SANITIZE)
     set(obstacle "Python does not run under the sanitizers")
-elseif(NOT torch_wanted STREQUAL "AUTO" AND NOT torch_wanted AND NOT FLASHOPTIM_BUILD_PYTHON)
-    set(obstacle "FLASHOPTIM_TORCH is OFF")
 else()
     # Found already, or a wheel is built, which needs torch's headers and not LibTorch. An isolated build does not see the packages of
     # the Python that runs it, but they are there (python/build_backend.py).
@@ -37,15 +37,7 @@ else()
     endif()
 endif()
 
-if(NOT obstacle AND FLASHOPTIM_TOP_LEVEL)
-    set(FLASHOPTIM_BUILD_PYTHON_DEFAULT ON)
-else()
-    set(FLASHOPTIM_BUILD_PYTHON_DEFAULT OFF)
-endif()
-option(FLASHOPTIM_BUILD_PYTHON "Build the PyTorch package flashoptim_cpp (needs Torch 2.10 or later)" ${FLASHOPTIM_BUILD_PYTHON_DEFAULT})
-if(FLASHOPTIM_BUILD_PYTHON AND obstacle)
+if(obstacle)
     message(FATAL_ERROR "${obstacle}; or configure with -DFLASHOPTIM_BUILD_PYTHON=OFF")
 endif()
-if(FLASHOPTIM_BUILD_PYTHON)
-    set(FLASHOPTIM_TORCH_FOLDER "${folder}")
-endif()
+set(FLASHOPTIM_TORCH_FOLDER "${folder}")

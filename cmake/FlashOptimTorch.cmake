@@ -2,8 +2,7 @@
 # looked at first, then CMAKE_PREFIX_PATH, for example $(python -c 'import torch; print(torch.utils.cmake_prefix_path)').
 
 set(FLASHOPTIM_WITH_TORCH FALSE)
-string(TOUPPER "${FLASHOPTIM_TORCH}" torch_wanted)
-if(torch_wanted STREQUAL "AUTO" OR torch_wanted)
+if(NOT FLASHOPTIM_TORCH STREQUAL "OFF")
     if(FLASHOPTIM_TOP_LEVEL)
         file(GLOB torch_in_venv "${CMAKE_CURRENT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/share/cmake/Torch")
     endif()
@@ -54,7 +53,7 @@ if(torch_wanted STREQUAL "AUTO" OR torch_wanted)
             endif()
         endforeach()
         set(FLASHOPTIM_WITH_TORCH TRUE)
-    elseif(torch_wanted STREQUAL "AUTO")
+    elseif(FLASHOPTIM_TORCH STREQUAL "AUTO")
         message(STATUS "flashoptim without LibTorch. ${torch_obstacle}")
     else()
         message(FATAL_ERROR "${torch_obstacle}; or configure with -DFLASHOPTIM_TORCH=OFF")

@@ -2,6 +2,9 @@
 // At the end: saving and loading an optimizer of the core in them. Any framework's tensor type never stands here.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -220,3 +223,5 @@ LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& fol
                           const LoadOptions& options = {});
 
 }  // namespace flashoptim
+
+#endif

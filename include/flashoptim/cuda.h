@@ -2,6 +2,9 @@
 // stream, with the bits of flashoptim::step. Link flashoptim::cuda, which exists where the library was built with nvcc.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -129,3 +132,5 @@ private:
 };
 
 }  // namespace flashoptim::cuda
+
+#endif

@@ -6,6 +6,9 @@
 //     optimizer.add_parameter({weight_on_device, flashoptim::DType::kBFloat16, {rows, columns}});
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <memory>
 
 #include "flashoptim/cuda.h"
@@ -44,3 +47,5 @@ private:
 };
 
 }  // namespace flashoptim::cuda
+
+#endif

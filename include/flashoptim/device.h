@@ -2,6 +2,9 @@
 // (cuda_device.h) is one; the core itself knows none.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -117,3 +120,5 @@ public:
 };
 
 }  // namespace flashoptim
+
+#endif

@@ -1,16 +1,21 @@
 // The element types that tensors and state buffers have, their sizes and names.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+
+#include "flashoptim/numeric/device.h"
 
 namespace flashoptim {
 
 enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kUInt8, kInt16 };
 
-/// Bytes of one element.
-constexpr std::size_t size_of(DType dtype) {
+/// Bytes of one element. Kernels use it: it is inlined everywhere, so that no instruction set's copy is left for others.
+FLASHOPTIM_INLINE constexpr std::size_t size_of(DType dtype) {
     switch (dtype) {
         case DType::kFloat32:
             return 4;
@@ -48,3 +53,5 @@ constexpr std::string_view name_of(DType dtype) {
 constexpr bool is_floating(DType dtype) { return dtype <= DType::kFloat16; }
 
 }  // namespace flashoptim
+
+#endif

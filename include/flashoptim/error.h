@@ -1,6 +1,9 @@
 // The one error type of the library. Every message is one line that names the thing and the remedy.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <stdexcept>
 #include <string>
 
@@ -32,3 +35,5 @@ class NonFiniteError : public Error {
 };
 
 }  // namespace flashoptim
+
+#endif

@@ -1,6 +1,9 @@
 // How a tensor's elements are counted: rows, groups and the index that the dither depends on.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -56,3 +59,5 @@ bool same_memory_order(std::span<const std::int64_t> shape, std::span<const std:
 void copy_in_order(const TensorView& from, const std::vector<std::int64_t>& to_strides, void* to);
 
 }  // namespace flashoptim
+
+#endif

@@ -2,6 +2,9 @@
 // stepped is in the core; nothing here computes.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <torch/torch.h>
 
 #include <cstdint>
@@ -435,3 +438,5 @@ void cast_model(torch::nn::Module& model, torch::Dtype dtype = torch::kBFloat16,
                 const CastOptions& options = {});
 
 }  // namespace flashoptim::libtorch
+
+#endif

@@ -1,6 +1,9 @@
 // The framework-free optimizers. They own their state; weights and gradients stay in the caller's memory.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -216,3 +219,5 @@ public:
 };
 
 }  // namespace flashoptim
+
+#endif

@@ -1,6 +1,9 @@
 // The number formats alone: moments to codes and back, weights to a split and back. Nothing here steps.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <span>
 
@@ -44,3 +47,5 @@ void correct_weights(const StoragePlan& plan, std::span<const float> masters, co
                      void* corrections);
 
 }  // namespace flashoptim
+
+#endif

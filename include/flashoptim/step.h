@@ -2,6 +2,9 @@
 // Most programs want optimizer.h, which owns its buffers; bindings to frameworks use this header.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -110,8 +113,8 @@ enum class Backend : std::uint8_t {
     kAutomatic,   ///< FLASHOPTIM_BACKEND if set, else the fastest that this processor runs.
     kScalar,      ///< The reference, one element at a time.
     kPortable,    ///< The compiler's own vectors at the platform's baseline.
-    kAvx2,        ///< x86 with AVX2, FMA, BMI, BMI2.
-    kAvx512,      ///< x86 with AVX-512 F, BW, CD, DQ, VL.
+    kAvx2,        ///< x86-64-v3: AVX2, FMA, F16C, BMI, BMI2, LZCNT, MOVBE and what comes before them.
+    kAvx512,      ///< x86-64-v4: AVX-512 F, BW, CD, DQ, VL beside it.
     kAvx512Vbmi,  ///< The same with VBMI.
     kNeon,        ///< 64-bit ARM.
 };
@@ -167,10 +170,13 @@ private:
 std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
 
 /// Counts bad gradients (bad_elements of each item) and changes nothing else; returns their sum.
-std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool);
+std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool,
+                                  Backend backend = Backend::kAutomatic);
 
 /// Euclidean norm of all gradients times their factor, in double; bad elements are left out. Sums are formed in blocks fixed
 /// by element index and added in index order: the same bits for any number of threads and any backend.
-double grad_norm(std::span<const StepItem> items, ThreadPool& pool);
+double grad_norm(std::span<const StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
 
 }  // namespace flashoptim
+
+#endif

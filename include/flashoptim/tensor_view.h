@@ -2,6 +2,9 @@
 // function that takes one says.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -34,3 +37,5 @@ struct Shard {
 };
 
 }  // namespace flashoptim
+
+#endif

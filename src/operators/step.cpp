@@ -60,7 +60,8 @@ void step_on_host(Batch& batch, const std::optional<Tensor>& found_inf, std::spa
                   bool stops_at_bad_gradients) {
     if (found_inf && number_of(found_inf->get(), {"found_inf"}) != 0.0) return;
     const auto pool = shared_pool().get();
-    const bool stops = stops_at_bad_gradients && count_bad_gradients(batch.items, *pool) != 0;
+    const bool stops =
+        stops_at_bad_gradients && count_bad_gradients(batch.items, *pool, chosen_backend()) != 0;
     if (!stops) flashoptim::step(batch.items, *pool, chosen_backend());
     for (std::size_t n = 0; n < batch.items.size(); ++n) {
         bad[n] += static_cast<std::int64_t>(batch.items[n].bad_elements);
@@ -149,7 +150,7 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
         values.bad_elements = static_cast<std::uint64_t*>(counts.data_ptr());
         gpu_count_bad(plan, batch.device(), batch.items, values);
     } else {
-        count_bad_gradients(batch.items, *shared_pool().get());
+        count_bad_gradients(batch.items, *shared_pool().get(), chosen_backend());
         auto* to = static_cast<std::int64_t*>(counts.data_ptr());
         for (const auto& item : batch.items) *to++ = static_cast<std::int64_t>(item.bad_elements);
     }
@@ -169,7 +170,9 @@ Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Ten
     }
     const std::optional<Tensor> none;
     batch.set_factors({gradient_factor, none, none});
-    if (!batch.is_on_gpu()) return make_number(flashoptim::grad_norm(batch.items, *shared_pool().get()));
+    if (!batch.is_on_gpu()) {
+        return make_number(flashoptim::grad_norm(batch.items, *shared_pool().get(), chosen_backend()));
+    }
     auto norm = empty_number(batch.device());
     gpu_grad_norm(plan, batch.device(), batch.items, batch.device_values,
                   static_cast<double*>(norm.data_ptr()));

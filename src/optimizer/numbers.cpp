@@ -52,7 +52,7 @@ void Optimizer::Impl::take_norm(double* to, double max_norm, float* coefficient)
     if (auto* const stepper = stepper_of(all_on_device)) {
         return (*stepper)->grad_norm(items, with, {to, coefficient, max_norm});
     }
-    *to = flashoptim::grad_norm(items, pool);
+    *to = flashoptim::grad_norm(items, pool, options.backend);
     const DefaultFloatEnvironment exact;
     if (coefficient != nullptr) *coefficient = clip_coefficient(*to, max_norm);
 }

@@ -19,7 +19,7 @@ std::span<const std::uint16_t> scales_of(std::span<const std::byte> bytes) {
 
 HostBytes Optimizer::Impl::on_host(void* data, std::size_t bytes) const {
     if (!options.device) return {{static_cast<std::byte*>(data), bytes}, nullptr};
-    auto copy = std::make_shared<std::byte[]>(bytes);
+    std::shared_ptr<std::byte[]> copy = std::make_unique<std::byte[]>(bytes);
     options.device->copy_to_host(copy.get(), data, bytes);
     const std::span<std::byte> all(copy.get(), bytes);
     return {all, std::move(copy)};

@@ -39,7 +39,7 @@ std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
 std::shared_ptr<std::byte> StateArena::take(std::size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
     // Apart, so that it sees what is written beyond the end of each.
-    const auto apart = std::make_shared<std::byte[]>(bytes);
+    const std::shared_ptr<std::byte[]> apart = std::make_unique<std::byte[]>(bytes);
     return {apart, apart.get()};
 #endif
     if (bytes > size_ - used_) {

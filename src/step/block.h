@@ -9,7 +9,7 @@
 #include "flashoptim/format/groups.h"
 #include "step/kernels.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 constexpr int kGroup = static_cast<int>(kGroupSize);
 
@@ -115,4 +115,4 @@ struct BlockTypes {
     };
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -8,6 +8,12 @@
 
 #include "flashoptim/error.h"
 
+#if defined(FLASHOPTIM_X86)
+#include <cpuid.h>
+
+#include "step/processor.h"
+#endif
+
 namespace flashoptim {
 
 namespace {
@@ -16,22 +22,40 @@ namespace {
 constexpr std::array kAllBackends = {Backend::kScalar, Backend::kPortable, Backend::kNeon,
                                      Backend::kAvx2,   Backend::kAvx512,   Backend::kAvx512Vbmi};
 
+#if defined(FLASHOPTIM_X86)
+// By hand: not every compiler's __builtin_cpu_supports knows every bit.
+CpuidAnswer cpuid(std::uint32_t leaf) {
+    CpuidAnswer answer;
+    __cpuid_count(leaf, 0, answer.eax, answer.ebx, answer.ecx, answer.edx);
+    return answer;
+}
+std::uint64_t xcr0() {
+    std::uint32_t low = 0, high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return static_cast<std::uint64_t>(high) << 32U | low;
+}
+bool reaches_here(X86Level level) { return reaches({&cpuid, &xcr0}, level); }
+#endif
+
 bool runs_here(Backend backend) {
     switch (backend) {
         case Backend::kScalar:
         case Backend::kPortable:
             return true;
 #if defined(FLASHOPTIM_X86)
-        // What the compiler may use at x86-64-v3 and x86-64-v4 (psABI), which the files are compiled for.
-        case Backend::kAvx2:
-            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-        case Backend::kAvx512:
-            return runs_here(Backend::kAvx2) && __builtin_cpu_supports("avx512f") &&
-                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        case Backend::kAvx512Vbmi:
-            return runs_here(Backend::kAvx512) && __builtin_cpu_supports("avx512vbmi");
+        // The levels that the files are compiled for. CPUID is slow under a hypervisor and never changes.
+        case Backend::kAvx2: {
+            static const bool kRuns = reaches_here(X86Level::kV3);
+            return kRuns;
+        }
+        case Backend::kAvx512: {
+            static const bool kRuns = reaches_here(X86Level::kV4);
+            return kRuns;
+        }
+        case Backend::kAvx512Vbmi: {
+            static const bool kRuns = reaches_here(X86Level::kV4WithVbmi);
+            return kRuns;
+        }
 #endif
 #if defined(FLASHOPTIM_NEON)
         case Backend::kNeon:
@@ -63,6 +87,12 @@ Backend automatic_backend() {
                           names_of(available));
 }
 
+/// Found out once. A bad name is an error of those who leave the choice to it, each time, and of nobody else.
+Backend automatic_choice() {
+    static const Backend kChoice = automatic_backend();
+    return kChoice;
+}
+
 }  // namespace
 
 std::string_view name_of(Backend backend) {
@@ -92,9 +122,8 @@ std::vector<Backend> available_backends() {
 }
 
 const BackendKernels& backend_kernels(Backend backend) {
-    static const Backend kAutomaticChoice = automatic_backend();
     static const BackendKernels kScalar = scalar_backend(), kPortable = portable_backend();
-    const Backend chosen = backend == Backend::kAutomatic ? kAutomaticChoice : backend;
+    const Backend chosen = backend == Backend::kAutomatic ? automatic_choice() : backend;
     if (!runs_here(chosen)) {
         throw InvalidArgument("backend " + std::string(name_of(chosen)) +
                               " is not available on this processor: choose one of " +

@@ -10,7 +10,7 @@
 #include "step/block.h"
 #include "step/read_gradient.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 template <class L, class R, class M, class W>
 class FusedStep : BlockTypes<R, M, W> {
@@ -315,4 +315,4 @@ private:
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

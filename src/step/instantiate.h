@@ -8,7 +8,7 @@
 #include "step/ordinary_step.h"
 #include "step/rows.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 template <class L, class R, class M, class W>
 Kernels kernels_of() {
@@ -77,4 +77,4 @@ BackendKernels backend_of() {
     return {&find_kernels<L>, &sum_of_squares<L>};
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -9,7 +9,7 @@
 #include "flashoptim/rule/sgd.h"
 #include "flashoptim/step.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 template <class R, class M, class Visitor>
 auto with_native_weight(const StoragePlan& plan, Visitor visit) {
@@ -82,4 +82,4 @@ auto visit_kernel_types(Rule rule, bool momentum, const StoragePlan& plan, Visit
     return decltype(visit.template operator()<AdamRule, Float32Moments, NativeFloat32Weight>()) {};
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -13,7 +13,7 @@
 #include "step/read_gradient.h"
 #include "step/watch.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 template <class L, class R, class M, class W>
 class OrdinaryStep : BlockTypes<R, M, W> {
@@ -348,4 +348,4 @@ private:
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

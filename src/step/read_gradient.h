@@ -8,7 +8,7 @@
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/float16.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// Reads `size` elements (a multiple of the lanes' width) times `factor`.
 template <class L>
@@ -34,4 +34,4 @@ FLASHOPTIM_INLINE void read_gradient(const std::byte* from, DType dtype, float f
     }
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

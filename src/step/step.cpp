@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -91,7 +90,7 @@ private:
 };
 
 void add_bad(std::uint64_t& count, std::uint64_t bad) {
-    std::atomic_ref(count).fetch_add(bad, std::memory_order_relaxed);
+    __atomic_fetch_add(&count, bad, __ATOMIC_RELAXED);  // libc++ has std::atomic_ref from version 19 on
 }
 
 void step_job(Workspace& work, std::size_t job) {
@@ -179,12 +178,12 @@ struct StepRun {
         return work_->bad_elements;
     }
 
-    double norm(std::span<const StepItem> items) {
+    double norm(std::span<const StepItem> items, Backend backend) {
         struct Context {
             Workspace& work;
             std::span<const StepItem> items;
             SumOfSquares sum_of_squares;
-        } context{*work_, items, backend_kernels(Backend::kAutomatic).sum_of_squares};
+        } context{*work_, items, backend_kernels(backend).sum_of_squares};
         std::int64_t in_job = 0;
         for (std::size_t n = 0; n < items.size(); ++n) {
             const auto numel = items[n].layout->numel;
@@ -229,10 +228,12 @@ std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend)
     return StepRun(pool).run(items, backend, &Kernels::run);
 }
 
-std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool) {
-    return StepRun(pool).run(items, Backend::kAutomatic, &Kernels::count_bad);
+std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
+    return StepRun(pool).run(items, backend, &Kernels::count_bad);
 }
 
-double grad_norm(std::span<const StepItem> items, ThreadPool& pool) { return StepRun(pool).norm(items); }
+double grad_norm(std::span<const StepItem> items, ThreadPool& pool, Backend backend) {
+    return StepRun(pool).norm(items, backend);
+}
 
 }  // namespace flashoptim

@@ -3,7 +3,7 @@
 
 #include "flashoptim/numeric/quotient.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// Sums that overflow or become NaN where anything that was added is out of the ordinary.
 template <class L, class R, class W>
@@ -38,4 +38,4 @@ struct Watch {
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -42,18 +42,18 @@ TEST(Quotient, ByADivisorOfTheStepIsTheDivision) {
         const float d = random_float(random, -32, 32);
         float x = random_float(random, -120, 120);
         if (random() % 2 == 0) x = -x;
-        ASSERT_EQ(L::bits(quotient<L>(x, StepDivisor(d))), L::bits(x / d)) << x << " / " << d;
+        ASSERT_EQ(L::bits(quotient<L>(x, divisor_of(d))), L::bits(x / d)) << x << " / " << d;
     }
     for (int n = 0; n < 1'000'000; ++n) {
         const float d = random_float(random, -30, 29), x = random_float(random, -100, 89);
         if (x / d < 0x1p-120F) continue;
-        ASSERT_EQ(L::bits(quotient<L, true>(x, StepDivisor(d))), L::bits(x / d)) << x << " / " << d;
+        ASSERT_EQ(L::bits(quotient<L, true>(x, divisor_of(d))), L::bits(x / d)) << x << " / " << d;
     }
     const float infinity = ScalarLanes::from_bits(kInfinityBits);
     for (const float d : {1.0F, 0.1F, 0x1.fffffep-1F, 0x1p-41F, 1e30F, 0.0F, infinity}) {
         for (const float x : {0.0F, -0.0F, 1e-40F, -1e-40F, 1e38F, infinity, -infinity}) {
             if (!(x / d == x / d)) continue;  // a NaN
-            EXPECT_EQ(L::bits(quotient<L>(x, StepDivisor(d))), L::bits(x / d)) << x << " / " << d;
+            EXPECT_EQ(L::bits(quotient<L>(x, divisor_of(d))), L::bits(x / d)) << x << " / " << d;
         }
     }
 }

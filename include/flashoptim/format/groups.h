@@ -1,6 +1,9 @@
 // The constants by which moments are grouped and small tensors are spared. The layout of one tensor is in layout.h.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 namespace flashoptim {
@@ -15,3 +18,5 @@ constexpr std::int64_t kDefaultMinQuantizedNumel = 4096;
 constexpr std::int64_t kDefaultMinQuantizedNumel1d = 65537;
 
 }  // namespace flashoptim
+
+#endif

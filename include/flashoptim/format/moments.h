@@ -1,6 +1,9 @@
 // An old moment as the rules see it, whatever its format, and what a format needs of the rule's constants.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include "flashoptim/numeric/scalar_lanes.h"
 
 namespace flashoptim {
@@ -12,6 +15,10 @@ struct MomentScalars {
     float measure = 1.0F;  // carried units times this are the moment itself
     float encode = 1.0F;   // numerator of a group's encoding factor
 };
+
+}  // namespace flashoptim
+
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// An old moment, `unit * factor`; the factor holds the group's scale and the decay.
 template <class L>
@@ -48,4 +55,6 @@ FLASHOPTIM_INLINE double double_sqrt(double x) {
 #endif
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

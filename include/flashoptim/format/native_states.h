@@ -18,13 +18,16 @@
 //     kDivides                          whether these take the reciprocal of the factor beside it
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 #include "flashoptim/format/moments.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/dither.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// half(x) = F((B(x) >> 1) + 0x1FC00000): the square root at powers of 4, within 6 % of it elsewhere. half(0) is 2^-63.5.
 template <class L>
@@ -205,4 +208,6 @@ struct Float32Moments {
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

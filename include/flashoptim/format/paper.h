@@ -2,6 +2,9 @@
 // root variance, fp16 scales, and a correction normalised by the unit in the last place. One rounding per operation, no fma.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 #include "flashoptim/format/moments.h"
@@ -10,7 +13,7 @@
 #include "flashoptim/numeric/float16.h"
 #include "flashoptim/numeric/quotient.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// The 16-bit type of a paper weight: how it rounds and how large the unit in its last place is.
 struct PaperBfloat16 {
@@ -367,4 +370,6 @@ private:
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

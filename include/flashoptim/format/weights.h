@@ -13,13 +13,16 @@
 //     encode_unit<L>(w, dither, place, hi, lo)  from DitherTables, or what has the like members, at `place`
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/dither.h"
 #include "flashoptim/numeric/float16.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// The sign-magnitude grid of 31 bits whose upper half is a bfloat16: fp32 itself.
 struct Bfloat16Grid {
@@ -266,4 +269,6 @@ using Float16WeightNearest = PlainWeight<Float16Grid, false>;
 using NativeFloat32Weight = Float32Weight<true>;
 using PaperFloat32Weight = Float32Weight<false>;
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

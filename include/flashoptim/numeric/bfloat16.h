@@ -1,11 +1,14 @@
 // bfloat16: the storage type and its conversions (exact; round to nearest, ties to even). No arithmetic.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 #include "flashoptim/numeric/scalar_lanes.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// fp32 values of 16 bfloat16 bits in each lane; exact for every pattern.
 template <class L>
@@ -38,4 +41,6 @@ struct bfloat16 {
 };
 static_assert(sizeof(bfloat16) == 2);
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

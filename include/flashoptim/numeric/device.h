@@ -1,10 +1,20 @@
-// The one macro that lets the ground headers (numeric, format, rule) compile for the host and as CUDA device code.
+// What lets the ground headers (numeric, format, rule) compile for the host and as CUDA device code, and more than once in one
+// program: for several instruction sets.
 #pragma once
+
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
+// The inline namespace of everything that computes. A file whose compiler may use an instruction set of its own names it before it
+// includes anything: then no two files share a function, and the linker cannot give one processor another's instructions. Plain
+// data that such files exchange stays outside of it.
+#if !defined(FLASHOPTIM_ISA)
+#define FLASHOPTIM_ISA isa_baseline
+#endif
 
 #if defined(__CUDACC__)
 #define FLASHOPTIM_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__) || defined(__clang__)
-// Always inlined: the same template compiled for two instruction sets must never be merged by the linker.
 #define FLASHOPTIM_INLINE inline __attribute__((always_inline))
 #else
 #define FLASHOPTIM_INLINE inline
@@ -19,4 +29,6 @@
 #define FLASHOPTIM_UNROLL _Pragma("GCC unroll 8")
 #else
 #define FLASHOPTIM_UNROLL
+#endif
+
 #endif

@@ -1,11 +1,14 @@
 // IEEE binary16: the storage type and its conversions (exact; round to nearest, ties to even). No arithmetic.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 #include "flashoptim/numeric/scalar_lanes.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// fp32 values of 16 binary16 bits in each lane; exact for every pattern, a NaN keeps its payload.
 template <class L>
@@ -53,4 +56,6 @@ struct float16 {
 };
 static_assert(sizeof(float16) == 2);
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

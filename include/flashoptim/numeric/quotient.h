@@ -3,9 +3,22 @@
 // with kHasFastFma whether that pays; the others divide. The bits are those of the division.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include "flashoptim/numeric/scalar_lanes.h"
 
 namespace flashoptim {
+
+/// A divisor of one step and its reciprocal. Where the reciprocal is 0 the divisor is divided by.
+struct StepDivisor {
+    float value = 1.0F;
+    float reciprocal = 1.0F;
+};
+
+}  // namespace flashoptim
+
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// From here on remainders are not subnormal, and up to there no product overflows.
 constexpr float kSmallestDividend = 0x1p-100F, kLargestDividend = 0x1p90F;
@@ -33,15 +46,13 @@ FLASHOPTIM_INLINE typename L::Float integer_quotient(typename L::Float n, float 
     }
 }
 
-/// A divisor of one step. Where its reciprocal is 0 it is divided by.
-struct StepDivisor {
-    float value = 1.0F;
-    float reciprocal = 1.0F;
-
-    StepDivisor() = default;
-    explicit FLASHOPTIM_INLINE StepDivisor(float d)
-        : value(d), reciprocal(d >= 0x1p-30F && d <= 0x1p30F ? ScalarLanes::divide(1.0F, d) : 0.0F) {}
-};
+/// What a step needs to divide by `d`.
+FLASHOPTIM_INLINE StepDivisor divisor_of(float d) {
+    StepDivisor divisor;
+    divisor.value = d;
+    divisor.reciprocal = d >= 0x1p-30F && d <= 0x1p30F ? ScalarLanes::divide(1.0F, d) : 0.0F;
+    return divisor;
+}
 
 /// Of the magnitude's bits, so ordered that zero, which is neither tiny nor huge, comes last.
 template <class L>
@@ -72,4 +83,6 @@ FLASHOPTIM_INLINE typename L::Float quotient(typename L::Float x, const StepDivi
     return L::divide(x, L::broadcast(d.value));
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

@@ -3,12 +3,15 @@
 // Every operation is one that IEEE 754 fixes exactly; nothing here approximates, contracts or flushes to zero.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <cstring>
 
 #include "flashoptim/numeric/device.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 struct ScalarLanes {
     static constexpr int kWidth = 1;
@@ -156,4 +159,6 @@ FLASHOPTIM_INLINE typename L::Float power_of_two(typename L::UInt exponent) {
     return L::from_bits((exponent + 127U) << 23U);
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

@@ -2,9 +2,12 @@
 // Nothing here knows how moments or weights are stored.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include "flashoptim/rule/hyperparameters.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// A format may carry moments as m/(1-b1) and v/(1-b2) (Moments::kCarriesScaled).
 struct AdamRule {
@@ -125,12 +128,14 @@ struct PaperAdamRule {
         k.beta2 = static_cast<float>(h.beta2);
         k.one_minus_beta1 = 1.0F - k.beta1;
         k.one_minus_beta2 = 1.0F - k.beta2;
-        k.bias_correction1 = StepDivisor(1.0F - static_cast<float>(power(static_cast<double>(k.beta1), t)));
-        k.bias_correction2 = StepDivisor(1.0F - static_cast<float>(power(static_cast<double>(k.beta2), t)));
+        k.bias_correction1 = divisor_of(1.0F - static_cast<float>(power(static_cast<double>(k.beta1), t)));
+        k.bias_correction2 = divisor_of(1.0F - static_cast<float>(power(static_cast<double>(k.beta2), t)));
         k.first = Moments::first_scalars(1.0, 1.0, 1.0);
         k.second = Moments::second_scalars(1.0, 1.0, 1.0);
         return k;
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

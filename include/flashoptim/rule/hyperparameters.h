@@ -1,6 +1,9 @@
 // What a user sets of an optimizer and what one step makes of it. Plain data for host and device.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
 #include "flashoptim/format/moments.h"
@@ -47,6 +50,13 @@ struct StepScalars {
     bool adds_l2 = false;       // whether decay is coupled; the paper's rules add its term also where it is 0
 };
 
+/// Whether weights decay apart from the gradient, or an L2 term is added to it.
+enum class Decay : std::uint8_t { kCoupled, kDecoupled };
+
+}  // namespace flashoptim
+
+namespace flashoptim::inline FLASHOPTIM_ISA {
+
 /// base^exponent by squaring: IEEE products only, the same on host and device. exponent >= 0.
 FLASHOPTIM_INLINE double power(double base, std::int64_t exponent) {
     double result = 1.0;
@@ -56,9 +66,6 @@ FLASHOPTIM_INLINE double power(double base, std::int64_t exponent) {
     }
     return result;
 }
-
-/// Whether weights decay apart from the gradient, or an L2 term is added to it.
-enum class Decay : std::uint8_t { kCoupled, kDecoupled };
 
 /// What decoupled decay takes from a weight in one step: weight_decay * learning_rate, or where the decay is decoupled from
 /// the schedule's peak too, weight_decay * learning_rate / initial_learning_rate.
@@ -98,4 +105,6 @@ FLASHOPTIM_INLINE typename L::Float add_paper_l2(typename L::Float g, typename L
     return k.adds_l2 ? g + w * k.l2 : g;
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

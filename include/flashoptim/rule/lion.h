@@ -2,9 +2,12 @@
 // Nothing here knows how moments or weights are stored.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include "flashoptim/rule/hyperparameters.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// -1, 0 or 1; 0 for a NaN.
 template <class L>
@@ -88,4 +91,6 @@ struct PaperLionRule {
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

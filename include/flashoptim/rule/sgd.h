@@ -2,9 +2,12 @@
 // the gradient (SGD) or apart from it (SGDW). Nothing here knows how moments or weights are stored.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include "flashoptim/rule/hyperparameters.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 template <bool kMomentum>
 struct SgdRule {
@@ -86,4 +89,6 @@ struct PaperSgdRule {
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
+
+#endif

@@ -5,7 +5,7 @@
 
 #include "step/lanes/portable.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
     static constexpr bool kHasFastFma = true;
@@ -136,4 +136,4 @@ private:
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

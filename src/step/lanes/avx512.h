@@ -5,7 +5,7 @@
 
 #include "step/lanes/portable.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
     using Mask = __mmask16;
@@ -181,4 +181,4 @@ protected:
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -3,7 +3,7 @@
 
 #include "step/lanes/avx512.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// Where each byte comes from.
 struct VbmiPlaces {
@@ -60,4 +60,4 @@ struct Avx512VbmiLanes : Avx512Lanes {
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -4,7 +4,7 @@
 
 #include "flashoptim/numeric/scalar_lanes.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 struct CudaLanes : ScalarLanes {
     static constexpr int kUnit = 8;
@@ -184,4 +184,4 @@ struct CudaUnguardedLanes : CudaLanes {
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

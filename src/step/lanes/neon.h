@@ -5,7 +5,7 @@
 
 #include "step/lanes/portable.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 struct NeonLanes : PortableLanes<4, NeonLanes> {
     static constexpr bool kHasFastFma = true;
@@ -51,4 +51,4 @@ private:
     static FLASHOPTIM_INLINE UInt uint(uint32x4_t x) { return reinterpret_cast<UInt>(x); }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -10,7 +10,7 @@
 
 #include "flashoptim/numeric/device.h"
 
-namespace flashoptim {
+namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// The compiler's vector types of a width (their size must not depend on a template parameter).
 template <int kLanes>
@@ -254,4 +254,4 @@ protected:
     }
 };
 
-}  // namespace flashoptim
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -80,7 +80,7 @@ StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList&
     with.steps_done = counters_of(chosen);
     if (must_count) {
         report.bad_elements = stepper != nullptr ? (*stepper)->count_bad_gradients(items, with)
-                                                 : count_bad_gradients(items, pool);
+                                                 : count_bad_gradients(items, pool, options.backend);
         if (report.bad_elements != 0) {
             skip(chosen);
             report.skipped = true;
