@@ -1,12 +1,16 @@
-"""The installed package as a stranger uses it: by find_package, add_subdirectory and pkg-config, static and shared, from
-a folder that was moved after installation. If these fail, nobody outside this repository can build against the library.
+"""The installed package as a stranger uses it: by find_package, add_subdirectory, FetchContent, pkg-config and by hand, from C++ and
+from C, static and shared, from a folder that was moved after installation. If these fail, nobody outside this repository can build
+against the library.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSUMER = Path(__file__).resolve().parent / "consumer"
+CONSUMER_C = Path(__file__).resolve().parent / "consumer_c"
 WORK = ROOT / "build" / "install-test"
 RELEASE = ROOT / "build" / "release"
 COMPONENTS = "core;checkpoint;c"
@@ -52,7 +57,8 @@ def prefix(request: pytest.FixtureRequest) -> Path:
         f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}",
         "-DFLASHOPTIM_CUDA_ARCHITECTURES=80",
     ]
-    options += [f"-DFLASHOPTIM_{what}=OFF" for what in ("TORCH", "BUILD_TESTS", "BUILD_BENCH", "BUILD_APPS")]
+    # With the flags of our own builds ccache has compiled all of it before.
+    options += ["-DFLASHOPTIM_TORCH=OFF", "-DFLASHOPTIM_BUILD_CHECKPOINT=ON", "-DFLASHOPTIM_WERROR=ON"]
     run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options)
     run("cmake", "--build", build)
     return install(build, WORK / kind)
@@ -97,6 +103,30 @@ def test_find_package_builds_and_runs_the_consumers(prefix: Path, build: Path):
     run("cmake", "--build", build)
     for program in ("consumer", "consumer_c"):
         assert "7 parameters" in run(build / program)
+    assert "7 parameters" in run(build / "consumer_checkpoint", build / "saved")
+
+
+def test_find_package_serves_a_project_without_cxx(prefix: Path, build: Path):
+    run("cmake", "-S", CONSUMER_C, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", build)
+    assert "7 parameters" in run(build / "consumer_c")
+
+
+def test_one_line_builds_the_consumer(prefix: Path, build: Path):
+    """As the README has it, for those without a build system."""
+    build.mkdir(parents=True)
+    folder = libraries(prefix)
+    cxx = os.environ.get("CXX", "c++")
+    line = [
+        "-std=c++20",
+        CONSUMER / "main.cpp",
+        "-o",
+        build / "cpp",
+        f"-I{prefix / 'include'}",
+        f"-L{folder}",
+    ]
+    run(cxx, *line, "-lflashoptim", "-pthread", f"-Wl,-rpath,{folder}")
+    assert "7 parameters" in run(build / "cpp")
 
 
 def test_pkg_config_builds_and_runs_the_consumers(prefix: Path, build: Path):
@@ -109,27 +139,123 @@ def test_pkg_config_builds_and_runs_the_consumers(prefix: Path, build: Path):
         assert "7 parameters" in run(build / program, env=at_run_time)
 
 
+# With ccache and the flags of our own builds, nothing is compiled that another build here compiled before.
+AS_WE_BUILD = ["-DFLASHOPTIM_TORCH=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DFLASHOPTIM_WERROR=ON"]
+if shutil.which("ccache"):
+    AS_WE_BUILD += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
+
+
 def test_add_subdirectory_builds_and_runs_the_consumer(build: Path):
-    options = [f"-DFLASHOPTIM_SOURCE={ROOT}", "-DFLASHOPTIM_TORCH=OFF", "-DCMAKE_BUILD_TYPE=Release"]
-    # With ccache and the flags of our own builds, nothing is compiled that another build here compiled before.
-    options += ["-DFLASHOPTIM_WERROR=ON"]
-    if shutil.which("ccache"):
-        options += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
-    configure(build, *options, f"-DFLASHOPTIM_COMPONENTS={COMPONENTS}")
+    configure(build, f"-DFLASHOPTIM_SOURCE={ROOT}", *AS_WE_BUILD, f"-DFLASHOPTIM_COMPONENTS={COMPONENTS}")
     run("cmake", "--build", build)
     for program in ("consumer", "consumer_c"):
         assert "7 parameters" in run(build / program)
+    assert "7 parameters" in run(build / "consumer_checkpoint", build / "saved")
     assert not list(build.rglob("*_test")), "a project that adds flashoptim does not want its tests"
 
 
-def test_inexact_flags_of_the_surrounding_project_are_refused(build: Path):
-    """With them every result would silently be another one."""
-    options = [f"-DFLASHOPTIM_SOURCE={ROOT}", "-DFLASHOPTIM_TORCH=OFF"]
-    for flag in ("-ffast-math", "-Ofast", "-ffinite-math-only"):
-        shutil.rmtree(build, ignore_errors=True)
-        assert f"inexact arithmetic ({flag})" in configure(
-            build, *options, f"-DCONSUMER_COMPILE_OPTIONS={flag}", fails=True
+def test_add_subdirectory_serves_a_project_without_cxx(build: Path):
+    run("cmake", "-S", CONSUMER_C, "-B", build, "-G", "Ninja", f"-DFLASHOPTIM_SOURCE={ROOT}", *AS_WE_BUILD)
+    run("cmake", "--build", build)
+    assert "7 parameters" in run(build / "consumer_c")
+
+
+def test_fetch_content_adds_the_library(build: Path, tmp_path: Path):
+    """What add_subdirectory builds, from an archive; nothing that the consumer does not link is built."""
+    archive = tmp_path / "flashoptim.tar"
+    files = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    with tarfile.open(archive, "w") as tar:
+        for name in files:
+            if (ROOT / name).is_file():
+                tar.add(ROOT / name, f"flashoptim-0.1/{name}")
+    configure(build, f"-DFLASHOPTIM_FETCH={archive}", *AS_WE_BUILD)
+    plan = run("cmake", "--build", build, "--", "-n", "consumer")
+    assert "backend_scalar.cpp" in plan
+    assert "libflashoptim_c" not in run("cmake", "--build", build, "--", "-n", "all")
+
+
+def test_every_dependency_but_the_compiler_may_be_missing(build: Path):
+    """Tests, benchmarks and the command need more; who only wants the library installs none of it."""
+    names = (
+        "GTest",
+        "benchmark",
+        "CLI11",
+        "fmt",
+        "nlohmann_json",
+        "Torch",
+        "CUDAToolkit",
+        "Python",
+        "OpenMP",
+    )
+    without = [f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON" for name in names]
+    configure(build, f"-DFLASHOPTIM_SOURCE={ROOT}", *without)
+    shutil.rmtree(build)
+    said = run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DFLASHOPTIM_CUDA=OFF", *without)
+    assert "without checkpoints and the C interface: nlohmann-json" in said
+    said = run("cmake", "-S", ROOT, "-B", build, "-DFLASHOPTIM_BUILD_CHECKPOINT=ON", *without, fails=True)
+    assert "nlohmann-json3-dev" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into ELF files with nm")
+def test_libraries_export_only_what_is_ours(prefix: Path):
+    """A program may have another version of what they contain, compiled with other switches."""
+    ours = re.compile(
+        r"(vtable|VTT|typeinfo|typeinfo name|guard variable) for flashoptim::|flashoptim(::|_\w+$)"
+    )
+    found = sorted(libraries(prefix).glob("libflashoptim*.a")) + sorted(
+        libraries(prefix).glob("libflashoptim*.so")
+    )
+    assert len(found) >= 3
+    for library in found:
+        shared = library.suffix == ".so"
+        table = run("nm", "--demangle", "--defined-only", "--dynamic" if shared else "--extern-only", library)
+        for line in table.splitlines():
+            match = re.match(r"[0-9a-f]+ ([A-Za-z]) (.*)", line)
+            if match is None:
+                continue
+            kind, name = match.groups()
+            name = re.sub(r"^(non-virtual thunk to|virtual thunk to) ", "", name)
+            # Templates of the standard library are in every C++ library; shared ones keep them to themselves.
+            is_template = kind in "WVu" and not shared
+            assert ours.match(name) or is_template or name == "DW.ref.__gxx_personality_v0", (library, line)
+            assert not re.search(r"(?<![\w])(nlohmann|fmt)::", name), (library, line)
+        if not shared:
+            members = run("ar", "t", library).split()
+            assert len(members) == len(set(members)), (
+                f"{library} has two members of one name: {sorted(members)}"
+            )
+
+
+def test_compilers_that_are_too_old_are_named(tmp_path: Path):
+    real = shutil.which(os.environ.get("CXX", "c++"))
+    for what, flags, said in (
+        ("old", "-U__GNUC__ -D__GNUC__=10 -U__clang_major__ -D__clang_major__=9", "which is too old"),
+        ("bare", "-nostdinc++", "lacks what flashoptim needs of C++20"),
+    ):
+        compiler = tmp_path / what
+        compiler.write_text(f'#!/bin/sh\nexec {real} {flags} "$@"\n')
+        compiler.chmod(0o755)
+        options = [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_CXX_COMPILER_LAUNCHER="]
+        output = run(
+            "cmake", "-S", ROOT, "-B", tmp_path / f"build-{what}", "-G", "Ninja", *options, fails=True
         )
+        assert said in " ".join(output.split())
+        assert "GCC 11" in output
+
+
+def test_older_language_gives_one_error_with_its_remedy(tmp_path: Path):
+    for header in sorted((ROOT / "include" / "flashoptim").rglob("*.h")):
+        if header.name in {"c_api.h", "version.h"}:  # these are C's too
+            continue
+        source = tmp_path / "old.cpp"
+        source.write_text(f"#include <{header.relative_to(ROOT / 'include')}>\n")
+        for standard in ("c++17", "c++11"):
+            compiler = os.environ.get("CXX", "c++")
+            said = run(
+                compiler, f"-std={standard}", "-fsyntax-only", "-I", ROOT / "include", source, fails=True
+            )
+            assert said.count("error:") == 1, said
+            assert "flashoptim needs C++20: compile with -std=c++20" in said
 
 
 def test_inexact_flags_do_not_get_past_cmake():
