@@ -92,6 +92,19 @@ def load(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tensor]:
     return model, tokens
 
 
+def cast(model: torch.nn.Module) -> None:
+    """bfloat16 weights, of which the optimizer keeps the rest of the 24 bits.
+
+    Rotary frequencies stay fp32 (saved ones have to be named), and so does what transformers itself never loads in bfloat16.
+    """
+    strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    buffers = [name for name, _ in model.named_buffers() if {"inv_freq", *strict} & set(name.split("."))]
+    layers: list[str | torch.nn.Module] = [
+        m for n, m in model.named_modules() if n.rpartition(".")[2] in strict
+    ]
+    flash.cast_model(model, full_precision_recast_layers=layers, keep_buffers=buffers)
+
+
 def bytes_of(tensors: list[torch.Tensor]) -> int:
     """Bytes that lie in this process."""
     parts = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
@@ -124,7 +137,7 @@ def train(arguments: argparse.Namespace, rank: int, ranks: int) -> None:
     model, tokens = load(arguments)
     model = model.to(device)
     if arguments.optimizer == "ours":
-        flash.cast_model(model)  # bfloat16 weights; the optimizer keeps the rest of the 24 bits
+        cast(model)
     if ranks > 1:
         for layers in (m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
             for layer in layers:

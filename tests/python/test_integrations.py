@@ -5,6 +5,7 @@ What a user loses if these fail: the framework that runs their training loop. `m
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,48 @@ def tiny_llama() -> Any:
     network = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=80, **size, **heads))
     flash.cast_model(network)
     return network
+
+
+def test_a_cast_llama_is_the_one_that_transformers_loads(tmp_path: Path) -> None:
+    """Bit for bit, long contexts included; `model.to(bfloat16)` rounds the rotary frequencies and is far from it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "vocab_size": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 4096}
+    exact = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**size, **heads, initializer_range=0.1)
+    ).eval()
+    exact.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    ours, whole = copy.deepcopy(exact), copy.deepcopy(exact).to(torch.bfloat16)
+    flash.cast_model(ours)
+    tokens = torch.randint(256, (1, 2048))
+
+    def divergence(model: Any) -> float:
+        with torch.no_grad():
+            p, q = (m(tokens).logits.double().log_softmax(-1) for m in (exact, model))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    with torch.no_grad():
+        assert torch.equal(ours(tokens).logits, loaded(tokens).logits)
+    assert {name: b.dtype for name, b in ours.named_buffers()} == {
+        n: b.dtype for n, b in loaded.named_buffers()
+    }
+    assert divergence(ours) < 0.25 * divergence(whole)
+
+
+def test_a_layer_of_transformers_stays_fp32() -> None:
+    """Its inputs come by keyword, its rotary tables in a tuple; the whole model's output is a dataclass and a dict."""
+    transformers = pytest.importorskip("transformers")
+    network = tiny_llama()
+    for layers in (["model.layers.1"], ["model"], [""]):
+        torch.manual_seed(0)
+        network = transformers.LlamaForCausalLM(copy.deepcopy(network.config))
+        flash.cast_model(network, full_precision_recast_layers=layers)
+        out = network(input_ids=torch.arange(12)[None], output_hidden_states=True)
+        assert type(out).__name__ == "CausalLMOutputWithPast"
+        assert out.logits.dtype == out["logits"].dtype == out.hidden_states[-1].dtype == torch.bfloat16
+        out.logits.float().sum().backward()
 
 
 def trainer(folder: Path, steps: int, **more: Any) -> tuple[Any, Any]:
