@@ -39,6 +39,12 @@ struct Preparation {
     DeviceSources from;
 };
 
+/// A step count and more steps; it stays at the largest number instead of overflowing.
+FLASHOPTIM_INLINE std::int64_t saturated_steps(std::int64_t count, std::int64_t more) {
+    constexpr std::int64_t kMost = INT64_MAX;
+    return more > 0 && count > kMost - more ? kMost : count + more;
+}
+
 /// The scalars of kind n.
 FLASHOPTIM_INLINE void prepare_kind(const Preparation& p, std::uint32_t n) {
     const KindSource& kind = p.kinds[n];
@@ -48,7 +54,7 @@ FLASHOPTIM_INLINE void prepare_kind(const Preparation& p, std::uint32_t n) {
     const auto* const steps_done =
         kind.values.steps_done != nullptr ? kind.values.steps_done : p.from.steps_done;
     if (steps_done != nullptr) {
-        source.step += *steps_done;
+        source.step = saturated_steps(source.step, *steps_done);
         source.has_momentum = source.has_momentum || source.step - 1 > kind.values.unfilled_at;
     }
     const auto* const learning_rate =
@@ -82,9 +88,9 @@ FLASHOPTIM_INLINE void advance(const Advance& a, std::uint32_t n) {
     const bool stopped = a.stops_at_bad_gradients && a.control->bad_gradients != 0;
     if (a.control->is_skipped != 0 || stopped) return;
     if (n < a.count) {
-        ++*a.counts[n];
+        *a.counts[n] = saturated_steps(*a.counts[n], 1);
     } else if (n == a.count && a.steps_done != nullptr) {
-        ++*a.steps_done;
+        *a.steps_done = saturated_steps(*a.steps_done, 1);
     }
 }
 

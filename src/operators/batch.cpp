@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "flashoptim/device.h"
 #include "flashoptim/layout.h"
@@ -96,6 +97,10 @@ void Batch::set_step(const TensorList& steps) {
         item.has_momentum = unfilled_at_ < 0;
         item_values.push_back({count.data(), rates_[group_], unfilled_at_});
     } else {
+        if (count[0] == std::numeric_limits<std::int64_t>::max()) {
+            refuse(steps.name(n).text() +
+                   " is 2^63 - 1, the most steps that can be counted: give a lower count");
+        }
         item.step = count[0] + 1;
         item.has_momentum = count[0] > unfilled_at_;
     }
@@ -126,10 +131,10 @@ void Batch::set_factors(const GradientFactors& factors) {
 }
 
 void Batch::set_gradient(StepItem& item, std::size_t n) {
-    const auto gradient = view_of(gradients_[n], gradients_.name(n), device_);
+    const auto gradient = view_of(gradients_[n], gradients_.name(n), device_, Alignment::kAny);
     item.gradient_dtype = floating_dtype_of(gradient, gradients_.name(n));
     item.gradient = gradient.data;
-    if (gradient.lies_as(weight_)) return;
+    if (gradient.is_aligned && gradient.lies_as(weight_)) return;
     if (!std::ranges::equal(gradient.sizes, weight_.sizes)) {
         refuse(gradients_.name(n).text() + " is " + gradient.text() + " and its weight " + weight_.text() +
                ": both must have one shape");

@@ -47,7 +47,7 @@ StoragePlan weight_plan(const View& weights, std::int64_t weight_dtype, std::int
     layout.rows = weights.numel > 0 ? 1 : 0;
     StorageOptions options;
     options.format = paper ? Format::kPaper : Format::kNative;
-    options.master_weight_bits = static_cast<int>(bits);
+    options.master_weight_bits = bits_from(bits);
     return plan_storage(Rule::kSGD, {}, options, weight_dtype_from(weight_dtype), layout, "weights");
 }
 /// A tensor for the corrections; one of no elements where the plan has none.
@@ -82,7 +82,7 @@ Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64
             std::int64_t weight_dtype) {
     StorageOptions options;
     options.format = format_from(format);
-    options.master_weight_bits = static_cast<int>(master_weight_bits);
+    options.master_weight_bits = bits_from(master_weight_bits);
     options.quantize = quantize;
     options.min_quantized_numel = min_numel;
     options.min_quantized_numel_1d = min_numel_1d;

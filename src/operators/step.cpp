@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <mutex>
 
 #include "batch.h"
+#include "checked_arithmetic.h"
 #include "flashoptim/optimizer.h"
 #include "gpu.h"
 #include "kernels.h"
@@ -64,7 +66,8 @@ void step_on_host(Batch& batch, const std::optional<Tensor>& found_inf, std::spa
         stops_at_bad_gradients && count_bad_gradients(batch.items, *pool, chosen_backend()) != 0;
     if (!stops) flashoptim::step(batch.items, *pool, chosen_backend());
     for (std::size_t n = 0; n < batch.items.size(); ++n) {
-        bad[n] += static_cast<std::int64_t>(batch.items[n].bad_elements);
+        const auto more = static_cast<std::int64_t>(batch.items[n].bad_elements);
+        bad[n] = checked_add(bad[n], more).value_or(std::numeric_limits<std::int64_t>::max());
         if (!stops) *batch.step_counts[n] = batch.items[n].step;
     }
 }
@@ -88,11 +91,10 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
           const std::optional<Tensor>& found_inf, double gradient_factor, std::int64_t nonfinite,
           const std::optional<Tensor>& clip_coefficient, const std::optional<Tensor>& learning_rates,
           std::int64_t plan) {
-    const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
-                            TensorList(step_list, "steps"), TensorList(correction_list, "corrections"),
-                            TensorList(first_list, "first"), TensorList(first_scale_list, "first_scales"),
-                            TensorList(second_list, "second"),
-                            TensorList(second_scale_list, "second_scales"));
+    const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"},
+                            NamedList{step_list, "steps"}, NamedList{correction_list, "corrections"},
+                            NamedList{first_list, "first"}, NamedList{first_scale_list, "first_scales"},
+                            NamedList{second_list, "second"}, NamedList{second_scale_list, "second_scales"});
     const auto& [weights, gradients, steps, corrections, first, first_scales, second, second_scales] =
         lists.all;
     const auto count = weights.size();
@@ -128,8 +130,8 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
 Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
                  const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
                  double gradient_factor, const std::optional<Tensor>& clip_coefficient, std::int64_t plan) {
-    const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"),
-                            TensorList(correction_list, "corrections"));
+    const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"},
+                            NamedList{correction_list, "corrections"});
     const auto& [weights, gradients, corrections] = lists.all;
     check_count(corrections, weights.size());
     Batch batch(weights, gradients, table, hyperparameters);
@@ -159,7 +161,7 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
 
 Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Tensor& table,
                  const Tensor& hyperparameters, double gradient_factor, std::int64_t plan) {
-    const TensorLists lists(TensorList(weight_list, "weights"), TensorList(gradient_list, "gradients"));
+    const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"});
     const auto& [weights, gradients] = lists.all;
     Batch batch(weights, gradients, table, hyperparameters);
     batch.forget_learning_rates();

@@ -2,6 +2,7 @@
 #include "tables.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "flashoptim/error.h"
@@ -41,6 +42,26 @@ Enum enumerator(std::int64_t value, Enum last, const char* name) {
 
 }  // namespace
 
+namespace {
+
+/// Whether a tensor can have this layout; then no index of an element, and no number of groups, is too large for an integer.
+bool is_possible(Row row, const Layout& layout) {
+    // Twice: what is rounded up to whole groups must be a number, too.
+    constexpr auto kMost = std::numeric_limits<std::int64_t>::max() / 2;
+    if (std::ranges::any_of(row, [](auto value) { return value < 0 || value > kMost; })) return false;
+    if (layout.numel == 0) return layout.rows == 0 || layout.row_length == 0;
+    if (layout.row_length == 0 || layout.numel % layout.row_length != 0 ||
+        layout.rows != layout.numel / layout.row_length || layout.numel > layout.whole_numel ||
+        layout.whole_row_length == 0)
+        return false;
+    const auto whole_rows = layout.whole_numel / layout.whole_row_length;
+    return layout.whole_numel % layout.whole_row_length == 0 &&
+           layout.column_offset + layout.row_length <= layout.whole_row_length &&
+           layout.row_offset + layout.rows <= whole_rows;
+}
+
+}  // namespace
+
 std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout) {
     return {layout.numel,
             layout.rows,
@@ -63,14 +84,7 @@ Layout layout_from(Row row) {
     layout.row_offset = row[5];
     layout.column_offset = row[6];
     layout.one_dimensional = row[7] != 0;
-    bool is_layout = true;
-    for (const auto value : row) is_layout = is_layout && value >= 0;
-    if (layout.numel > 0) {
-        is_layout = is_layout && layout.row_length > 0 && layout.numel % layout.row_length == 0 &&
-                    layout.rows == layout.numel / layout.row_length && layout.numel <= layout.whole_numel &&
-                    layout.row_length <= layout.whole_row_length;
-    }
-    if (!is_layout) refuse("a layout contradicts itself: make it with layout()");
+    if (!is_possible(row, layout)) refuse("a layout contradicts itself: make it with layout()");
     return layout;
 }
 
@@ -101,7 +115,7 @@ StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters
                      : moments == MomentStorage::kNative ? Format::kNative
                                                          : Format::kFloat32;
     options.quantize = moments != MomentStorage::kFloat32;
-    options.master_weight_bits = static_cast<int>(row[kMasterWeightBits]);
+    options.master_weight_bits = bits_from(row[kMasterWeightBits]);
     options.min_quantized_numel = 0;
     options.min_quantized_numel_1d = 0;
     auto plan =
@@ -114,6 +128,13 @@ StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters
     return plan;
 }
 
+int bits_from(std::int64_t value) {
+    constexpr std::int64_t kMost = 32;
+    if (value < 0 || value > kMost) {
+        refuse("master_weight_bits is " + std::to_string(value) + ": choose 0, 16, 24 or 32");
+    }
+    return static_cast<int>(value);
+}
 Rule rule_from(std::int64_t value) { return enumerator(value, Rule::kLion, "rule"); }
 Format format_from(std::int64_t value) { return enumerator(value, Format::kFloat32, "format"); }
 DType weight_dtype_from(std::int64_t value) { return enumerator(value, DType::kFloat16, "weight_dtype"); }

@@ -23,6 +23,8 @@ std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan);
 Layout layout_from(Row row);
 StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout);
 
+/// Refuses what no storage has. That it is one of the bits that there are the core says.
+int bits_from(std::int64_t value);
 /// Refuses what is not an enumerator.
 Rule rule_from(std::int64_t value);
 Format format_from(std::int64_t value);

@@ -32,6 +32,14 @@ std::string dtype_text(std::int32_t number) {
     return "of another dtype";
 }
 
+/// Bytes of an element; 1 where the dtype is none that anything here reads.
+std::size_t element_size(std::int32_t number) {
+    const auto found = std::find(torch_dtypes().begin(), torch_dtypes().end(), number);
+    if (found != torch_dtypes().end()) return size_of(static_cast<DType>(found - torch_dtypes().begin()));
+    const bool is_wide = number == aoti_torch_dtype_float64() || number == aoti_torch_dtype_int64();
+    return is_wide ? sizeof(double) : 1;
+}
+
 std::string list_text(std::span<const std::int64_t> values) {
     std::string text = "[";
     for (std::size_t n = 0; n < values.size(); ++n) text += (n == 0 ? "" : ", ") + std::to_string(values[n]);
@@ -70,16 +78,21 @@ std::string Name::text() const {
     return index < 0 ? argument : std::string(argument) + '[' + std::to_string(index) + ']';
 }
 
-TensorList::TensorList(ListArgument list, const char* name) : name_(name) {
+void TensorList::take() {
     std::size_t size = 0;
-    TORCH_ERROR_CODE_CHECK(torch_list_size(list.handle, &size));
+    TORCH_ERROR_CODE_CHECK(torch_list_size(list_, &size));
     handles_.reserve(size);
     for (std::size_t n = 0; n < size; ++n) {
         StableIValue value = 0;
-        TORCH_ERROR_CODE_CHECK(torch_list_get_item(list.handle, n, &value));
+        TORCH_ERROR_CODE_CHECK(torch_list_get_item(list_, n, &value));
         handles_.push_back(torch::stable::detail::to<AtenTensorHandle>(value));
     }
-    TORCH_ERROR_CODE_CHECK(torch_delete_list(list.handle));
+    TORCH_ERROR_CODE_CHECK(torch_delete_list(std::exchange(list_, nullptr)));
+}
+void TensorList::release() noexcept {
+    for (auto* handle : handles_) aoti_torch_delete_tensor_object(handle);
+    handles_.clear();
+    if (list_ != nullptr) torch_delete_list(std::exchange(list_, nullptr));
 }
 
 namespace {
@@ -104,10 +117,12 @@ PythonLock::~PythonLock() {
 }
 
 bool View::fills_memory() const {
-    if (is_contiguous) return true;
-    std::int64_t places = 1;
-    for (std::size_t d = 0; d < sizes.size(); ++d) places += (sizes[d] - 1) * strides[d];
-    return numel == 0 || places == numel;
+    if (is_contiguous || numel == 0) return true;
+    std::int64_t last = 0;  // the place of the last element, for which there is memory
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+        if (sizes[d] > 1) last += (sizes[d] - 1) * strides[d];
+    }
+    return last == numel - 1;
 }
 bool View::lies_as(const View& other) const {
     return std::ranges::equal(sizes, other.sizes) && same_memory_order(sizes, strides, other.strides);
@@ -129,7 +144,7 @@ Device device_of(AtenTensorHandle tensor) {
     return device;
 }
 
-Memory memory_of(AtenTensorHandle tensor, Name name, Device device) {
+Memory memory_of(AtenTensorHandle tensor, Name name, Device device, Alignment alignment) {
     static const auto kStrided = aoti_torch_layout_strided();
     Memory memory;
     memory.device = device_of(tensor);
@@ -145,10 +160,16 @@ Memory memory_of(AtenTensorHandle tensor, Name name, Device device) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &memory.torch_dtype));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &memory.numel));
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &memory.is_contiguous));
+    memory.is_aligned = memory.numel == 0 ||
+                        reinterpret_cast<std::uintptr_t>(memory.data) % element_size(memory.torch_dtype) == 0;
+    if (!memory.is_aligned && alignment == Alignment::kNeeded) {
+        refuse(name.text() +
+               " lies at an address that is no multiple of its elements' size: give a copy of it");
+    }
     return memory;
 }
-View view_of(AtenTensorHandle tensor, Name name, Device device) {
-    View view{memory_of(tensor, name, device), {}, {}};
+View view_of(AtenTensorHandle tensor, Name name, Device device, Alignment alignment) {
+    View view{memory_of(tensor, name, device, alignment), {}, {}};
     std::int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));

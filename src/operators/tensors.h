@@ -29,15 +29,18 @@ struct Name {
     [[nodiscard]] std::string text() const;
 };
 
-/// A schema's Tensor[] as a kernel receives it; TensorList takes it over.
+/// A schema's Tensor[] as a kernel receives it; TensorLists takes it over.
 struct ListArgument {
     StableListHandle handle;
 };
 
-/// The tensors of a list. They are let go of by the TensorLists that it belongs to.
+/// The tensors of a list, which it owns once they are taken.
 class TensorList {
 public:
-    TensorList(ListArgument list, const char* name);
+    TensorList(ListArgument list, const char* name) noexcept : name_(name), list_(list.handle) {}
+    ~TensorList() { release(); }
+    TensorList(const TensorList&) = delete;
+    TensorList& operator=(const TensorList&) = delete;
     [[nodiscard]] std::size_t size() const { return handles_.size(); }
     [[nodiscard]] AtenTensorHandle operator[](std::size_t n) const { return handles_[n]; }
     [[nodiscard]] const char* name() const { return name_; }
@@ -46,7 +49,11 @@ public:
 private:
     template <std::size_t>
     friend class TensorLists;
+    void take();
+    void release() noexcept;
+
     const char* name_;
+    StableListHandle list_;
     std::vector<AtenTensorHandle> handles_;
 };
 
@@ -64,25 +71,31 @@ private:
     int state_ = 0;
 };
 
-/// All lists of a call.
+/// A list and its name.
+struct NamedList {
+    ListArgument list;
+    const char* name;
+};
+
+/// All lists of a call. Each is owned before the first is read, so that none is left behind where reading fails.
 template <std::size_t kCount>
 class TensorLists {
 public:
     template <class... List>
-    explicit TensorLists(List&&... lists) : all{std::forward<List>(lists)...} {}
+    explicit TensorLists(const List&... lists) : all{TensorList(lists.list, lists.name)...} {
+        for (auto& list : all) list.take();
+    }
     ~TensorLists() {
         const PythonLock lock;
-        for (const auto& list : all) {
-            for (auto* handle : list.handles_) aoti_torch_delete_tensor_object(handle);
-        }
+        for (auto& list : all) list.release();
     }
     TensorLists(const TensorLists&) = delete;
     TensorLists& operator=(const TensorLists&) = delete;
 
-    const std::array<TensorList, kCount> all;
+    std::array<TensorList, kCount> all;
 };
 template <class... List>
-TensorLists(List&&...) -> TensorLists<sizeof...(List)>;
+TensorLists(const List&...) -> TensorLists<sizeof...(List)>;
 
 /// Where a tensor lies.
 struct Device {
@@ -103,6 +116,7 @@ struct Memory {
     std::int32_t torch_dtype = 0;
     std::int64_t numel = 0;
     bool is_contiguous = false;  // row-major
+    bool is_aligned = true;      // lies at a multiple of its elements' size
 };
 /// The same with its shape and strides, which are borrowed.
 struct View : Memory {
@@ -116,9 +130,13 @@ struct View : Memory {
     [[nodiscard]] std::string text() const;
 };
 
-/// Both refuse tensors of other devices and sparse ones.
-Memory memory_of(AtenTensorHandle tensor, Name name, Device device = {});
-View view_of(AtenTensorHandle tensor, Name name, Device device = {});
+/// Both refuse tensors of other devices, sparse ones and, unless it may be, one at an address that is no multiple of its elements'
+/// size.
+enum class Alignment : std::uint8_t { kNeeded, kAny };
+Memory memory_of(AtenTensorHandle tensor, Name name, Device device = {},
+                 Alignment alignment = Alignment::kNeeded);
+View view_of(AtenTensorHandle tensor, Name name, Device device = {},
+             Alignment alignment = Alignment::kNeeded);
 /// Also refuses holes and repeated elements, and any dtype but this.
 View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, Device device = {});
 /// What a weight or a gradient may be: float32, bfloat16 or float16.
