@@ -7,7 +7,7 @@ CONFIGURE := cmake --preset release --log-level=WARNING
 BUILD := cmake --build --preset release
 
 .DEFAULT_GOAL := help
-.PHONY: help build cuda demo test test-integrations bench sanitize format lint clean
+.PHONY: help build compilers cuda demo test test-integrations bench sanitize format lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -22,6 +22,10 @@ cuda:  ## the CUDA backend for every GPU generation, into build/cuda (needs nvcc
 	@cmake -S . -B build/cuda -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DFLASHOPTIM_TORCH=OFF \
 	    -DFLASHOPTIM_CUDA=ON -DFLASHOPTIM_CUDA_ARCHITECTURES=all
 	@cmake --build build/cuda --target flashoptim_cuda
+
+compilers:  ## the core, checkpoints and the C interface with every compiler that the README names (NAMES=... chooses)
+	@$(SETUP)
+	@scripts/compilers.sh $(NAMES)
 
 demo:  ## train a transformer with FlashOptim beside standard optimizers; ends with the table of memory and loss
 	@$(SETUP)

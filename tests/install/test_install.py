@@ -112,6 +112,19 @@ def test_find_package_serves_a_project_without_cxx(prefix: Path, build: Path):
     assert "7 parameters" in run(build / "consumer_c")
 
 
+def test_the_lines_of_the_readme_build_a_project(prefix: Path, build: Path, tmp_path: Path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [lines] = re.findall(r"```cmake\n(.*?)```", readme, re.DOTALL)
+    for word in ("cmake -S . -B build/install", "flashoptim::c`", "flashoptim::cuda`", "flashoptim::torch`"):
+        assert word in readme
+    shutil.copy(CONSUMER / "main_checkpoint.cpp", tmp_path / "main.cpp")
+    project = f"cmake_minimum_required(VERSION 3.22)\nproject(p LANGUAGES CXX)\nadd_executable(program main.cpp)\n{lines}"
+    (tmp_path / "CMakeLists.txt").write_text(project)
+    run("cmake", "-S", tmp_path, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", build)
+    assert "7 parameters" in run(build / "program", build / "saved")
+
+
 def test_one_line_builds_the_consumer(prefix: Path, build: Path):
     """As the README has it, for those without a build system."""
     build.mkdir(parents=True)
