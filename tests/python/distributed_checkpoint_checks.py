@@ -133,11 +133,10 @@ def flattened_save(folder: Path, rank: int, size: int) -> None:
 
 
 def flattened_load(folder: Path, rank: int, size: int) -> None:
-    """Loads what 1, 2, 3 and 4 ranks saved, and trains on to the same bits; `paper` under the same cut."""
+    """Loads what another number of ranks saved, and trains on to the same bits; `paper` under the same cut."""
     for name, (rule, storage) in FLATTENED.items():
-        for saved in (
-            (size,) if name == "adamw-paper" else (1, 2, 3, 4) if name == "adamw" else (size % 4 + 1,)
-        ):
+        others = (1, 2, 3, 4) if name == "adamw" and size == 2 else (size % 4 + 1,)
+        for saved in (size,) if name == "adamw-paper" else others:
             network = sharded(torch.bfloat16)
             optimizer = rule(in_groups(network), **storage)
             state: dict[str, Any] = {
@@ -157,7 +156,8 @@ def flattened_load(folder: Path, rank: int, size: int) -> None:
 
 def the_order_of_loading(folder: Path, rank: int, size: int) -> None:
     """set_state_dict() loads the optimizer before the model: the run goes on bit for bit, in other storages too."""
-    for old, new in (({}, {}), ({"format": "paper"}, {}), ({}, {"master_weight_bits": 32})):
+    storages: list[Any] = [({}, {}), ({"format": "paper"}, {}), ({}, {"master_weight_bits": 32})]
+    for old, new in storages[: 1 if size == 4 else 3]:
         network = sharded(torch.bfloat16)
         optimizer = flash.FlashAdamW(network.parameters(), **old)
         for step in range(STEPS):

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 
-def entries(p: torch.Tensor) -> dict[str, Any]:
+def entries(p: torch.Tensor) -> dict[Any, Any]:
     """Of every kind, and of dtypes that torch would cast to the parameter's."""
     return {
         "slow_buffer": torch.randn(p.shape, dtype=torch.float32),

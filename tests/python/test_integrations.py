@@ -204,6 +204,49 @@ def test_lightning(tmp_path: Path) -> None:
     support.assert_same(broken.optimizers[0], loaded)
 
 
+@pytest.mark.parametrize("order", [("model", "optimizer"), ("optimizer", "model")], ids="-".join)
+def test_fabric_loads_in_either_order(order: tuple[str, str], tmp_path: Path) -> None:
+    fabric = pytest.importorskip("lightning").fabric.Fabric(accelerator="cpu", devices=1)
+
+    def made(seed: int) -> dict[str, Any]:
+        network = support.model(seed=seed)
+        parts = fabric.setup(network, flash.FlashAdamW(network.parameters()))
+        return dict(zip(("model", "optimizer"), parts, strict=True))
+
+    def train(parts: dict[str, Any], steps: int, first: int) -> None:
+        support.run(parts["optimizer"], list(parts["model"].parameters()), steps, first=first)
+
+    source, target = made(0), made(1)
+    train(source, 4, 0)
+    fabric.save(tmp_path / "run.ckpt", {name: source[name] for name in order})
+    fabric.load(tmp_path / "run.ckpt", {name: target[name] for name in order})
+    for parts in (source, target):
+        train(parts, 2, 4)
+    support.assert_same(source["optimizer"].optimizer, target["optimizer"].optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:.*converted.*:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_lightning_moves_a_loaded_state_before_its_weights_come(dtype: torch.dtype) -> None:
+    """It makes the state of each parameter anew, while corrections wait for their weights."""
+    move = pytest.importorskip("lightning.fabric.utilities.optimizer")._optimizer_to_device
+    network = support.model()
+    source = flash.FlashAdamW(network.parameters())
+    support.run(source, list(network.parameters()), 4)
+    results = []
+    for moves in (True, False):
+        other = support.model(dtype, seed=1)
+        options: dict[str, Any] = {"master_weight_bits": 32} if dtype == torch.bfloat16 else {}
+        loaded = flash.FlashAdamW(other.parameters(), **options)
+        loaded.load_state_dict(source.state_dict())
+        if moves:
+            move(loaded, torch.device("cpu"))
+        other.load_state_dict(network.state_dict())
+        support.run(loaded, list(other.parameters()), 1, first=4)
+        results.append((other, loaded))
+    support.assert_same(results[0][1], results[1][1])
+
+
 def lightning_fit(folder: Path, optimizer_options: dict[str, Any], **options: Any) -> tuple[Any, list[Any]]:
     """A trained module, and its optimizer's wrapper as the module sees it."""
     lightning = pytest.importorskip("lightning")
