@@ -425,15 +425,19 @@ private:
 };
 
 struct CastOptions {
-    /// Names of modules or parameters to leave as they are, dotted as named_parameters() gives them; `*` stands for any
-    /// characters. A module's name keeps everything in it.
+    /// Names of modules, parameters or buffers to leave as they are, dotted as named_parameters() gives them; `*` stands for
+    /// any characters. A module's name keeps everything in it. Buffers that 16 bits do not hold belong here: rotary
+    /// frequencies, averages, schedules. (LibTorch's buffers are all saved, and so are all cast.)
     std::vector<std::string> keep;
 };
 
-/// Casts floating-point parameters and buffers (and gradients) of a model in place, before an optimizer is made of it.
+/// Casts floating-point parameters and buffers (and gradients) of a model in place, before an optimizer is made of it. Integers,
+/// complex numbers and floating-point types of 8 bits stay. Tensors that share memory (ties, views, transposed ties) have their
+/// shapes and strides and share memory afterwards; if one of them is kept, all of them are. A model on `meta` is cast, too.
 /// Layers with running statistics (BatchNorm, InstanceNorm that tracks them: whatever has a buffer "running_mean") keep
 /// theirs: their statistics would stall in 16 bits, and LibTorch's normalisation takes 16-bit input beside fp32 weights.
-/// @throws InvalidArgument for a dtype other than float32, bfloat16 and float16, or a name in `keep` that matches nothing.
+/// @throws InvalidArgument for a dtype other than float32, bfloat16 and float16, a name in `keep` that matches nothing, or a
+///         tensor that was made in inference mode; nothing has changed.
 void cast_model(torch::nn::Module& model, torch::Dtype dtype = torch::kBFloat16,
                 const CastOptions& options = {});
 

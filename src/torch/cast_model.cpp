@@ -1,10 +1,12 @@
 // Casting a model to 16 bits in place, except for what must stay in fp32.
+#include <algorithm>
 #include <string>
 #include <string_view>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "flashoptim/libtorch.h"
+#include "shared_memory.h"
 #include "tensor_bridge.h"
 
 namespace flashoptim::libtorch {
@@ -54,10 +56,26 @@ private:
     std::vector<bool> used_;
 };
 
+/// The tensors of a model, each once, and whether one of the places where it is used keeps it.
 struct Plan {
-    std::vector<torch::Tensor> cast;
-    std::unordered_set<const void*> keep;  // wins where a tensor is used in several places
+    std::vector<torch::Tensor> tensors;
+    std::vector<std::string> names;
+    std::vector<bool> kept;
+    std::unordered_map<const void*, std::size_t> number_of;
+
+    void add(const std::string& name, const torch::Tensor& tensor, bool keep) {
+        const auto [place, is_new] = number_of.try_emplace(tensor.unsafeGetTensorImpl(), tensors.size());
+        if (is_new) {
+            tensors.push_back(tensor);
+            names.push_back(name);
+            kept.push_back(false);
+        }
+        if (keep) kept[place->second] = true;
+    }
 };
+
+/// Numbers in themselves. Floating-point types of 8 bits and less are codes that belong to scales, as integers do.
+bool is_castable(torch::Dtype dtype) { return is_steppable(dtype) || dtype == torch::kFloat64; }
 
 void visit(const torch::nn::Module& module, const std::string& name, bool kept, KeepList& keep_list,
            Plan& plan) {
@@ -66,17 +84,34 @@ void visit(const torch::nn::Module& module, const std::string& name, bool kept, 
     const auto prefix = name.empty() ? name : name + '.';
     const auto look_at = [&](const std::string& key, const torch::Tensor& tensor) {
         const bool keep = keep_list.contains(prefix + key) || kept;
-        if (!tensor.defined() || !tensor.is_floating_point()) return;
-        if (keep) {
-            plan.keep.insert(tensor.unsafeGetTensorImpl());
-        } else {
-            plan.cast.push_back(tensor);
-        }
+        if (tensor.defined()) plan.add(prefix + key, tensor, keep || !is_castable(tensor.scalar_type()));
     };
     for (const auto& item : module.named_parameters(/*recurse=*/false)) look_at(item.key(), item.value());
     for (const auto& item : module.named_buffers(/*recurse=*/false)) look_at(item.key(), item.value());
     for (const auto& child : module.named_children())
         visit(*child.value(), prefix + child.key(), kept, keep_list, plan);
+}
+
+/// What is to be cast: all that shares memory, or nothing of it where one is kept or where it is seen as two types.
+std::vector<torch::Tensor> to_cast(const Plan& plan, torch::Dtype dtype) {
+    std::vector<torch::Tensor> chosen;
+    for (const auto& group : sharing(plan.tensors)) {
+        const auto type = plan.tensors[group.front()].scalar_type();
+        const bool stays = std::any_of(group.begin(), group.end(), [&](std::size_t n) {
+            return plan.kept[n] || plan.tensors[n].scalar_type() != type;
+        });
+        if (stays || type == dtype) continue;
+        for (const auto n : group) {
+            if (plan.tensors[n].is_inference()) {
+                throw InvalidArgument(
+                    "cast_model: \"" + plan.names[n] +
+                    "\" was made in inference mode, where it cannot be exchanged; make the model "
+                    "outside of it");
+            }
+            chosen.push_back(plan.tensors[n]);
+        }
+    }
+    return chosen;
 }
 
 }  // namespace
@@ -91,14 +126,15 @@ void cast_model(torch::nn::Module& model, torch::Dtype dtype, const CastOptions&
     visit(model, "", false, keep_list, plan);
     keep_list.refuse_unused();
 
+    auto tensors = to_cast(plan, dtype);
     const torch::NoGradGuard no_gradients;
-    for (auto& tensor : plan.cast) {
-        if (plan.keep.contains(tensor.unsafeGetTensorImpl()) || tensor.scalar_type() == dtype) continue;
-        const auto gradient = tensor.grad();
-        tensor.mutable_grad().reset();
-        tensor.set_data(tensor.to(dtype));
+    copy_as(tensors, dtype, [&](std::size_t n, const torch::Tensor& copy) {
+        auto& tensor = tensors[n];
+        const auto gradient = tensor.is_leaf() ? tensor.grad() : torch::Tensor();
+        if (gradient.defined()) tensor.mutable_grad().reset();
+        tensor.set_data(copy);
         if (gradient.defined()) tensor.mutable_grad() = gradient.to(dtype);
-    }
+    });
 }
 
 }  // namespace flashoptim::libtorch
