@@ -1,6 +1,7 @@
 """Brings the state of a parameter, live or from a state dict, into the storage that its group asks for."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .corrections import (
 )
 from .live_state import QUANTIZED, LiveState
 from .moment import Moment
-from .options import Group, Rule
+from .options import Group, Rule, shown
 from .parameter import Parameter, Plan, State, plan_of, strides_of
 from .reading import Reader, Saved, check_names, is_foreign, saved_storage, step_count
 
@@ -125,15 +126,34 @@ def _counter(steps: int, parameter: Parameter) -> torch.Tensor:
     return parameter.local.detach().new_full((), steps, dtype=torch.int64)
 
 
-def copied(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """What somebody else keeps in a state, in tensors of its own: on the parameter's device, as torch does it, else as it is."""
+def _copied(value: Any, device: torch.device) -> Any:  # noqa: ANN401
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, copy=True)
-    if isinstance(value, dict):
-        return type(value)((key, copied(inner, device)) for key, inner in value.items())
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _copied(inner, device)) for key, inner in value.items())
     if type(value) in (list, tuple):
-        return type(value)(copied(inner, device) for inner in value)
+        return type(value)(_copied(inner, device) for inner in value)
     return copy.deepcopy(value)
+
+
+def foreign_entries(raw: State, device: torch.device, name: str) -> State:
+    """What somebody else keeps in a state, in tensors of its own: on the parameter's device, as torch does it, else as it is.
+
+    Raises:
+        ValueError: for what cannot be copied.
+    """
+    entries = {}
+    for key in filter(is_foreign, raw):
+        try:
+            entries[key] = _copied(raw[key], device)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            TypeError,
+            RuntimeError,
+        ) as error:  # a tensor on `meta`, a dict that holds itself, a generator
+            raise ValueError(f"{name}: {key} in its state cannot be copied: {shown(error)}") from None
+    return entries
 
 
 def restore(
@@ -148,9 +168,7 @@ def restore(
     """
     plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     reader = Reader(parameter, raw, saved, rule)
-    state: State = LiveState(
-        {key: copied(value, parameter.local.device) for key, value in raw.items() if is_foreign(key)}
-    )
+    state: State = LiveState(foreign_entries(raw, parameter.local.device, parameter.name))
     steps = step_count(raw.get("step", 0), parameter.name)
     state["step"] = _counter(steps, parameter)
     for kind, name in enumerate(rule.moments):

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from .corrections import CORRECTION, FORMER
-from .moment import Moment
+from .options import MOMENTS
 
 # What follows a moment's name where a state dict holds its codes and scales, and the entry with the weight's strides.
 QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
 
+_OF_MOMENTS = tuple(name + suffix for name in MOMENTS for suffix in ("", QUANTIZED, SCALES))
 _TAKES_APART = "torch.distributed.checkpoint.state_dict"
 
 
@@ -25,15 +26,8 @@ class LiveState(dict[str, Any]):
         return iter(self._saved_names() if asks_for_names else self.keys())
 
     def _saved_names(self) -> dict[str, None]:
-        names = dict.fromkeys(self.keys())
-        for name, moment in self.items():
-            if isinstance(moment, Moment):
-                names |= dict.fromkeys((name + QUANTIZED, name + SCALES))
-                if not moment.codes.is_contiguous():
-                    names[STRIDES] = None
-        if "step" in names:
-            names[CORRECTION] = None
-        return names
+        # Of every rule and storage: a state may be loaded where there is none yet, or one in another storage.
+        return dict.fromkeys((*self.keys(), "step", CORRECTION, STRIDES, *_OF_MOMENTS))
 
 
 def _is_empty(value: Any) -> bool:  # noqa: ANN401
@@ -48,10 +42,7 @@ def without_empty(raw: dict[str, Any]) -> dict[str, Any]:
     empty = {key for key, value in raw.items() if _is_empty(value)}
     if len(empty) == len(raw):
         return {}
-    names = [key for key in raw if isinstance(key, str)]
-    moments = {name.removesuffix(QUANTIZED) for name in names if name.endswith(QUANTIZED)}
-    of_moments = {moment + suffix for moment in moments for suffix in ("", QUANTIZED, SCALES)}
     absent = empty & {CORRECTION, FORMER}
-    if empty & of_moments:
-        absent |= empty & (of_moments | {STRIDES})
+    if sum(name in raw for name in _OF_MOMENTS) == len(_OF_MOMENTS):  # torch has asked for all of them
+        absent |= empty & {*_OF_MOMENTS, STRIDES}
     return {key: value for key, value in raw.items() if key not in absent}

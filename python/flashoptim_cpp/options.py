@@ -38,6 +38,10 @@ class Rule(IntEnum):
         return ("exp_avg", "exp_avg_sq") if self.is_adam else ("exp_avg",)
 
 
+# Of all rules.
+MOMENTS: Final = tuple(dict.fromkeys(name for rule in Rule for name in rule.moments))
+
+
 class Storage(IntEnum):
     """How moments lie in memory, as the operators count it. Format names are these in lower case."""
 

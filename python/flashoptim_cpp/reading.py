@@ -14,6 +14,7 @@ from .moment import Moment, scales_shape
 from .options import (
     DTYPES_BY_NAME,
     FORMATS,
+    MOMENTS,
     WEIGHT_DTYPES,
     Group,
     Rule,
@@ -25,8 +26,6 @@ from .options import (
 from .parameter import Parameter, Plan, State, integers, plan_of, row_major
 from .sharding import is_sharded, local_like, slice_of
 
-# What is left out of a state for a state dict that has none of it; the names of moments of any rule.
-MOMENTS = tuple(dict.fromkeys(name for rule in Rule for name in rule.moments))
 # Beginnings of the names under which optimizers, these and others, keep their buffers.
 _OF_OPTIMIZERS = (*MOMENTS, "max_exp_avg", "state1", "state2", "__bnb_optimizer_quant_state__")
 _OF_EVERY_RULE = ("step", CORRECTION, FORMER, STRIDES)

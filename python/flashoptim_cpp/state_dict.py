@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import element_scales
-from .conversion import copied, restore
+from .conversion import foreign_entries, restore
 from .corrections import CORRECTION, WeightStorage, correction_in
 from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
 from .moment import Moment, scales_shape
@@ -167,11 +167,10 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
                 name = optimizer._name_of(tensor)
                 raise ValueError(f"{name}: its state is {type(raw).__name__}; it must be a dict")
             raw = without_empty(raw)
-            if all(
-                map(is_foreign, raw)
-            ):  # nothing, or what others keep of a parameter that was never stepped
+            if all(map(is_foreign, raw)):  # nothing, or what others keep of one that was never stepped
                 if raw:
-                    states[tensor] = LiveState(copied(raw, local_of(tensor).device))
+                    entries = foreign_entries(raw, local_of(tensor).device, optimizer._name_of(tensor))
+                    states[tensor] = LiveState(entries)
                 continue
             parameter = optimizer._look_at(tensor)
             states[tensor], storages[parameter] = restore(parameter, raw, storage, optimizer.rule, group)

@@ -261,6 +261,27 @@ def test_names_of_buffers_stay_refused(rule: Rule) -> None:
         support.assert_same(before, optimizer)
 
 
+def test_what_cannot_be_copied_is_refused() -> None:
+    given = support.parameters()
+    optimizer = flash.FlashAdamW(given)
+    support.run(optimizer, given, 1)
+    before = support.snapshot(optimizer)
+    circle: dict[str, Any] = {}
+    circle["itself"] = circle
+    for value in (
+        torch.zeros(3, device="meta"),
+        circle,
+        (n for n in range(3)),
+        {"deep": [print, (n for n in ())]},
+    ):
+        saved = optimizer.state_dict()
+        saved["state"][0] = {**saved["state"][0], "slow": value}
+        with pytest.raises(ValueError, match=r"slow.*cannot be copied") as refused:
+            optimizer.load_state_dict(saved)
+        assert "\n" not in str(refused.value)
+        support.assert_same(before, optimizer)
+
+
 def test_a_buffer_of_another_rule_in_a_live_state_is_named_at_the_next_step() -> None:
     """Not when the run is saved, or only when the file is loaded."""
     [p] = support.parameters(shapes=((64, 96),))
