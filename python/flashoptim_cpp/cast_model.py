@@ -184,6 +184,17 @@ def _swap(tensor: torch.Tensor, value: torch.Tensor) -> None:
             setattr(tensor, hooks, getattr(former, hooks))
 
 
+def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.dtype) -> None:
+    # What may be refused comes first; one after the other then, so that old and new weights never exist together.
+    special = [n for n, tensor in enumerate(tensors) if hasattr(tensor, "__tensor_flatten__")]
+    converted = {n: _converted(names[n], tensors[n], dtype) for n in special}
+    for group in neighbours(tensors):
+        members = [tensors[n] for n in group]
+        values = [converted.pop(n) for n in group if n in converted] or copies(members, dtype)
+        for tensor, value in zip(members, values, strict=True):
+            _exchange(tensor, value)
+
+
 def cast_model(
     model: nn.Module,
     dtype: torch.dtype = torch.bfloat16,
@@ -236,15 +247,9 @@ def cast_model(
                 f"{name} was made in torch.inference_mode(), where it cannot be exchanged; make the model outside of it, or "
                 "deep-copy it there"
             )
-    # What may be refused comes first; one after the other then, so that old and new weights never exist together.
-    special = [n for n, tensor in enumerate(tensors) if hasattr(tensor, "__tensor_flatten__")]
-    converted = {n: _converted(names[n], tensors[n], dtype) for n in special}
-    with torch.no_grad():
-        for group in neighbours(tensors):
-            members = [tensors[n] for n in group]
-            values = [converted.pop(n) for n in group if n in converted] or copies(members, dtype)
-            for tensor, value in zip(members, values, strict=True):
-                _exchange(tensor, value)
+    # Ordinary tensors, to be trained later, wherever this is called.
+    with torch.inference_mode(False), torch.no_grad():
+        _cast_in_place(names, tensors, dtype)
     fsdp.notice_dtypes(model)
     for module in model.modules():
         if isinstance(module, nn.RNNBase):

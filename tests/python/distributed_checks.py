@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import distributed_cast_checks as casts
 import distributed_checkpoint_checks as checkpoints
 import distributed_cut_checks as cuts
 import flashoptim_cpp as flash
@@ -286,6 +287,8 @@ PHASES = {
             zero_redundancy,
             zero_redundancy_agrees,
             accumulated_in_fp32,
+            casts.casts_of_shards,
+            casts.exports_of_wrappers,
             checkpoints.save,
             checkpoints.a_fresh_template_changes_nothing,
             checkpoints.full_state_dict,

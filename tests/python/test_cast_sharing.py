@@ -451,6 +451,14 @@ def test_a_model_made_in_inference_mode_is_refused() -> None:
     assert copied(torch.randn(2, 4).bfloat16()).dtype == BF16
 
 
+def test_a_model_that_is_cast_in_inference_mode_trains_later() -> None:
+    model = nn.Linear(4, 4)
+    with torch.inference_mode():
+        flash.cast_model(model)
+    model(torch.randn(2, 4).bfloat16()).sum().backward()
+    flash.FlashAdamW(model.parameters()).step()
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     model = nn.Linear(4, 4)

@@ -32,6 +32,8 @@ NAMES = {
         "zero_redundancy",
         "zero_redundancy_agrees",
         "accumulated_in_fp32",
+        "casts_of_shards",
+        "exports_of_wrappers",
         "save",
         "a_fresh_template_changes_nothing",
         "full_state_dict",

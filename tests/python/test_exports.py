@@ -380,6 +380,23 @@ def test_missing_and_unexpected_names() -> None:
         optimizer.set_fp32_model_state_dict(model, {"0.bias": torch.ones(64)}, strict=True)
 
 
+def test_fsdp1_is_refused() -> None:
+    """Its parameters are flat pieces; their names would say that they are weights."""
+
+    class FullyShardedDataParallel(nn.Module):
+        pass
+
+    model, optimizer = trained(Inner)
+    model.register_module("wrapped", FullyShardedDataParallel())
+    for use in (
+        lambda: optimizer.get_fp32_model_state_dict(model),
+        lambda: optimizer.set_fp32_model_state_dict(model, {}),
+        lambda: optimizer.full_precision(model).__enter__(),
+    ):
+        with pytest.raises(TypeError, match="fully_shard"):
+            use()
+
+
 def test_a_weight_without_memory_is_not_set_silently() -> None:
     with torch.device("meta"):
         model = nn.Linear(64, 64)
