@@ -55,9 +55,9 @@ inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_options> = {offset
 /// @throws InvalidArgument for a size that no version of the struct has
 template <class Struct>
 void check_size(std::size_t size, const char* name) {
-    constexpr auto& known = kSizes<Struct>;
-    if (size > known.back() && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
-    if (std::find(known.begin(), known.end(), size) != known.end()) return;
+    constexpr auto& kKnown = kSizes<Struct>;
+    if (size > kKnown.back() && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
+    if (std::find(kKnown.begin(), kKnown.end(), size) != kKnown.end()) return;
     throw InvalidArgument(
         std::string(name) + "->size is " + std::to_string(size) +
         ", which is no version's: fill the struct by its init function or macro, or set size "

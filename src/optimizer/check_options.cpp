@@ -23,7 +23,7 @@ void check_enumerator(Enum value, Enum last, const char* name) {
 
 }  // namespace
 
-const OptimizerOptions& Optimizer::Impl::checked(const OptimizerOptions& options) {
+OptimizerOptions Optimizer::Impl::checked(const OptimizerOptions& options) {
     check_enumerator(options.storage.format, Format::kFloat32, "format");
     check_enumerator(options.nonfinite, NonFinite::kError, "nonfinite");
     check_enumerator(options.backend, Backend::kNeon, "backend");

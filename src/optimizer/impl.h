@@ -58,7 +58,7 @@ struct Optimizer::Impl {
 
     // check_options.cpp
     /// @throws InvalidArgument for what no optimizer of this process can do.
-    static const OptimizerOptions& checked(const OptimizerOptions& options);
+    static OptimizerOptions checked(const OptimizerOptions& options);
 
     // optimizer.cpp
     /// @throws InvalidArgument where there is none.

@@ -294,6 +294,7 @@ static void test_masters_and_moments(void) {
     EXPECT(flashoptim_copy_master(r.optimizer, r.parameter, values, 3) == FLASHOPTIM_INVALID_ARGUMENT);
     take_steps(&r, 0, 1);
     EXPECT_OK(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_FIRST_MOMENT, values, COUNT));
+    EXPECT(largest_distance(values, again, COUNT) > 0); /* numbers */
     EXPECT(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_SECOND_MOMENT, values, COUNT) ==
            FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(flashoptim_copy_moment(r.optimizer, r.parameter, FLASHOPTIM_SECOND_MOMENT, values, 0) ==
@@ -435,7 +436,6 @@ static void* error_of_another_thread(void* name) {
     return name;
 }
 
-/* Errors of one thread are not seen by another. */
 /* Without a GPU, or in a build without CUDA, a program learns in one line why it cannot have a device. */
 static void test_device_that_is_not_there(void) {
     flashoptim_options options;
@@ -449,6 +449,7 @@ static void test_device_that_is_not_there(void) {
     EXPECT(none == NULL);
 }
 
+/* Errors of one thread are not seen by another. */
 static void test_errors_belong_to_their_thread(void) {
     char before[1024];
     pthread_t other;
