@@ -35,8 +35,8 @@ flashoptim_optimizer* Handles::add(std::shared_ptr<Optimizer> optimizer) {
     const auto number = number_of(made_ + 1);
     live_.emplace(number, std::move(optimizer));
     ++made_;
-    return reinterpret_cast<flashoptim_optimizer*>(
-        number);  // NOLINT(performance-no-int-to-ptr): never followed
+    // It is never followed. NOLINTNEXTLINE(performance-no-int-to-ptr)
+    return reinterpret_cast<flashoptim_optimizer*>(number);
 }
 
 std::shared_ptr<Optimizer> Handles::at(const flashoptim_optimizer* handle) const {
