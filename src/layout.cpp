@@ -6,11 +6,16 @@
 #include <numeric>
 #include <string>
 
+#include "checked_arithmetic.h"
 #include "flashoptim/error.h"
 
 namespace flashoptim {
 
 namespace {
+
+/// Of a tensor, and of the whole that it is a part of. Far more than any memory has, and far enough from the end of 64 bits that bytes,
+/// groups and rows are counted without a check.
+constexpr std::int64_t kMostElements = std::int64_t{1} << 60;
 
 std::string to_text(const std::vector<std::int64_t>& values) {
     std::string text = "[";
@@ -52,19 +57,35 @@ void check_extents(const TensorView& tensor, const std::vector<std::int64_t>& wh
     if (tensor.strides.size() != tensor.shape.size()) {
         refuse(name, tensor, "has another number of strides than dimensions: give one stride for each");
     }
-    std::int64_t numel = 1;
     for (const auto extent : tensor.shape) {
         if (extent < 0) refuse(name, tensor, "has a negative extent: give extents of at least 0");
     }
     for (const auto extent : whole) {
-        if (__builtin_mul_overflow(numel, std::max<std::int64_t>(extent, 1), &numel)) {
+        if (extent < 0) {
             refuse(name, tensor,
-                   "has more than 2^63 elements, or its whole has: check the shape " + to_text(whole));
+                   "is a part of " + to_text(whole) +
+                       ", which has a negative extent: give extents of at least 0");
         }
+    }
+    for (const auto& shape : {tensor.shape, whole}) {
+        auto extents = shape;
+        std::replace(extents.begin(), extents.end(), std::int64_t{0}, std::int64_t{1});
+        const auto numel = checked_numel(extents);
+        if (numel && *numel <= kMostElements) continue;
+        refuse(name, tensor,
+               "has more than 2^60 elements, or its whole has, and bytes are counted up to 2^63: check the "
+               "shape " +
+                   to_text(shape));
     }
 }
 
 }  // namespace
+
+std::int64_t TensorView::numel() const {
+    if (const auto numel = checked_numel(shape)) return *numel;
+    throw InvalidArgument("a tensor of shape " + to_text(shape) +
+                          " has a negative extent or more than 2^63 elements: check the shape");
+}
 
 std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape) {
     std::vector<std::int64_t> strides(shape.size());
@@ -157,6 +178,7 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
 
 bool same_memory_order(std::span<const std::int64_t> shape, std::span<const std::int64_t> a,
                        std::span<const std::int64_t> b) {
+    if (a.size() != shape.size() || b.size() != shape.size()) return false;
     bool same = true;
     for (std::size_t d = 0; d < shape.size(); ++d) {
         if (shape[d] == 0) return true;
@@ -166,19 +188,27 @@ bool same_memory_order(std::span<const std::int64_t> shape, std::span<const std:
 }
 
 void copy_in_order(const TensorView& from, const std::vector<std::int64_t>& to_strides, void* to) {
+    const auto dims = from.shape.size();
+    if (from.strides.size() != dims || to_strides.size() != dims) {
+        refuse("a tensor", from,
+               "is to be copied to strides " + to_text(to_strides) +
+                   ": give one stride for each dimension of both");
+    }
     const auto size = static_cast<std::int64_t>(size_of(from.dtype));
-    std::vector<std::int64_t> index(from.shape.size(), 0);
+    std::vector<std::int64_t> index(dims, 0);
     std::int64_t source = 0, target = 0;
     for (std::int64_t left = from.numel(); left > 0; --left) {
         std::memcpy(static_cast<std::byte*>(to) + target * size,
                     static_cast<const std::byte*>(from.data) + source * size, static_cast<std::size_t>(size));
-        for (std::size_t d = from.shape.size(); d-- > 0;) {
-            source += from.strides[d];
-            target += to_strides[d];
-            if (++index[d] < from.shape[d]) break;
-            source -= from.strides[d] * from.shape[d];
-            target -= to_strides[d] * from.shape[d];
-            index[d] = 0;
+        for (std::size_t d = dims; d-- > 0;) {
+            if (++index[d] < from.shape[d]) {
+                source += from.strides[d];
+                target += to_strides[d];
+                break;
+            }
+            index[d] = 0;  // back to the first: no offset is beyond the tensor, even for a moment
+            source -= from.strides[d] * (from.shape[d] - 1);
+            target -= to_strides[d] * (from.shape[d] - 1);
         }
     }
 }

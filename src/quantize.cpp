@@ -41,9 +41,10 @@ void for_each_group(MomentStorage storage, const Layout& layout, Visit visit) {
 }
 
 std::size_t group_count(MomentStorage storage, const Layout& layout) {
-    std::size_t groups = 0;
-    for_each_group(storage, layout, [&](auto, auto, auto) { ++groups; });
-    return groups;
+    if (layout.numel <= 0 || layout.row_length <= 0) return 0;
+    const auto row_length = storage == MomentStorage::kPaper ? layout.numel : layout.row_length;
+    const auto in_row = (row_length + kGroupSize - 1) / kGroupSize;
+    return static_cast<std::size_t>(layout.numel / row_length * in_row);
 }
 
 void check_sizes(MomentStorage storage, const Layout& layout, std::size_t values, std::size_t code_bytes,

@@ -44,7 +44,7 @@ extern "C" {
 
 /* Values that stand for "none" or "as usual". */
 #define FLASHOPTIM_AUTOMATIC_THREADS \
-    0 /* options.threads: OMP_NUM_THREADS if set, else what the machine has */
+    0 /* options.threads: OMP_NUM_THREADS if set, else CPUs that may be used */
 #define FLASHOPTIM_FIRST_LEARNING_RATE 0.0 /* hyperparameters.initial_learning_rate: the group's first one */
 #define FLASHOPTIM_ROW_MAJOR ((const int64_t*)NULL)         /* strides */
 #define FLASHOPTIM_NO_SHARD ((const flashoptim_shard*)NULL) /* the parameter is a whole tensor */

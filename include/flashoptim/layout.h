@@ -41,8 +41,8 @@ struct Layout {
 };
 
 /// The layout of `tensor`; `name` is used in errors.
-/// @throws InvalidArgument if the tensor is not dense (expanded, overlapping, with holes), a shape or stride is negative, or a
-///         shard's pieces of a row do not begin at multiples of 32 of that row or do not lie together. A vector may be cut
+/// @throws InvalidArgument if the tensor is not dense (expanded, overlapping, with holes), a shape or stride is negative, it
+///         or its whole has more than 2^60 elements (extents of 0 counted as 1), or a shard's pieces of a row do not begin at multiples of 32 of that row or do not lie together. A vector may be cut
 ///         anywhere: plan_storage refuses that where its moments would be quantized.
 Layout layout_of(const TensorView& tensor, std::string_view name = "tensor");
 Layout layout_of(const TensorView& tensor, const Shard& shard, std::string_view name = "tensor");
@@ -50,12 +50,14 @@ Layout layout_of(const TensorView& tensor, const Shard& shard, std::string_view 
 /// Row-major strides of a shape.
 std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape);
 
-/// Whether tensors of this shape with strides `a` and `b` have their elements in the same places (empty ones always have).
+/// Whether tensors of this shape with strides `a` and `b`, one for each dimension, have their elements in the same places (empty
+/// ones always have).
 bool same_memory_order(std::span<const std::int64_t> shape, std::span<const std::int64_t> a,
                        std::span<const std::int64_t> b);
 
 /// Copies the elements of `from` (any strides, which must be given; also expanded) to a tensor at `to` of the same shape and
-/// dtype with strides `to_strides`.
+/// dtype with strides `to_strides`. Nothing has to be aligned. The caller sees to it that strides lead to memory of his.
+/// @throws InvalidArgument for another number of strides than dimensions.
 void copy_in_order(const TensorView& from, const std::vector<std::int64_t>& to_strides, void* to);
 
 }  // namespace flashoptim

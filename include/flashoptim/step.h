@@ -126,12 +126,20 @@ std::vector<Backend> available_backends();
 
 struct Workspace;
 
-/// Worker threads that are kept between steps. One pool serves one caller at a time; a call made while it is busy, from inside
-/// one of its own jobs or from inside an OpenMP parallel region runs on the calling thread alone. In a child after fork() the
-/// pool starts threads of its own.
+/// How many threads a caller's steps may use. All pools of a process share its worker threads, which are started when a
+/// step first wants them and are kept until the process ends: any number of optimizers costs no more threads than one. There are
+/// as many workers as the process may use CPUs, less one, or as the largest pool asks for; what cannot be started is done without, and
+/// tried again by the next call.
+///
+/// Pools serve several threads at once, each with the workers that are idle. One pool serves one caller at a
+/// time: a call made while it is busy, from inside one of its own jobs or from inside an OpenMP parallel
+/// region runs on the calling thread alone. In a child after fork() workers are started anew.
 class ThreadPool {
 public:
-    /// `threads` in all, the caller's included; 0: OMP_NUM_THREADS if set, else as many as the machine has.
+    /// `threads` in all, the caller's included. 0: OMP_NUM_THREADS if set, else as many as the process may use CPUs by its
+    /// affinity and by the CPU quotas of its control groups (v1 and v2; rounded up), as they are when the pool is made. A
+    /// caller that is later confined to fewer CPUs uses no more than those.
+    /// @throws InvalidArgument for a negative number.
     explicit ThreadPool(int threads = 0);
     ~ThreadPool();
     ThreadPool(ThreadPool&&) noexcept;
@@ -160,13 +168,15 @@ private:
     friend struct StepRun;
     static void run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void* context, std::int64_t n),
                          void* context);
-    void leave_workers_of_parent();
+    void leave_to_parent();
 
     std::unique_ptr<Impl> impl_;
 };
 
 /// One step of every item; fills bad_elements and returns their sum. Bits do not depend on threads, backend or the cut of
-/// tensors.
+/// tensors. Where it throws, nothing was stepped.
+/// @throws InvalidArgument that names the item for what cannot be stepped: no layout, a step count below 1, a buffer that is
+///         null where its plan has one, an address that is not a multiple of its element's size; std::bad_alloc. So do the next two.
 std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
 
 /// Counts bad gradients (bad_elements of each item) and changes nothing else; returns their sum.

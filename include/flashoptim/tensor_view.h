@@ -21,11 +21,8 @@ struct TensorView {
     std::vector<std::int64_t> strides{};
 
     /// Product of the shape; 1 for a 0-dimensional tensor.
-    [[nodiscard]] std::int64_t numel() const {
-        std::int64_t product = 1;
-        for (const auto extent : shape) product *= extent;
-        return product;
-    }
+    /// @throws InvalidArgument for a negative extent, or a product of the extents that are not 0 that 63 bits do not hold.
+    [[nodiscard]] std::int64_t numel() const;
 };
 
 /// Which part of a larger tensor a parameter is. Dither and groups are counted in the whole tensor, so that the same

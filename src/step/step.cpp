@@ -10,6 +10,7 @@
 
 #include "step/dispatch.h"
 #include "step/float_environment.h"
+#include "step/item_checks.h"
 #include "step/scalars.h"
 #include "step/workspace.h"
 
@@ -154,6 +155,7 @@ struct StepRun {
 
     std::uint64_t run(std::span<StepItem> items, Backend backend,
                       std::uint64_t (*Kernels::*kernel)(const Segment&)) {
+        check_items(items);
         const auto& kernels = backend_kernels(backend);
         const auto& reference = backend_kernels(Backend::kScalar);
         const StepItem* former = nullptr;
@@ -179,6 +181,7 @@ struct StepRun {
     }
 
     double norm(std::span<const StepItem> items, Backend backend) {
+        check_gradients(items);
         struct Context {
             Workspace& work;
             std::span<const StepItem> items;

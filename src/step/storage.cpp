@@ -33,6 +33,11 @@ StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, cons
         throw InvalidArgument(std::string(name) + " is " + std::string(name_of(weight_dtype)) +
                               ": weights must be float32, bfloat16 or float16");
     }
+    if (options.min_quantized_numel < 0 || options.min_quantized_numel_1d < 0) {
+        throw InvalidArgument(std::string(name) + ": min_quantized_numel is " +
+                              std::to_string(options.min_quantized_numel) + " and min_quantized_numel_1d " +
+                              std::to_string(options.min_quantized_numel_1d) + ": they must not be negative");
+    }
     StoragePlan plan;
     plan.weight_dtype = weight_dtype;
     plan.master_weight_bits = checked_master_bits(options, weight_dtype, name);

@@ -1,16 +1,15 @@
-// The worker threads of the step. They sleep between steps; one caller at a time, others run alone.
+// A caller's hold on the worker threads of the process, with the workspace of its steps.
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
-#include <cstdlib>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <string>
 
+#include "flashoptim/error.h"
 #include "flashoptim/step.h"
+#include "step/cpu_count.h"
 #include "step/float_environment.h"
+#include "step/workers.h"
 #include "step/workspace.h"
 
 #if defined(__ELF__)
@@ -21,14 +20,6 @@ extern "C" int omp_in_parallel() __attribute__((weak));
 namespace flashoptim {
 
 namespace {
-
-int default_threads() {
-    if (const char* text = std::getenv("OMP_NUM_THREADS")) {
-        const long count = std::strtol(text, nullptr, 10);  // "4" or "4,2": the outermost level counts
-        if (count > 0) return static_cast<int>(std::min(count, 1024L));
-    }
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 bool is_in_parallel_region() {
 #if defined(__ELF__)
@@ -41,71 +32,42 @@ bool is_in_parallel_region() {
 }  // namespace
 
 struct ThreadPool::Impl {
-    explicit Impl(int count) : threads(count) {}
-    ~Impl() {
-        {
-            const std::lock_guard lock(mutex);
-            stopping = true;
-        }
-        wake.notify_all();
-        for (auto& worker : workers) worker.join();
+    explicit Impl(int wanted_) : wanted(wanted_) {
+        if (wanted == 0) limit = default_threads();
     }
 
-    void work_on_jobs() {
-        const DefaultFloatEnvironment exact;
-        for (auto n = next.fetch_add(1); n < jobs; n = next.fetch_add(1)) job(context, n);
+    /// How many threads a call uses: those of the default no more than the CPUs that its own thread may use by now.
+    [[nodiscard]] int threads_of_call() const {
+        return limit.is_chosen || limit.count == 1 ? limit.count : std::min(limit.count, affinity_cpus());
     }
 
-    void worker_loop() {
-        std::uint64_t seen = 0;
-        std::unique_lock lock(mutex);
-        for (;;) {
-            wake.wait(lock, [&] { return stopping || round != seen; });
-            if (stopping) return;
-            seen = round;
-            lock.unlock();
-            work_on_jobs();
-            lock.lock();
-            if (--working == 0) done.notify_one();
-        }
-    }
-
-    void start_workers() {
-        while (static_cast<int>(workers.size()) < threads - 1)
-            workers.emplace_back([this] { worker_loop(); });
-    }
-
-    const int threads;
+    const int wanted;  // 0: the default
+    DefaultThreads limit{wanted, true};
     const pid_t process = ::getpid();
     std::atomic<bool> busy = false;  // a caller is served
     Workspace workspace;             // of the caller that is served
-    std::mutex mutex;
-    std::condition_variable wake, done;
-    std::vector<std::thread> workers;
-    bool stopping = false;
-    std::uint64_t round = 0;
-    int working = 0;
-    std::int64_t jobs = 0;
-    void (*job)(void*, std::int64_t) = nullptr;
-    void* context = nullptr;
-    std::atomic<std::int64_t> next{0};
 };
 
-ThreadPool::ThreadPool(int threads)
-    : impl_(std::make_unique<Impl>(threads > 0 ? threads : default_threads())) {}
-ThreadPool::~ThreadPool() { leave_workers_of_parent(); }
+ThreadPool::ThreadPool(int threads) {
+    if (threads < 0) {
+        throw InvalidArgument("the number of threads is " + std::to_string(threads) +
+                              ": give one of at least 1, or 0 for as many as the process may use CPUs");
+    }
+    impl_ = std::make_unique<Impl>(threads);
+}
+ThreadPool::~ThreadPool() { leave_to_parent(); }
 ThreadPool::ThreadPool(ThreadPool&&) noexcept = default;
 ThreadPool& ThreadPool::operator=(ThreadPool&& other) noexcept {
-    leave_workers_of_parent();
+    leave_to_parent();
     impl_ = std::move(other.impl_);
     return *this;
 }
 
-int ThreadPool::threads() const { return impl_->threads; }
+int ThreadPool::threads() const { return impl_->limit.count; }
 
-/// fork() copies the pool but not its threads: the child's copy can neither be used nor destroyed, so it is left behind.
-void ThreadPool::leave_workers_of_parent() {
-    if (impl_ && impl_->process != ::getpid()) {
+/// In a child after fork() the workspace may be one that a thread of the parent was just writing: it is left behind.
+void ThreadPool::leave_to_parent() {
+    if (impl_ && impl_->process != ::getpid() && impl_->busy) {
         // NOLINTNEXTLINE(bugprone-unused-return-value)
         static_cast<void>(impl_.release());
     }
@@ -118,9 +80,9 @@ void ThreadPool::run(std::int64_t jobs, void (*job)(void*, std::int64_t), void* 
 
 ThreadPool::Lease::Lease(ThreadPool& pool) {
     if (pool.impl_->process != ::getpid()) {
-        const int threads = pool.impl_->threads;
-        pool.leave_workers_of_parent();
-        pool.impl_ = std::make_unique<Impl>(threads);
+        auto own = std::make_unique<Impl>(pool.impl_->wanted);
+        pool.leave_to_parent();
+        pool.impl_ = std::move(own);
     }
     if (!pool.impl_->busy.exchange(true)) impl_ = pool.impl_.get();
 }
@@ -131,26 +93,15 @@ Workspace* ThreadPool::Lease::workspace() const { return impl_ == nullptr ? null
 
 void ThreadPool::run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void*, std::int64_t),
                           void* context) {
-    if (lease.impl_ == nullptr || lease.impl_->threads == 1 || jobs <= 1 || is_in_parallel_region()) {
-        const DefaultFloatEnvironment exact;
-        for (std::int64_t n = 0; n < jobs; ++n) job(context, n);
-        return;
-    }
-    auto& pool = *lease.impl_;
-    {
-        const std::lock_guard lock(pool.mutex);
-        pool.start_workers();
-        pool.jobs = jobs;
-        pool.job = job;
-        pool.context = context;
-        pool.next.store(0);
-        pool.working = static_cast<int>(pool.workers.size());
-        ++pool.round;
-    }
-    pool.wake.notify_all();
-    pool.work_on_jobs();
-    std::unique_lock lock(pool.mutex);
-    pool.done.wait(lock, [&] { return pool.working == 0; });
+    Round round;
+    round.jobs = jobs;
+    round.job = job;
+    round.context = context;
+    const bool is_alone = lease.impl_ == nullptr || jobs <= 1 || is_in_parallel_region();
+    const int threads = is_alone ? 1 : lease.impl_->threads_of_call();
+    auto* const workers = threads > 1 ? Workers::of_process() : nullptr;
+    if (workers == nullptr) return work_on(round);
+    workers->run(round, static_cast<int>(std::min<std::int64_t>(threads, jobs)) - 1);
 }
 
 }  // namespace flashoptim
