@@ -16,6 +16,10 @@ void check_hyperparameters(Rule rule, const Hyperparameters& h) {
         std::to_chars(text.data(), text.data() + text.size(), value);
         throw InvalidArgument(std::string(name) + " is " + text.data() + ": it must be " + range);
     };
+    if (name_of(rule) == "unknown") {
+        throw InvalidArgument("rule " + std::to_string(static_cast<int>(rule)) +
+                              " does not exist: use an enumerator of the header");
+    }
     const auto is_not_negative = [](double x) { return std::isfinite(x) && x >= 0.0; };
     check("learning_rate", h.learning_rate, is_not_negative(h.learning_rate), "finite and not negative");
     check("weight_decay", h.weight_decay, is_not_negative(h.weight_decay), "finite and not negative");

@@ -25,7 +25,7 @@ struct OptimizerOptions {
     NonFinite nonfinite = NonFinite::kSkipElement;
     bool check_gradients =
         true;         // `paper` only: false takes NaN and Inf as they come, as its authors' code does
-    int threads = 0;  // 0: OMP_NUM_THREADS if set, else as many as the machine has
+    int threads = 0;  // of a step, at most; 0: as many as the process may use CPUs (ThreadPool)
     Backend backend = Backend::kAutomatic;
     /// Null: memory of the host. Otherwise weights and gradients are in memory of this device, state is allocated there and steps
     /// run there (cuda_device.h); threads and backend are then of no use. Optimizers may share a device.
@@ -61,6 +61,9 @@ struct StateTensor {
 
 /// Base of all rules: parameters, groups, step counts, policies.
 ///
+/// Errors: what a call throws derives from flashoptim::Error, or is std::bad_alloc. A call that throws has changed nothing, unless it says
+/// so: weights, state, hyperparameters and counts are as before, and the call may be made again.
+///
 /// Thread-safety: one optimizer serves one thread at a time; different optimizers may be used in different threads at once, if they
 /// share no device. Weights given to it must outlive it or be removed by destroying it; gradients are read during step() only.
 ///
@@ -93,7 +96,7 @@ public:
     /// Adds a parameter (float32, bfloat16 or float16, any dense stride order) and allocates its state. The weight is the
     /// master at this moment: corrections are zero. `shard`: where this part lies in a larger tensor.
     /// @throws InvalidArgument if it is not dense, has another dtype, has no data, lies in memory that the device
-    /// cannot use, or overlaps a parameter or a gradient already there.
+    /// cannot use or at an address that is not a multiple of its element's size, or overlaps a parameter or a gradient already there.
     ParameterId add_parameter(const TensorView& weight, std::string name = {}, GroupId group = 0,
                               const std::optional<Shard>& shard = std::nullopt);
     [[nodiscard]] std::size_t parameter_count() const;
@@ -103,9 +106,9 @@ public:
 
     /// Where the gradient lies (float32, bfloat16, float16; the weight's shape; any strides, also not dense). Not owned; read
     /// by every following step until it is changed or cleared.
-    /// @throws InvalidArgument for another shape or dtype, strides that reach out of the address space, elements in the memory of a
-    ///         weight of this optimizer (a step writes weights while it reads gradients); on a device also for another order or for
-    ///         memory of the host.
+    /// @throws InvalidArgument for another shape or dtype, an address that is not a multiple of the element's size, strides that
+    ///         reach out of the address space, elements in the memory of a weight of this optimizer (a step writes weights while it reads
+    ///         gradients); on a device also for another order or for memory of the host.
     void set_gradient(ParameterId parameter, const TensorView& gradient);
     void clear_gradient(ParameterId parameter);
     /// Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. Must be finite.
@@ -125,13 +128,15 @@ public:
     /// @throws InvalidArgument for a norm that is negative or NaN.
     const double* clip_grad_norm(double max_norm);
 
-    /// Steps every parameter that has a gradient. @throws NonFiniteError under NonFinite::kError; then nothing changed.
+    /// Steps every parameter that has a gradient. @throws NonFiniteError under NonFinite::kError: nothing was stepped, bad
+    /// elements are counted. @throws InvalidArgument where a step count is the largest that 63 bits hold.
     StepReport step();
     /// Steps one parameter (gradient release). It must have a gradient.
     StepReport step_parameter(ParameterId parameter);
 
     /// Steps that this parameter has made.
     [[nodiscard]] std::int64_t step_count(ParameterId parameter) const;
+    /// @throws InvalidArgument for a negative number.
     void set_step_count(ParameterId parameter, std::int64_t steps);
     /// Elements of this parameter that were skipped since it was added.
     [[nodiscard]] std::uint64_t bad_elements(ParameterId parameter) const;
@@ -166,6 +171,8 @@ public:
     [[nodiscard]] MemoryReport memory_report() const;
 
 protected:
+    /// @throws InvalidArgument for hyperparameters as add_group, a number of threads that is negative, or a backend that this build or
+    /// processor does not have (one that FLASHOPTIM_BACKEND names is looked for in the first step).
     Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options);
 
 private:

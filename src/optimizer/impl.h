@@ -30,9 +30,9 @@ struct Optimizer::Impl {
         TensorView weight;
         GroupId group = 0;
         Layout layout;
-        StoragePlan plan;
-        StateMemory correction, first, first_scales, second, second_scales;
-        TensorView gradient;                      // data null where none is set
+        StoredState stored;
+        TensorView gradient;
+        bool has_gradient = false;
         MemoryRange gradient_range;               // in gradient_ranges
         bool gradient_in_order = false;           // whether it lies as the weight does
         std::vector<std::byte> ordered_gradient;  // otherwise a copy that does
@@ -66,11 +66,14 @@ struct Optimizer::Impl {
     Hyperparameters& group_at(GroupId id);
     /// Hyperparameters that may be used; where the first learning rate is not told it is `initial_learning_rate`.
     [[nodiscard]] Hyperparameters checked(Hyperparameters h, double initial_learning_rate) const;
-    /// Allocates what the plan has and the parameter lacks (momentum may be switched on later).
-    void allocate(Parameter& p);
-    /// The device must have what is given for a parameter: what it cannot read ends the whole process's work
-    /// there, later.
-    void check_memory(const void* data, const Parameter& p, const std::string& what) const;
+    /// The state of a parameter under hyperparameters, which may be new ones (momentum may be switched on later).
+    [[nodiscard]] StoredState stored_under(const Hyperparameters& h, const Parameter& p,
+                                           StateArena& from) const;
+    ParameterId add_parameter(Parameter p);
+    void set_hyperparameters(GroupId group, const Hyperparameters& changed);
+    /// Elements must lie where they can be read. A device must have what is given for a parameter: what it cannot
+    /// read ends the whole process's work there, later.
+    void check_memory(const TensorView& tensor, const Parameter& p, const std::string& what) const;
     /// A step writes weights while it reads gradients: neither a gradient nor another weight may lie in a weight's memory.
     /// @throws InvalidArgument that names both
     void check_apart_from_weights(const TensorView& gradient, const MemoryRange& range,
@@ -133,12 +136,15 @@ struct Optimizer::Impl {
 private:
     /// Brings a gradient of another memory order into the weight's.
     static const void* ordered_gradient(Parameter& p);
+    /// @throws InvalidArgument where a parameter has made as many steps as can be counted.
+    void check_step_counts(std::span<Parameter* const> chosen);
     void add_bad(ParameterId id, std::uint64_t count) { parameters[id].bad_elements += count; }
     void step_on_device(CountingStepper<ParameterId>& stepper, std::span<Parameter* const> chosen,
                         const DeviceNumbers& with);
     Norms* norms_here();
     void take_norm(double* to, double max_norm, float* coefficient);
     void count_bad(std::span<Parameter* const> chosen) const;
+    /// @throws NonFiniteError under NonFinite::kError.
     void skip(std::span<Parameter* const> chosen) const;
 };
 

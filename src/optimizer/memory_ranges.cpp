@@ -54,13 +54,17 @@ bool has_element_in(const MemoryRange& range, const TensorView& tensor) {
     const auto move = [&](std::int64_t elements) { at += static_cast<std::uintptr_t>(elements) * size; };
     for (;;) {
         if (MemoryRange{at, at + size}.overlaps(range)) return true;
-        std::size_t d = tensor.shape.size();
-        for (;; move(-tensor.strides[d] * tensor.shape[d]), index[d] = 0) {
-            if (d == 0) return false;
-            --d;
-            move(tensor.strides[d]);
-            if (++index[d] < tensor.shape[d]) break;
+        std::size_t left = tensor.shape.size();
+        for (; left > 0; --left) {
+            const auto d = left - 1;
+            if (++index[d] < tensor.shape[d]) {
+                move(tensor.strides[d]);
+                break;
+            }
+            index[d] = 0;
+            move(-(tensor.strides[d] * (tensor.shape[d] - 1)));
         }
+        if (left == 0) return false;
     }
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <string_view>
@@ -29,13 +30,14 @@ MemoryRange range_of(const TensorView& tensor, std::string_view name);
 /// Whether an element of the tensor, whose range overlaps `range`, lies in it: it may not where the tensor has holes.
 bool has_element_in(const MemoryRange& range, const TensorView& tensor);
 
-/// Ranges with the numbers of what lies there. Adding one has the strong guarantee.
-class MemoryRanges {
+/// Ranges with the numbers of what lies there. Adding one has the strong guarantee. `Before` orders addresses.
+template <class Before>
+class BasicMemoryRanges {
 public:
     using Id = std::size_t;
     /// Whether ranges that are added may overlap each other: where none does, one look at the neighbour before is enough.
     enum class Each : bool { kApart, kAnywhere };
-    explicit MemoryRanges(Each each) : each_(each) {}
+    explicit BasicMemoryRanges(Each each, Before before = Before()) : each_(each), ranges_(before) {}
 
     void add(const MemoryRange& range, Id id) {
         if (range.empty()) return;
@@ -66,9 +68,9 @@ private:
         std::uintptr_t end;
         Id id;
     };
-    using Ranges = std::multimap<std::uintptr_t, Entry>;
+    using Ranges = std::multimap<std::uintptr_t, Entry, Before>;
 
-    [[nodiscard]] Ranges::const_iterator first_before(const MemoryRange& range) const {
+    [[nodiscard]] typename Ranges::const_iterator first_before(const MemoryRange& range) const {
         if (each_ == Each::kAnywhere) {
             return ranges_.upper_bound(range.begin > longest_ ? range.begin - longest_ : 0);
         }
@@ -80,5 +82,6 @@ private:
     Ranges ranges_;
     std::uintptr_t longest_ = 0;  // bytes: how far before a range one may begin that reaches into it
 };
+using MemoryRanges = BasicMemoryRanges<std::less<>>;
 
 }  // namespace flashoptim

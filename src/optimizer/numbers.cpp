@@ -1,9 +1,11 @@
 // Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and the norm behind
 // the last. Nobody waits for them there, and what is stepped under a found_inf that nobody has read is counted there.
+#include <algorithm>
 #include <string>
 
 #include "impl.h"
 #include "step/float_environment.h"
+#include "step/memory_checks.h"
 #include "step/scalars.h"
 
 namespace flashoptim {
@@ -17,7 +19,9 @@ float factor_of(const DeviceNumbers& numbers) {
 }
 
 const float* Optimizer::Impl::checked(const float* number, const char* name) const {
-    if (number != nullptr && options.device) options.device->check_memory(number, name);
+    if (number == nullptr) return number;
+    check_alignment(number, DType::kFloat32, name);
+    if (options.device) options.device->check_memory(number, name);
     return number;
 }
 
@@ -79,8 +83,9 @@ const double* Optimizer::Impl::clip_grad_norm(double max_norm) {
 void Optimizer::Impl::count_on_device(std::span<Parameter* const> chosen) {
     if (parameters.size() > step_counter_count) {
         collect_steps();
-        step_counters = options.device->allocate(parameters.size() * sizeof(std::int64_t));
-        step_counter_count = parameters.size();
+        const auto count = parameters.capacity();  // grows as that does: seldom
+        step_counters = options.device->allocate(count * sizeof(std::int64_t));
+        step_counter_count = count;
     }
     for (auto* p : chosen) p->counts_on_device = true;
     device_counts_steps = true;
@@ -98,7 +103,7 @@ std::span<std::int64_t* const> Optimizer::Impl::counters_of(std::span<Parameter*
 
 void Optimizer::Impl::collect_steps() {
     if (!device_counts_steps) return;
-    std::vector<std::int64_t> done(step_counter_count);
+    std::vector<std::int64_t> done(std::min(step_counter_count, parameters.size()));
     const auto bytes = done.size() * sizeof(std::int64_t);
     options.device->copy_to_host(done.data(), step_counters.get(), bytes);
     options.device->clear(step_counters.get(), bytes);

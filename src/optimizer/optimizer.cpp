@@ -9,6 +9,7 @@
 #include "exact_arithmetic.h"
 #include "impl.h"
 #include "step/float_environment.h"
+#include "step/memory_checks.h"
 
 namespace flashoptim {
 
@@ -29,31 +30,62 @@ Hyperparameters Optimizer::Impl::checked(Hyperparameters h, double initial_learn
     return h;
 }
 
-void Optimizer::Impl::allocate(Parameter& p) {
-    items_are_current = false;
-    const auto plan = plan_storage(rule, groups[p.group], options.storage, p.weight.dtype, p.layout, p.name);
-    int stream = 0;
-    const auto fit = [&](StateMemory& memory, const BufferPlan& wanted) {
-        if (!(memory.plan() == wanted)) {
-            memory =
-                options.device ? StateMemory(*options.device, wanted) : StateMemory(arena, wanted, stream);
-        }
-        ++stream;
-    };
-    if (plan.first.count != p.plan.first.count) {  // momentum came or went
-        collect_steps();
-        p.has_momentum = false;
-    }
-    p.plan = plan;
-    fit(p.correction, plan.correction);
-    fit(p.first, plan.first);
-    fit(p.first_scales, plan.first_scales);
-    fit(p.second, plan.second);
-    fit(p.second_scales, plan.second_scales);
+StoredState Optimizer::Impl::stored_under(const Hyperparameters& h, const Parameter& p,
+                                          StateArena& from) const {
+    const auto plan = plan_storage(rule, h, options.storage, p.weight.dtype, p.layout, p.name);
+    return {plan, p.stored, from, options.device.get()};
 }
 
-void Optimizer::Impl::check_memory(const void* data, const Parameter& p, const std::string& what) const {
-    if (options.device && p.layout.numel > 0) options.device->check_memory(data, what);
+Optimizer::ParameterId Optimizer::Impl::add_parameter(Parameter p) {
+    const ParameterId id = parameters.size();
+    const auto range = range_of(p.weight, p.name);
+    check_apart_from_all(range, p.name);
+    auto arena_after = arena;
+    p.stored = stored_under(groups[p.group], p, arena_after);
+    if (id == parameters.capacity()) parameters.reserve(std::max<std::size_t>(16, 2 * id));
+    weight_ranges.add(range, id);
+    // Nothing is thrown from here on.
+    parameters.push_back(std::move(p));
+    arena = std::move(arena_after);
+    items_are_current = false;
+    return id;
+}
+
+void Optimizer::Impl::set_hyperparameters(GroupId group, const Hyperparameters& changed) {
+    struct Change {
+        Parameter* parameter;
+        StoredState stored;
+        bool has_other_momentum;  // it came or went
+    };
+    std::vector<Change> changes;
+    auto arena_after = arena;
+    for (auto& p : parameters) {
+        if (p.group != group) continue;
+        auto stored = stored_under(changed, p, arena_after);
+        if (stored.plan == p.stored.plan) continue;
+        const bool has_other_momentum = stored.plan.first.count != p.stored.plan.first.count;
+        changes.push_back({&p, std::move(stored), has_other_momentum});
+    }
+    if (!changes.empty()) collect_steps();
+    // Nothing is thrown from here on.
+    for (auto& change : changes) {
+        change.parameter->stored = std::move(change.stored);
+        if (change.has_other_momentum) change.parameter->has_momentum = false;
+    }
+    arena = std::move(arena_after);
+    groups[group] = changed;
+    items_are_current = false;
+}
+
+void Optimizer::Impl::check_memory(const TensorView& tensor, const Parameter& p,
+                                   const std::string& what) const {
+    if (p.layout.numel == 0) return;
+    if (tensor.data == nullptr) {
+        throw InvalidArgument(what + " has no data: give a pointer to its " + std::to_string(p.layout.numel) +
+                              " elements");
+    }
+    check_alignment(tensor.data, tensor.dtype, what);
+    if (options.device) options.device->check_memory(tensor.data, what);
 }
 
 void Optimizer::Impl::check_apart_from_weights(const TensorView& gradient, const MemoryRange& range,
@@ -99,15 +131,16 @@ std::size_t Optimizer::group_count() const { return impl_->groups.size(); }
 const Hyperparameters& Optimizer::hyperparameters(GroupId group) const { return impl_->group_at(group); }
 
 void Optimizer::set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters) {
-    auto& changed = impl_->group_at(group);
-    changed = impl_->checked(hyperparameters, changed.initial_learning_rate);
-    impl_->items_are_current = false;
-    for (auto& p : impl_->parameters) {
-        if (p.group == group) impl_->allocate(p);
-    }
+    const double initial_learning_rate = impl_->group_at(group).initial_learning_rate;
+    impl_->set_hyperparameters(group, impl_->checked(hyperparameters, initial_learning_rate));
 }
 void Optimizer::set_learning_rate(double learning_rate) {
-    for (GroupId group = 0; group < impl_->groups.size(); ++group) set_learning_rate(group, learning_rate);
+    for (auto changed : impl_->groups) {
+        changed.learning_rate = learning_rate;
+        check_hyperparameters(impl_->rule, changed);
+    }
+    for (auto& group : impl_->groups) group.learning_rate = learning_rate;
+    impl_->items_are_current = false;
 }
 void Optimizer::set_learning_rate(GroupId group, double learning_rate) {
     auto changed = impl_->group_at(group);
@@ -126,23 +159,8 @@ Optimizer::ParameterId Optimizer::add_parameter(const TensorView& weight, std::s
     p.weight = weight;
     if (p.weight.strides.empty()) p.weight.strides = row_major_strides(p.weight.shape);
     p.layout = shard ? layout_of(p.weight, *shard, p.name) : layout_of(p.weight, p.name);
-    if (p.weight.data == nullptr && p.layout.numel > 0) {
-        throw InvalidArgument(p.name + " has no data: give a pointer to its " +
-                              std::to_string(p.layout.numel) + " elements");
-    }
-    impl_->check_memory(p.weight.data, p, p.name);
-    const auto range = range_of(p.weight, p.name);
-    impl_->check_apart_from_all(range, p.name);
-    impl_->allocate(p);
-    const auto id = impl_->parameters.size();
-    impl_->weight_ranges.add(range, id);
-    try {
-        impl_->parameters.push_back(std::move(p));
-    } catch (...) {
-        impl_->weight_ranges.remove(range, id);
-        throw;
-    }
-    return id;
+    impl_->check_memory(p.weight, p, p.name);
+    return impl_->add_parameter(std::move(p));
 }
 std::size_t Optimizer::parameter_count() const { return impl_->parameters.size(); }
 const std::string& Optimizer::name(ParameterId parameter) const { return impl_->at(parameter).name; }
@@ -152,45 +170,50 @@ Optimizer::GroupId Optimizer::group_of(ParameterId parameter) const { return imp
 void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) {
     auto& p = impl_->at(parameter);
     auto view = gradient;
+    const auto name = "the gradient of " + p.name;
     if (view.strides.empty()) view.strides = row_major_strides(view.shape);
     if (view.shape != p.weight.shape || view.strides.size() != view.shape.size()) {
-        throw InvalidArgument("the gradient of " + p.name +
-                              " has another shape than its weight: give one of " +
+        throw InvalidArgument(name + " has another shape than its weight: give one of " +
                               std::to_string(p.layout.numel) + " elements in the weight's shape");
     }
     if (!is_floating(view.dtype)) {
-        throw InvalidArgument("the gradient of " + p.name + " is " + std::string(name_of(view.dtype)) +
+        throw InvalidArgument(name + " is " + std::string(name_of(view.dtype)) +
                               ": gradients must be float32, bfloat16 or float16");
     }
     if (view.data == nullptr && p.layout.numel > 0) {
-        throw InvalidArgument("the gradient of " + p.name +
-                              " has no data: use clear_gradient to take it away");
+        throw InvalidArgument(name + " has no data: use clear_gradient to take it away");
     }
-    const auto name = "the gradient of " + p.name;
     const auto range = range_of(view, name);
     impl_->check_apart_from_weights(view, range, name);
     const bool in_order = same_memory_order(view.shape, view.strides, p.layout.strides);
     if (!in_order && impl_->options.device) {
-        throw InvalidArgument("the gradient of " + p.name +
+        throw InvalidArgument(name +
                               " lies in another memory order than its weight: on a device bring it into the "
                               "weight's order first");
     }
-    if (view.data != p.gradient.data) impl_->check_memory(view.data, p, name);
+    if (!p.has_gradient || view.data != p.gradient.data || view.dtype != p.gradient.dtype) {
+        impl_->check_memory(view, p, name);
+    }
+    std::vector<std::byte> ordered;
+    const auto bytes = BufferPlan{view.dtype, p.layout.numel}.bytes();
+    if (!in_order && p.ordered_gradient.size() != bytes) ordered.resize(bytes);
+    if (range != p.gradient_range) impl_->gradient_ranges.add(range, parameter);
+    // Nothing is thrown from here on.
     if (range != p.gradient_range) {
-        impl_->gradient_ranges.add(range, parameter);
         impl_->gradient_ranges.remove(p.gradient_range, parameter);
         p.gradient_range = range;
     }
+    if (in_order || !ordered.empty()) p.ordered_gradient = std::move(ordered);
     p.gradient_in_order = in_order;
-    if (p.gradient_in_order) p.ordered_gradient = {};
     p.gradient = std::move(view);
-    if (p.gradient.data == nullptr) p.gradient.data = &p;  // empty, but set: its step count advances
+    p.has_gradient = true;  // of an empty tensor, too: its step count advances
 }
 void Optimizer::clear_gradient(ParameterId parameter) {
     auto& p = impl_->at(parameter);
     impl_->gradient_ranges.remove(p.gradient_range, parameter);
     p.gradient_range = {};
     p.gradient = {};
+    p.has_gradient = false;
     p.ordered_gradient = {};
 }
 
@@ -230,7 +253,7 @@ StepReport Optimizer::step() {
 }
 StepReport Optimizer::step_parameter(ParameterId parameter) {
     auto* p = &impl_->at(parameter);
-    if (p->gradient.data == nullptr) {
+    if (!p->has_gradient) {
         throw InvalidArgument(p->name + " has no gradient: call set_gradient before step_parameter");
     }
     auto with = impl_->numbers;
@@ -257,7 +280,9 @@ std::uint64_t Optimizer::bad_elements(ParameterId parameter) const {
     return p.bad_elements;
 }
 
-const StoragePlan& Optimizer::storage(ParameterId parameter) const { return impl_->at(parameter).plan; }
+const StoragePlan& Optimizer::storage(ParameterId parameter) const {
+    return impl_->at(parameter).stored.plan;
+}
 const Layout& Optimizer::layout(ParameterId parameter) const { return impl_->at(parameter).layout; }
 bool Optimizer::has_momentum(ParameterId parameter) const {
     const auto& p = impl_->at(parameter);

@@ -1,5 +1,6 @@
 // A step of the framework-free optimizer: its items, its policies, and the device that it may run on.
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -8,9 +9,14 @@
 
 namespace flashoptim {
 
+namespace {
+
+constexpr auto kMostSteps = std::numeric_limits<std::int64_t>::max();
+
+}  // namespace
+
 const void* Optimizer::Impl::ordered_gradient(Parameter& p) {
     if (p.gradient_in_order) return p.gradient.data;
-    p.ordered_gradient.resize(BufferPlan{p.gradient.dtype, p.layout.numel}.bytes());
     copy_in_order(p.gradient, p.layout.strides, p.ordered_gradient.data());
     return p.ordered_gradient.data();
 }
@@ -24,10 +30,10 @@ void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const Devic
         auto& item = items[n];
         if (!items_are_current || item.layout != &p.layout) {
             item.layout = &p.layout;
-            item.plan = p.plan;
+            item.plan = p.stored.plan;
             item.weight = p.weight.data;
-            item.state = {p.correction.data(), p.first.data(), p.first_scales.data(), p.second.data(),
-                          p.second_scales.data()};
+            item.state = {p.stored.correction.data(), p.stored.first.data(), p.stored.first_scales.data(),
+                          p.stored.second.data(), p.stored.second_scales.data()};
             item.rule = rule;
             item.hyperparameters = groups[p.group];
             item.check_gradient = options.check_gradients;
@@ -35,7 +41,7 @@ void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const Devic
         item.gradient = ordered_gradient(p);
         item.gradient_dtype = p.gradient.dtype;
         item.gradient_factor = factor;
-        item.step = p.steps + 1;
+        item.step = p.steps == kMostSteps ? p.steps : p.steps + 1;  // of a norm or a count; a step is refused
         item.has_momentum = p.has_momentum;
     }
     items_are_current = true;
@@ -44,7 +50,7 @@ void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const Devic
 std::span<Optimizer::Impl::Parameter* const> Optimizer::Impl::all_with_gradient() {
     with_gradient.clear();
     for (auto& p : parameters) {
-        if (p.gradient.data != nullptr) with_gradient.push_back(&p);
+        if (p.has_gradient) with_gradient.push_back(&p);
     }
     return with_gradient;
 }
@@ -52,6 +58,17 @@ std::span<Optimizer::Impl::Parameter* const> Optimizer::Impl::all_with_gradient(
 CountingStepper<Optimizer::ParameterId>* Optimizer::Impl::stepper_of(DeviceList& list) const {
     if (options.device && !list) list.emplace(options.device->stepper());
     return list ? &*list : nullptr;
+}
+
+void Optimizer::Impl::check_step_counts(std::span<Parameter* const> chosen) {
+    // No device counts that far; close to the end the host has to know.
+    const auto is_large = [](const Parameter* p) { return p->steps > kMostSteps / 2; };
+    if (std::any_of(chosen.begin(), chosen.end(), is_large)) collect_steps();
+    for (const auto* p : chosen) {
+        if (p->steps < kMostSteps) continue;
+        throw InvalidArgument(p->name + " has made " + std::to_string(p->steps) +
+                              " steps, the most that can be counted: set_step_count to the true count first");
+    }
 }
 
 void Optimizer::Impl::collect(DeviceList& list) {
@@ -66,6 +83,7 @@ void Optimizer::Impl::step_on_device(CountingStepper<ParameterId>& stepper,
 }
 
 StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList& list, DeviceNumbers with) {
+    check_step_counts(chosen);
     auto* const stepper = stepper_of(list);
     const bool must_count = options.nonfinite != NonFinite::kSkipElement;
     StepReport report;
@@ -106,13 +124,17 @@ void Optimizer::Impl::count_bad(std::span<Parameter* const> chosen) const {
 }
 
 void Optimizer::Impl::skip(std::span<Parameter* const> chosen) const {
+    if (options.nonfinite != NonFinite::kError) return count_bad(chosen);
+    const auto bad =
+        std::find_if(items.begin(), items.end(), [](const StepItem& item) { return item.bad_elements != 0; });
+    // Made before anything is counted: there may be no memory for it.
+    const NonFiniteError error(
+        "the gradient of " + chosen[static_cast<std::size_t>(bad - items.begin())]->name + " has " +
+        std::to_string(bad->bad_elements) +
+        " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
+        "learning rate or the loss scale, or choose the policy skip_element");
     count_bad(chosen);
-    if (options.nonfinite != NonFinite::kError) return;
-    const auto bad = std::ranges::find_if(items, [](const StepItem& item) { return item.bad_elements != 0; });
-    throw NonFiniteError("the gradient of " + chosen[static_cast<std::size_t>(bad - items.begin())]->name +
-                         " has " + std::to_string(bad->bad_elements) +
-                         " elements that are NaN, infinite or at least 2^48: nothing was stepped; lower the "
-                         "learning rate or the loss scale, or choose the policy skip_element");
+    throw error;  // NOLINT(cert-err09-cpp,cert-err61-cpp,misc-throw-by-value-catch-by-reference)
 }
 
 }  // namespace flashoptim

@@ -35,18 +35,18 @@ std::vector<float> Optimizer::Impl::moment_values(Moment moment, const Parameter
     if (codes.plan().count == 0) return {};
     std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
     const auto codes_here = on_host(codes), scales_here = on_host(scales);
-    dequantize_moment(moment, p.plan.moments, p.layout, codes_here.bytes, scales_of(scales_here.bytes),
+    dequantize_moment(moment, p.stored.plan.moments, p.layout, codes_here.bytes, scales_of(scales_here.bytes),
                       values);
     return values;
 }
 std::array<Optimizer::Impl::NamedBuffer, 5> Optimizer::Impl::buffers_of(const Parameter& p) const {
     const bool is_sgd = rule == Rule::kSGD || rule == Rule::kSGDW;
     const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
-    return {{{"error_bits", &p.correction, false},
-             {first, &p.first, false},
-             {first + "_scales", &p.first_scales, true},
-             {"exp_avg_sq", &p.second, false},
-             {"exp_avg_sq_scales", &p.second_scales, true}}};
+    return {{{"error_bits", &p.stored.correction, false},
+             {first, &p.stored.first, false},
+             {first + "_scales", &p.stored.first_scales, true},
+             {"exp_avg_sq", &p.stored.second, false},
+             {"exp_avg_sq_scales", &p.stored.second_scales, true}}};
 }
 void Optimizer::Impl::write(void* to, std::span<const std::byte> bytes) const {
     if (bytes.empty()) return;
@@ -68,8 +68,8 @@ void Optimizer::copy_master(ParameterId parameter, std::span<float> to) const {
         throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
                               std::to_string(to.size()));
     }
-    const auto weight = impl_->weight_on_host(p), correction = impl_->on_host(p.correction);
-    join_weights(p.plan, weight.bytes.data(), correction.bytes.data(), to);
+    const auto weight = impl_->weight_on_host(p), correction = impl_->on_host(p.stored.correction);
+    join_weights(p.stored.plan, weight.bytes.data(), correction.bytes.data(), to);
 }
 void Optimizer::set_master(ParameterId parameter, std::span<const float> values) {
     auto& p = impl_->at(parameter);
@@ -77,14 +77,16 @@ void Optimizer::set_master(ParameterId parameter, std::span<const float> values)
         throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
                               std::to_string(values.size()));
     }
-    if (!impl_->options.device) return split_weights(p.plan, values, p.weight.data, p.correction.data());
-    std::vector<std::byte> weight(values.size() * size_of(p.weight.dtype)), correction(p.correction.bytes());
-    split_weights(p.plan, values, weight.data(), correction.data());
+    if (!impl_->options.device)
+        return split_weights(p.stored.plan, values, p.weight.data, p.stored.correction.data());
+    std::vector<std::byte> weight(values.size() * size_of(p.weight.dtype)),
+        correction(p.stored.correction.bytes());
+    split_weights(p.stored.plan, values, weight.data(), correction.data());
     impl_->write(p.weight.data, weight);
-    impl_->write(p.correction.data(), correction);
+    impl_->write(p.stored.correction.data(), correction);
 }
 void Optimizer::refresh_masters(ParameterId parameter) {
-    const auto& correction = impl_->at(parameter).correction;
+    const auto& correction = impl_->at(parameter).stored.correction;
     if (correction.bytes() == 0) return;
     if (impl_->options.device) return impl_->options.device->clear(correction.data(), correction.bytes());
     std::memset(correction.data(), 0, correction.bytes());
@@ -95,11 +97,11 @@ void Optimizer::refresh_masters() {
 
 std::vector<float> Optimizer::first_moment(ParameterId parameter) const {
     const auto& p = impl_->at(parameter);
-    return impl_->moment_values(Moment::kFirst, p, p.first, p.first_scales);
+    return impl_->moment_values(Moment::kFirst, p, p.stored.first, p.stored.first_scales);
 }
 std::vector<float> Optimizer::second_moment(ParameterId parameter) const {
     const auto& p = impl_->at(parameter);
-    return impl_->moment_values(Moment::kSecond, p, p.second, p.second_scales);
+    return impl_->moment_values(Moment::kSecond, p, p.stored.second, p.stored.second_scales);
 }
 
 std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
@@ -143,11 +145,10 @@ MemoryReport Optimizer::memory_report() const {
         const auto numel = static_cast<std::size_t>(p.layout.numel);
         report.parameters += p.layout.numel;
         report.weights += numel * size_of(p.weight.dtype);
-        report.corrections += p.correction.bytes();
-        report.moments += p.first.bytes() + p.second.bytes();
-        report.scales += p.first_scales.bytes() + p.second_scales.bytes();
-        if (p.gradient.data != nullptr)
-            report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.size();
+        report.corrections += p.stored.correction.bytes();
+        report.moments += p.stored.first.bytes() + p.stored.second.bytes();
+        report.scales += p.stored.first_scales.bytes() + p.stored.second_scales.bytes();
+        if (p.has_gradient) report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.size();
     }
     return report;
 }

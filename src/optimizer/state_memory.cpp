@@ -44,9 +44,11 @@ std::shared_ptr<std::byte> StateArena::take(std::size_t bytes) {
 #endif
     if (bytes > size_ - used_) {
         // As large again as all before: few blocks, and little at the end of the last that is not used.
-        size_ = std::max(round_up(bytes, kCacheLine), std::clamp(total_, kSmallestBlock, kLargestBlock));
-        block_ = map_pages(size_, 0);
-        total_ += size_;
+        const auto size =
+            std::max(round_up(bytes, kCacheLine), std::clamp(total_, kSmallestBlock, kLargestBlock));
+        block_ = map_pages(size, 0);
+        size_ = size;
+        total_ += size;
         used_ = 0;
     }
     std::shared_ptr<std::byte> taken(block_, block_.get() + used_);
@@ -65,6 +67,26 @@ StateMemory::StateMemory(StateArena& arena, const BufferPlan& plan, int stream) 
         const bool must_stagger = size % kPage < kStagger / 2 && size >= kPage;
         data_ = arena.take(size + (must_stagger ? kStagger / 2 : 0));
     }
+}
+
+StoredState::StoredState(const StoragePlan& wanted, const StoredState& former, StateArena& arena,
+                         Device* device)
+    : plan(wanted) {
+    int stream = 0;
+    const auto fit = [&](StateMemory StoredState::* memory, const BufferPlan& buffer) {
+        if ((former.*memory).plan() == buffer) {
+            this->*memory = former.*memory;
+        } else {
+            this->*memory =
+                device != nullptr ? StateMemory(*device, buffer) : StateMemory(arena, buffer, stream);
+        }
+        ++stream;
+    };
+    fit(&StoredState::correction, plan.correction);
+    fit(&StoredState::first, plan.first);
+    fit(&StoredState::first_scales, plan.first_scales);
+    fit(&StoredState::second, plan.second);
+    fit(&StoredState::second_scales, plan.second_scales);
 }
 
 }  // namespace flashoptim

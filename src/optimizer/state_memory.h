@@ -13,7 +13,8 @@ namespace flashoptim {
 
 /// Zeroed pages that nobody has touched yet, huge ones where the system has them and they pay: each comes to lie near the thread
 /// that steps it first. Small buffers share blocks, so that thousands of them are no more scattered than one large one; a
-/// block goes with the last of its buffers.
+/// block goes with the last of its buffers. What was taken from a copy of an arena, and is gone, the arena itself may give again as long
+/// as nobody has written there.
 class StateArena {
 public:
     /// `bytes` on a cache line. @throws std::bad_alloc
@@ -47,6 +48,17 @@ public:
 private:
     BufferPlan plan_;
     std::shared_ptr<std::byte> data_;
+};
+
+/// What a parameter is stored as, made together: the plan, and the memory for every buffer of it.
+struct StoredState {
+    StoragePlan plan;
+    StateMemory correction, first, first_scales, second, second_scales;
+
+    StoredState() = default;
+    /// Buffers that `former` has alike are shared with it. `device` is null where state lies in memory of the host.
+    /// @throws std::bad_alloc, or what the device throws for want of memory
+    StoredState(const StoragePlan& plan, const StoredState& former, StateArena& arena, Device* device);
 };
 
 }  // namespace flashoptim

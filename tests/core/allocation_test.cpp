@@ -1,37 +1,6 @@
 // A step allocates nothing: training loops that ran once do not run out of memory later, and no allocator's lock is in the way.
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
+#include "failing_allocations.h"
 #include "support.h"
-
-namespace {
-
-std::atomic<std::int64_t> allocations = 0;
-
-void* counted(std::size_t bytes, std::size_t alignment) {
-    allocations.fetch_add(1, std::memory_order_relaxed);
-    if (void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)) return p;
-    throw std::bad_alloc();
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-    return counted(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new(std::size_t bytes, const std::nothrow_t& /*nothrow*/) noexcept {
-    try {
-        return operator new(bytes);
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    }
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace flashoptim {
 
@@ -55,12 +24,12 @@ TEST(Allocation, AStepAllocatesNothing) {
             }
             optimizer.set_gradient_factor(1.0 / (1.0 + optimizer.grad_norm()));
             optimizer.step();
-            const auto before = allocations.load();
+            const auto before = allocations_made();
             for (int t = 0; t < 3; ++t) {
                 optimizer.set_gradient_factor(1.0 / (1.0 + optimizer.grad_norm()));
                 optimizer.step();
             }
-            EXPECT_EQ(allocations.load() - before, 0) << threads << " threads";
+            EXPECT_EQ(allocations_made() - before, 0) << threads << " threads";
         }
     }
 }

@@ -51,6 +51,77 @@ TEST(Threads, TwoOptimizersInTwoThreads) {
     EXPECT_TRUE(b == expected_b);
 }
 
+// All share the process's workers, those with one pool its workspace, too.
+TEST(Threads, ManyCallersAtOnce) {
+    const auto expected = train(4, 1);
+    ThreadPool pool(3);
+    std::atomic<int> wrong = 0;
+    const auto run = [&](int threads) {
+        for (int n = 0; n < 2; ++n) {
+            if (train(4, threads) != expected) ++wrong;
+            std::atomic<int> done = 0;
+            pool.run(
+                50, [](void* count, std::int64_t) { static_cast<std::atomic<int>*>(count)->fetch_add(1); },
+                &done);
+            if (done != 50) ++wrong;
+        }
+    };
+    std::vector<std::thread> callers;
+    for (const int threads : {0, 2, 3, 17}) callers.emplace_back(run, threads);
+    for (auto& caller : callers) caller.join();
+    EXPECT_EQ(wrong, 0);
+}
+
+// Steps of the same pool from several threads: each has a workspace of its own.
+TEST(Threads, OnePoolForSeveralLists) {
+    constexpr int kLists = 4;
+    const auto plan_of = [](const Layout& layout) {
+        return plan_storage(Rule::kLion, {}, {Format::kNative, 24, true, 0, 0}, DType::kBFloat16, layout);
+    };
+    struct List {
+        Tensor weight{DType::kBFloat16, {200, 320}}, gradient{DType::kBFloat16, {200, 320}};
+        Layout layout = layout_of(weight.view());
+        std::vector<std::byte> correction, codes;
+        std::vector<std::uint16_t> scales;
+        StepItem item;
+    };
+    const auto stepped = [&](List& list, ThreadPool& pool, std::int64_t steps) {
+        for (std::int64_t t = 1; t <= steps; ++t) {
+            list.item.step = t;
+            step({&list.item, 1}, pool);
+        }
+    };
+    const auto make = [&](List& list) {
+        Noise noise(9);
+        list.gradient.fill([&] { return noise.even(); });
+        list.item.layout = &list.layout;
+        list.item.plan = plan_of(list.layout);
+        list.correction.resize(list.item.plan.correction.bytes());
+        list.codes.resize(list.item.plan.first.bytes());
+        list.scales.resize(static_cast<std::size_t>(list.item.plan.first_scales.count));
+        list.item.weight = list.weight.view().data;
+        list.item.state = {list.correction.data(), list.codes.data(), list.scales.data(), nullptr, nullptr};
+        list.item.gradient = list.gradient.view().data;
+        list.item.gradient_dtype = DType::kBFloat16;
+        list.item.rule = Rule::kLion;
+    };
+    ThreadPool pool(3), alone(1);
+    List expected;
+    make(expected);
+    stepped(expected, alone, 5);
+    std::vector<List> lists(kLists);
+    std::vector<std::thread> callers;
+    for (auto& list : lists) {
+        make(list);
+        callers.emplace_back([&] { stepped(list, pool, 5); });
+    }
+    for (auto& caller : callers) caller.join();
+    for (const auto& list : lists) {
+        EXPECT_TRUE(list.weight.bytes() == expected.weight.bytes());
+        EXPECT_TRUE(list.codes == expected.codes);
+    }
+}
+
 TEST(Threads, OneOptimizerWithManyThreads) { EXPECT_TRUE(train(3, 8) == train(3, 1)); }
 
 TEST(Threads, OneOptimizerHandedFromThreadToThread) {
