@@ -356,6 +356,10 @@ class Reader:
             correction = (
                 correction.view(wanted) if is_paper and bits == 32 else self._rounded(correction, wanted)
             )
+        if is_paper and bool((correction == torch.iinfo(wanted).min).any()):
+            raise ValueError(
+                f"{name}: {CORRECTION} has {torch.iinfo(wanted).min}, which the format paper never writes"
+            )
         return correction, WeightStorage(WEIGHT_DTYPES.index(saved_dtype), bits, int(is_paper))
 
     def _rounded(self, correction: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -366,4 +370,4 @@ class Reader:
             raise ValueError(
                 f"{self.parameter.name}: error_bits is not integers of {torch.iinfo(dtype).bits} bits"
             )
-        return values.clamp(-largest, largest).to(dtype)
+        return values.clamp(max=largest).to(dtype)

@@ -6,6 +6,7 @@ What a user loses if these fail: the port by changing one import.
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import flashoptim_cpp as flash
@@ -110,3 +111,52 @@ def test_switches_of_torch_optim_are_answered() -> None:
     flash.FlashAdamW(support.parameters(), amsgrad=False, capturable=False)
     with pytest.raises((ValueError, NotImplementedError), match="amsgrad"):
         flash.FlashAdamW(support.parameters(), amsgrad=True)
+
+
+ARGUMENTS: dict[str, list[Any]] = {
+    "lr": ["0.1", None, True, 1j, [0.1], math.nan, 10**400, torch.zeros(2), object()],
+    "betas": [0.9, (0.9,), "ab", (None, 0.9), ("0.9", "0.99"), {0.9, 0.99}],
+    "eps": ["1e-8", None, True, math.inf],
+    "weight_decay": ["0", None, -1.0, 1j],
+    "maximize": ["x", None, 2, 0.5],
+    "quantize": ["no", None],
+    "master_weight_bits": ["24", 24.0, 20, True],
+    "format": [None, 1, "bf8"],
+    "nonfinite": [None, 1, "x", ["error"]],
+    "min_quantized_numel": ["1", 1.5, -1, True, 2**63],
+    "min_quantized_numel_1d": [None],
+    "check_gradients": ["yes"],
+    "accumulate_fp32": ["yes", None],
+    "foreach": ["x"],
+    "capturable": ["x", None],
+    "amsgrad": ["x"],
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("in_group", [False, True])
+def test_arguments_of_another_type(name: str, in_group: bool) -> None:
+    for value in ARGUMENTS[name]:
+        [p] = support.parameters(shapes=((8, 8),))
+        with pytest.raises(ValueError) as refused:
+            if in_group:
+                flash.FlashAdamW([{"params": [p], name: value}])
+            else:
+                flash.FlashAdamW([p], **{name: value})
+        assert "\n" not in str(refused.value)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    [p] = support.parameters(shapes=((64, 96),))
+    options: dict[str, Any] = {
+        "lr": numpy.float32(1e-3),
+        "betas": [numpy.float64(0.9), torch.tensor(0.999)],
+        "weight_decay": 0,
+        "master_weight_bits": numpy.int64(24),
+        "min_quantized_numel": numpy.int32(7),
+        "maximize": numpy.bool_(True),
+    }
+    optimizer = flash.FlashAdamW([p], **options)
+    support.run(optimizer, [p], 1)
+    flash.FlashAdamW(support.clones([p])).load_state_dict(optimizer.state_dict())

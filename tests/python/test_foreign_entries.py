@@ -272,7 +272,7 @@ def test_what_cannot_be_copied_is_refused() -> None:
         torch.zeros(3, device="meta"),
         circle,
         (n for n in range(3)),
-        {"deep": [print, (n for n in ())]},
+        {"deep": [print, (n for n in range(0))]},
     ):
         saved = optimizer.state_dict()
         saved["state"][0] = {**saved["state"][0], "slow": value}

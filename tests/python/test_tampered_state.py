@@ -424,6 +424,8 @@ VALUES: list[tuple[str, str, Callable[[torch.Tensor], torch.Tensor]]] = [
     ("native", "exp_avg::scales", filled(2.0**-120)),
     ("native", "exp_avg::scales", filled(0.0)),
     ("native", "exp_avg_sq::scales", filled(0.0, at=7)),
+    ("paper", "error_bits", filled(-32768)),
+    ("authors", "error_bits", filled(-128)),
     ("authors", "error_bits", filled(math.nan)),
     ("authors", "error_bits", filled(math.inf)),
     ("authors", "error_bits", filled(0.5)),
@@ -438,8 +440,8 @@ def test_values_that_nobody_writes(
     rule, saved = prepared(name)
     target = Target(rule, saved)
     value = saved["state"][0][key]
-    if name == "paper" and key.endswith("::scales"):
-        value = value.view(torch.float16)
+    if name == "paper":  # its bits lie under another dtype
+        value = value.view(torch.float16 if key.endswith("::scales") else torch.int16)
     changed = change(value)
     if name == "paper":
         changed = changed.view(BF16)
@@ -473,52 +475,3 @@ def test_strides_that_nobody_writes() -> None:
             optimizer.load_state_dict(with_entry(saved, 0, "layout_strides", bad))
         assert "\n" not in str(refused.value)
         support.assert_same(before, optimizer)
-
-
-ARGUMENTS: dict[str, list[Any]] = {
-    "lr": ["0.1", None, True, 1j, [0.1], math.nan, 10**400, torch.zeros(2), Thing()],
-    "betas": [0.9, (0.9,), "ab", (None, 0.9), ("0.9", "0.99"), {0.9, 0.99}],
-    "eps": ["1e-8", None, True, math.inf],
-    "weight_decay": ["0", None, -1.0, 1j],
-    "maximize": ["x", None, 2, 0.5],
-    "quantize": ["no", None],
-    "master_weight_bits": ["24", 24.0, 20, True],
-    "format": [None, 1, "bf8"],
-    "nonfinite": [None, 1, "x", ["error"]],
-    "min_quantized_numel": ["1", 1.5, -1, True, 2**63],
-    "min_quantized_numel_1d": [None],
-    "check_gradients": ["yes"],
-    "accumulate_fp32": ["yes", None],
-    "foreach": ["x"],
-    "capturable": ["x", None],
-    "amsgrad": ["x"],
-}
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("in_group", [False, True])
-def test_arguments_of_another_type(name: str, in_group: bool) -> None:
-    for value in ARGUMENTS[name]:
-        [p] = support.parameters(shapes=((8, 8),))
-        with pytest.raises(ValueError) as refused:
-            if in_group:
-                flash.FlashAdamW([{"params": [p], name: value}])
-            else:
-                flash.FlashAdamW([p], **{name: value})
-        assert "\n" not in str(refused.value)
-
-
-def test_numbers_of_other_libraries_are_numbers() -> None:
-    numpy = pytest.importorskip("numpy")
-    [p] = support.parameters(shapes=((64, 96),))
-    options: dict[str, Any] = {
-        "lr": numpy.float32(1e-3),
-        "betas": [numpy.float64(0.9), torch.tensor(0.999)],
-        "weight_decay": 0,
-        "master_weight_bits": numpy.int64(24),
-        "min_quantized_numel": numpy.int32(7),
-        "maximize": numpy.bool_(True),
-    }
-    optimizer = flash.FlashAdamW([p], **options)
-    support.run(optimizer, [p], 1)
-    flash.FlashAdamW(support.clones([p])).load_state_dict(optimizer.state_dict())
