@@ -48,6 +48,12 @@ def _outermost(calls: list[FrameType], is_engines: bool) -> dict[str, Any] | Non
     return keywords if isinstance(keywords, dict) else None
 
 
+def is_inside() -> bool:
+    """Whether this thread is in a backward() that another one has called."""
+    calls, is_engines = _calls_on(sys._getframe(1))
+    return len(calls) > 1 or (is_engines and bool(calls))
+
+
 def is_second_step(parameter: torch.Tensor) -> bool:
     """Whether the parameter was stepped before in the backward() that this thread is in; from now on it was.
 

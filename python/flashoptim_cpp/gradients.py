@@ -1,4 +1,4 @@
-"""Gradients: their norm over all parameters and ranks, and accumulation in fp32."""
+"""Gradients: which can be stepped, and their norm over all parameters and ranks."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ import torch
 from .fake import is_fake
 from .options import WEIGHT_DTYPES
 from .parameter import Parameter
-from .sharding import is_sharded, local_like, local_of, shard_key, sum_over_shards
+from .sharding import local_like, local_of, shard_key, sum_over_shards
 
 if TYPE_CHECKING:
     from .optimizer import FlashOptimizer
@@ -15,26 +15,6 @@ if TYPE_CHECKING:
 
 _SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 _PLAIN = torch.Tensor.__torch_dispatch__
-
-
-def _widen(tensor: torch.Tensor) -> None:
-    if tensor.grad is not None and tensor.grad.dtype != torch.float32:
-        tensor.grad = tensor.grad.float()
-
-
-def accumulate_in_fp32(tensor: torch.Tensor) -> None:
-    """From now on `tensor.grad` is fp32, and later contributions are added to it in fp32."""
-    if tensor.dtype == torch.float32 or not tensor.requires_grad:
-        return
-    if is_sharded(tensor):
-        # FSDP puts gradients of the parameter's own dtype there; they are widened before the next is added.
-        tensor.grad_dtype = None
-        _widen(tensor)
-        tensor.register_post_accumulate_grad_hook(_widen)
-        return
-    gradient, tensor.grad = tensor.grad, None
-    tensor.grad_dtype = torch.float32
-    tensor.grad = None if gradient is None else gradient.float()
 
 
 def refusal_of(gradient: torch.Tensor, parameter: Parameter) -> Exception | None:

@@ -16,7 +16,7 @@ from .capture import is_capturing_any
 from .corrections import correction_in
 from .errors import NonFiniteError
 from .fake import is_fake
-from .gradients import accumulate_in_fp32, grad_norm
+from .gradients import grad_norm
 from .live_state import LiveState
 from .nonfinite import follow_zero_redundancy
 from .numerics import check_learning_rates, measure
@@ -43,6 +43,7 @@ _OF_ONE_PROCESS = {
     "_tables",
     "_plans",
     "_bad",
+    "_sums",
     "_captured",
     "_release_lock",
     "_warned",
@@ -165,9 +166,8 @@ class FlashOptimizer(OptimizerStates):
         if whole["decouple_lr"]:
             group.setdefault("initial_lr", number(whole["lr"]))
         super().add_param_group(group)
-        for tensor in group["params"]:
-            if group["accumulate_fp32"]:
-                accumulate_in_fp32(tensor)
+        if group["accumulate_fp32"]:
+            self._sums.add(group["params"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -460,9 +460,7 @@ class FlashOptimizer(OptimizerStates):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin()
         super().__setstate__(state)
-        for tensor, group in self._tensors_and_groups():
-            if group.get("accumulate_fp32"):
-                accumulate_in_fp32(tensor)
+        self._follow_groups()
 
     def __repr__(self) -> str:
         return config_text(self)

@@ -9,6 +9,7 @@ from typing import ClassVar, NoReturn
 import torch
 
 from ._operators import StepPlan, can_step, is_gpu
+from .accumulation import Fp32Sums
 from .capture import is_capturing_any, refuse
 from .conversion import fit
 from .corrections import WeightStorage
@@ -42,6 +43,7 @@ class OptimizerStates(torch.optim.Optimizer):
         self._copied_storages: dict[torch.Tensor, WeightStorage] = {}
         self._tables: dict[tuple[int, ...], list[Table]] = {}
         self._bad = BadElements()
+        self._sums = Fp32Sums()
         self._plans: dict[torch.device, StepPlan] = {}
         self._captured: list[Table] = []  # used in CUDA graphs, which need them as long as they are replayed
         self._release_lock = threading.RLock()  # the same thread again: pre_step may go backward itself
@@ -70,6 +72,8 @@ class OptimizerStates(torch.optim.Optimizer):
             del self._departed[tensor]
             self._copied_storages.pop(tensor, None)
             self._bad.forget(self._parameters.pop(tensor, None))
+        wide = [group["params"] for group in self.param_groups if group.get("accumulate_fp32")]
+        self._sums.follow(itertools.chain.from_iterable(wide))
 
     def _group_of(self, tensor: torch.Tensor) -> Group | None:
         """The group that a parameter is in now."""

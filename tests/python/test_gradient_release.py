@@ -19,6 +19,7 @@ import pytest
 import support
 import torch
 from support import RULES, Rule
+from torch.utils.checkpoint import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +229,136 @@ def test_a_copy_of_the_model_keeps_nothing() -> None:
                 train(copied, other, range(1))
             assert len(other.state) == 4
     assert not optimizer.state
+
+
+class Segments(torch.nn.Module):
+    """Two layers of one or of two weights, each in a checkpoint or not."""
+
+    def __init__(self, tied: bool, inside: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(64, 64)
+        self.second = self.first if tied else torch.nn.Linear(64, 64)
+        self.inside = inside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.first, self.second):
+            if self.inside == "no checkpoint" or (self.inside == "one" and layer is self.second):
+                x = layer(x).tanh()
+            elif self.inside == "nested":
+                whole = lambda y, layer=layer: checkpoint(layer, y, use_reentrant=True).tanh()  # noqa: E731
+                x = checkpoint(whole, x, use_reentrant=True)
+            else:
+                x = checkpoint(layer, x, use_reentrant=self.inside != "not reentrant").tanh()
+        return x
+
+
+def given_inputs() -> torch.Tensor:
+    return torch.randn(4, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+@pytest.mark.parametrize("inside", ["no checkpoint", "not reentrant", "reentrant", "one", "nested"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_backward_steps_a_parameter_once_or_is_refused(tied: bool, inside: str) -> None:
+    """Reentrant checkpoints call backward() inside of backward(), and bring a weight that two of them use two gradients."""
+    plain, released = Segments(tied, inside), Segments(tied, inside)
+    first, second = (flash.FlashAdamW(n.parameters()) for n in (plain, released))
+    with flash_release(released, second):
+        for _ in range(3):
+            plain(given_inputs()).sum().backward()
+            first.step()
+            first.zero_grad()
+            loss = released(given_inputs()).sum()
+            if tied and inside in ("reentrant", "nested"):
+                with pytest.raises(RuntimeError, match=r"in several pieces.*use_reentrant=False"):
+                    loss.backward()
+            else:
+                loss.backward()
+                second.step()
+                second.zero_grad()
+    if not (tied and inside in ("reentrant", "nested")):
+        support.assert_same(first, second)
+
+
+@pytest.mark.parametrize("inside", ["no checkpoint", "not reentrant", "reentrant", "nested"])
+def test_each_backward_is_a_step(inside: str) -> None:
+    """Of one loss again, of two losses, and of one while another graph is kept: none is mistaken for a piece."""
+    network = Segments(False, inside)
+    optimizer = flash.FlashAdamW(network.parameters())
+    counts = []
+    with flash_release(network, optimizer):
+        y = network(given_inputs())
+        kept = network(given_inputs())
+        for _ in range(3):
+            if inside in ("no checkpoint", "not reentrant"):  # which notice that the weights have changed
+                network(given_inputs()).sum().backward(retain_graph=True)
+            else:
+                y.sum().backward(retain_graph=True)
+            counts.append({int(state["step"]) for state in optimizer.state.values()})
+        if inside in ("reentrant", "nested"):
+            kept.sum().backward()
+        else:
+            network(given_inputs()).sum().backward()
+        torch.autograd.backward(network(given_inputs()).sum())
+    assert counts == [{1}, {2}, {3}]
+    assert {int(state["step"]) for state in optimizer.state.values()} == {5}
+
+
+def test_pieces_that_pre_step_refuses_are_no_steps() -> None:
+    network = Segments(True, "reentrant")
+    optimizer = flash.FlashAdamW(network.parameters())
+    with flash_release(network, optimizer, pre_step=lambda *_: False):
+        network(given_inputs()).sum().backward()
+    assert not optimizer.state
+
+
+def test_a_thread_of_the_engine_knows_its_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's nodes run in a thread of the engine's, whose stack begins there. Here a thread stands in for it."""
+    from flashoptim_cpp import backward_calls
+
+    found: list[bool] = []
+    p = torch.nn.Parameter(torch.ones(3))
+
+    class Outer(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * 1
+
+        @staticmethod
+        def backward(_: Any, grad: torch.Tensor) -> torch.Tensor:
+            def inside() -> None:
+                for _ in range(2):
+                    (p.detach().clone().requires_grad_() * 1).sum().backward()
+
+            thread = threading.Thread(target=inside)
+            thread.start()
+            thread.join()
+            return grad
+
+    def hook(_: torch.Tensor) -> None:
+        found.append(backward_calls.is_second_step(p))
+
+    whole = backward_calls._calls_on
+
+    def of_engine(frame: Any) -> Any:
+        calls, _ = whole(frame)
+        while frame is not None and frame.f_code.co_name != "inside":
+            frame = frame.f_back
+        return calls, frame is not None
+
+    x = torch.ones(3, requires_grad=True)
+    original = torch.Tensor.backward
+
+    def backward(self: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            self.register_hook(hook)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(backward_calls, "_calls_on", of_engine)
+    for _ in range(2):
+        Outer.apply(x).sum().backward()
+    assert found == [False, True, False, True]
 
 
 def test_threads_of_autograd_step_one_after_another() -> None:

@@ -1,0 +1,219 @@
+"""Gradients of 16-bit parameters that are added up in fp32, also under DistributedDataParallel.
+
+DistributedDataParallel takes gradients of the parameter's dtype only. So where there are several processes a gradient is fp32
+between two backward() and the parameter's own dtype inside: what is new, and what is not averaged yet. What the ranks have
+averaged before is put aside and added in fp32 at the end.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle, unserializable_hook
+
+from .backward_calls import is_inside
+from .sharding import is_sharded
+
+# On a sum: its version as it was left here, and what of it all ranks have averaged; None: the whole.
+_MARK = "_flashoptim_averaged"
+# DistributedDataParallel makes its buckets anew in the second or third forward(), and moves gradients into them.
+_UNTIL_REBUILT = 3
+
+
+def _widen(tensor: torch.Tensor) -> None:
+    if tensor.grad is not None and tensor.grad.dtype != torch.float32:
+        tensor.grad = tensor.grad.float()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _Sum:
+    """The sum of one parameter, and its parts while a backward() runs."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.handles: list[RemovableHandle] = []
+        self.before: torch.Tensor | None = None
+        self.averaged: torch.Tensor | None = None
+        self.own: torch.Tensor | None = None  # of this rank
+        self._given: tuple[torch.Tensor | None, int] = (None, 0)
+        self._is_new = False
+        self._average: torch.Tensor | None = None  # the last one of the first few
+        self._averages = 0
+
+    def be_last(self) -> None:
+        """Lets other hooks have the new gradient first: what changes it after this one is the average of the ranks."""
+        hooks: Any = self.tensor._post_accumulate_grad_hooks
+        last = self.handles[-1].id
+        if next(reversed(hooks)) != last:
+            hooks.move_to_end(last)
+
+    def put_aside(self, splits: bool) -> None:
+        """Leaves what is not averaged yet as the gradient, in the parameter's dtype."""
+        grad, average, self._average = self.tensor.grad, self._average, None
+        if average is not None and grad is not None and grad is not average:
+            is_moved = grad.dtype != average.dtype and torch.equal(grad, average.to(grad.dtype))
+            grad = average if is_moved else grad
+        self.before, self.averaged, self.own = grad, None, None
+        self._is_new = False
+        if grad is not None:
+            version, averaged = getattr(grad, _MARK, (-1, None))
+            if (
+                not splits or version != grad._version
+            ):  # others have written into it, perhaps not on all ranks
+                self.own = grad.float()
+            elif isinstance(averaged, torch.Tensor):
+                self.averaged, self.own = averaged, grad - averaged
+            else:
+                self.averaged = grad
+        self._give(None if self.own is None else self.own.to(self.tensor.dtype))
+
+    def make_room(self) -> None:
+        """Before autograd brings a new gradient: takes the stand-in away, so that nothing is added to it."""
+        self.tensor.grad = None
+
+    def take(self) -> None:
+        """After it has: adds the new gradient to this rank's sum in fp32."""
+        new = self.tensor.grad
+        if new is None:  # another hook has used it up
+            self.before = self.averaged = self.own = None
+            self._give(None)
+            return
+        self._is_new = True
+        if self.own is None:
+            self.own = new.to(torch.float32, copy=True)
+            self._give(new)
+        else:
+            self.own = self.own + new
+            self._give(self.own.to(self.tensor.dtype))
+
+    def _give(self, grad: torch.Tensor | None) -> None:
+        self.tensor.grad = grad
+        self._given = grad, 0 if grad is None else grad._version
+
+    def end(self) -> None:
+        """Leaves the whole sum as the gradient."""
+        grad, (given, version) = self.tensor.grad, self._given
+        before, averaged, own = self.before, self.averaged, self.own
+        self.before = self.averaged = self.own = None
+        self._given = None, 0
+        if grad is None and given is not None:
+            return  # somebody has cleared it
+        is_averaged = grad is not None and (grad is not given or grad._version != version)
+        if is_averaged:
+            assert grad is not None
+            own = grad.to(torch.float32, copy=True)
+        if own is None or not (is_averaged or self._is_new):
+            self.tensor.grad = before
+            return
+        total = own if averaged is None else own + averaged
+        if is_averaged or averaged is not None:
+            setattr(total, _MARK, (total._version, None if is_averaged else averaged))
+        self.tensor.grad = total
+        if is_averaged and self._averages < _UNTIL_REBUILT:
+            self._average, self._averages = total, self._averages + 1
+
+
+class Fp32Sums:
+    """The parameters of an optimizer whose gradients are added up in fp32."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, _Sum] = {}  # by the parameter's id
+        self._is_open = False
+        self._tasks: set[int] = set()  # of autograd, since it was opened
+        self._lock = threading.RLock()  # autograd has a thread for each GPU
+
+    def follow(self, wanted: Iterable[torch.Tensor]) -> None:
+        """From now on the gradients of these parameters, and of no others, are fp32."""
+        if self._is_open and torch._C._current_graph_task_id() == -1:  # backward() has failed
+            self._end()
+        tensors = list(wanted)
+        numbers = set(map(id, tensors))
+        for number in self._sums.keys() - numbers:
+            for handle in self._sums.pop(number).handles:
+                handle.remove()
+        if len(self._sums) < len(numbers):
+            self.add(tensors)
+
+    def add(self, tensors: Iterable[torch.Tensor]) -> None:
+        """From now on the gradients of these parameters, too, are fp32, frozen ones as soon as they are trained."""
+        for tensor in tensors:
+            if id(tensor) not in self._sums and tensor.dtype != torch.float32 and tensor.is_leaf:
+                self._sums[id(tensor)] = self._attach(tensor)
+
+    def _attach(self, tensor: torch.Tensor) -> _Sum:
+        own = _Sum(tensor)
+        gradient, tensor.grad = tensor.grad, None
+        tensor.grad_dtype = None  # whichever it has
+        tensor.grad = None if gradient is None else gradient.float()
+        requires_grad = tensor.requires_grad
+        tensor.requires_grad_(True)  # a frozen one takes no hooks
+        if is_sharded(tensor):
+            # FSDP puts gradients of the parameter's own dtype there; they are widened before the next is added.
+            own.handles.append(tensor.register_post_accumulate_grad_hook(_widen))
+        else:
+            before, after = self._hooks(id(tensor))
+            own.handles.append(tensor.register_hook(before))
+            own.handles.append(tensor.register_post_accumulate_grad_hook(after))
+        tensor.requires_grad_(requires_grad)
+        return own
+
+    def _hooks(self, number: int) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
+        # The collector does not see what hooks refer to, and the sums refer to the parameters.
+        to_sums = weakref.ref(self)
+
+        @unserializable_hook
+        def before(_: torch.Tensor) -> None:
+            sums = to_sums()
+            if sums is None:
+                return
+            if not _is_distributed():
+                _widen(sums._sums[number].tensor)
+                return
+            with sums._lock:
+                sums._open()
+                sums._sums[number].make_room()
+
+        def after(tensor: torch.Tensor) -> None:
+            sums = to_sums()
+            if sums is None or not sums._is_open:
+                _widen(tensor)
+            else:
+                with sums._lock:
+                    sums._sums[number].take()
+
+        return before, after
+
+    def _open(self) -> None:
+        """Once in each call of autograd: lets all gradients be what DistributedDataParallel expects, until it ends."""
+        task = torch._C._current_graph_task_id()
+        if task in self._tasks:
+            return
+        self._tasks.add(task)
+        inside = is_inside()
+        if not self._is_open:
+            self._is_open = True
+            for own in self._sums.values():
+                # A backward() inside another ends before the ranks average.
+                own.be_last()
+                own.put_aside(splits=not inside)
+        elif inside:
+            return
+        if task != -1:
+            torch.autograd.Variable._execution_engine.queue_callback(self._almost_end)
+
+    def _almost_end(self) -> None:
+        """Lets DistributedDataParallel do first what it has still to do at the end."""
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                self._tasks.clear()
+                for own in self._sums.values():
+                    own.end()
