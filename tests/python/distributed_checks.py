@@ -10,11 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-import distributed_cast_checks as casts
-=======
 import distributed_accumulation_checks as accumulation
->>>>>>> 76a3348 (Accumulate gradients in fp32 under DistributedDataParallel, and those of parameters that were frozen)
+import distributed_cast_checks as casts
 import distributed_checkpoint_checks as checkpoints
 import distributed_cut_checks as cuts
 import flashoptim_cpp as flash
@@ -291,13 +288,10 @@ PHASES = {
             zero_redundancy,
             zero_redundancy_agrees,
             accumulated_in_fp32,
-<<<<<<< HEAD
             casts.casts_of_shards,
             casts.exports_of_wrappers,
-=======
             accumulation.accumulated_under_ddp,
             accumulation.accumulated_among_others,
->>>>>>> 76a3348 (Accumulate gradients in fp32 under DistributedDataParallel, and those of parameters that were frozen)
             checkpoints.save,
             checkpoints.a_fresh_template_changes_nothing,
             checkpoints.full_state_dict,

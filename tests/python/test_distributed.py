@@ -32,13 +32,10 @@ NAMES = {
         "zero_redundancy",
         "zero_redundancy_agrees",
         "accumulated_in_fp32",
-<<<<<<< HEAD
         "casts_of_shards",
         "exports_of_wrappers",
-=======
         "accumulated_under_ddp",
         "accumulated_among_others",
->>>>>>> 76a3348 (Accumulate gradients in fp32 under DistributedDataParallel, and those of parameters that were frozen)
         "save",
         "a_fresh_template_changes_nothing",
         "full_state_dict",
