@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from . import fsdp
 from .layer_casts import put_hooks
-from .memory import copies, is_plain, neighbours, sharing
+from .memory import copies, is_wrapper, neighbours, sharing
 
 # Their running statistics are averages over many steps, which 16 bits do not hold.
 _WITH_STATISTICS = (
@@ -158,15 +158,15 @@ def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 def _exchange(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """Gives a tensor, which stays the same object, another value of another dtype, and its gradient that dtype."""
     gradient, tensor.grad = tensor.grad if tensor.is_leaf else None, None
-    if is_plain(tensor) or not hasattr(tensor, "__tensor_flatten__"):
-        tensor.data = value
-    else:
+    if is_wrapper(tensor):
         _swap(tensor, value)
+    else:
+        tensor.data = value
     if gradient is None:
         return
     wanted = getattr(tensor, "grad_dtype", tensor.dtype)
     if wanted is not None and gradient.dtype != wanted:
-        if hasattr(gradient, "__tensor_flatten__"):
+        if is_wrapper(gradient):
             gradient = gradient.to(wanted)
         else:
             gradient.data = gradient.data.to(wanted)
@@ -186,7 +186,7 @@ def _swap(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.dtype) -> None:
     # What may be refused comes first; one after the other then, so that old and new weights never exist together.
-    special = [n for n, tensor in enumerate(tensors) if hasattr(tensor, "__tensor_flatten__")]
+    special = [n for n, tensor in enumerate(tensors) if is_wrapper(tensor)]
     converted = {n: _converted(names[n], tensors[n], dtype) for n in special}
     for group in neighbours(tensors):
         members = [tensors[n] for n in group]

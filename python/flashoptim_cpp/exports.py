@@ -89,9 +89,12 @@ def get_fp32_model_state_dict(optimizer: "FlashOptimizer", model: torch.nn.Modul
             if source not in wide:
                 wide[source] = wrap(master_of(optimizer, source), source)
             result[name] = wide[source]
+        elif is_lazy(entry):
+            result[name] = entry  # nothing yet
         elif name not in names:
-            dtype = torch.float32 if entry.dtype in NARROW and not _is_extra(name) else entry.dtype
-            result[name] = entry.detach().to(dtype, copy=True)
+            # Quantised weights are left to those who read them; they are dense numbers in no dtype.
+            is_weight = entry.dtype in NARROW and is_sharded(entry) and not _is_extra(name)
+            result[name] = entry.detach().to(torch.float32 if is_weight else entry.dtype, copy=True)
         elif source is not None and has_correction(optimizer, source) and _window(entry) not in shown:
             # A hook has copied the weight, to the CPU for instance; unless it has changed it, its master is known.
             is_same = entry.shape == source.shape and torch.equal(

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class _Extent(NamedTuple):
@@ -19,9 +19,15 @@ class _Extent(NamedTuple):
     storage: int
 
 
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is made of others (DTensor, quantised weights), which says itself what operations do to it."""
+    has_own_operations = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return has_own_operations and not isinstance(tensor, FakeTensor)
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is a window onto memory: not made of other tensors (DTensor), sparse, or not yet made."""
-    if is_lazy(tensor) or is_traceable_wrapper_subclass(tensor):
+    """Whether the tensor is a window onto memory: not made of other tensors, sparse, or not yet made."""
+    if is_lazy(tensor) or is_wrapper(tensor):
         return False
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
 

@@ -380,6 +380,62 @@ def test_missing_and_unexpected_names() -> None:
         optimizer.set_fp32_model_state_dict(model, {"0.bias": torch.ones(64)}, strict=True)
 
 
+def test_what_is_not_yet_made_is_handed_on() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.LazyLinear(4))
+    flash.cast_model(model)
+    optimizer: Any = flash.FlashAdamW(model[0].parameters(), lr=1e-2)
+    support.run(optimizer, list(model[0].parameters()), 1)
+    taken = optimizer.get_fp32_model_state_dict(model)
+    assert taken["0.weight"].dtype == FP32
+    assert nn.parameter.is_lazy(taken["1.weight"])
+    with flash.full_precision(model, optimizer):
+        assert model.get_parameter("0.weight").dtype == FP32
+    with pytest.raises(ValueError, match=r"1\.weight.*no memory"):
+        optimizer.set_fp32_model_state_dict(model, {"1.weight": torch.zeros(4, 64)})
+
+
+class Quantised(torch.Tensor):
+    """Codes that look like bfloat16."""
+
+    codes: torch.Tensor
+
+    @staticmethod
+    def __new__(cls: Any, codes: torch.Tensor) -> Any:
+        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=BF16, device=codes.device)
+        made.codes = codes
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        aten = torch.ops.aten
+        if func in (aten.detach.default, aten.alias.default):
+            return Quantised(args[0].codes)
+        if func in (aten.clone.default, aten._to_copy.default) and (kwargs or {}).get("dtype") in (
+            None,
+            BF16,
+        ):
+            return Quantised(args[0].codes.clone())
+        raise NotImplementedError(f"{func} of codes")
+
+
+def test_frozen_quantised_weights_stay_what_they_are() -> None:
+    model = nn.Sequential(nn.Linear(64, 64).bfloat16(), nn.Linear(8, 8, bias=False))
+    codes = torch.arange(64, dtype=torch.int8).view(8, 8)
+    model[1].weight = nn.Parameter(Quantised(codes), requires_grad=False)
+    optimizer: Any = flash.FlashAdamW(model[0].parameters(), lr=1e-2)
+    support.run(optimizer, list(model[0].parameters()), 1)
+    flash.cast_model(model)
+    with flash.full_precision(model, optimizer):
+        assert type(model[1].weight.data) is Quantised
+    taken = optimizer.get_fp32_model_state_dict(model)
+    assert taken["0.weight"].dtype == FP32
+    assert torch.equal(taken["1.weight"].codes, codes)
+    assert taken["1.weight"].codes.data_ptr() != codes.data_ptr()
+
+
 def test_fsdp1_is_refused() -> None:
     """Its parameters are flat pieces; their names would say that they are weights."""
 
