@@ -99,6 +99,16 @@ function(flashoptim_serve_consumers target)
     endif()
 endfunction()
 
+# flashoptim_export_ours(TARGET): a shared library exports nothing of the libraries within it.
+function(flashoptim_export_ours target)
+    get_target_property(type ${target} TYPE)
+    if(type STREQUAL "SHARED_LIBRARY" AND NOT APPLE)
+        set(map "${PROJECT_SOURCE_DIR}/cmake/exports.map")
+        target_link_options(${target} PRIVATE "-Wl,--version-script=${map}")
+        set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS "${map}")
+    endif()
+endfunction()
+
 # flashoptim_keep_flags(TARGET): what TARGET is compiled with is ours to say, after everything that reaches it from outside: options
 # of directories and of libraries that are linked everywhere, too. Call it in the folder that defines the target, once it has all of
 # its sources. Optimisation across files and joining them would mix instruction sets; a version script says what is exported.
@@ -128,12 +138,7 @@ function(flashoptim_keep_flags target)
     if(NOT FLASHOPTIM_TOP_LEVEL)
         set_target_properties(${target} PROPERTIES CXX_CLANG_TIDY "" CXX_CPPCHECK "" CXX_CPPLINT "" CXX_INCLUDE_WHAT_YOU_USE "")
     endif()
-    get_target_property(type ${target} TYPE)
-    if(type STREQUAL "SHARED_LIBRARY" AND NOT APPLE)
-        set(map "${PROJECT_SOURCE_DIR}/cmake/exports.map")
-        target_link_options(${target} PRIVATE "-Wl,--version-script=${map}")
-        set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS "${map}")
-    endif()
+    flashoptim_export_ours(${target})
 endfunction()
 
 # Link with $<BUILD_INTERFACE:flashoptim_warnings>, or plainly where the target is not installed.

@@ -12,8 +12,8 @@ int main(int count, char** arguments) {
     const auto id = optimizer.add_parameter({.data = weight.data(), .shape = {7}}, "weight");
     optimizer.set_gradient(id, {.data = gradient.data(), .shape = {7}});
     optimizer.step();
-    flashoptim::checkpoint::save_optimizer(optimizer, arguments[1]);
-    flashoptim::checkpoint::load_optimizer(optimizer, arguments[1]);
+    flashoptim::save_optimizer(optimizer, arguments[1]);
+    flashoptim::load_optimizer(optimizer, arguments[1]);
     std::printf("%lld parameters\n", static_cast<long long>(optimizer.memory_report().parameters));
     return weight[0] < 1.0F ? 0 : 1;
 }
