@@ -28,7 +28,19 @@ from .sharding import is_sharded, local_like, slice_of
 
 # Beginnings of the names under which optimizers, these and others, keep their buffers.
 _OF_OPTIMIZERS = (*MOMENTS, "max_exp_avg", "state1", "state2", "__bnb_optimizer_quant_state__")
+# Names of ours, and of torch.optim's other optimizers.
 _OF_EVERY_RULE = ("step", CORRECTION, FORMER, STRIDES)
+_OF_OTHERS = (
+    "acc_delta",
+    "col_var",
+    "exp_inf",
+    "grad_avg",
+    "mu_product",
+    "row_var",
+    "square_avg",
+    "step_size",
+    "sum",
+)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MOST_STEPS = 2**63 - 1
 
@@ -69,7 +81,9 @@ def saved_storage(group: Group) -> Saved:
 
 def is_foreign(key: object) -> bool:
     """Whether an entry of a state is somebody else's: it has no name of a buffer, as these and other optimizers have them."""
-    return not (isinstance(key, str) and (key in _OF_EVERY_RULE or key.startswith(_OF_OPTIMIZERS)))
+    if not isinstance(key, str):
+        return True
+    return not (key in _OF_EVERY_RULE or key in _OF_OTHERS or key.startswith(_OF_OPTIMIZERS))
 
 
 def check_names(keys: object, rule: Rule, name: str) -> None:
@@ -349,13 +363,11 @@ class Reader:
         saved_dtype = self.saved.weight_dtype
         if saved_dtype not in WEIGHT_DTYPES[1:]:
             saved_dtype = weight if is_narrow else torch.bfloat16
-        if (
-            correction.dtype != wanted
-        ):  # torch casts what it loads to the weight's dtype; paper's 16 bits are a view
+        # torch casts what it loads to the weight's dtype. The 16 bits of the format paper are a view.
+        if correction.dtype != wanted:
             saved_dtype = correction.dtype
-            correction = (
-                correction.view(wanted) if is_paper and bits == 32 else self._rounded(correction, wanted)
-            )
+            is_view = is_paper and bits == 32
+            correction = correction.view(wanted) if is_view else self._rounded(correction, wanted)
         if is_paper and bool((correction == torch.iinfo(wanted).min).any()):
             raise ValueError(
                 f"{name}: {CORRECTION} has {torch.iinfo(wanted).min}, which the format paper never writes"

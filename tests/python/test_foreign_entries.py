@@ -241,6 +241,9 @@ REFUSED = [
     "error_bits::former",
     "state1",
     "__bnb_optimizer_quant_state__",
+    "square_avg",
+    "sum",
+    "mu_product",
 ]
 
 
@@ -259,6 +262,21 @@ def test_names_of_buffers_stay_refused(rule: Rule) -> None:
         with pytest.raises(ValueError, match=name.split("::")[0]):
             optimizer.load_state_dict(saved)
         support.assert_same(before, optimizer)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adadelta, torch.optim.Adamax],
+)
+@pytest.mark.parametrize("rule", [SGD, ADAMW, LION], ids=lambda r: r.name)
+def test_states_of_other_optimizers_of_torch_are_refused(rule: Rule, make: Callable[..., Any]) -> None:
+    given = support.parameters(torch.float32)
+    source = make(given)
+    support.run(source, given, 1)
+    optimizer = rule(support.parameters())
+    with pytest.raises(ValueError, match="parameter 0"):
+        optimizer.load_state_dict(source.state_dict())
+    assert not any(optimizer.state.values())
 
 
 def test_what_cannot_be_copied_is_refused() -> None:
