@@ -265,7 +265,9 @@ flashoptim_status flashoptim_copy_master(const flashoptim_optimizer* optimizer, 
                                          float* values, size_t count);
 flashoptim_status flashoptim_set_master(flashoptim_optimizer* optimizer, size_t parameter,
                                         const float* values, size_t count);
-/* After a weight was written from outside: what lies there now is the master. */
+/* Takes what a weight (every weight) holds now for the master: clears its correction. Without this a weight that was written from outside
+ * keeps its correction, which moves the master by at most half a unit in the last place of the stored weight. Only this,
+ * flashoptim_set_master and loading a state replace corrections. */
 flashoptim_status flashoptim_refresh_master(flashoptim_optimizer* optimizer, size_t parameter);
 flashoptim_status flashoptim_refresh_masters(flashoptim_optimizer* optimizer);
 /* fp32 values of a moment in memory order. Fails where the rule has no such moment. */

@@ -146,7 +146,9 @@ public:
     void copy_master(ParameterId parameter, std::span<float> to) const;
     /// Writes a full-precision weight: the weight and its correction. @throws InvalidArgument for another size.
     void set_master(ParameterId parameter, std::span<const float> values);
-    /// After the weight was written from outside: what lies there now is the master; its correction is cleared.
+    /// Takes what the weight holds now for the master: clears its correction. Without this a weight that was written from outside
+    /// keeps its correction, which moves the master by at most half a unit in the last place of the stored weight: a clamp or a
+    /// mask between steps loses nothing. Only this, set_master and loading a state replace corrections.
     void refresh_masters(ParameterId parameter);
     void refresh_masters();
 
