@@ -8,8 +8,10 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -54,6 +56,12 @@ public:
     /// Remembers the learning rate as the first one, if the rule asks for it and none is remembered; called when the group
     /// is added.
     virtual void remember_first_learning_rate() = 0;
+    /// The values of all options by their names, as archives hold them.
+    [[nodiscard]] virtual std::vector<std::pair<std::string, c10::IValue>> values() const = 0;
+    /// The way back: `read` gives the value of a name, none if there is none.
+    /// @throws FormatError for one that is missing or out of its range.
+    virtual void set_values(
+        const std::function<std::optional<c10::IValue>(const std::string& name)>& read) = 0;
 };
 
 /// The options that all rules share; `Self` is the rule's own options type.
@@ -95,6 +103,8 @@ public:
     [[nodiscard]] bool checks_gradients() const override { return check_gradients(); }
     void inherit(const torch::optim::OptimizerOptions& defaults) override;
     void remember_first_learning_rate() override;
+    [[nodiscard]] std::vector<std::pair<std::string, c10::IValue>> values() const override;
+    void set_values(const std::function<std::optional<c10::IValue>(const std::string& name)>& read) override;
 
 private:
     friend struct OptionFields;
@@ -243,10 +253,19 @@ struct OptimizerImpl;
 /// Base of the optimizers: a torch::optim::Optimizer over flashoptim::step.
 ///
 /// Parameters are leaf tensors on the CPU, or on CUDA devices where the library was built with CUDA, of float32, bfloat16 or
-/// float16, dense in any stride order. Everything that takes a parameter takes the very tensor that is in a parameter group and
-/// throws InvalidArgument for another one. A state is made on the parameter's device when it has its first gradient; after that
-/// dtype, shape, strides and device must not change. A parameter that is taken out of its group loses its state. Errors are
-/// flashoptim::Error; after one no parameter and no state has changed (under NonFinite::kError bad elements are counted).
+/// float16, dense in any stride order and at a multiple of their elements' size. Everything that takes a parameter takes the very
+/// tensor that is in a parameter group and throws InvalidArgument for another one. A state is made on the parameter's device when it
+/// has its first gradient. A parameter that is taken out of its group loses its state.
+///
+/// Full-precision weights survive what is done to parameters between steps: a clamp, a mask, an exchange with an average,
+/// set_data(), a module that is loaded. Each keeps the correction, which moves the full-precision weight by at most half a unit in
+/// the last place of the stored one. Where dtype, strides or device have changed (Module::to) the next step or other use of the
+/// state converts it; only the shape must not change. Only what gives full-precision weights replaces corrections: set_master,
+/// refresh_masters, load_state_tensors and load. So a module and its optimizer may be loaded in either order.
+///
+/// Errors are flashoptim::Error, std::bad_alloc, and those of torch and of closures. After one nothing has changed: no parameter, no
+/// state, no option (under NonFinite::kError bad elements are counted; of parameters on several devices those of each device are
+/// stepped together or not at all).
 ///
 /// Thread-safety: one optimizer serves one thread at a time (with GradientRelease: any number of backward passes); different
 /// optimizers may be used in different threads at once.
@@ -300,7 +319,8 @@ public:
     /// @throws InvalidArgument for a norm that is negative or NaN, and under GradientRelease.
     torch::Tensor clip_grad_norm(double max_norm);
 
-    /// Threads of a step; until they are set, those that at::get_num_threads() says at each step. Results do not depend on them.
+    /// Threads of a step. Until they are set: those that at::get_num_threads() says at each step, which all such optimizers share.
+    /// Results do not depend on them.
     void set_threads(int threads);
     [[nodiscard]] int threads() const;
 
@@ -315,7 +335,7 @@ public:
     [[nodiscard]] torch::Tensor master(const torch::Tensor& parameter);
     /// Writes full-precision weights: the parameter and its correction.
     void set_master(const torch::Tensor& parameter, const torch::Tensor& values);
-    /// After a parameter was written from outside: what it holds now is the master; its correction is cleared.
+    /// Takes what a parameter holds now (all parameters hold) for the full-precision weight: clears its correction.
     void refresh_masters(const torch::Tensor& parameter);
     void refresh_masters();
 
@@ -326,8 +346,8 @@ public:
         const torch::Tensor& parameter);
     /// Replaces it by copies of `tensors`; an empty map by the state before the first step. Also sets has_momentum if there is
     /// a momentum buffer. Step counts are set apart.
-    /// @param saved_strides  strides of the parameter when the state was saved, if they were others: then moments are
-    ///                       decoded and encoded again
+    /// @param saved_strides  strides of the parameter when the state was saved, if they were others: then the first use of the
+    ///                       state decodes its moments and encodes them again
     /// @throws FormatError for a name that is missing or unknown, another dtype or shape, or values that no step writes.
     void load_state_tensors(const torch::Tensor& parameter,
                             const std::map<std::string, torch::Tensor>& tensors,
@@ -340,8 +360,11 @@ public:
     [[nodiscard]] bool has_momentum(const torch::Tensor& parameter) const;
     void set_has_momentum(const torch::Tensor& parameter, bool has);
 
-    /// Options of all groups and states of all parameters, by position: equal states give equal archives.
+    /// Options of all groups and states of all parameters, by position: equal states give equal archives. The work grows with
+    /// the number of parameters.
     void save(torch::serialize::OutputArchive& archive) const override;
+    /// A state of another dtype or memory order than its parameter has now is converted at its first use: before or after load()
+    /// the module may be loaded that it belongs to.
     /// @throws FormatError for an archive of another optimizer, of other groups or shapes, or one that is damaged.
     void load(torch::serialize::InputArchive& archive) override;
 
@@ -351,6 +374,7 @@ protected:
 
 private:
     friend class GradientRelease;
+    friend struct OptimizerImpl;
     std::unique_ptr<OptimizerImpl> impl_;
 };
 

@@ -1,13 +1,11 @@
-// Saving an optimizer into a torch archive and loading it. Groups and parameters are known by their position.
-//
-//     flashoptim_archive    int, kVersion          rule    "AdamW", ...
-//     param_groups/size     int                    param_groups/<g>/options            the options, by name
-//     param_groups/<g>/params/size                 param_groups/<g>/params/<i>/        dtype, sizes, strides, has_state, state
+// Saving an optimizer into a torch archive and loading it: what an archive holds is judged, then all of it is put in place.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "archive_format.h"
 #include "optimizer_impl.h"
 #include "state_buffers.h"
 #include "state_tensors.h"
@@ -17,150 +15,111 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-constexpr std::int64_t kVersion = 1;
-constexpr const char* kVersionKey = "flashoptim_archive";
-
-using torch::serialize::InputArchive;
-using torch::serialize::OutputArchive;
-
-void save_parameter(OutputArchive& archive, const torch::Tensor& tensor, const FlashParamState* state) {
-    archive.write("dtype", libtorch::name_of(tensor.scalar_type()));
-    archive.write("sizes", tensor.sizes().vec());
-    archive.write("strides", tensor.strides().vec());
-    archive.write("has_state", state != nullptr);
-    if (state == nullptr) return;
-    OutputArchive of_state(archive.compilation_unit());
-    state->serialize(of_state);
-    archive.write("state", of_state);
-}
-
-c10::IValue read(InputArchive& archive, const std::string& key) {
-    c10::IValue value;
-    if (!archive.try_read(key, value))
-        throw FormatError("optimizer archive: " + key + " is missing; the archive is damaged");
-    return value;
-}
-
-void expect_count(std::int64_t found, std::size_t expected, const std::string& what) {
-    if (found != static_cast<std::int64_t>(expected)) {
+void expect_count(std::size_t found, std::size_t expected, const std::string& what) {
+    if (found != expected) {
         throw FormatError("optimizer archive: " + std::to_string(found) + ' ' + what +
                           " where the optimizer has " + std::to_string(expected) +
                           "; make the optimizer with the groups that were saved");
     }
 }
 
-/// What an archive holds of one group, ready to be put in place.
-struct LoadedGroup {
-    std::unique_ptr<torch::optim::OptimizerOptions> options;
-    std::vector<std::pair<const Parameter*, std::unique_ptr<FlashParamState>>> states;
+/// What is put in place of one parameter.
+struct Loaded {
+    Parameter* parameter;
+    StateForm form;                     // of the parameter under the loaded options
+    std::unique_ptr<StateForm> former;  // of the state, if it is another one
+    std::unique_ptr<FlashParamState> state;
 };
 
-std::unique_ptr<FlashParamState> load_parameter(InputArchive& archive, Rule rule, const FlashOptions& options,
-                                                const Parameter& parameter) {
-    const auto dtype = read(archive, "dtype").toStringRef();
-    const auto sizes = read(archive, "sizes").toIntVector();
-    if (dtype != libtorch::name_of(parameter.tensor.scalar_type()) ||
-        parameter.tensor.sizes() != at::IntArrayRef(sizes)) {
-        throw FormatError("optimizer archive: " + parameter.name + " was saved as " + dtype + ' ' +
-                          describe(at::IntArrayRef(sizes)) + "; load the archive of this model");
+torch::Dtype dtype_named(const std::string& name, const Parameter& parameter) {
+    for (const auto dtype : {torch::kFloat32, torch::kBFloat16, torch::kFloat16}) {
+        if (libtorch::name_of(dtype) == name) return dtype;
     }
-    if (!read(archive, "has_state").toBool()) return nullptr;
-    InputArchive of_state;
-    archive.read("state", of_state);
-    const auto saved = new_state(rule);
-    saved->serialize(of_state);
-    if (saved->step() < 0 || saved->bad_elements() < 0) {
+    throw FormatError("optimizer archive: " + parameter.name + " was saved as " + name +
+                      "; the archive is damaged");
+}
+
+Loaded judged(const SavedParameter& saved, Rule rule, const FlashOptions& options, Parameter& parameter) {
+    if (parameter.tensor.sizes() != at::IntArrayRef(saved.sizes)) {
+        throw FormatError("optimizer archive: " + parameter.name + " was saved as " + saved.dtype + ' ' +
+                          describe(at::IntArrayRef(saved.sizes)) + "; load the archive of this model");
+    }
+    const auto saved_dtype = dtype_named(saved.dtype, parameter);
+    Loaded loaded{&parameter, {}, nullptr, nullptr};
+    loaded.form.device = parameter.form.device;
+    loaded.form.layout = parameter.form.layout;
+    // Throws for options that no state can have, also where there is none.
+    loaded.form.plan = plan_of(rule, options, parameter.tensor, parameter.form.layout, parameter.name);
+    if (!saved.has_state) return loaded;
+    if (saved.step < 0 || saved.bad_elements < 0) {
         throw FormatError("optimizer archive: " + parameter.name +
                           " has a negative count; the archive is damaged");
     }
-    std::map<std::string, torch::Tensor> tensors;
-    for (auto& [name, tensor] : saved->tensors()) tensors.emplace(name, tensor);
-    const auto strides = read(archive, "strides").toIntVector();
-    return restore_state(rule, options, parameter, tensors, strides, *saved);
+    auto form = form_of_saved(parameter, saved.strides, saved_dtype, rule, options);
+    loaded.state = restore_state(rule, parameter, form, saved.tensors);
+    loaded.state->step(saved.step).bad_elements(saved.bad_elements).has_momentum(saved.has_momentum);
+    // The weights that go with this state may be loaded after it: what must be converted waits for its first use.
+    if (!fits(form, loaded.form, parameter.sizes))
+        loaded.former = std::make_unique<StateForm>(std::move(form));
+    return loaded;
 }
 
-LoadedGroup load_group(InputArchive& archive, OptimizerImpl& impl, std::size_t g) {
-    LoadedGroup loaded;
-    loaded.options = impl.owner->defaults().clone();
-    auto& options = dynamic_cast<FlashOptions&>(*loaded.options);
-    InputArchive of_options;
-    archive.read("options", of_options);
-    options.serialize(of_options);
-    check_hyperparameters(impl.rule, options.hyperparameters());
-
-    const auto& tensors = impl.owner->param_groups()[g].params();
-    const auto group = "group " + std::to_string(g);
-    expect_count(read(archive, "params/size").toInt(), tensors.size(), "parameters in " + group);
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-        InputArchive of_parameter;
-        archive.read("params/" + std::to_string(i), of_parameter);
-        const auto& parameter = impl.find(tensors[i]);
-        // Throws for options that no state can have, also where there is none.
-        plan_of(impl.rule, options, parameter.tensor, parameter.layout, parameter.name);
-        loaded.states.emplace_back(&parameter, load_parameter(of_parameter, impl.rule, options, parameter));
+std::vector<Loaded> judged(const std::vector<SavedGroup>& groups, OptimizerImpl& impl) {
+    const auto& here = impl.owner->param_groups();
+    expect_count(groups.size(), here.size(), "parameter groups");
+    std::vector<Loaded> loaded;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+        const auto& options = dynamic_cast<const FlashOptions&>(*groups[g].options);
+        check_hyperparameters(impl.rule, options.hyperparameters());
+        const auto& tensors = here[g].params();
+        expect_count(groups[g].parameters.size(), tensors.size(), "parameters in group " + std::to_string(g));
+        for (std::size_t i = 0; i < tensors.size(); ++i)
+            loaded.push_back(judged(groups[g].parameters[i], impl.rule, options, impl.find(tensors[i])));
     }
     return loaded;
 }
 
-std::vector<LoadedGroup> load_groups(InputArchive& archive, OptimizerImpl& impl) {
-    const std::string rule(name_of(impl.rule));
-    c10::IValue version;
-    if (!archive.try_read(kVersionKey, version)) {
-        throw FormatError("optimizer archive: it was not written by flashoptim::libtorch::" + rule + " (no " +
-                          kVersionKey + " in it); load one that was");
-    }
-    if (version.toInt() != kVersion) {
-        throw FormatError("optimizer archive: its version is " + std::to_string(version.toInt()) +
-                          " and this library reads " + std::to_string(kVersion) +
-                          "; load it with the library that wrote it");
-    }
-    const auto saved_rule = read(archive, "rule").toStringRef();
-    if (saved_rule != rule) {
-        throw FormatError("optimizer archive: it holds a " + saved_rule + " and was to be loaded into a " +
-                          rule + "; make the optimizer that was saved");
-    }
-    const auto count = impl.owner->param_groups().size();
-    expect_count(read(archive, "param_groups/size").toInt(), count, "parameter groups");
-    std::vector<LoadedGroup> groups;
-    for (std::size_t g = 0; g < count; ++g) {
-        InputArchive of_group;
-        archive.read("param_groups/" + std::to_string(g), of_group);
-        groups.push_back(load_group(of_group, impl, g));
-    }
-    return groups;
-}
-
 }  // namespace
 
-void FlashOptimizer::save(OutputArchive& archive) const {
+void FlashOptimizer::save(torch::serialize::OutputArchive& archive) const {
     impl_->collect_counts();
-    archive.write(kVersionKey, kVersion);
-    archive.write("rule", std::string(name_of(impl_->rule)));
-    const auto& groups = param_groups();
-    archive.write("param_groups/size", static_cast<std::int64_t>(groups.size()));
-    for (std::size_t g = 0; g < groups.size(); ++g) {
-        OutputArchive of_group(archive.compilation_unit());
-        OutputArchive of_options(archive.compilation_unit());
-        groups[g].options().serialize(of_options);
-        of_group.write("options", of_options);
-        const auto& tensors = groups[g].params();
-        of_group.write("params/size", static_cast<std::int64_t>(tensors.size()));
-        for (std::size_t i = 0; i < tensors.size(); ++i) {
-            OutputArchive of_parameter(archive.compilation_unit());
-            save_parameter(of_parameter, tensors[i], impl_->state_of(impl_->find(tensors[i])));
-            of_group.write("params/" + std::to_string(i), of_parameter);
+    std::vector<SavedGroup> groups;
+    for (const auto& group : param_groups()) {
+        SavedGroup saved;
+        saved.options = group.options().clone();
+        for (const auto& tensor : group.params()) {
+            const auto& parameter = impl_->find(tensor);
+            const auto& form = parameter.state_form();
+            const auto* state = impl_->state_of(parameter);
+            SavedParameter one;
+            one.dtype = libtorch::name_of(torch_dtype_of(form.plan.weight_dtype));
+            one.sizes = parameter.sizes;
+            one.strides = form.layout.strides;
+            one.has_state = state != nullptr;
+            if (state != nullptr) {
+                one.step = state->step();
+                one.bad_elements = state->bad_elements();
+                one.has_momentum = state->has_momentum();
+                // On the CPU: torch could not read an archive of a GPU's tensors on a machine without one.
+                for (const auto& [name, values] : state->tensors())
+                    one.tensors.emplace(name, on_device(values, torch::kCPU));
+            }
+            saved.parameters.push_back(std::move(one));
         }
-        archive.write("param_groups/" + std::to_string(g), of_group);
+        groups.push_back(std::move(saved));
     }
+    write_archive(archive, impl_->rule, groups);
 }
 
-void FlashOptimizer::load(InputArchive& archive) {
+void FlashOptimizer::load(torch::serialize::InputArchive& archive) {
     const torch::NoGradGuard no_gradients;
     impl_->refresh();
     impl_->collect_counts();  // or they would be added to those that are loaded
-    std::vector<LoadedGroup> loaded;
+    std::vector<SavedGroup> groups;
+    std::vector<Loaded> loaded;
     try {
-        loaded = load_groups(archive, *impl_);
+        groups = read_archive(archive, impl_->rule, defaults());
+        loaded = judged(groups, *impl_);
     } catch (const c10::Error& error) {
         const std::string text = error.what_without_backtrace();
         throw FormatError("optimizer archive: it is damaged (" + text.substr(0, text.find('\n')) +
@@ -169,14 +128,21 @@ void FlashOptimizer::load(InputArchive& archive) {
         throw FormatError(std::string("optimizer archive: ") + error.what() +
                           "; the archive is damaged, load another copy");
     }
-    for (std::size_t g = 0; g < loaded.size(); ++g) {
-        // States first go: a plan may change only under a parameter that has none.
-        for (auto& [parameter, state] : loaded[g].states) impl_->set_state(*parameter, nullptr);
-        param_groups()[g].set_options(std::move(loaded[g].options));
+    StateSlots slots(*this);
+    for (const auto& one : loaded) {
+        if (one.state) slots.reserve(*one.parameter);
     }
-    impl_->refresh();
-    for (auto& group : loaded) {
-        for (auto& [parameter, state] : group.states) impl_->set_state(*parameter, std::move(state));
+    // From here on nothing fails.
+    for (std::size_t g = 0; g < groups.size(); ++g)
+        param_groups()[g].set_options(std::move(groups[g].options));
+    for (auto& one : loaded) {
+        if (one.state) {
+            impl_->install(*one.parameter, std::move(one.state));
+        } else {
+            state().erase(one.parameter->key());
+        }
+        one.parameter->form = std::move(one.form);
+        one.parameter->former = std::move(one.former);
     }
 }
 

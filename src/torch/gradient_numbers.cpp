@@ -52,64 +52,8 @@ bool OptimizerImpl::is_found_inf(std::vector<StepBatch>& batches, const torch::T
     return false;
 }
 
-void OptimizerImpl::count_on_device(std::vector<StepBatch>& batches) {
-    for (auto& batch : batches) {
-        const bool may_be_kept_back = batch.here.found_inf.defined();
-        bool counts = false;
-        for (auto* parameter : batch.parameters) {
-            if (may_be_kept_back && !parameter->counts_on_device) {
-                if (!parameter->steps_done.defined()) {
-                    parameter->steps_done =
-                        torch::zeros({}, torch::dtype(torch::kInt64).device(batch.device));
-                }
-                parameter->counts_on_device = true;
-            }
-            counts = counts || parameter->counts_on_device;
-        }
-        if (!counts) continue;
-        for (const auto* parameter : batch.parameters) {
-            batch.steps_done.push_back(parameter->counts_on_device
-                                           ? parameter->steps_done.mutable_data_ptr<std::int64_t>()
-                                           : nullptr);
-        }
-    }
-}
-
-void OptimizerImpl::collect_steps() {
-    std::map<torch::DeviceIndex, std::vector<Parameter*>> counting;
-    for (auto& [key, parameter] : parameters_) {
-        if (parameter.counts_on_device) counting[parameter.device.index()].push_back(&parameter);
-    }
-    for (const auto& [index, parameters] : counting) {
-        std::vector<torch::Tensor> counters;
-        for (const auto* parameter : parameters) counters.push_back(parameter->steps_done);
-        const auto done = torch::stack(counters).to(torch::kCPU);
-        for (std::size_t n = 0; n < parameters.size(); ++n) {
-            auto& parameter = *parameters[n];
-            const auto steps = done.const_data_ptr<std::int64_t>()[n];
-            auto* const state = state_of(parameter);
-            if (state != nullptr && steps != 0) {
-                state->step(state->step() + steps);
-                if (state->first_moment().defined()) state->has_momentum(true);
-            }
-            parameter.steps_done.zero_();
-            parameter.counts_on_device = false;
-        }
-    }
-}
-
 torch::Tensor OptimizerImpl::grad_norm() {
-    auto batches = all_with_gradients();
-    for (auto& batch : batches) {
-        for (auto& item : batch.items) {
-            // Before its first step a parameter has no state. None is needed, but a device asks for what the plan has.
-            const auto& s = item.state;
-            if (s.correction != nullptr || s.first != nullptr || s.second != nullptr) continue;
-            StoragePlan bare;
-            bare.weight_dtype = item.plan.weight_dtype;
-            item.plan = bare;
-        }
-    }
+    auto batches = all_with_gradients(/*makes_states=*/false);
     bring_factors(batches, {gradient_numbers.grad_scale, {}, {}});
     count_on_device(batches);  // as the step does, so that the device finds the list that it knows
     std::vector<torch::Tensor> norms;

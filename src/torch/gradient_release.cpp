@@ -56,11 +56,16 @@ GradientRelease::GradientRelease(FlashOptimizer& optimizer) {
             control->parameters.push_back(tensor);
         }
     }
-    for (const auto& tensor : control->parameters) {
-        torch::autograd::impl::set_post_acc_grad_hooks(tensor, std::make_unique<ReleaseHook>(control));
+    control_ = control;
+    try {
+        for (const auto& tensor : control->parameters) {
+            torch::autograd::impl::set_post_acc_grad_hooks(tensor, std::make_unique<ReleaseHook>(control));
+        }
+    } catch (...) {
+        remove();  // the hooks that are there already
+        throw;
     }
     impl.release = control;
-    control_ = std::move(control);
 }
 
 GradientRelease::~GradientRelease() { remove(); }

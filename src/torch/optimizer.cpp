@@ -1,8 +1,9 @@
 // The public face of the optimizers: what is checked and where it goes. The step itself is in optimizer_impl.cpp.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
-#include "flashoptim/quantize.h"
 #include "optimizer_impl.h"
 #include "state_buffers.h"
 #include "state_tensors.h"
@@ -19,7 +20,7 @@ torch::Tensor one_number(const torch::Tensor& number, const std::string& name) {
         throw InvalidArgument(name + " is " + describe(number) +
                               "; give a float32 tensor of one element, or an undefined one");
     }
-    return number.detach();
+    return is_aligned(number) ? number.detach() : number.detach().clone();
 }
 
 }  // namespace
@@ -69,9 +70,18 @@ const StepReport& FlashOptimizer::last_step() const { return impl_->last_step; }
 
 void FlashOptimizer::zero_grad(bool set_to_none) {
     if (impl_->is_released()) return;
+    if (set_to_none) {
+        // Torch's own allocates on its way.
+        for (const auto& group : param_groups()) {
+            for (const auto& tensor : group.params()) {
+                if (tensor.grad().defined()) tensor.mutable_grad().reset();
+            }
+        }
+    } else {
+        Optimizer::zero_grad(set_to_none);
+    }
     impl_->clear_gradients();
     impl_->gradient_numbers.clip_coefficient.reset();  // of those
-    Optimizer::zero_grad(set_to_none);
 }
 
 void FlashOptimizer::set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient) {
@@ -131,53 +141,36 @@ MemoryReport FlashOptimizer::memory_report() const {
 }
 
 std::int64_t FlashOptimizer::bad_elements(const torch::Tensor& parameter) const {
-    const auto* state = impl_->state_of(impl_->find(parameter));
     impl_->collect_counts();
+    const auto* state = impl_->state_of(impl_->find(parameter));
     return state == nullptr ? 0 : state->bad_elements();
 }
 
 std::int64_t FlashOptimizer::bad_elements() const {
-    std::int64_t sum = 0;
+    std::uint64_t sum = 0;
     impl_->collect_counts();
     for (const auto* parameter : impl_->all()) {
-        if (const auto* state = impl_->state_of(*parameter)) sum += state->bad_elements();
+        if (const auto* state = impl_->state_of(*parameter))
+            sum += static_cast<std::uint64_t>(state->bad_elements());
     }
-    return sum;
+    return static_cast<std::int64_t>(
+        std::min(sum, static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())));
 }
 
 torch::Tensor FlashOptimizer::master(const torch::Tensor& tensor) {
     const torch::NoGradGuard no_gradients;
-    const auto& parameter = impl_->find(tensor);
-    const auto* state = impl_->state_of(parameter);
-    auto masters = torch::empty_strided(tensor.sizes(), tensor.strides(), torch::dtype(torch::kFloat32));
-    if (state == nullptr) return on_device(masters.copy_(tensor), tensor.device());
-    const auto weight = on_device(tensor.detach(), torch::kCPU);
-    const auto corrections = on_device(state->error_bits(), torch::kCPU);
-    join_weights(parameter.plan, weight.const_data_ptr(),
-                 corrections.defined() ? corrections.const_data_ptr() : nullptr, memory_of<float>(masters));
-    return on_device(masters, tensor.device());
+    return impl_->master(impl_->find(tensor));
 }
 
 void FlashOptimizer::set_master(const torch::Tensor& tensor, const torch::Tensor& values) {
     const torch::NoGradGuard no_gradients;
-    const auto& parameter = impl_->find(tensor);
+    auto& parameter = impl_->find(tensor);
     if (!values.defined() || values.sizes() != tensor.sizes() || !values.is_floating_point()) {
         throw InvalidArgument(parameter.name + ": its master cannot be " +
                               (values.defined() ? describe(values) : "undefined") +
                               "; give floating-point values of the parameter's shape");
     }
-    const auto masters = in_order(on_device(values.detach(), torch::kCPU), tensor.strides(), torch::kFloat32);
-    auto& state = impl_->ensure_state(parameter);
-    // On the CPU themselves, else copies of them.
-    const auto weight = on_device(tensor.detach(), torch::kCPU);
-    const auto corrections = on_device(state.error_bits(), torch::kCPU);
-    split_weights(parameter.plan, memory_of<const float>(masters), weight.mutable_data_ptr(),
-                  corrections.defined() ? corrections.mutable_data_ptr() : nullptr);
-    if (!tensor.is_cpu()) {
-        tensor.detach().copy_(weight);
-        if (corrections.defined()) state.error_bits().copy_(corrections);
-    }
-    torch::autograd::impl::bump_version(tensor);
+    impl_->set_master(parameter, values);
 }
 
 void FlashOptimizer::refresh_masters(const torch::Tensor& parameter) {
@@ -190,58 +183,65 @@ void FlashOptimizer::refresh_masters() {
 
 std::vector<std::pair<std::string, torch::Tensor>> FlashOptimizer::state_tensors(
     const torch::Tensor& parameter) {
-    const auto* state = impl_->state_of(impl_->find(parameter));
-    if (state == nullptr) return {};
-    return state->tensors();
+    const torch::NoGradGuard no_gradients;
+    auto& found = impl_->find(parameter);
+    if (impl_->state_of(found) == nullptr) return {};
+    auto fresh = impl_->fresh_state(found);
+    auto named = (fresh.state ? *fresh.state : *impl_->state_of(found)).tensors();
+    impl_->adopt(found, std::move(fresh));
+    return named;
 }
 
 void FlashOptimizer::load_state_tensors(const torch::Tensor& tensor,
                                         const std::map<std::string, torch::Tensor>& tensors,
                                         at::IntArrayRef saved_strides) {
     const torch::NoGradGuard no_gradients;
-    const auto& parameter = impl_->find(tensor);
-    const auto* old = impl_->state_of(parameter);
+    auto& parameter = impl_->find(tensor);
     impl_->collect_counts();
-    const auto scalars = old == nullptr ? new_state(impl_->rule) : std::unique_ptr<FlashParamState>();
-    std::unique_ptr<FlashParamState> state;
-    if (!tensors.empty()) {
-        state = restore_state(impl_->rule, impl_->options_of(parameter), parameter, tensors, saved_strides,
-                              old == nullptr ? *scalars : *old);
-        state->has_momentum(state->first_moment().defined());
-    }
-    impl_->set_state(parameter, std::move(state));
+    if (tensors.empty()) return impl_->set_state(parameter, nullptr, {});
+    const auto* old = impl_->state_of(parameter);
+    auto form = form_of_saved(parameter, saved_strides, tensor.scalar_type(), impl_->rule,
+                              impl_->options_of(parameter));
+    auto state = restore_state(impl_->rule, parameter, form, tensors);
+    if (old != nullptr) state->step(old->step()).bad_elements(old->bad_elements());
+    state->has_momentum(state->first_moment().defined());
+    impl_->set_state(parameter, std::move(state), std::move(form));
 }
 
 std::int64_t FlashOptimizer::step_count(const torch::Tensor& parameter) const {
-    const auto* state = impl_->state_of(impl_->find(parameter));
     impl_->collect_steps();
+    const auto* state = impl_->state_of(impl_->find(parameter));
     return state == nullptr ? 0 : state->step();
 }
 
 void FlashOptimizer::set_step_count(const torch::Tensor& parameter, std::int64_t steps) {
+    const torch::NoGradGuard no_gradients;
     if (steps < 0) throw InvalidArgument("a step count is " + std::to_string(steps) + "; give 0 or more");
-    auto& state = impl_->ensure_state(impl_->find(parameter));
+    auto& found = impl_->find(parameter);
     impl_->collect_steps();
-    state.step(steps);
+    impl_->any_state(found).step(steps);
 }
 
 void FlashOptimizer::set_bad_elements(const torch::Tensor& parameter, std::int64_t elements) {
+    const torch::NoGradGuard no_gradients;
     if (elements < 0)
         throw InvalidArgument("a count of bad elements is " + std::to_string(elements) + "; give 0 or more");
+    auto& found = impl_->find(parameter);
     impl_->collect_counts();
-    impl_->ensure_state(impl_->find(parameter)).bad_elements(elements);
+    impl_->any_state(found).bad_elements(elements);
 }
 
 bool FlashOptimizer::has_momentum(const torch::Tensor& parameter) const {
-    const auto* state = impl_->state_of(impl_->find(parameter));
     impl_->collect_steps();
+    const auto* state = impl_->state_of(impl_->find(parameter));
     return state != nullptr && state->has_momentum();
 }
 
 void FlashOptimizer::set_has_momentum(const torch::Tensor& parameter, bool has) {
-    auto& state = impl_->ensure_state(impl_->find(parameter));
+    const torch::NoGradGuard no_gradients;
+    auto& found = impl_->find(parameter);
     impl_->collect_steps();
-    state.has_momentum(has);
+    impl_->any_state(found).has_momentum(has);
 }
 
 }  // namespace flashoptim::libtorch

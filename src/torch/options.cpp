@@ -1,5 +1,6 @@
 // Options of the optimizers: their fields, listed once, and all that follows from the list (saving, comparing, inheriting).
 // What an option does never stands here.
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -98,24 +99,40 @@ void for_each_field(const Function& function, Options&... options) {
 }  // namespace
 
 template <class Self>
-void CommonOptions<Self>::serialize(torch::serialize::InputArchive& archive) {
+std::vector<std::pair<std::string, c10::IValue>> CommonOptions<Self>::values() const {
+    std::vector<std::pair<std::string, c10::IValue>> all;
+    for_each_field([&](auto field) { all.emplace_back(field.name, to_ivalue(field.option.value)); },
+                   static_cast<const Self&>(*this));
+    return all;
+}
+
+template <class Self>
+void CommonOptions<Self>::set_values(
+    const std::function<std::optional<c10::IValue>(const std::string& name)>& read) {
     for_each_field(
         [&](auto field) {
-            c10::IValue value;
-            if (!archive.try_read(field.name, value)) {
+            const auto value = read(field.name);
+            if (!value) {
                 throw FormatError(std::string("optimizer archive: option ") + field.name +
                                   " is missing; the archive is damaged or of another optimizer");
             }
-            from_ivalue(value, field.name, field.option.value);
+            from_ivalue(*value, field.name, field.option.value);
             field.option.is_set = true;
         },
         static_cast<Self&>(*this));
 }
 
 template <class Self>
+void CommonOptions<Self>::serialize(torch::serialize::InputArchive& archive) {
+    set_values([&](const std::string& name) {
+        c10::IValue value;
+        return archive.try_read(name, value) ? std::optional(value) : std::nullopt;
+    });
+}
+
+template <class Self>
 void CommonOptions<Self>::serialize(torch::serialize::OutputArchive& archive) const {
-    for_each_field([&](auto field) { archive.write(field.name, to_ivalue(field.option.value)); },
-                   static_cast<const Self&>(*this));
+    for (const auto& [name, value] : values()) archive.write(name, value);
 }
 
 template <class Self>

@@ -11,21 +11,6 @@ torch::TensorOptions options_of(const BufferPlan& plan, const torch::Device& dev
     return torch::dtype(torch_dtype_of(plan.dtype)).device(device);
 }
 
-torch::Tensor zeros(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides,
-                    const torch::Device& device) {
-    if (plan.count == 0) return {};
-    return torch::empty_strided(sizes, strides, options_of(plan, device)).zero_();
-}
-
-torch::Tensor scale_zeros(const BufferPlan& plan, const StoragePlan& storage, const Layout& layout,
-                          const torch::Device& device) {
-    if (plan.count == 0) return {};
-    const auto options = options_of(plan, device);
-    if (storage.moments == MomentStorage::kNative)
-        return torch::zeros({layout.rows, layout.groups_per_row()}, options);
-    return torch::zeros({plan.count}, options);
-}
-
 /// The memory of a state tensor, which somebody may have exchanged.
 void* buffer(const torch::Tensor& tensor, const BufferPlan& plan, const std::string& parameter) {
     if (plan.count == 0) return nullptr;
@@ -39,6 +24,25 @@ void* buffer(const torch::Tensor& tensor, const BufferPlan& plan, const std::str
 }
 
 }  // namespace
+
+torch::Tensor zeroed_elements(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides,
+                              const torch::Device& device) {
+    if (plan.count == 0) return {};
+    return torch::empty_strided(sizes, strides, options_of(plan, device)).zero_();
+}
+
+torch::Tensor zeroed_scales(const BufferPlan& plan, const StateForm& form, const torch::Device& device) {
+    if (plan.count == 0) return {};
+    const auto options = options_of(plan, device);
+    if (form.plan.moments == MomentStorage::kNative)
+        return torch::zeros({form.layout.rows, form.layout.groups_per_row()}, options);
+    return torch::zeros({plan.count}, options);
+}
+
+bool fits(const StateForm& a, const StateForm& b, at::IntArrayRef sizes) {
+    return a.plan == b.plan && a.device == b.device &&
+           same_memory_order(sizes, a.layout.strides, b.layout.strides);
+}
 
 StateBuffers buffers(const FlashParamState& state, const StoragePlan& plan, const std::string& parameter) {
     return {buffer(state.error_bits(), plan.correction, parameter),
@@ -70,14 +74,16 @@ std::unique_ptr<FlashParamState> new_state(Rule rule) {
     throw InvalidArgument("unknown rule");
 }
 
-void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
-                    at::IntArrayRef strides, const torch::Device& device, FlashParamState& state) {
-    const auto sizes = parameter.tensor.sizes();
-    state.error_bits(zeros(plan.correction, sizes, strides, device));
-    state.first_moment(zeros(plan.first, sizes, strides, device));
-    state.first_moment_scales(scale_zeros(plan.first_scales, plan, layout, device));
-    state.second_moment(zeros(plan.second, sizes, strides, device));
-    state.second_moment_scales(scale_zeros(plan.second_scales, plan, layout, device));
+void allocate_state(at::IntArrayRef sizes, const StateForm& form, const torch::Device& device,
+                    FlashParamState& state) {
+    const auto elements = [&](const BufferPlan& plan) {
+        return zeroed_elements(plan, sizes, form.layout.strides, device);
+    };
+    state.error_bits(elements(form.plan.correction));
+    state.first_moment(elements(form.plan.first));
+    state.first_moment_scales(zeroed_scales(form.plan.first_scales, form, device));
+    state.second_moment(elements(form.plan.second));
+    state.second_moment_scales(zeroed_scales(form.plan.second_scales, form, device));
 }
 
 void move_state(FlashParamState& state, const torch::Device& device) {

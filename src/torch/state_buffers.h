@@ -16,9 +16,15 @@ StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor&
                     const std::string& name);
 /// An empty state of a rule.
 std::unique_ptr<FlashParamState> new_state(Rule rule);
-/// Zeros on a device for the buffers that a plan asks for, for a parameter that lies so.
-void allocate_state(const Parameter& parameter, const StoragePlan& plan, const Layout& layout,
-                    at::IntArrayRef strides, const torch::Device& device, FlashParamState& state);
+/// Whether a state of one form serves a parameter of the other.
+bool fits(const StateForm& a, const StateForm& b, at::IntArrayRef sizes);
+/// Zeros in a memory order for a buffer of elements, and for one of scales; undefined where the plan has none.
+torch::Tensor zeroed_elements(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides,
+                              const torch::Device& device);
+torch::Tensor zeroed_scales(const BufferPlan& plan, const StateForm& form, const torch::Device& device);
+/// Zeros for all buffers of a state in this form.
+void allocate_state(at::IntArrayRef sizes, const StateForm& form, const torch::Device& device,
+                    FlashParamState& state);
 /// Brings every tensor of a state to a device.
 void move_state(FlashParamState& state, const torch::Device& device);
 /// Where the core finds them. @throws InvalidArgument if somebody has exchanged a tensor of the state for another kind.

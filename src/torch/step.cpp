@@ -1,5 +1,8 @@
-// A step: gradients are checked and brought into their parameter's order, then the core is called once.
+// A step: gradients are checked and brought into their parameter's order, then the core is called once. All that may fail comes before
+// the first weight is written, all that is kept comes after the last.
 #include <algorithm>
+#include <limits>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -9,10 +12,60 @@
 
 namespace flashoptim::libtorch {
 
-std::optional<torch::Tensor> OptimizerImpl::ordered_gradient(const Parameter& parameter,
-                                                             const torch::Tensor& gradient) {
+namespace {
+
+/// Weights of converted states, written before the kernels and taken back where those fail.
+class ConvertedWeights {
+public:
+    explicit ConvertedWeights(const std::vector<StepBatch>& batches) {
+        for (std::size_t b = 0; b < batches.size(); ++b) {
+            for (std::size_t n = 0; n < batches[b].items.size(); ++n) {
+                const auto* parameter = batches[b].parameters[n];
+                const auto& weight = batches[b].fresh[n].weight;
+                if (weight.defined())
+                    written_.push_back({b, parameter, weight, parameter->tensor.detach().clone()});
+            }
+        }
+    }
+    void write(std::size_t batch) const {
+        for (const auto& one : written_) {
+            if (one.batch == batch) OptimizerImpl::write_weight(*one.parameter, one.weight);
+        }
+    }
+    void take_back(std::size_t batch) const noexcept {
+        for (const auto& one : written_) {
+            if (one.batch != batch) continue;
+            try {
+                OptimizerImpl::write_weight(*one.parameter, one.before);
+            } catch (...) {
+                continue;  // on a device that has failed: its memory is lost
+            }
+        }
+    }
+
+private:
+    struct Written {
+        std::size_t batch;
+        const Parameter* parameter;
+        torch::Tensor weight, before;
+    };
+    std::vector<Written> written_;
+};
+
+/// The pool of all optimizers that follow torch's number of threads. One that still steps with a former number keeps its own.
+std::shared_ptr<ThreadPool> shared_pool(int threads) {
+    static std::mutex mutex;
+    static std::shared_ptr<ThreadPool> pool;
+    const std::lock_guard lock(mutex);
+    if (pool == nullptr || pool->threads() != threads) pool = std::make_shared<ThreadPool>(threads);
+    return pool;
+}
+
+}  // namespace
+
+void OptimizerImpl::check_gradient(const Parameter& parameter, const torch::Tensor& gradient) {
     const auto& tensor = parameter.tensor;
-    if (!gradient.defined()) return std::nullopt;
+    if (!gradient.defined()) return;
     const auto refuse = [&](const std::string& why) {
         throw InvalidArgument(parameter.name + ": its gradient " + why);
     };
@@ -29,56 +82,53 @@ std::optional<torch::Tensor> OptimizerImpl::ordered_gradient(const Parameter& pa
     if (gradient.sizes() != tensor.sizes()) {
         refuse("has the shape " + describe(gradient.sizes()) + "; give one of the parameter's shape");
     }
-    return in_order(gradient.detach(), tensor.strides(), gradient.scalar_type());
 }
 
 void OptimizerImpl::append(Parameter& parameter, const torch::Tensor& given, DeviceList& list,
-                           std::vector<StepBatch>& batches) {
-    auto gradient = ordered_gradient(parameter, given);
-    if (!gradient) return;
-    const auto& device = parameter.device;
+                           bool makes_states, std::vector<StepBatch>& batches) {
+    check_gradient(parameter, given);
+    if (!given.defined()) return;
+    const auto& form = parameter.form;
+    const auto& device = form.device;
     auto place = std::ranges::find(batches, device, &StepBatch::device);
     if (place == batches.end()) {
         if (is_on_device(device) && !list) list.emplace(make_stepper(device));
-        place = batches.insert(batches.end(), {device, list ? &*list : nullptr, {}, {}, {}});
+        place = batches.insert(batches.end(), {device, list ? &*list : nullptr, {}, {}, {}, {}});
     }
     auto& batch = *place;
+    auto gradient = in_order(given.detach(), form.layout.strides, given.scalar_type());
+    auto fresh = makes_states ? fresh_state(parameter) : FreshState();
+    const auto* state = fresh.state ? fresh.state.get() : state_of(parameter);
     const auto& options = options_of(parameter);
     StepItem item;
-    item.layout = &parameter.layout;
-    item.plan = parameter.plan;
-    item.weight = parameter.tensor.mutable_data_ptr();
-    if (const auto* state = state_of(parameter)) {
-        item.state = buffers(*state, parameter.plan, parameter.name);
+    item.layout = &form.layout;
+    item.plan = form.plan;
+    item.weight =
+        fresh.weight.defined() ? fresh.weight.mutable_data_ptr() : parameter.tensor.mutable_data_ptr();
+    if (state == nullptr || (!makes_states && parameter.former)) {
+        // For what needs no state; a device asks for what the plan has.
+        item.plan = {};
+        item.plan.weight_dtype = form.plan.weight_dtype;
+    } else {
+        item.state = buffers(*state, form.plan, parameter.name);
+        if (state->step() == std::numeric_limits<std::int64_t>::max()) {
+            throw InvalidArgument(parameter.name +
+                                  " has made 2^63 - 1 steps, the most that can be counted; set a lower step "
+                                  "count");
+        }
         item.step = state->step() + 1;
         item.has_momentum = state->has_momentum();
-    } else {
-        item.has_momentum = false;
     }
-    item.gradient = gradient->const_data_ptr();
-    item.gradient_dtype = dtype_of(gradient->scalar_type()).value();
+    item.gradient = gradient.const_data_ptr();
+    item.gradient_dtype = dtype_of(gradient.scalar_type()).value();
     item.gradient_factor = static_cast<float>(gradient_factor);
     item.rule = rule;
     item.hyperparameters = options.hyperparameters();
     item.check_gradient = options.checks_gradients();
     batch.items.push_back(item);
     batch.parameters.push_back(&parameter);
-    batch.gradients.push_back(std::move(*gradient));
-}
-
-void OptimizerImpl::count_bad(const void* key, std::uint64_t count) {
-    const auto found = parameters_.find(key);
-    auto* const state = found == parameters_.end() ? nullptr : state_of(found->second);
-    if (state != nullptr) state->bad_elements(state->bad_elements() + static_cast<std::int64_t>(count));
-}
-
-void OptimizerImpl::collect_counts() {
-    const auto collect = [this](DeviceList& list) {
-        if (list) list->collect([this](const void* key, std::uint64_t count) { count_bad(key, count); });
-    };
-    for (auto& [index, list] : device_lists_) collect(list);
-    for (auto& [key, parameter] : parameters_) collect(parameter.alone);
-    collect_steps();
+    batch.gradients.push_back(std::move(gradient));
+    batch.fresh.push_back(std::move(fresh));
 }
 
 bool OptimizerImpl::must_count(const std::vector<StepBatch>& batches) const {
@@ -88,79 +138,113 @@ bool OptimizerImpl::must_count(const std::vector<StepBatch>& batches) const {
     });
 }
 
-bool OptimizerImpl::is_kept_back(std::vector<StepBatch>& batches) {
+bool OptimizerImpl::is_kept_back(std::vector<StepBatch>& batches, StepReport& report) {
     if (!must_count(batches)) return false;
     const auto keeps_back = [this](const Parameter* p) { return policy_of(*p) != NonFinite::kSkipElement; };
     for (auto& batch : batches) {
-        last_step.bad_elements += batch.stepper != nullptr
-                                      ? (*batch.stepper)->count_bad_gradients(batch.items, batch.numbers())
-                                      : count_bad_gradients(batch.items, pool());
+        report.bad_elements += batch.stepper != nullptr
+                                   ? (*batch.stepper)->count_bad_gradients(batch.items, batch.numbers())
+                                   : count_bad_gradients(batch.items, pool());
         for (std::size_t n = 0; n < batch.items.size(); ++n) {
-            if (batch.items[n].bad_elements != 0 && keeps_back(batch.parameters[n])) last_step.skipped = true;
+            if (batch.items[n].bad_elements != 0 && keeps_back(batch.parameters[n])) report.skipped = true;
         }
     }
-    return last_step.skipped;
+    return report.skipped;
 }
 
-void OptimizerImpl::step_batch(StepBatch& batch) {
-    if (batch.stepper != nullptr) {
-        std::vector<const void*> keys;
-        for (const auto* p : batch.parameters) keys.push_back(p->tensor.unsafeGetTensorImpl());
-        batch.stepper->step(
-            batch.items, keys, [this](const void* key, std::uint64_t count) { count_bad(key, count); },
-            batch.numbers());
-    } else {
-        last_step.bad_elements += flashoptim::step(batch.items, pool());
+void OptimizerImpl::keep_back(std::vector<StepBatch>& batches, const StepReport& report) {
+    std::optional<NonFiniteError> error;
+    for (const auto& batch : batches) {
+        for (std::size_t n = 0; n < batch.items.size(); ++n) {
+            if (error || batch.items[n].bad_elements == 0 ||
+                policy_of(*batch.parameters[n]) != NonFinite::kError)
+                continue;
+            error.emplace(
+                batch.parameters[n]->name + ": " + std::to_string(batch.items[n].bad_elements) +
+                " elements of its gradient are NaN, infinite or at least 2^48; nothing was stepped: "
+                "lower the loss scale or the learning rate, or choose NonFinite::kSkipElement");
+        }
     }
+    StateSlots slots(*owner);
+    for (auto& batch : batches) {
+        for (auto* parameter : batch.parameters) slots.reserve(*parameter);
+    }
+    // From here on nothing fails.
+    for (auto& batch : batches) {
+        for (std::size_t n = 0; n < batch.items.size(); ++n) {
+            auto& parameter = *batch.parameters[n];
+            // A state that was converted is left for the step that is made with it.
+            if (batch.fresh[n].state && !state_of(parameter))
+                install(parameter, std::move(batch.fresh[n].state));
+            count_bad(parameter.key(), batch.items[n].bad_elements);
+        }
+    }
+    last_step = report;
+    if (error) throw *error;
+}
+
+void OptimizerImpl::step_batch(StepBatch& batch, StepReport& report) {
+    if (batch.stepper == nullptr) {
+        report.bad_elements += flashoptim::step(batch.items, pool());
+        return;
+    }
+    std::vector<const void*> keys;
+    for (const auto* p : batch.parameters) keys.push_back(p->key());
+    may_count_bad_ = true;
+    batch.stepper->step(
+        batch.items, keys, [this](const void* key, std::uint64_t count) { count_bad(key, count); },
+        batch.numbers());
+}
+
+void OptimizerImpl::finish(StepBatch& batch) noexcept {
     for (std::size_t n = 0; n < batch.items.size(); ++n) {
         const auto& item = batch.items[n];
-        const auto& parameter = *batch.parameters[n];
+        auto& parameter = *batch.parameters[n];
+        if (batch.fresh[n].state) install(parameter, std::move(batch.fresh[n].state));
         auto& state = *state_of(parameter);
         if (!parameter.counts_on_device) {
             state.step(item.step);
             if (state.first_moment().defined()) state.has_momentum(true);
         }
         if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
-        if (batch.stepper == nullptr && item.bad_elements != 0)
-            count_bad(parameter.tensor.unsafeGetTensorImpl(), item.bad_elements);
+        if (batch.stepper == nullptr && item.bad_elements != 0) count_bad(parameter.key(), item.bad_elements);
     }
 }
 
 void OptimizerImpl::run(std::vector<StepBatch>& batches, const GradientNumbers& numbers) {
-    last_step = {};
-    for (auto& batch : batches) {
-        for (std::size_t n = 0; n < batch.items.size(); ++n) {
-            const auto& parameter = *batch.parameters[n];
-            if (state_of(parameter) == nullptr)
-                batch.items[n].state = buffers(ensure_state(parameter), parameter.plan, parameter.name);
-        }
-    }
+    StepReport report;
     bring_factors(batches, numbers);
     if (is_found_inf(batches, numbers.found_inf)) {
-        last_step.skipped = true;
+        report.skipped = true;
+        last_step = report;
         return;
     }
     count_on_device(batches);
-    if (!is_kept_back(batches)) {
-        last_step.bad_elements = 0;
-        for (auto& batch : batches) step_batch(batch);
-        return;
-    }
-    for (const auto& batch : batches) {
-        for (std::size_t n = 0; n < batch.items.size(); ++n)
-            count_bad(batch.parameters[n]->tensor.unsafeGetTensorImpl(), batch.items[n].bad_elements);
-    }
-    for (const auto& batch : batches) {
+    if (is_kept_back(batches, report)) return keep_back(batches, report);
+
+    report.bad_elements = 0;
+    StateSlots slots(*owner);
+    const ConvertedWeights weights(batches);
+    for (auto& batch : batches) {
         for (std::size_t n = 0; n < batch.items.size(); ++n) {
-            if (batch.items[n].bad_elements == 0 || policy_of(*batch.parameters[n]) != NonFinite::kError)
-                continue;
-            throw NonFiniteError(batch.parameters[n]->name + ": " +
-                                 std::to_string(batch.items[n].bad_elements) +
-                                 " elements of its gradient are NaN, infinite or at least 2^48; nothing "
-                                 "was stepped: lower the "
-                                 "loss scale or the learning rate, or choose NonFinite::kSkipElement");
+            if (batch.fresh[n].state) slots.reserve(*batch.parameters[n]);
+            batch.items[n].weight = batch.parameters[n]->tensor.mutable_data_ptr();
         }
     }
+    std::size_t done = 0;
+    try {
+        for (auto& batch : batches) {
+            weights.write(done);
+            step_batch(batch, report);
+            ++done;
+        }
+    } catch (...) {
+        weights.take_back(done);
+        for (std::size_t n = 0; n < done; ++n) finish(batches[n]);
+        throw;
+    }
+    for (auto& batch : batches) finish(batch);
+    last_step = report;
 }
 
 void OptimizerImpl::set_gradient(Parameter& parameter, const torch::Tensor& gradient) {
@@ -169,7 +253,7 @@ void OptimizerImpl::set_gradient(Parameter& parameter, const torch::Tensor& grad
                               " cannot be given a gradient during gradient release, which steps by those of "
                               "backward(); remove the GradientRelease first");
     }
-    ordered_gradient(parameter, gradient);
+    check_gradient(parameter, gradient);
     parameter.gradient = gradient;
 }
 
@@ -177,17 +261,17 @@ void OptimizerImpl::clear_gradients() {
     for (auto& [key, parameter] : parameters_) parameter.gradient.reset();
 }
 
-std::vector<StepBatch> OptimizerImpl::all_with_gradients() {
+std::vector<StepBatch> OptimizerImpl::all_with_gradients(bool makes_states) {
     std::vector<StepBatch> batches;
     for (auto* parameter : all()) {
         append(*parameter, parameter->gradient.defined() ? parameter->gradient : parameter->tensor.grad(),
-               device_lists_[parameter->device.index()], batches);
+               device_lists_[parameter->form.device.index()], makes_states, batches);
     }
     return batches;
 }
 
 void OptimizerImpl::step_all() {
-    auto batches = all_with_gradients();
+    auto batches = all_with_gradients(/*makes_states=*/true);
     // The coefficient is of these gradients: they are clipped in another attempt, too, and those of the next step are not.
     try {
         run(batches, gradient_numbers);
@@ -199,20 +283,20 @@ void OptimizerImpl::step_all() {
 }
 
 void OptimizerImpl::step_one(const torch::Tensor& tensor) {
-    const auto found = parameters_.find(tensor.unsafeGetTensorImpl());
-    auto& parameter = found == parameters_.end() ? find(tensor) : found->second;
+    auto& parameter = find(tensor);
     check_hyperparameters(rule, options_of(parameter).hyperparameters());
-    update(parameter);
-    if (parameter.memory != tensor.const_data_ptr()) refresh();
+    register_memory(parameter);
     std::vector<StepBatch> batches;
-    append(parameter, tensor.grad(), parameter.alone, batches);
+    append(parameter, tensor.grad(), parameter.alone, /*makes_states=*/true, batches);
     run(batches, {gradient_numbers.grad_scale, {}, gradient_numbers.found_inf});
 }
 
 int OptimizerImpl::threads() const { return chosen_threads.value_or(at::get_num_threads()); }
 
 ThreadPool& OptimizerImpl::pool() {
-    if (!pool_ || pool_->threads() != threads()) pool_.emplace(threads());
+    const auto wanted = threads();
+    if (!pool_ || pool_->threads() != wanted)
+        pool_ = chosen_threads ? std::make_shared<ThreadPool>(wanted) : shared_pool(wanted);
     return *pool_;
 }
 

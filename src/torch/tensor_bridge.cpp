@@ -71,8 +71,14 @@ TensorView view_of(const torch::Tensor& tensor) {
     return view;
 }
 
+bool is_aligned(const torch::Tensor& tensor) {
+    // A tensor without elements may lie anywhere.
+    return tensor.numel() == 0 ||
+           reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % tensor.element_size() == 0;
+}
+
 torch::Tensor in_order(const torch::Tensor& values, at::IntArrayRef strides, torch::Dtype dtype) {
-    if (values.scalar_type() == dtype && !values.is_neg() &&
+    if (values.scalar_type() == dtype && !values.is_neg() && is_aligned(values) &&
         same_memory_order(values.sizes(), values.strides(), strides)) {
         return values;
     }

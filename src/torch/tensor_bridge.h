@@ -28,7 +28,10 @@ std::string describe(at::IntArrayRef sizes);
 /// View of a strided tensor of one of the core's dtypes.
 TensorView view_of(const torch::Tensor& tensor);
 
-/// The values in memory of these strides and dtype: the tensor itself if it lies so, else a copy.
+/// Whether the tensor begins at a multiple of its elements' size, as what computes with them needs.
+bool is_aligned(const torch::Tensor& tensor);
+
+/// The values in aligned memory of these strides and dtype: the tensor itself if it lies so, else a copy.
 torch::Tensor in_order(const torch::Tensor& values, at::IntArrayRef strides, torch::Dtype dtype);
 
 /// The tensor itself if it is there, else a copy with the same strides; undefined for an undefined one.

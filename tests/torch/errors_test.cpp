@@ -1,4 +1,9 @@
 // What the optimizers refuse: each message names the parameter and a remedy, and nothing changed.
+#include <cstring>
+#include <limits>
+#include <sstream>
+#include <vector>
+
 #include "support.h"
 
 namespace flashoptim::libtorch {
@@ -176,19 +181,81 @@ TEST_F(Gradients, OnOtherDevicesAreRefused) {
     EXPECT_TRUE(contains(refused_gradient(torch::empty({3, 2}, torch::device(torch::kMeta))), "meta"));
 }
 
-/// A model cast after its optimizer was made would be stepped with a state of another kind.
+/// A model of other shapes, or of a dtype that nobody steps, would be stepped with a state of another kind.
 TEST(Parameters, ThatChangeAfterwardsAreRefused) {
     const auto p = parameter(torch::ones({3, 2}));
     AdamW optimizer(Tensors{p});
     auto changed = p;
-    changed.set_data(torch::ones({3, 2}, torch::kBFloat16));
-    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "bfloat16 [3, 2]"));
+    changed.set_data(torch::ones({3, 2}, torch::kFloat64));
+    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "float64 [3, 2]"));
     changed.set_data(torch::ones({4, 2}));
     EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "[4, 2]"));
     changed.set_data(torch::zeros({3, 2}));
     p.mutable_grad() = torch::ones({3, 2});
     optimizer.step();
     EXPECT_LT(p.max().item<double>(), 0.0) << "other memory of the same kind is stepped";
+}
+
+/// The same values one byte behind a multiple of their size, as a view into a file's bytes may lie.
+torch::Tensor at_odd_address(const torch::Tensor& values, std::vector<char>& memory) {
+    memory.resize(values.nbytes() + 64);
+    auto* const begin = memory.data() + 64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64 + 1;
+    std::memcpy(begin, values.const_data_ptr(), values.nbytes());
+    return torch::from_blob(begin, values.sizes(), values.strides(), values.options());
+}
+
+TEST(OddAddresses, OfWeightsAreRefused) {
+    std::vector<char> memory;
+    const auto odd = at_odd_address(torch::ones({3, 2}, torch::kBFloat16), memory);
+    EXPECT_TRUE(
+        contains(message_of<InvalidArgument>([&] { const AdamW optimizer(Tensors{odd}); }), "address"));
+    auto p = parameter(torch::ones({3, 2}), torch::kBFloat16);
+    AdamW optimizer(Tensors{p});
+    p.set_data(odd);
+    p.mutable_grad() = torch::ones({3, 2}, torch::kBFloat16);
+    EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { optimizer.step(); }), "address"));
+}
+
+TEST(OddAddresses, OfEverythingThatIsReadGiveTheSameBits) {
+    std::vector<char> memory[3];
+    const auto values = torch::randn({30, 20});
+    const auto plain = parameter(values, torch::kBFloat16), odd = parameter(values, torch::kBFloat16);
+    AdamW a(Tensors{plain}), b(Tensors{odd});
+    plain.mutable_grad() = values.to(torch::kBFloat16);
+    odd.mutable_grad() = at_odd_address(plain.grad(), memory[0]);
+    const auto scale = torch::full({}, 4.0F);
+    a.set_grad_scale(scale);
+    b.set_grad_scale(at_odd_address(scale, memory[1]));
+    a.set_master(plain, values + 0.1);
+    b.set_master(odd, at_odd_address(values + 0.1, memory[2]));
+    for (auto* optimizer : {&a, &b}) optimizer->step();
+    EXPECT_TRUE(same_everything(a, {plain}, b, {odd}));
+}
+
+/// A step count at its end, set or loaded, is refused by name and not wrapped to a negative one.
+TEST(StepCounts, AtTheirEndAreRefused) {
+    constexpr auto kMost = std::numeric_limits<std::int64_t>::max();
+    const auto p = parameter(torch::ones({64, 64}), torch::kBFloat16);
+    AdamW optimizer(Tensors{p});
+    p.mutable_grad() = torch::ones_like(p);
+    for (const auto count : {kMost - 1, kMost}) {
+        optimizer.set_step_count(p, count);
+        optimizer.set_bad_elements(p, kMost);
+        std::stringstream stream;
+        torch::save(static_cast<torch::optim::Optimizer&>(optimizer), stream);
+        const auto other = parameter(p, torch::kBFloat16);
+        AdamW loaded(Tensors{other});
+        torch::load(static_cast<torch::optim::Optimizer&>(loaded), stream);
+        EXPECT_EQ(loaded.step_count(other), count);
+        other.mutable_grad() = torch::full_like(other, std::numeric_limits<double>::quiet_NaN());
+        if (count == kMost) {
+            EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { loaded.step(); }), "2^63 - 1"));
+        } else {
+            loaded.step();
+        }
+        EXPECT_EQ(loaded.step_count(other), kMost);
+        EXPECT_EQ(loaded.bad_elements(), kMost);
+    }
 }
 
 TEST(Parameters, OfNobodyAreRefused) {

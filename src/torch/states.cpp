@@ -1,0 +1,229 @@
+// The state of a parameter: made, converted where the parameter has another dtype, memory order or device than it was made for, and the
+// full-precision weight that follows from both.
+#include <cstring>
+#include <utility>
+
+#include "flashoptim/quantize.h"
+#include "optimizer_impl.h"
+#include "state_buffers.h"
+#include "tensor_bridge.h"
+
+namespace flashoptim::libtorch {
+
+namespace {
+
+/// A tensor on the CPU in this memory order; itself if it lies so. Undefined for an undefined one.
+torch::Tensor here_in(const torch::Tensor& tensor, at::IntArrayRef strides) {
+    if (!tensor.defined()) return {};
+    return in_order(on_device(tensor.detach(), torch::kCPU), strides, tensor.scalar_type());
+}
+
+const void* memory_or_null(const torch::Tensor& tensor) {
+    return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
+
+/// Full-precision weights of a parameter that still has the dtype of its state, in the parameter's memory order.
+torch::Tensor joined(const StateForm& form, const torch::Tensor& weight, const torch::Tensor& correction,
+                     at::IntArrayRef strides) {
+    auto masters = torch::empty_strided(weight.sizes(), strides, torch::dtype(torch::kFloat32));
+    join_weights(form.plan, weight.const_data_ptr(), memory_or_null(correction), memory_of<float>(masters));
+    return masters;
+}
+
+/// A moment of one form in another one; on the CPU, or on the state's device where nothing is to be done.
+struct MomentTensors {
+    torch::Tensor codes, scales;
+};
+MomentTensors converted(Moment moment, const MomentTensors& from, const StateForm& former,
+                        const StateForm& form, at::IntArrayRef sizes) {
+    const auto& [plan, scale_plan] = moment == Moment::kFirst
+                                         ? std::tie(form.plan.first, form.plan.first_scales)
+                                         : std::tie(form.plan.second, form.plan.second_scales);
+    if (plan.count == 0) return {};
+    const bool was_there = from.codes.defined();
+    if (was_there && former.plan.moments == form.plan.moments &&
+        same_memory_order(sizes, former.layout.strides, form.layout.strides))
+        return from;
+    MomentTensors to{zeroed_elements(plan, sizes, form.layout.strides, torch::kCPU),
+                     zeroed_scales(scale_plan, form, torch::kCPU)};
+    if (!was_there) return to;
+    const auto bits_of = [](const torch::Tensor& tensor) { return memory_of<std::uint16_t>(tensor); };
+    const auto codes = on_device(from.codes, torch::kCPU),
+               scales_of_codes = on_device(from.scales, torch::kCPU);
+    const auto values = torch::empty_strided(sizes, former.layout.strides, torch::dtype(torch::kFloat32));
+    dequantize_moment(moment, former.plan.moments, former.layout, memory_of<const std::byte>(codes),
+                      bits_of(scales_of_codes), memory_of<float>(values));
+    const auto ordered = in_order(values, form.layout.strides, torch::kFloat32);
+    quantize_moment(moment, form.plan.moments, form.layout, memory_of<const float>(ordered),
+                    memory_of<std::byte>(to.codes), bits_of(to.scales));
+    return to;
+}
+
+}  // namespace
+
+StateSlots::~StateSlots() {
+    auto& states = owner_.state();
+    for (auto* key : keys_) {
+        const auto place = states.find(key);
+        if (place != states.end() && place->second == nullptr) states.erase(place);
+    }
+}
+
+void StateSlots::reserve(const Parameter& parameter) {
+    keys_.push_back(parameter.key());
+    owner_.state().emplace(parameter.key(), nullptr);  // an entry that is there stays
+}
+
+FlashParamState* OptimizerImpl::state_of(const Parameter& parameter) const {
+    const auto found = owner->state().find(parameter.key());
+    return found == owner->state().end() ? nullptr : dynamic_cast<FlashParamState*>(found->second.get());
+}
+
+FreshState OptimizerImpl::fresh_state(const Parameter& parameter) {
+    const auto& form = parameter.form;
+    const auto* old = state_of(parameter);
+    FreshState fresh;
+    if (old == nullptr) {
+        fresh.state = new_state(rule);
+        allocate_state(parameter.sizes, form, form.device, *fresh.state);
+        return fresh;
+    }
+    if (!parameter.former) return fresh;
+    const auto& former = *parameter.former;
+    const auto& strides = form.layout.strides;
+    if (parameter.counts_on_device) collect_steps();
+    fresh.state = new_state(rule);
+    fresh.state->step(old->step()).bad_elements(old->bad_elements()).has_momentum(old->has_momentum());
+    try {
+        auto first = converted(Moment::kFirst, {old->first_moment(), old->first_moment_scales()}, former,
+                               form, parameter.sizes);
+        auto second = converted(Moment::kSecond, {old->second_moment(), old->second_moment_scales()}, former,
+                                form, parameter.sizes);
+        fresh.state->first_moment(first.codes).first_moment_scales(first.scales);
+        fresh.state->second_moment(second.codes).second_moment_scales(second.scales);
+    } catch (const InvalidArgument& error) {
+        throw InvalidArgument(parameter.name + ": its state cannot be encoded in another memory order (" +
+                              error.what() +
+                              "); give the parameter the strides that its state was made under");
+    }
+    if (!old->first_moment().defined() || !fresh.state->first_moment().defined())
+        fresh.state->has_momentum(false);
+
+    if (former.plan.weight_dtype == form.plan.weight_dtype) {
+        fresh.state->error_bits(here_in(old->error_bits(), strides));
+    } else {
+        fresh.state->error_bits(zeroed_elements(form.plan.correction, parameter.sizes, strides, torch::kCPU));
+        if (old->error_bits().defined()) {
+            const auto masters = master(parameter);
+            auto weight = torch::empty_strided(parameter.sizes, strides,
+                                               torch::dtype(torch_dtype_of(form.plan.weight_dtype)));
+            const auto& correction = fresh.state->error_bits();
+            split_weights(form.plan, memory_of<const float>(on_device(masters, torch::kCPU)),
+                          weight.mutable_data_ptr(),
+                          correction.defined() ? correction.mutable_data_ptr() : nullptr);
+            fresh.weight = on_device(weight, form.device);
+        }
+    }
+    move_state(*fresh.state, form.device);
+    return fresh;
+}
+
+void OptimizerImpl::install(Parameter& parameter, std::unique_ptr<FlashParamState> state) noexcept {
+    owner->state().find(parameter.key())->second = std::move(state);
+    parameter.former.reset();
+}
+
+void OptimizerImpl::adopt(Parameter& parameter, FreshState fresh) {
+    if (fresh.state == nullptr) return;
+    StateSlots slots(*owner);
+    slots.reserve(parameter);
+    if (fresh.weight.defined()) write_weight(parameter, fresh.weight);
+    install(parameter, std::move(fresh.state));
+}
+
+FlashParamState& OptimizerImpl::any_state(Parameter& parameter) {
+    if (state_of(parameter) == nullptr) adopt(parameter, fresh_state(parameter));
+    return *state_of(parameter);
+}
+
+void OptimizerImpl::write_weight(const Parameter& parameter, const torch::Tensor& weight) {
+    if (parameter.tensor.is_cpu()) {
+        std::memcpy(parameter.tensor.mutable_data_ptr(), weight.const_data_ptr(), weight.nbytes());
+    } else {
+        parameter.tensor.detach().copy_(weight);
+    }
+    if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
+}
+
+void OptimizerImpl::set_state(Parameter& parameter, std::unique_ptr<FlashParamState> state, StateForm form) {
+    if (state == nullptr) {
+        owner->state().erase(parameter.key());
+        parameter.former.reset();
+        return;
+    }
+    std::unique_ptr<StateForm> former;
+    if (!fits(form, parameter.form, parameter.sizes)) former = std::make_unique<StateForm>(std::move(form));
+    StateSlots slots(*owner);
+    slots.reserve(parameter);
+    install(parameter, std::move(state));
+    parameter.former = std::move(former);
+}
+
+torch::Tensor OptimizerImpl::master(const Parameter& parameter) const {
+    const auto& tensor = parameter.tensor;
+    const auto& strides = parameter.form.layout.strides;
+    const auto* state = state_of(parameter);
+    const auto weight = here_in(tensor, strides);
+    const auto plain = [&] {
+        return torch::empty_strided(tensor.sizes(), strides, torch::dtype(torch::kFloat32)).copy_(weight);
+    };
+    if (state == nullptr || !state->error_bits().defined()) return on_device(plain(), tensor.device());
+    const auto& form = parameter.state_form();
+    const auto correction = here_in(state->error_bits(), strides);
+    const auto dtype = torch_dtype_of(form.plan.weight_dtype);
+    if (dtype == tensor.scalar_type()) {
+        return on_device(joined(form, weight, correction, strides), tensor.device());
+    }
+    // The weight was cast. Where the former dtype holds its value the correction still belongs to it; a value that the former dtype
+    // does not hold was written in full precision.
+    const auto former = in_order(weight.to(dtype), strides, dtype);
+    const auto is_cast = former.to(tensor.scalar_type()).eq(weight);
+    auto masters = plain();
+    masters.copy_(torch::where(is_cast, joined(form, former, correction, strides), masters));
+    return on_device(masters, tensor.device());
+}
+
+void OptimizerImpl::set_master(Parameter& parameter, const torch::Tensor& values) {
+    const auto& tensor = parameter.tensor;
+    const auto masters =
+        in_order(on_device(values.detach(), torch::kCPU), parameter.form.layout.strides, torch::kFloat32);
+    auto fresh = fresh_state(parameter);
+    StateSlots slots(*owner);
+    slots.reserve(parameter);
+    const auto& state = fresh.state ? *fresh.state : *state_of(parameter);
+    buffers(state, parameter.form.plan, parameter.name);  // for its check
+    // On the CPU themselves, else copies of them.
+    const auto weight = on_device(tensor.detach(), torch::kCPU);
+    const auto correction = on_device(state.error_bits(), torch::kCPU);
+    split_weights(parameter.form.plan, memory_of<const float>(masters), weight.mutable_data_ptr(),
+                  correction.defined() ? correction.mutable_data_ptr() : nullptr);
+    if (!tensor.is_cpu()) {
+        tensor.detach().copy_(weight);
+        if (correction.defined()) state.error_bits().copy_(correction);
+    }
+    if (fresh.state) install(parameter, std::move(fresh.state));
+    if (!tensor.is_inference()) torch::autograd::impl::bump_version(tensor);
+}
+
+void OptimizerImpl::clear_correction(const Parameter& parameter) const {
+    const auto* state = state_of(parameter);
+    if (state == nullptr || !state->error_bits().defined()) return;
+    const auto& bits = state->error_bits();
+    if (bits.is_cpu()) {
+        std::memset(bits.mutable_data_ptr(), 0, bits.nbytes());
+    } else {
+        bits.zero_();
+    }
+}
+
+}  // namespace flashoptim::libtorch
