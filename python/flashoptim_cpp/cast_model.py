@@ -1,5 +1,6 @@
 """Casts a model to 16 bits, but for the layers and buffers that should stay as they are."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -59,24 +60,32 @@ class _Patterns:
                 found = True
         return found
 
-    def refuse_unused(self) -> None:
-        """Raises for a pattern of nothing: a misspelt one would change what was to stay, or the other way round."""
-        for n, pattern in enumerate(self.patterns):
-            if n not in self.used:
-                what = repr(pattern) if isinstance(pattern, str) else f"a {type(pattern).__name__}"
-                raise ValueError(
-                    f"{self.option} has {what}, which matches no buffer of the model; write names as named_buffers() gives them"
-                )
+    def unused(self) -> list[str]:
+        """What has matched nothing. A misspelt pattern changes what was to stay, or the other way round."""
+        left = [pattern for n, pattern in enumerate(self.patterns) if n not in self.used]
+        return [
+            repr(pattern) if isinstance(pattern, str) else f"a {type(pattern).__name__}" for pattern in left
+        ]
 
 
-def _layers(model: nn.Module, patterns: Layers) -> list[nn.Module]:
-    """The layers that are meant, by any of their names."""
-    wanted = _Patterns("", patterns)
+def _refuse_unused(*options: _Patterns) -> None:
+    for patterns in options:
+        if left := patterns.unused():
+            raise ValueError(
+                f"{patterns.option} has {left[0]}, which matches no buffer of the model; write names as named_buffers() gives them"
+            )
+
+
+def _layers(model: nn.Module, option: str, patterns: Layers | None) -> list[nn.Module]:
+    """The layers that are meant, by any of their names. As the authors' package has no error here, a misspelt one warns."""
+    wanted = _Patterns(option, patterns or ())
     found = {
         id(module): module
         for name, module in model.named_modules(remove_duplicate=False)
         if wanted.match([name], [module])
     }
+    if left := wanted.unused():
+        warnings.warn(f"{option} has {left[0]}, which matches no layer of the model", stacklevel=3)
     return list(found.values())
 
 
@@ -234,12 +243,11 @@ def cast_model(
             f"a model cannot be cast to {dtype}; choose torch.bfloat16, float16, float32 or float64"
         )
     fsdp.reshard(model)
-    wide = _layers(model, full_precision_layers or [])
-    recast = _layers(model, full_precision_recast_layers or [])
+    wide = _layers(model, "full_precision_layers", full_precision_layers)
+    recast = _layers(model, "full_precision_recast_layers", full_precision_recast_layers)
     keep, cast = _Patterns("keep_buffers", keep_buffers), _Patterns("cast_buffers", cast_buffers)
     places = list(_places(model, selective, [*wide, *recast], keep, cast))
-    keep.refuse_unused()
-    cast.refuse_unused()
+    _refuse_unused(keep, cast)
     names, tensors = _to_cast(places, dtype)
     for name, tensor in zip(names, tensors, strict=True):
         if not is_lazy(tensor) and tensor.is_inference():

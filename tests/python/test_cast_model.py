@@ -157,3 +157,12 @@ def test_gradients_flow_and_layers_in_fp32_train() -> None:
     assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {BF16, FP32}
     optimizer.step()
     assert "error_bits" not in optimizer.state[network.get_submodule("head").weight]
+
+
+@pytest.mark.parametrize("option", ["full_precision_layers", "full_precision_recast_layers"])
+def test_a_pattern_of_no_layer_is_a_warning(option: str) -> None:
+    """A misspelt head would be cast without a word."""
+    network = named(body=nn.Linear(4, 4), head=nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match=f"{option}.*'haed'"):
+        flash.cast_model(network, **{option: ["head", "haed"]})
+    assert dtypes(network.get_submodule("head")) == {FP32}
