@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <utility>
 
 #include "cuda/runtime.h"
 
@@ -16,18 +17,31 @@ public:
     ~Memory() { release(); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
-
-    /// At least `bytes`; what was there is lost when it grows.
-    void reserve(std::size_t bytes) {
-        if (bytes <= size_) return;
+    Memory(Memory&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    Memory& operator=(Memory&& other) noexcept {
+        if (this == &other) return *this;
         release();
+        data_ = std::exchange(other.data_, nullptr);
+        size_ = std::exchange(other.size_, 0);
+        return *this;
+    }
+
+    /// At least `bytes`; what was there is lost when it grows. Where it cannot grow, it is as before.
+    void reserve(std::size_t bytes) {
+        if (!holds(bytes)) *this = of(bytes);
+    }
+    /// New memory of at least `bytes`, with room to grow.
+    static Memory of(std::size_t bytes) {
+        Memory memory;
         const std::size_t size = bytes + bytes / 4;
         if constexpr (kOnDevice) {
-            check_cuda(cudaMalloc(&data_, size), "cudaMalloc");
+            check_cuda(cudaMalloc(&memory.data_, size), "cudaMalloc");
         } else {
-            check_cuda(cudaMallocHost(&data_, size), "cudaMallocHost");
+            check_cuda(cudaMallocHost(&memory.data_, size), "cudaMallocHost");
         }
-        size_ = size;
+        memory.size_ = size;
+        return memory;
     }
     [[nodiscard]] bool holds(std::size_t bytes) const { return bytes <= size_; }
     template <class T>
@@ -86,7 +100,6 @@ public:
     void upload(void* to, std::size_t bytes, Write write, cudaStream_t stream) {
         if (bytes == 0) return;
         auto& slot = slots_[next_];
-        next_ = (next_ + 1) % slots_.size();
         if (slot.done == nullptr) {
             check_cuda(cudaEventCreateWithFlags(&slot.done, cudaEventDisableTiming),
                        "cudaEventCreateWithFlags");
@@ -99,6 +112,7 @@ public:
             cudaMemcpyAsync(to, slot.memory.template as<void>(), bytes, cudaMemcpyHostToDevice, stream),
             "cudaMemcpyAsync");
         check_cuda(cudaEventRecord(slot.done, stream), "cudaEventRecord");
+        next_ = (next_ + 1) % slots_.size();
     }
 
 private:

@@ -42,6 +42,8 @@ struct StepPlan::Impl {
         if (!uses_device) return;
         const GivingBack now(device);
         controls.release();
+        kept_stepped.release();
+        kept_counted.release();
         on_device.reset();
         idle.reset();
         captured.clear();
@@ -83,7 +85,8 @@ struct StepPlan::Impl {
     }
     [[nodiscard]] bool must_grow(const Sizes& size) const {
         const auto& memory = *on_device;
-        return !memory.kinds.holds(size.scalars) || !memory.bad_elements.holds(size.bad_elements) ||
+        return must_clear_controls || !memory.kinds.holds(size.scalars) ||
+               !memory.bad_elements.holds(size.bad_elements) ||
                !memory.bad_gradients.holds(size.bad_gradients) || !memory.sums.holds(size.sums);
     }
 
@@ -126,8 +129,11 @@ struct StepPlan::Impl {
     /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next list
     /// outside of captures, which comes after its last use in the order of the stream.
     void set_aside(bool captures) {
-        std::unique_ptr<OnDevice> next = captures ? nullptr : std::move(idle);
-        if (!next) next = std::make_unique<OnDevice>();
+        std::unique_ptr<OnDevice> next;
+        if (captures || !idle) next = std::make_unique<OnDevice>();
+        if (on_device->is_captured) captured.reserve(captured.size() + 1);
+        // Nothing is thrown from here on.
+        if (!next) next = std::move(idle);
         next->is_captured = captures;
         if (on_device->is_captured) {
             captured.push_back(std::move(on_device));
@@ -154,20 +160,57 @@ struct StepPlan::Impl {
         on_device->is_captured = false;
     }
 
+    /// Memory that a list needs and the plan lacks. All of it is there before any of it takes the place of what the plan has.
+    struct Growth {
+        Memory<true> controls;
+        OnDevice list;
+    };
+    static void grow(Memory<true>& next, const Memory<true>& present, std::size_t bytes) {
+        if (!present.holds(bytes)) next = Memory<true>::of(bytes);
+    }
+    static void take_over(Memory<true>& present, Memory<true>& next) noexcept {
+        if (!next.holds(1)) return;
+        present = std::move(next);
+    }
+    /// The counts of the last step or count stay where they are until the next one begins.
+    static void take_over(Memory<true>& present, Memory<true>& next, const Counts& last,
+                          Memory<true>& kept) noexcept {
+        if (!next.holds(1)) return;
+        if (last.at != nullptr && last.at == present.as<std::uint64_t>()) kept = std::move(present);
+        present = std::move(next);
+    }
+
+    void allocate(const Sizes& size) {
+        auto& memory = *on_device;
+        Growth next;
+        grow(next.controls, controls, 2 * sizeof(Control));
+        grow(next.list.kinds, memory.kinds, size.scalars);
+        grow(next.list.bad_elements, memory.bad_elements, size.bad_elements);
+        grow(next.list.bad_gradients, memory.bad_gradients, size.bad_gradients);
+        grow(next.list.sums, memory.sums, size.sums);
+        if (must_upload_tensors) grow(next.list.descriptors, memory.descriptors, size.descriptors());
+        if (must_upload_chunks) grow(next.list.chunks, memory.chunks, size.chunks);
+        // Nothing is thrown from here on.
+        must_clear_controls = must_clear_controls || next.controls.holds(1);
+        take_over(controls, next.controls);
+        take_over(memory.kinds, next.list.kinds);
+        take_over(memory.bad_elements, next.list.bad_elements, stepped, kept_stepped);
+        take_over(memory.bad_gradients, next.list.bad_gradients, counted, kept_counted);
+        take_over(memory.sums, next.list.sums);
+        take_over(memory.descriptors, next.list.descriptors);
+        take_over(memory.chunks, next.list.chunks);
+    }
+
     void upload(const Sizes& size, cudaStream_t stream) {
         uses_device = true;
+        allocate(size);
         auto& memory = *on_device;
-        if (!controls.holds(2 * sizeof(Control))) {  // before the first step none was skipped
-            controls.reserve(2 * sizeof(Control));
+        if (must_clear_controls) {  // before the first step none was skipped
             check_cuda(cudaMemsetAsync(controls.as<void>(), 0, 2 * sizeof(Control), stream),
                        "cudaMemsetAsync");
+            must_clear_controls = false;
         }
-        memory.kinds.reserve(size.scalars);
-        memory.bad_elements.reserve(size.bad_elements);
-        memory.bad_gradients.reserve(size.bad_gradients);
-        memory.sums.reserve(size.sums);
         if (must_upload_tensors) {
-            memory.descriptors.reserve(size.descriptors());
             uploader->upload(
                 memory.descriptors.as<void>(), size.descriptors(),
                 [&](std::byte* to) {
@@ -179,7 +222,6 @@ struct StepPlan::Impl {
             must_upload_tensors = false;
         }
         if (must_upload_chunks) {
-            memory.chunks.reserve(size.chunks);
             uploader->upload(
                 memory.chunks.as<void>(), size.chunks, [&](std::byte* to) { written(to, list.chunks()); },
                 stream);
@@ -197,6 +239,11 @@ struct StepPlan::Impl {
         auto& counts = use == Use::kStep ? stepped : counted;
         auto& own = use == Use::kStep ? on_device->bad_elements : on_device->bad_gradients;
         counts = {callers != nullptr ? callers : own.as<std::uint64_t>(), list.tensors().size()};
+        auto& kept = use == Use::kStep ? kept_stepped : kept_counted;
+        if (kept.holds(1)) {
+            const RelaxedCapture relaxed;  // this stream may be captured
+            kept.release();
+        }
         if (callers == nullptr && counts.size != 0) {
             check_cuda(cudaMemsetAsync(counts.at, 0, counts.size * sizeof(std::uint64_t), stream),
                        "cudaMemsetAsync");
@@ -253,7 +300,7 @@ struct StepPlan::Impl {
     /// What the last use wrote there; waits.
     [[nodiscard]] Control read_control(Use use, cudaStream_t stream) const {
         Control read;
-        if (!controls.holds(2 * sizeof(Control))) return read;
+        if (!controls.holds(2 * sizeof(Control)) || must_clear_controls) return read;
         check_cuda(cudaMemcpyAsync(&read, control(use), sizeof read, cudaMemcpyDeviceToHost, stream),
                    "cudaMemcpyAsync");
         check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
@@ -286,6 +333,9 @@ struct StepPlan::Impl {
     std::unique_ptr<Uploader> uploader = std::make_unique<Uploader>();
     /// Of steps, and of counts and norms. A graph that was captured writes there, too.
     Memory<true> controls;
+    bool must_clear_controls = false;
+    Memory<true> kept_stepped,
+        kept_counted;  // the counts in `stepped` and `counted`, where the list's memory has grown since
     std::unique_ptr<OnDevice> on_device = std::make_unique<OnDevice>();
     std::unique_ptr<OnDevice> idle;  // what steps outside of captures had, during and after one
     std::vector<std::unique_ptr<OnDevice>> captured;  // what graphs read

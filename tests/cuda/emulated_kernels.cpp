@@ -18,8 +18,10 @@ class EmulatedTeam {
 public:
     using Thread = ThreadType;
 
-    explicit EmulatedTeam(bool reversed)
-        : threads_(std::make_unique<Thread[]>(kThreads)), reversed_(reversed) {}
+    explicit EmulatedTeam(bool reversed) : reversed_(reversed) {
+        const emulated::OwnMemory own;
+        threads_ = std::make_unique<Thread[]>(kThreads);
+    }
 
     template <class Body>
     void each(Body body) {

@@ -22,8 +22,28 @@ struct Failure {
     int successes;
 };
 
+MemoryHooks memory_hooks;
+
+bool may_allocate() { return memory_hooks.may_succeed == nullptr || memory_hooks.may_succeed(); }
+
+/// Guards what the emulation keeps, for which there is always memory.
+class Mutex {
+public:
+    void lock() {
+        mutex_.lock();
+        if (memory_hooks.pause != nullptr) memory_hooks.pause(true);
+    }
+    void unlock() {
+        if (memory_hooks.pause != nullptr) memory_hooks.pause(false);
+        mutex_.unlock();
+    }
+
+private:
+    std::mutex mutex_;
+};
+
 struct Runtime {
-    std::mutex mutex;
+    Mutex mutex;
     int device_count = 1;
     int driver_version = CUDART_VERSION;
     std::set<int> in_use;                           // devices that a thread has made current or allocated on
@@ -58,6 +78,7 @@ cudaError_t failed(cudaError_t error) {
 
 /// Every byte is set: nobody may take new memory for zeros.
 void* take(std::size_t bytes) {
+    if (!may_allocate()) return nullptr;
     constexpr std::size_t kAlignment = 256;  // of cudaMalloc
     constexpr int kGarbage = 0xA5;
     const auto size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -93,6 +114,13 @@ bool is_captured(cudaStream_t stream) {
 
 }  // namespace
 
+void set_memory_hooks(MemoryHooks hooks) { memory_hooks = hooks; }
+OwnMemory::OwnMemory() {
+    if (memory_hooks.pause != nullptr) memory_hooks.pause(true);
+}
+OwnMemory::~OwnMemory() {
+    if (memory_hooks.pause != nullptr) memory_hooks.pause(false);
+}
 void set_device_count(int count) {
     const std::scoped_lock lock(runtime().mutex);
     runtime().device_count = count;
@@ -113,6 +141,7 @@ void fail(const char* call, cudaError_t error, int successes) {
 }
 cudaError_t launched(Kernel kernel) {
     auto error = is_loaded(kernel) ? cudaSuccess : failure_of("cudaFuncGetAttributes");
+    if (error == cudaSuccess && !is_loaded(kernel) && !may_allocate()) error = cudaErrorMemoryAllocation;
     if (error == cudaSuccess) set_loaded(kernel);
     if (error == cudaSuccess) error = failure_of("cudaLaunchKernelExC");
     return error == cudaSuccess ? cudaSuccess : failed(error);
@@ -121,6 +150,7 @@ cudaError_t load(Kernel kernel) {
     if (is_loaded(kernel)) return cudaSuccess;
     if (const auto error = failure_while_captured("cudaFuncGetAttributes"); error != cudaSuccess)
         return failed(error);
+    if (!may_allocate()) return failed(cudaErrorMemoryAllocation);
     set_loaded(kernel);
     return cudaSuccess;
 }

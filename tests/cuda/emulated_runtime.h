@@ -19,6 +19,22 @@ bool is_in_use(int device);
 /// "cudaLaunchKernelExC", and its load, by whatever call, "cudaFuncGetAttributes".
 void fail(const char* call, cudaError_t error, int successes = 0);
 
+/// For tests in which memory ends. Each allocation on a device or in page-locked memory, of a stream or event and each load of a kernel asks
+/// may_succeed() first; what the emulation itself keeps is allocated between pause(true) and pause(false).
+struct MemoryHooks {
+    bool (*may_succeed)() = nullptr;
+    void (*pause)(bool begins) = nullptr;
+};
+void set_memory_hooks(MemoryHooks hooks);
+/// While one lives, what this thread allocates is the emulation's own.
+class OwnMemory {
+public:
+    OwnMemory();
+    ~OwnMemory();
+    OwnMemory(const OwnMemory&) = delete;
+    OwnMemory& operator=(const OwnMemory&) = delete;
+};
+
 using Kernel = void (*)();
 /// What the launch of a kernel does first. It loads one that is not loaded.
 cudaError_t launched(Kernel kernel);

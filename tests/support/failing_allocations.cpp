@@ -22,6 +22,7 @@ constexpr std::int64_t kNever = -1;
 std::atomic<std::int64_t> made = 0;
 std::atomic<std::int64_t> failing_from = kNever;  // the number of the first that fails
 std::atomic<bool> fails_for_good = false, has_failed_once = false;
+thread_local int paused = 0;
 
 void* allocated(std::size_t bytes, std::size_t alignment) noexcept {
     if (!allocation_may_succeed()) return nullptr;
@@ -37,7 +38,10 @@ void* allocated_or_thrown(std::size_t bytes, std::size_t alignment) {
 
 std::int64_t allocations_made() { return made; }
 
+void pause_failures(bool begins) { paused += begins ? 1 : -1; }
+
 bool allocation_may_succeed() {
+    if (paused != 0) return true;
     const auto number = made.fetch_add(1);
     const auto first = failing_from.load();
     const bool fails = first != kNever && (number == first || (number > first && fails_for_good));

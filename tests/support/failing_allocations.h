@@ -37,6 +37,10 @@ std::int64_t allocations_made();
 /// Counts as an allocation, of any thread. False where it is to fail.
 bool allocation_may_succeed();
 
+/// Between pause_failures(true) and pause_failures(false) this thread's allocations succeed and do not count: for stand-ins of what
+/// keeps books in memory that a test does not mean.
+void pause_failures(bool begins);
+
 /// While one lives, the allocation that comes after `successes` others fails, and all that follow if memory ends for good. Of all
 /// threads; one lives at a time.
 class FailingAllocations {
