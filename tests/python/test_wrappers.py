@@ -162,7 +162,7 @@ def masters(world: World, on: Any) -> Any:
     kept = on.get_fp32_model_state_dict(world.network)
     on.set_fp32_model_state_dict(world.network, {key: value * 1.001 for key, value in kept.items()})
     with on.full_precision(world.network):
-        return float(world.network.get_parameter("0.weight").sum())
+        return world.network.get_parameter("0.weight").sum().item()
 
 
 def refresh(world: World, on: Any) -> Any:
