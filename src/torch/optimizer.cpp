@@ -1,4 +1,4 @@
-// The public face of the optimizers: what is checked and where it goes. The step itself is in optimizer_impl.cpp.
+// The public face of the optimizers: what is checked and where it goes. The step itself is in step.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>
