@@ -10,7 +10,7 @@
    Yes and no are the int32_t 1 and 0. Texts are UTF-8 of less than FLASHOPTIM_MAX_TEXT_BYTES bytes.
 
    Ownership. A handle is the caller's to destroy. It is no address of an object: what is not the handle of a live optimizer of this
-   library is refused, also one that was destroyed.  Weights and gradients stay in the caller's memory: weights until the handle is
+   library is refused, also one that was destroyed. Weights and gradients stay in the caller's memory: weights until the handle is
    destroyed, a gradient until it is cleared or replaced (it is read in step, step_parameter and grad_norm). Descriptions of
    tensors, names and option structs are copied; strings that are returned belong to the library.
 

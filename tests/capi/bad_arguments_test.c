@@ -110,7 +110,7 @@ static outcome spoil(int n, const function* f, subject* s, const char** what) {
     FAULT(TENSOR, a->tensor->size = 1)
     FAULT(TENSOR, a->tensor->size = (size_t)(uintptr_t)s)
     FAULT(reads_data, a->tensor->data = NULL)
-    FAULT(reads_data && (f->has & FORMAT) ? TENSOR : 0, a->tensor->data = ODD(a->tensor->data))
+    FAULT(reads_data, a->tensor->data = ODD(a->tensor->data))
     FAULT(TENSOR, a->tensor->dtype = -1)
     FAULT(TENSOR, a->tensor->dtype = FLASHOPTIM_FLOAT16 + 1)
     FAULT(TENSOR, a->tensor->ndim = -1)

@@ -1,4 +1,4 @@
-/* The ends of what the C interface takes: structs of older and newer programs, the longest texts. If one of these fails,
+/* The ends of what the C interface takes: structs of older and newer programs, the last step, the longest texts. If one of these fails,
    a program that was compiled earlier or later than the library is misread, or a binding cannot read what went wrong. */
 #include <flashoptim/c_api.h>
 #include <string.h>
@@ -64,6 +64,34 @@ static void test_structs_of_other_versions(void) {
     EXPECT_OK(flashoptim_destroy(optimizer));
 }
 
+/* The largest step count: one step more has no number. */
+static void test_the_last_step(void) {
+    float weight[4] = {1, 2, 3, 4}, gradient[4] = {1, 1, 1, 1};
+    const int64_t extent[1] = {4};
+    int32_t rule;
+    for (rule = FLASHOPTIM_SGD; rule <= FLASHOPTIM_LION; ++rule) {
+        flashoptim_tensor view = FLASHOPTIM_TENSOR_INIT;
+        flashoptim_optimizer* optimizer = NULL;
+        int64_t steps = 0;
+        view.ndim = 1;
+        view.shape = extent;
+        view.data = weight;
+        EXPECT_OK(flashoptim_create(rule, NULL, NULL, &optimizer));
+        EXPECT_OK(flashoptim_add_parameter(optimizer, &view, NULL, 0, NULL, NULL));
+        view.data = gradient;
+        EXPECT_OK(flashoptim_set_gradient(optimizer, 0, &view));
+        EXPECT_OK(flashoptim_set_step_count(optimizer, 0, INT64_MAX - 1));
+        EXPECT_OK(flashoptim_step(optimizer, NULL, NULL));
+        EXPECT_OK(flashoptim_step_count(optimizer, 0, &steps));
+        EXPECT(steps == INT64_MAX);
+        EXPECT(flashoptim_step(optimizer, NULL, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+        EXPECT(flashoptim_step_parameter(optimizer, 0, NULL, NULL) == FLASHOPTIM_INVALID_ARGUMENT);
+        EXPECT_OK(flashoptim_step_count(optimizer, 0, &steps));
+        EXPECT(steps == INT64_MAX);
+        EXPECT_OK(flashoptim_destroy(optimizer));
+    }
+}
+
 /* A text that names a parameter is cut where a character ends, and holds no line break: a binding reads it as UTF-8. */
 static void test_texts_of_errors(void) {
     static char name[FLASHOPTIM_MAX_TEXT_BYTES];
@@ -93,6 +121,7 @@ static void test_texts_of_errors(void) {
 
 int main(void) {
     test_structs_of_other_versions();
+    test_the_last_step();
     test_texts_of_errors();
     if (failures != 0) fprintf(stderr, "%d failures\n", failures);
     return failures == 0 ? 0 : 1;
