@@ -65,7 +65,7 @@ check_cxx_source_compiles("
     }" FLASHOPTIM_HAS_CXX20_LIBRARY)
 if(NOT FLASHOPTIM_HAS_CXX20_LIBRARY)
     message(FATAL_ERROR "the standard library of ${CMAKE_CXX_COMPILER} lacks what flashoptim needs of C++20 "
-        "(span, bit_cast, ranges): it needs that of GCC 11 or libc++ 14, or later; Clang takes GCC's with --gcc-toolchain, "
+        "(span, bit_cast, ranges): it needs that of GCC 11 or libc++ 16, or later; Clang takes GCC's with --gcc-toolchain, "
         "libc++ with -stdlib=libc++")
 endif()
 

@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 work=$PWD/build/compilers
 mkdir -p "$work"
 jobs=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}
-# GCC's next to last in a distribution is often the default; 11 and 14 are the oldest that cmake/FlashOptimCompile.cmake takes.
-oldest_gcc=11 oldest_clang=14
+# The oldest that cmake/FlashOptimCompile.cmake takes.
+oldest_gcc=11 oldest_clang=14 oldest_libcxx=16
 failed=0 tried=0
 table=("$(printf '%-24s %-34s %-8s %s' name compiler built tests)")
 
@@ -130,7 +130,7 @@ one() {
         gcc-newest) try_debian "$1" gcc "$(newest 'g++-')" g++-"$(newest 'g++-')" ;;
         clang-oldest) try_debian "$1" clang "$oldest_clang" ;;
         clang-newest) try_debian "$1" clang "$(newest 'clang-')" ;;
-        libc++-oldest) try_debian "$1" libc++ "$oldest_clang" libc++-"$oldest_clang"-dev libc++abi-"$oldest_clang"-dev ;;
+        libc++-oldest) try_debian "$1" libc++ "$oldest_libcxx" libc++-"$oldest_libcxx"-dev libc++abi-"$oldest_libcxx"-dev ;;
         libc++-newest) clang=$(newest 'clang-'); try_debian "$1" libc++ "$clang" libc++-"$clang"-dev libc++abi-"$clang"-dev ;;
         zig-*) zig "${1#zig-}" ;;
         *) sed -n '4,6p' "$0" >&2; exit 2 ;;

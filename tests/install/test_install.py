@@ -130,7 +130,7 @@ def test_one_line_builds_the_consumer(prefix: Path, build: Path):
     build.mkdir(parents=True)
     folder = libraries(prefix)
     cxx = os.environ.get("CXX", "c++")
-    line = [
+    line: list[str | Path] = [
         "-std=c++20",
         CONSUMER / "main.cpp",
         "-o",

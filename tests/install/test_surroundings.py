@@ -79,7 +79,7 @@ def configure(build: Path, *options: str, env: dict[str, str] | None = None) -> 
     without = [
         f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON" for name in ("GTest", "benchmark", "CLI11", "fmt", "Torch")
     ]
-    command = [
+    command: list[str | Path] = [
         "cmake",
         "-S",
         CONSUMER,
