@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "flashoptim/device.h"
@@ -57,6 +58,15 @@ struct StateTensor {
     std::vector<std::int64_t> shape;
     std::span<std::byte> bytes;
     std::shared_ptr<std::byte[]> copy;  // of a device's memory: owns `bytes`
+};
+
+/// What was saved of one parameter. The bytes are borrowed.
+struct SavedState {
+    std::size_t parameter = 0;
+    std::int64_t steps = 0;
+    bool has_momentum = false;
+    /// By the names of state() and stored_weight(), with bytes such as those give. What is not named stays as it is.
+    std::vector<std::pair<std::string_view, std::span<const std::byte>>> buffers;
 };
 
 /// Base of all rules: parameters, groups, step counts, policies.
@@ -164,6 +174,11 @@ public:
     /// Replaces a buffer, or the stored weight, by bytes such as these functions give, unchecked but for their number.
     /// @throws InvalidArgument for a name that the parameter does not have or another number of bytes.
     void set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes);
+    /// Takes over the hyperparameters of every group and what was saved of parameters: all of it, or nothing where this throws (a
+    /// device that fails while it copies leaves its part of the buffers undefined).
+    /// @throws InvalidArgument for another number of groups, hyperparameters that the rule cannot take, and what set_stored refuses;
+    /// std::bad_alloc
+    void restore(std::span<const Hyperparameters> groups, std::span<const SavedState> states);
     [[nodiscard]] const StoragePlan& storage(ParameterId parameter) const;
     [[nodiscard]] const Layout& layout(ParameterId parameter) const;
     /// SGD: whether the momentum buffer has been filled.

@@ -289,20 +289,20 @@ private:
         staged_.push_back(std::move(staged));
     }
 
+    // All that may fail for want of memory comes first.
     void commit() {
-        for (std::size_t g = 0; g < manifest_.groups.size(); ++g) {
-            optimizer_.set_hyperparameters(g, manifest_.groups[g]);
-        }
         const auto buffers = buffers_of(manifest_.rule);
+        std::vector<SavedState> states;
         for (const auto& staged : staged_) {
-            if (!staged.state.weight.empty()) optimizer_.set_stored(staged.id, "weight", staged.state.weight);
+            SavedState saved{staged.id, staged.steps, staged.has_momentum, {}};
+            if (!staged.state.weight.empty()) saved.buffers.emplace_back("weight", staged.state.weight);
             for (const auto& buffer : buffers) {
                 const auto& bytes = staged.state.*(buffer.bytes);
-                if (!bytes.empty()) optimizer_.set_stored(staged.id, buffer.name, bytes);
+                if (!bytes.empty()) saved.buffers.emplace_back(buffer.name, bytes);
             }
-            optimizer_.set_step_count(staged.id, staged.steps);
-            optimizer_.set_has_momentum(staged.id, staged.has_momentum);
+            states.push_back(std::move(saved));
         }
+        optimizer_.restore(manifest_.groups, states);
         report_.weights = weights_file_.has_value();
     }
 

@@ -110,7 +110,10 @@ struct Optimizer::Impl {
     [[nodiscard]] HostBytes weight_on_host(const Parameter& p) const;
     [[nodiscard]] std::vector<float> moment_values(Moment moment, const Parameter& p,
                                                    const StateMemory& codes, const StateMemory& scales) const;
-    [[nodiscard]] std::array<NamedBuffer, 5> buffers_of(const Parameter& p) const;
+    [[nodiscard]] std::array<NamedBuffer, 5> buffers_of(const StoredState& stored) const;
+    /// Where the buffer of that name lies, or the weight. @throws InvalidArgument for another name or number of bytes.
+    [[nodiscard]] void* place_of(const Parameter& p, const StoredState& stored, std::string_view name,
+                                 std::size_t bytes) const;
     void write(void* to, std::span<const std::byte> bytes) const;
 
     Rule rule;

@@ -39,14 +39,14 @@ std::vector<float> Optimizer::Impl::moment_values(Moment moment, const Parameter
                       values);
     return values;
 }
-std::array<Optimizer::Impl::NamedBuffer, 5> Optimizer::Impl::buffers_of(const Parameter& p) const {
+std::array<Optimizer::Impl::NamedBuffer, 5> Optimizer::Impl::buffers_of(const StoredState& stored) const {
     const bool is_sgd = rule == Rule::kSGD || rule == Rule::kSGDW;
     const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
-    return {{{"error_bits", &p.stored.correction, false},
-             {first, &p.stored.first, false},
-             {first + "_scales", &p.stored.first_scales, true},
-             {"exp_avg_sq", &p.stored.second, false},
-             {"exp_avg_sq_scales", &p.stored.second_scales, true}}};
+    return {{{"error_bits", &stored.correction, false},
+             {first, &stored.first, false},
+             {first + "_scales", &stored.first_scales, true},
+             {"exp_avg_sq", &stored.second, false},
+             {"exp_avg_sq_scales", &stored.second_scales, true}}};
 }
 void Optimizer::Impl::write(void* to, std::span<const std::byte> bytes) const {
     if (bytes.empty()) return;
@@ -107,7 +107,7 @@ std::vector<float> Optimizer::second_moment(ParameterId parameter) const {
 std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
     const auto& p = impl_->at(parameter);
     std::vector<StateTensor> tensors;
-    for (const auto& [name, buffer, is_scales] : impl_->buffers_of(p)) {
+    for (const auto& [name, buffer, is_scales] : impl_->buffers_of(p.stored)) {
         if (buffer->plan().count == 0) continue;
         const auto shape = is_scales ? std::vector<std::int64_t>{buffer->plan().count} : p.weight.shape;
         auto here = impl_->on_host(*buffer);
@@ -120,24 +120,26 @@ StateTensor Optimizer::stored_weight(ParameterId parameter) {
     auto here = impl_->weight_on_host(p);
     return {kWeightName, p.weight.dtype, p.weight.shape, here.bytes, std::move(here.copy)};
 }
-void Optimizer::set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes) {
-    const auto& p = impl_->at(parameter);
-    void* to = p.weight.data;
+void* Optimizer::Impl::place_of(const Parameter& p, const StoredState& stored, std::string_view name,
+                                std::size_t bytes) const {
+    void* place = p.weight.data;
     std::size_t size = static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
     if (name != kWeightName) {
         size = 0;
-        for (const auto& buffer : impl_->buffers_of(p)) {
+        for (const auto& buffer : buffers_of(stored)) {
             if (buffer.name != name) continue;
-            to = buffer.memory->data();
+            place = buffer.memory->data();
             size = buffer.memory->bytes();
         }
     }
-    if (bytes.size() != size) {
-        throw InvalidArgument(p.name + " has " + std::to_string(size) + " bytes of " + std::string(name) +
-                              ", not " + std::to_string(bytes.size()) +
-                              ": give what state() or stored_weight() of the same storage gave");
-    }
-    impl_->write(to, bytes);
+    if (bytes == size) return place;
+    throw InvalidArgument(p.name + " has " + std::to_string(size) + " bytes of " + std::string(name) +
+                          ", not " + std::to_string(bytes) +
+                          ": give what state() or stored_weight() of the same storage gave");
+}
+void Optimizer::set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes) {
+    const auto& p = impl_->at(parameter);
+    impl_->write(impl_->place_of(p, p.stored, name, bytes.size()), bytes);
 }
 MemoryReport Optimizer::memory_report() const {
     MemoryReport report;

@@ -2,6 +2,7 @@
 // disk and in the optimizer is what it was. If this fails, a machine that is short of memory costs a checkpoint or a run.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <map>
 #include <memory>
 
@@ -124,6 +125,82 @@ TEST_F(NoMemory, WhileASaveFindsWhatAKilledOneLeft) {
         [&](int, const FailedAllocation& failure) {
             EXPECT_EQ(step_in(folder_ / "ckpt"), failure.error ? 1 : 3);
         });
+}
+
+/// Two groups of SGD, one of them with momentum or without: loading the other's state makes or drops buffers.
+struct Trained {
+    Trained(double momentum, int steps) {
+        Hyperparameters second;
+        second.learning_rate = 0.5;
+        second.momentum = momentum;
+        optimizer.add_group(second);
+        for (std::size_t n = 0; n < weights.size(); ++n) {
+            optimizer.add_parameter({weights[n].data(), DType::kFloat32, {8, 40}, {}},
+                                    "w" + std::to_string(n), n % 2);
+            optimizer.set_gradient(n, {gradient.data(), DType::kFloat32, {8, 40}, {}});
+        }
+        for (int step = 0; step < steps; ++step) optimizer.step();
+    }
+    std::string everything() {
+        std::string all;
+        for (std::size_t id = 0; id < weights.size(); ++id) {
+            all += std::to_string(optimizer.step_count(id)) + (optimizer.has_momentum(id) ? "m" : "-");
+            for (const auto& tensor : optimizer.state(id)) {
+                all += tensor.name;
+                all.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
+            }
+            all.append(reinterpret_cast<const char*>(weights[id].data()), sizeof weights[id]);
+        }
+        for (std::size_t group = 0; group < 2; ++group) {
+            all += std::to_string(optimizer.hyperparameters(group).learning_rate) + " " +
+                   std::to_string(optimizer.hyperparameters(group).momentum) + " ";
+        }
+        return all;
+    }
+    static OptimizerOptions one_thread() {
+        OptimizerOptions options;
+        options.threads = 1;
+        return options;
+    }
+    static std::array<float, 320> filled(float value) {
+        std::array<float, 320> values{};
+        values.fill(value);
+        return values;
+    }
+
+    std::array<std::array<float, 320>, 4> weights{filled(1), filled(2), filled(3), filled(4)};
+    std::array<float, 320> gradient = filled(0.25F);
+    SGD optimizer{{}, one_thread()};
+};
+
+TEST_F(NoMemory, WhileAnOptimizerIsSaved) {
+    Trained trained(0.9, 2);
+    save_optimizer(trained.optimizer, folder_ / "ckpt");
+    trained.optimizer.step();
+    const std::string before = trained.everything();
+    expect_all_or_nothing([&] { save_optimizer(trained.optimizer, folder_ / "ckpt"); }, [] {});
+    EXPECT_EQ(trained.everything(), before);
+}
+
+TEST_F(NoMemory, WhileAnOptimizerIsLoaded) {
+    for (const double momentum : {0.0, 0.9}) {
+        Trained saved(momentum, 3);
+        save_optimizer(saved.optimizer, folder_ / "ckpt");
+        const std::string other = Trained(0.9 - momentum, 1).everything(), loaded = saved.everything();
+        saved.optimizer.step();
+        const std::string next = saved.everything();
+        const auto failed =
+            fail_each_allocation([&] { return std::make_unique<Trained>(0.9 - momentum, 1); },
+                                 [&](auto& t) { load_optimizer(t->optimizer, folder_ / "ckpt"); },
+                                 [&](auto& t, const FailedAllocation& failure) {
+                                     EXPECT_TRUE(t->everything() == (failure.error ? other : loaded));
+                                     load_optimizer(t->optimizer, folder_ / "ckpt");
+                                     EXPECT_TRUE(t->everything() == loaded);
+                                     t->optimizer.step();
+                                     EXPECT_TRUE(t->everything() == next);
+                                 });
+        EXPECT_GT(failed, 100);
+    }
 }
 
 // Faults found when memory is short must be reported as what they are or as a lack of memory.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -80,6 +81,37 @@ TEST_F(RunFolder, KeepsOnlyTheNewestCheckpointsIfAsked) {
     }
     std::sort(names.begin(), names.end());
     EXPECT_EQ(names, (std::vector<std::string>{"step-00000015", "step-00000020"}));
+}
+
+// Notes that somebody keeps in a checkpoint, folders that only look like one, and somebody's summary are not the run's to remove.
+TEST_F(RunFolder, WhatIsNotOfTheRunStays) {
+    TrainOptions options = trained("run");
+    const fs::path checkpoints = options.out / "checkpoints";
+    std::ofstream(checkpoint_folder(options.out, 5) / "notes.txt") << "mine";
+    for (const char* name : {"step-3", "step-00000003.bak", "step-0000000x", "step-000000003", "best"}) {
+        fs::create_directories(checkpoints / name);
+        std::ofstream(checkpoints / name / "notes.txt") << "mine";
+    }
+    std::ofstream(checkpoints / "step-00000002") << "mine";
+    const auto left = remove_old_checkpoints(options.out, 1);
+    ASSERT_EQ(left.size(), 1U);
+    EXPECT_NE(left[0].find("it holds 'notes.txt'"), std::string::npos) << left[0];
+    EXPECT_EQ(newest_checkpoint_step(options.out), 10);
+    options.overwrite = true;
+    Recorder recorder;
+    EXPECT_NE(message_of<IoError>([&] { train(options, recorder); }).find("it holds 'notes.txt'"),
+              std::string::npos);
+    EXPECT_EQ(read_all(checkpoint_folder(options.out, 5) / "notes.txt"), "mine");
+    EXPECT_EQ(read_all(checkpoints / "step-00000002"), "mine");
+    EXPECT_EQ(read_all(checkpoints / "step-3/notes.txt"), "mine");
+    EXPECT_EQ(read_all(checkpoints / "best/notes.txt"), "mine");
+
+    TrainOptions elsewhere = tiny_run("elsewhere");
+    fs::create_directories(elsewhere.out);
+    std::ofstream(elsewhere.out / "summary.json") << "mine";
+    EXPECT_NE(message_of<InvalidArgument>([&] { train(elsewhere, recorder); }).find("holds a run already"),
+              std::string::npos);
+    EXPECT_EQ(read_all(elsewhere.out / "summary.json"), "mine");
 }
 
 // Tab completion adds a slash, scripts change folders, clusters link disks: it is the same run, which must not be refused, let
