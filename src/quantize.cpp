@@ -258,9 +258,12 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
     }
 }
 
-void check_moment(Moment moment, const StoragePlan& plan, std::span<const std::byte> codes,
-                  std::span<const std::uint16_t> scales, std::string_view name) {
+void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
+                  std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
+                  std::string_view name) {
     const bool is_first = moment == Moment::kFirst;
+    if (codes.empty() && scales.empty()) return;
+    check_sizes(plan.moments, layout, static_cast<std::size_t>(layout.numel), codes.size(), scales.size());
     if (plan.moments == MomentStorage::kFloat32) {
         for (std::size_t at = 0; at + sizeof(float) <= codes.size(); at += sizeof(float)) {
             const auto value = L::load_as<float>(codes.data() + at);
@@ -298,6 +301,19 @@ void check_moment(Moment moment, const StoragePlan& plan, std::span<const std::b
             "; scales are not negative, not NaN and in the native format finite and 0 or at least " +
             (is_first ? "2^-100" : "2^-60") + ": the file is damaged or of another format");
     }
+    if (!is_native) return;
+    for_each_group(plan.moments, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {
+        const auto of_group = codes.subspan(begin, count);
+        if (NativeMoments::scale_to_float(scales[group]) != 0.0F) return;
+        if (std::all_of(of_group.begin(), of_group.end(),
+                        [](std::byte code) { return code == std::byte{0}; })) {
+            return;
+        }
+        throw FormatError(
+            std::string(name) + ": scale " + std::to_string(group) +
+            " is 0, and the codes of its group are not, which the native format never writes: the "
+            "file is damaged or of another format");
+    });
 }
 
 void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights,

@@ -27,11 +27,13 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
                        std::span<float> values);
 
 /// Whether codes and scales are ones that a step of this plan writes. In `native`: no code -128 (m) or 255 (v), scales 0 or
-/// at least 2^-100 (m), 2^-60 (v) and finite, fp32 moments finite. In `paper`: scales not negative and not NaN; they may be
-/// infinite (a group maximum of 65520 or more), and fp32 moments NaN or infinite, as bad gradients make them where the check
-/// is off. No v is negative. Throws FormatError that names `name` otherwise.
-void check_moment(Moment moment, const StoragePlan& plan, std::span<const std::byte> codes,
-                  std::span<const std::uint16_t> scales, std::string_view name);
+/// at least 2^-100 (m), 2^-60 (v) and finite, codes 0 where the scale is 0, fp32 moments finite. In `paper`: scales not negative and
+/// not NaN; they may be infinite (a group maximum of 65520 or more), and fp32 moments NaN or infinite, as bad gradients make them
+/// where the check is off. No v is negative. Empty buffers, of a moment that the rule does not have, pass.
+/// @throws FormatError that names `name` otherwise; InvalidArgument for buffers of another size than `layout` has.
+void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
+                  std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
+                  std::string_view name);
 
 /// Splits fp32 weights into a stored weight and a correction, to nearest (off = 0x80). Inf and NaN become Inf and NaN with
 /// correction 0. `plan` says dtype, bits and whether the split is the paper's; sizes are in elements of numel.

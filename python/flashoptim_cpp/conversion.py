@@ -169,6 +169,8 @@ def restore(
     plan = plan_of(rule, group, parameter.layout, parameter.local.dtype, parameter.name)
     reader = Reader(parameter, raw, saved, rule)
     state: State = LiveState(foreign_entries(raw, parameter.local.device, parameter.name))
+    if "step" not in raw and rule.is_adam:
+        raise ValueError(f"{parameter.name}: step is missing in its state; Adam's bias corrections need it")
     steps = step_count(raw.get("step", 0), parameter.name)
     state["step"] = _counter(steps, parameter)
     for kind, name in enumerate(rule.moments):

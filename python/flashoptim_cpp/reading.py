@@ -324,26 +324,10 @@ class Reader:
         if moment.storage == Storage.FP32 and base["format"] == "native":
             base["format"] = "fp32"
         plan = integers(plan_of(self.rule, base, moment.layout, torch.float32, name))
-        if moment.storage == Storage.NATIVE:
-            self._check_empty_groups(moment, name)
         try:
             ops.check_moment(moment.codes, moment.scales, moment.layout, plan, moment.kind)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.parameter.name}: {name}: {error}") from None
-
-    def _check_empty_groups(self, moment: Moment, name: str) -> None:
-        """In the native format a group whose scale is 0 has codes of 0."""
-        is_empty = moment.scales == 0
-        if not bool(is_empty.any()):
-            return
-        _, rows, row_length, *_ = moment.layout.tolist()
-        codes = element_scales.in_memory_order(moment.codes).view(rows, row_length) != 0
-        of_elements = is_empty.view(rows, -1).repeat_interleave(element_scales.GROUP, dim=1)[:, :row_length]
-        if bool((codes & of_elements).any()):
-            raise ValueError(
-                f"{self.parameter.name}: {name} has a group with scale 0 whose codes are not 0, which the native format never "
-                "writes: the file is damaged or of another format"
-            )
 
     def correction(self, plan: Plan) -> tuple[torch.Tensor | None, WeightStorage]:
         """The correction as it was saved, and what it belongs to."""

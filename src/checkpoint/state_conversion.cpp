@@ -89,9 +89,9 @@ void convert_moment(Moment moment, std::vector<std::byte>& codes, std::vector<st
 }  // namespace
 
 void check_state(const StateLayout& layout, const StateBytes& state, const std::string& label) {
-    check_moment(Moment::kFirst, layout.plan, state.first, as_scales(state.first_scales),
+    check_moment(Moment::kFirst, layout.plan, layout.layout, state.first, as_scales(state.first_scales),
                  label + ", first moment");
-    check_moment(Moment::kSecond, layout.plan, state.second, as_scales(state.second_scales),
+    check_moment(Moment::kSecond, layout.plan, layout.layout, state.second, as_scales(state.second_scales),
                  label + ", second moment");
 }
 

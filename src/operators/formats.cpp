@@ -142,7 +142,7 @@ void check_moment(const Tensor& given, const Tensor& given_scales, const Tensor&
         buffers.scales.count == 0
             ? std::span<std::uint16_t>()
             : memory<std::uint16_t>(view_of(scales, buffers.scales, "scales"), buffers.scales);
-    flashoptim::check_moment(moment, plan,
+    flashoptim::check_moment(moment, plan, layout,
                              memory<std::byte>(view_of(codes, buffers.codes, "codes"), buffers.codes),
                              scale_bits, moment == Moment::kFirst ? "first moment" : "second moment");
 }

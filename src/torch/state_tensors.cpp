@@ -91,11 +91,13 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const Parameter& param
     take(tensors, "exp_avg_sq", parameter.name, state->second_moment());
     take(tensors, "exp_avg_sq_scales", parameter.name, state->second_moment_scales());
     if (state->first_moment().defined()) {
-        check_moment(Moment::kFirst, form.plan, memory_of<const std::byte>(state->first_moment()),
+        check_moment(Moment::kFirst, form.plan, form.layout,
+                     memory_of<const std::byte>(state->first_moment()),
                      scales_of(state->first_moment_scales()), parameter.name + ": " + first);
     }
     if (state->second_moment().defined()) {
-        check_moment(Moment::kSecond, form.plan, memory_of<const std::byte>(state->second_moment()),
+        check_moment(Moment::kSecond, form.plan, form.layout,
+                     memory_of<const std::byte>(state->second_moment()),
                      scales_of(state->second_moment_scales()), parameter.name + ": exp_avg_sq");
     }
     move_state(*state, form.device);

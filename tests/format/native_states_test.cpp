@@ -342,23 +342,51 @@ StoragePlan plan_of(MomentStorage moments, bool paper_arithmetic) {
     return plan;
 }
 
+Layout layout_of_vector(std::int64_t numel) {
+    return layout_of(TensorView{nullptr, DType::kFloat32, {numel}});
+}
+
+/// Codes beside a scale of 0 would be read as 0, and as something else once the scale changes: wherever one stands it is refused.
+TEST(NativeStates, CheckRefusesCodesOfAnEmptyGroup) {
+    const auto native = plan_of(MomentStorage::kNative, false);
+    constexpr std::int64_t kRows = 3, kRowLength = 70;  // groups of 32, 32 and 6 in each row
+    const auto layout = layout_of(TensorView{nullptr, DType::kFloat32, {kRows, kRowLength}});
+    std::vector<std::byte> codes(kRows * kRowLength);
+    std::vector<std::uint16_t> scales(kRows * 3);
+    for (const auto moment : {Moment::kFirst, Moment::kSecond}) {
+        check_moment(moment, native, layout, codes, scales, "layer");
+        for (std::size_t element = 0; element < codes.size(); ++element) {
+            const auto row = element / kRowLength;
+            const auto group = row * 3 + element % kRowLength / 32;
+            codes[element] = std::byte{1};
+            EXPECT_THROW(check_moment(moment, native, layout, codes, scales, "layer"), FormatError)
+                << element;
+            scales[group] = 0x3f80;
+            check_moment(moment, native, layout, codes, scales, "layer");
+            scales[group] = 0;
+            codes[element] = std::byte{0};
+        }
+    }
+}
+
 /// A state of a file whose codes or scales the format never writes is refused by name; what it writes is accepted.
 TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
     std::array<std::byte, 32> codes{};
     std::array<std::uint16_t, 1> scales = {0x3f80};
     const auto native = plan_of(MomentStorage::kNative, false);
-    check_moment(Moment::kFirst, native, codes, scales, "layer.m");
-    check_moment(Moment::kSecond, native, codes, scales, "layer.v");
+    const auto layout = layout_of_vector(32);
+    check_moment(Moment::kFirst, native, layout, codes, scales, "layer.m");
+    check_moment(Moment::kSecond, native, layout, codes, scales, "layer.v");
     codes[7] = std::byte{0x80};
-    EXPECT_THROW(check_moment(Moment::kFirst, native, codes, scales, "layer.m"), FormatError);
-    check_moment(Moment::kSecond, native, codes, scales, "layer.v");
+    EXPECT_THROW(check_moment(Moment::kFirst, native, layout, codes, scales, "layer.m"), FormatError);
+    check_moment(Moment::kSecond, native, layout, codes, scales, "layer.v");
     codes[7] = std::byte{0xff};
-    EXPECT_THROW(check_moment(Moment::kSecond, native, codes, scales, "layer.v"), FormatError);
-    check_moment(Moment::kFirst, native, codes, scales, "layer.m");
+    EXPECT_THROW(check_moment(Moment::kSecond, native, layout, codes, scales, "layer.v"), FormatError);
+    check_moment(Moment::kFirst, native, layout, codes, scales, "layer.m");
     for (const auto bad : std::to_array<std::uint16_t>({0x7f80, 0x7fc0, 0xbf80, 0x8000, 0xff80})) {
         scales[0] = bad;
         try {
-            check_moment(Moment::kFirst, native, codes, scales, "layer.m");
+            check_moment(Moment::kFirst, native, layout, codes, scales, "layer.m");
             ADD_FAILURE() << "scale " << std::hex << bad << " was accepted";
         } catch (const FormatError& error) {
             EXPECT_NE(std::string(error.what()).find("layer.m"), std::string::npos);
@@ -368,11 +396,11 @@ TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
     // The smallest scales that are written, and the next smaller bfloat16.
     for (const auto& [moment, smallest] : {std::pair{Moment::kFirst, 0x0d80}, {Moment::kSecond, 0x2180}}) {
         scales[0] = static_cast<std::uint16_t>(smallest);
-        check_moment(moment, native, codes, scales, "layer");
+        check_moment(moment, native, layout, codes, scales, "layer");
         scales[0] = static_cast<std::uint16_t>(smallest - 1);
-        EXPECT_THROW(check_moment(moment, native, codes, scales, "layer"), FormatError);
+        EXPECT_THROW(check_moment(moment, native, layout, codes, scales, "layer"), FormatError);
         scales[0] = 0;
-        check_moment(moment, native, codes, scales, "layer");
+        check_moment(moment, native, layout, codes, scales, "layer");
     }
 }
 
@@ -384,8 +412,9 @@ TEST(NativeStates, CheckOfOtherStoragesFollowsTheirFormat) {
                paper = plan_of(MomentStorage::kFloat32, true);
     const auto is_refused = [&](Moment moment, const StoragePlan& plan, std::span<const std::byte> codes,
                                 std::span<const std::uint16_t> scales) {
+        const auto layout = layout_of_vector(plan.moments == MomentStorage::kFloat32 ? 4 : 32);
         try {
-            check_moment(moment, plan, codes, scales, "layer");
+            check_moment(moment, plan, layout, codes, scales, "layer");
         } catch (const FormatError&) {
             return true;
         }
