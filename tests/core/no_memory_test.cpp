@@ -345,17 +345,16 @@ TEST(NoMemory, FunctionsWithoutAnOptimizer) {
 }
 
 TEST(NoMemory, Construction) {
-    const auto failed =
-        fail_each_allocation([] { return 0; },
-                             [](int) {
-                                 const SGD sgd;
-                                 const SGDW sgdw;
-                                 const Adam adam;
-                                 AdamW adamw;
-                                 const AdamW moved = std::move(adamw);
-                                 const Lion lion;
-                             },
-                             [](int, const FailedAllocation&) {});
+    const auto failed = fail_each_allocation([] { return 0; },
+                                             [](int) {
+                                                 const SGD sgd;
+                                                 const SGDW sgdw;
+                                                 const Adam adam;
+                                                 AdamW adamw;
+                                                 const AdamW moved = std::move(adamw);
+                                                 const Lion lion;
+                                             },
+                                             [](int, const FailedAllocation&) {});
     EXPECT_GT(failed, 10);
 }
 
