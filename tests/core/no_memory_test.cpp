@@ -319,7 +319,7 @@ TEST(NoMemory, FunctionsWithoutAnOptimizer) {
         check_hyperparameters(Rule::kAdam, {});
         quantize_moment(Moment::kFirst, plan.moments, layout, values, codes, scales);
         dequantize_moment(Moment::kFirst, plan.moments, layout, codes, scales, decoded);
-        check_moment(Moment::kFirst, plan, codes, scales, "m");
+        check_moment(Moment::kFirst, plan, layout, codes, scales, "m");
         split_weights(plan, values, weight.view().data, correction.data());
         correct_weights(plan, values, weight.view().data, correction.data());
         join_weights(plan, weight.view().data, correction.data(), decoded);
