@@ -117,8 +117,9 @@ std::uint64_t write_safetensors(const std::filesystem::path& file, std::span<con
                                 const Metadata& metadata = {});
 
 /// Replaces `file` by `content`, or makes it: whoever looks sees the old content or the new one, also after a
-/// kill or on a full disk. Its permissions stay. Missing folders above it are made. A character device or pipe (/dev/stdout) is
-/// written to directly. Throws IoError.
+/// kill or on a full disk. Its permissions stay. Missing folders above it are made. A character device or pipe, and whatever this
+/// process has open that the path is another name of (/dev/stdout, /dev/fd/3), is written to directly, where it stands. Throws
+/// IoError.
 void write_file(const std::filesystem::path& file, std::string_view content);
 
 /// One tensor file of a checkpoint: `name` "weights" becomes weights.safetensors.
@@ -133,7 +134,7 @@ struct TensorFile {
 /// to the disk, then takes its place in one rename: a kill, a full disk or a power cut at any moment leaves
 /// the old checkpoint or the new one, complete, to be opened under `folder`. What killed saves of this user left beside it
 /// is removed, where it is proved to be that: nothing else ever is. A folder is replaced only if it is empty or holds the files of
-/// a checkpoint and nothing else, also nothing that came while this was writing. Missing folders above it are
+/// a checkpoint and nothing else, also nothing that came while this was writing. Its permissions stay. Missing folders above it are
 /// made. Throws InvalidArgument before the disk is touched, and IoError, after which the old checkpoint is as
 /// it was.
 std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json,
@@ -143,9 +144,10 @@ std::uint64_t write(const std::filesystem::path& folder, std::string_view metada
 /// Checkpoint::open has something to open. Changes nothing. Throws IoError.
 bool exists(const std::filesystem::path& folder);
 
-/// Removes the checkpoint at `folder`; nothing happens if there is none. It is gone in one step, as far as readers can tell.
+/// Removes the checkpoint at `folder`; nothing happens if there is none. It is gone in one step, as far as readers can tell; only
+/// on a full disk its files go one by one.
 /// Throws IoError if there is a link, or a folder that is not empty and holds anything but the files of a checkpoint, or if it
-/// cannot be removed; it is then as it was.
+/// cannot be removed; it is then as it was, or may be removed again.
 void remove(const std::filesystem::path& folder);
 
 /// Whether a tensor file's checksum is compared when it is opened (one more pass over the file) or trusted.

@@ -112,6 +112,10 @@ TemporaryFolder::TemporaryFolder(fs::path target)
     if (::mkdir(workspace_.fresh().c_str(), 0777) != 0) throw_io_error("create", target_, errno);
     descriptor_ = open_existing(workspace_.fresh());
     if (!descriptor_) throw_io_error("create", target_, errno);
+    // The owner's permissions are needed here and when it takes its place.
+    struct stat old{};
+    if (::lstat(target_.c_str(), &old) == 0 && S_ISDIR(old.st_mode))
+        ::fchmod(descriptor_.get(), (old.st_mode & 07777) | S_IRWXU);
 }
 
 OutputFile TemporaryFolder::create(const std::string& name) {
@@ -174,10 +178,10 @@ void TemporaryFile::replace_target() {
     sync_if_open(parent, target_);
 }
 
-void remove_folder(const fs::path& target, const CheckReplaceable& check) {
-    Workspace workspace = Workspace::create(cleaned(target));
-    const FileDescriptor parent = open_existing(target.parent_path());
-    const ScopedLock alone(parent);
+namespace {
+
+void remove_in_one_step(const fs::path& target, const FileDescriptor& parent, const CheckReplaceable& check) {
+    Workspace workspace = Workspace::create(target);
     for (const std::string& name : check(open_in_place(target, target))) workspace.note(name);
     if (::rename(target.c_str(), workspace.aside().c_str()) != 0) throw_io_error("remove", target, errno);
     try {
@@ -187,6 +191,30 @@ void remove_folder(const fs::path& target, const CheckReplaceable& check) {
         throw;
     }
     sync_if_open(parent, target);
+}
+
+void remove_file_by_file(const fs::path& target, const FileDescriptor& parent,
+                         const CheckReplaceable& check) {
+    const FileDescriptor folder = open_in_place(target, target);
+    for (const std::string& name : check(folder)) {
+        if (::unlinkat(folder.get(), name.c_str(), 0) != 0) throw_io_error("remove", target, errno);
+    }
+    if (::rmdir(target.c_str()) != 0) throw_io_error("remove", target, errno);
+    sync_if_open(parent, target);
+}
+
+}  // namespace
+
+void remove_folder(const fs::path& target, const CheckReplaceable& check) {
+    const fs::path place = cleaned(target);
+    const FileDescriptor parent = open_existing(place.parent_path());
+    const ScopedLock alone(parent);
+    try {
+        remove_in_one_step(place, parent, check);
+    } catch (const NoSpaceError&) {
+        if (!is_taken(place)) throw;
+        remove_file_by_file(place, parent, check);
+    }
 }
 
 }  // namespace flashoptim::checkpoint

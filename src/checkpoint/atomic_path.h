@@ -39,10 +39,11 @@ FoundFolder find_folder(const std::filesystem::path& target, const std::filesyst
 /// in two.
 enum class Replace : std::uint8_t { kSwapIfPossible, kMoveAside };
 
-/// The names of all that lies in an open folder. Throws where something there must not be lost.
+/// The names of all that lies in an open folder, last the one that tells what the others are. Throws where something there must not
+/// be lost.
 using CheckReplaceable = std::function<std::vector<std::string>(const FileDescriptor& folder)>;
 
-/// A folder in the making beside its target; removed if it does not get there.
+/// A folder in the making beside its target, with the permissions of what is there; removed if it does not get there.
 class TemporaryFolder {
 public:
     /// `target` comes from prepare_target. Removes what dead writers left beside it. Throws IoError.
@@ -83,8 +84,9 @@ private:
     OutputFile output_;
 };
 
-/// Removes the folder at `target` if `check` lets it go: it leaves its name first, complete, and only then loses its files.
-/// Throws IoError and what `check` throws; the folder is then as it was.
+/// Removes the folder at `target` if `check` lets it go: it leaves its name first, complete, and only then loses its files. On a full
+/// disk, which has no room for a workspace, its files go one by one where they lie. Throws IoError and what `check` throws; the
+/// folder is then as it was, or may be removed again.
 void remove_folder(const std::filesystem::path& target, const CheckReplaceable& check);
 
 }  // namespace flashoptim::checkpoint

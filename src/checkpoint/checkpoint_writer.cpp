@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <map>
 #include <system_error>
@@ -59,7 +60,8 @@ bool is_regular_file(const FileDescriptor& folder, const std::string& name) {
 }
 
 // Replacing and removing delete what was there, so nothing may be there that a checkpoint does not own. Returns the names of its
-// files. `shown` is the folder in messages, which begin with `what`.
+// files, the table of them last: a folder that has lost some others is still known by it. `shown` is the folder in messages, which begin with
+// `what`.
 std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::path& shown,
                                      const std::string& what) {
     std::vector<std::string> names;
@@ -82,6 +84,7 @@ std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::pat
                           ", which is not part of it and would be lost; move that elsewhere");
         }
     }
+    std::ranges::partition(names, [](const std::string& name) { return name != kManifestName; });
     return names;
 }
 

@@ -2,7 +2,9 @@
 #include <fcntl.h>
 
 #include <cerrno>
+#include <charconv>
 #include <functional>
+#include <optional>
 
 #include "atomic_path.h"
 #include "message.h"
@@ -20,8 +22,33 @@ bool is_stream(const fs::path& path) {
     return type == fs::file_type::character || type == fs::file_type::fifo || type == fs::file_type::socket;
 }
 
-void write_stream(const fs::path& path, const std::function<void(OutputFile&)>& write_content) {
-    FileDescriptor descriptor(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+// The descriptor of this process that `path` is another name of (/dev/stdout, /dev/fd/3). What is open there belongs to whoever
+// opened it, and may be a file that was written to before.
+std::optional<int> descriptor_named(const fs::path& path) {
+    constexpr int kMostLinks = 40;
+    std::error_code error;
+    fs::path place = fs::absolute(path, error);
+    for (int links = 0; !error && links < kMostLinks; ++links) {
+        const fs::path parent = fs::canonical(place.parent_path(), error);
+        if (error) break;
+        const std::string name = place.filename().string();
+        int number = -1;
+        const auto [end, fault] = std::from_chars(name.data(), name.data() + name.size(), number);
+        const bool is_number = fault == std::errc() && end == name.data() + name.size() && number >= 0;
+        std::error_code ignored;
+        for (const char* folder : {"/proc/self/fd", "/dev/fd"}) {
+            if (is_number && parent == fs::canonical(folder, ignored)) return number;
+        }
+        if (!fs::is_symlink(fs::symlink_status(place, ignored))) break;
+        place = parent / fs::read_symlink(place, error);
+    }
+    return std::nullopt;
+}
+
+void write_stream(const fs::path& path, std::optional<int> opened,
+                  const std::function<void(OutputFile&)>& write_content) {
+    FileDescriptor descriptor(opened ? ::fcntl(*opened, F_DUPFD_CLOEXEC, 0)
+                                     : ::open(path.c_str(), O_WRONLY | O_CLOEXEC));
     if (!descriptor) throw_io_error("open", path, errno);
     OutputFile output(std::move(descriptor), path);
     write_content(output);
@@ -30,7 +57,8 @@ void write_stream(const fs::path& path, const std::function<void(OutputFile&)>& 
 void write_complete(const fs::path& path, std::uint64_t byte_count,
                     const std::function<void(OutputFile&)>& write_content) {
     try {
-        if (is_stream(path)) return write_stream(path, write_content);
+        const auto opened = descriptor_named(path);
+        if (opened || is_stream(path)) return write_stream(path, opened, write_content);
         std::error_code ignored;
         if (fs::is_block_file(path, ignored)) {
             throw IoError("cannot write " + path_label(path) + ": it is a disk; give the path of a file");

@@ -1,6 +1,7 @@
 // How files and folders take their place, whatever lies there, and what links, odd names and long names do to it.
 #include "atomic_path.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -86,6 +87,27 @@ TEST(WriteFile, LeavesTheOtherNameOfAFileAsItIs) {
 TEST(WriteFile, WritesIntoDevices) {
     write_file("/dev/null", "text");
     EXPECT_TRUE(fs::is_character_file("/dev/null"));
+}
+
+// `program --json /dev/stdout >> results.log`: what the log held before must not go.
+TEST(WriteFile, WritesIntoWhatTheProcessHasOpenWhereItStands) {
+    if (!fs::exists("/dev/fd")) GTEST_SKIP() << "there is no /dev/fd";
+    const TestFolder folder(fast_place());
+    for (const char* const place : {"/dev/fd/", "/proc/self/fd/"}) {
+        if (!fs::exists(place)) continue;
+        write_raw(folder / "log", "old,");
+        const FileDescriptor log(::open((folder / "log").c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
+        const fs::path name = place + std::to_string(log.get());
+        fs::create_symlink(name, folder / "link");
+        write_all(log, "before,", name);
+        write_file(name, "one,");
+        write_file(folder / "link", "two,");
+        write_all(log, "after", name);
+        EXPECT_EQ(read_raw(folder / "log"), "old,before,one,two,after") << place;
+        EXPECT_EQ(names_in(folder.path()), (Names{"link", "log"}));
+        fs::remove(folder / "link");
+    }
+    EXPECT_FALSE(message_of<IoError>([] { write_file("/dev/fd/987654", "x"); }).empty());
 }
 
 // Names that shells, other systems and people make; the longest that the system has.

@@ -99,6 +99,30 @@ TEST(Checkpoint, FillsAnEmptyFolderAndFollowsALink) {
     EXPECT_EQ(step_in(folder / "empty"), 2);
 }
 
+// Somebody took away what others may read: the next checkpoint must not give it back.
+TEST(Checkpoint, KeepsThePermissionsOfItsFolder) {
+    const TestFolder folder(fast_place());
+    for (const Replace how : {Replace::kSwapIfPossible, Replace::kMoveAside}) {
+        for (const fs::perms mode : {fs::perms(0700), fs::perms(0750), fs::perms(0777), fs::perms(01770)}) {
+            fs::create_directory(folder / "ckpt");
+            for (int step = 1; step <= 2; ++step) {
+                fs::permissions(folder / "ckpt", mode);
+                StepCheckpoint(step).write_to(folder / "ckpt", how);
+                EXPECT_EQ(fs::status(folder / "ckpt").permissions(), mode);
+                EXPECT_EQ(step_in(folder / "ckpt"), step);
+            }
+            checkpoint::remove(folder / "ckpt");
+        }
+        // One that its owner has made read-only is replaced while it is empty, and is then the owner's to write to.
+        fs::create_directory(folder / "ckpt");
+        fs::permissions(folder / "ckpt", fs::perms(0500));
+        StepCheckpoint(3).write_to(folder / "ckpt", how);
+        EXPECT_EQ(fs::status(folder / "ckpt").permissions(), fs::perms(0700));
+        checkpoint::remove(folder / "ckpt");
+    }
+    EXPECT_TRUE(names_in(folder.path()).empty());
+}
+
 // Evaluation may read a checkpoint while training writes the next.
 TEST(Checkpoint, AnOpenOneStaysReadableWhenItIsReplaced) {
     const TestFolder folder;

@@ -70,6 +70,49 @@ TEST(DiskFull, LeavesTheOldCheckpointAndNoRest) {
     EXPECT_EQ(report, "");
 }
 
+// Who has a full disk removes checkpoints from it.
+std::string remove_from_full_disk(const fs::path& folder) {
+    StepCheckpoint(1, 100).write_to(folder / "ckpt");
+    StepCheckpoint(1, 100).write_to(folder / "shared");
+    write_raw(folder / "shared/mine", "");
+    for (int number = 0; number < 1000; ++number) write_raw(folder / ("filler" + std::to_string(number)), "");
+    std::ofstream(folder / "filler0", std::ios::binary) << std::string(std::size_t{1} << 20, 'x');
+    const auto before = names_in(folder);
+    try {
+        StepCheckpoint(2, 10).write_to(folder / "ckpt");
+        return "the disk is not full";
+    } catch (const IoError&) {
+        if (step_in(folder / "ckpt") != 1) return "the old checkpoint was touched";
+    }
+    try {
+        checkpoint::remove(folder / "shared");
+        return "a file of somebody's was removed";
+    } catch (const IoError& error) {
+        if (std::string(error.what()).find("mine") == std::string::npos) return error.what();
+    }
+    if (step_in(folder / "shared") != 1 || names_in(folder) != before) return "a refusal changed something";
+    checkpoint::remove(folder / "ckpt");
+    auto expected = before;
+    expected.erase("ckpt");
+    if (names_in(folder) != expected) return "leftovers, or the checkpoint itself";
+    // What a removal that was killed has left is the table of contents and any of the files.
+    fs::remove(folder / "shared/mine");
+    fs::remove(folder / "shared/metadata.json");
+    fs::remove(folder / "shared/weights.safetensors");
+    checkpoint::remove(folder / "shared");
+    return checkpoint::exists(folder / "shared") ? "the rest of a checkpoint stays" : "";
+}
+
+TEST(DiskFull, CheckpointsCanBeRemoved) {
+    const TestFolder folder;
+    for (const char* const options : {"size=512k", "nr_inodes=100"}) {
+        const std::string report =
+            on_small_disk(folder.path(), options, [&] { return remove_from_full_disk(folder.path()); });
+        if (report == "skip") GTEST_SKIP() << "mounting a small file system is not allowed";
+        EXPECT_EQ(report, "") << options;
+    }
+}
+
 TEST(DiskFull, NoFreeInodesIsTheSame) {
     const TestFolder folder;
     const std::string report = on_small_disk(folder.path(), "nr_inodes=9", [&]() -> std::string {
