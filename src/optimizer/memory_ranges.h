@@ -1,12 +1,14 @@
 // Where the memory of tensors lies, kept in the order of addresses: what overlaps a new tensor is found without looking at all others.
 #pragma once
 
-#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <iterator>
+#include <limits>
 #include <map>
+#include <set>
 #include <string_view>
 
 #include "flashoptim/tensor_view.h"
@@ -37,50 +39,62 @@ public:
     using Id = std::size_t;
     /// Whether ranges that are added may overlap each other: where none does, one look at the neighbour before is enough.
     enum class Each : bool { kApart, kAnywhere };
-    explicit BasicMemoryRanges(Each each, Before before = Before()) : each_(each), ranges_(before) {}
+    explicit BasicMemoryRanges(Each each, Before before = Before()) : each_(each), order_{before} {}
 
     void add(const MemoryRange& range, Id id) {
         if (range.empty()) return;
-        ranges_.emplace(range.begin, Entry{range.end, id});
-        longest_ = std::max(longest_, range.end - range.begin);
+        by_length_.try_emplace(class_of(range), order_).first->second.insert({range.begin, range.end, id});
     }
     void remove(const MemoryRange& range, Id id) noexcept {
-        for (auto at = ranges_.lower_bound(range.begin); at != ranges_.end() && at->first == range.begin;
-             ++at) {
-            if (at->second.id != id) continue;
-            ranges_.erase(at);
-            return;
-        }
+        const auto at = by_length_.find(class_of(range));
+        if (at != by_length_.end()) at->second.erase({range.begin, range.end, id});
     }
     /// Calls is_wanted(id) for what overlaps `range` until it returns true; returns the last id then, else `none`.
     template <class Wanted>
     Id find_overlap(const MemoryRange& range, Id none, Wanted is_wanted) const {
         if (range.empty()) return none;
-        for (auto at = first_before(range); at != ranges_.end() && at->first < range.end; ++at) {
-            const auto& [end, id] = at->second;
-            if (end > range.begin && is_wanted(id)) return id;
+        for (const auto& [bits, ranges] : by_length_) {
+            for (auto at = first_before(ranges, bits, range); at != ranges.end() && at->begin < range.end;
+                 ++at) {
+                if (at->end > range.begin && is_wanted(at->id)) return at->id;
+            }
         }
         return none;
     }
 
 private:
     struct Entry {
-        std::uintptr_t end;
+        std::uintptr_t begin, end;
         Id id;
     };
-    using Ranges = std::multimap<std::uintptr_t, Entry, Before>;
-
-    [[nodiscard]] typename Ranges::const_iterator first_before(const MemoryRange& range) const {
-        if (each_ == Each::kAnywhere) {
-            return ranges_.upper_bound(range.begin > longest_ ? range.begin - longest_ : 0);
+    struct InOrder {
+        Before before;
+        bool operator()(const Entry& a, const Entry& b) const {
+            if (a.begin != b.begin) return before(a.begin, b.begin);
+            return a.id != b.id ? before(a.id, b.id) : before(a.end, b.end);
         }
-        const auto at = ranges_.upper_bound(range.begin);
-        return at == ranges_.begin() ? at : std::prev(at);
+    };
+    using Ranges = std::set<Entry, InOrder>;
+
+    /// Bits of the length: a long range is no reason to look for short ones far away.
+    [[nodiscard]] int class_of(const MemoryRange& range) const {
+        return each_ == Each::kApart ? 0 : static_cast<int>(std::bit_width(range.end - range.begin));
+    }
+    [[nodiscard]] typename Ranges::const_iterator first_before(const Ranges& ranges, int bits,
+                                                               const MemoryRange& range) const {
+        constexpr auto kLast = std::numeric_limits<std::uintptr_t>::max();
+        const auto behind = [&](std::uintptr_t begin) { return ranges.upper_bound({begin, kLast, kLast}); };
+        if (each_ == Each::kAnywhere) {
+            const auto longest = kLast >> (std::numeric_limits<std::uintptr_t>::digits - bits);
+            return range.begin > longest ? behind(range.begin - longest) : ranges.begin();
+        }
+        const auto at = behind(range.begin);
+        return at == ranges.begin() ? at : std::prev(at);
     }
 
     Each each_;
-    Ranges ranges_;
-    std::uintptr_t longest_ = 0;  // bytes: how far before a range one may begin that reaches into it
+    InOrder order_;
+    std::map<int, Ranges> by_length_;
 };
 using MemoryRanges = BasicMemoryRanges<std::less<>>;
 
