@@ -128,8 +128,8 @@ struct Workspace;
 
 /// How many threads a caller's steps may use. All pools of a process share its worker threads, which are started when a
 /// step first wants them and are kept until the process ends: any number of optimizers costs no more threads than one. There are
-/// as many workers as the process may use CPUs, less one, or as the largest pool asks for; what cannot be started is done without, and
-/// tried again by the next call.
+/// as many workers as the process may use CPUs, less one, or as the largest pool asks for, but never more than 1023; what cannot be
+/// started is done without, and tried again by the next call.
 ///
 /// Pools serve several threads at once, each with the workers that are idle. One pool serves one caller at a
 /// time: a call made while it is busy, from inside one of its own jobs or from inside an OpenMP parallel
@@ -164,11 +164,11 @@ private:
     private:
         friend class ThreadPool;
         Impl* impl_ = nullptr;
+        int process_;  // that of the thread that got it
     };
     friend struct StepRun;
     static void run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void* context, std::int64_t n),
                          void* context);
-    void leave_to_parent();
 
     std::unique_ptr<Impl> impl_;
 };

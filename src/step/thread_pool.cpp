@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
@@ -32,20 +34,44 @@ bool is_in_parallel_region() {
 }  // namespace
 
 struct ThreadPool::Impl {
-    explicit Impl(int wanted_) : wanted(wanted_) {
+    explicit Impl(int wanted) : limit{wanted, true} {
         if (wanted == 0) limit = default_threads();
     }
+    ~Impl() {
+        if (is_held_in_parent()) leave_workspace();
+    }
+    Impl(const Impl&) = delete;
+    Impl& operator=(const Impl&) = delete;
 
     /// How many threads a call uses: those of the default no more than the CPUs that its own thread may use by now.
     [[nodiscard]] int threads_of_call() const {
         return limit.is_chosen || limit.count == 1 ? limit.count : std::min(limit.count, affinity_cpus());
     }
+    [[nodiscard]] bool is_held_in_parent() const {
+        const int process = holder;
+        return process != kNobody && process != ::getpid();
+    }
+    /// In a child after fork() a thread of the parent may have been writing there, and it may be the thread that forked, which goes on.
+    void leave_workspace() {
+        // NOLINTNEXTLINE(bugprone-unused-return-value)
+        static_cast<void>(workspace.release());
+    }
+    /// Several threads of a child may be the first at once.
+    bool take_from_parent(int process) {
+        auto own = std::make_unique<Workspace>();
+        int former = holder;
+        if (former == kNobody || former == process || !holder.compare_exchange_strong(former, process)) {
+            return false;
+        }
+        leave_workspace();
+        workspace = std::move(own);
+        return true;
+    }
 
-    const int wanted;  // 0: the default
-    DefaultThreads limit{wanted, true};
-    const pid_t process = ::getpid();
-    std::atomic<bool> busy = false;  // a caller is served
-    Workspace workspace;             // of the caller that is served
+    static constexpr int kNobody = 0;  // no process that can be seen has this number
+    DefaultThreads limit;
+    std::atomic<int> holder = kNobody;  // the process whose caller is served
+    std::unique_ptr<Workspace> workspace = std::make_unique<Workspace>();  // of the caller that is served
 };
 
 ThreadPool::ThreadPool(int threads) {
@@ -55,41 +81,32 @@ ThreadPool::ThreadPool(int threads) {
     }
     impl_ = std::make_unique<Impl>(threads);
 }
-ThreadPool::~ThreadPool() { leave_to_parent(); }
+ThreadPool::~ThreadPool() = default;
 ThreadPool::ThreadPool(ThreadPool&&) noexcept = default;
-ThreadPool& ThreadPool::operator=(ThreadPool&& other) noexcept {
-    leave_to_parent();
-    impl_ = std::move(other.impl_);
-    return *this;
-}
+ThreadPool& ThreadPool::operator=(ThreadPool&&) noexcept = default;
 
 int ThreadPool::threads() const { return impl_->limit.count; }
-
-/// In a child after fork() the workspace may be one that a thread of the parent was just writing: it is left behind.
-void ThreadPool::leave_to_parent() {
-    if (impl_ && impl_->process != ::getpid() && impl_->busy) {
-        // NOLINTNEXTLINE(bugprone-unused-return-value)
-        static_cast<void>(impl_.release());
-    }
-}
 
 void ThreadPool::run(std::int64_t jobs, void (*job)(void*, std::int64_t), void* context) {
     const Lease lease(*this);
     run_jobs(lease, jobs, job, context);
 }
 
-ThreadPool::Lease::Lease(ThreadPool& pool) {
-    if (pool.impl_->process != ::getpid()) {
-        auto own = std::make_unique<Impl>(pool.impl_->wanted);
-        pool.leave_to_parent();
-        pool.impl_ = std::move(own);
+ThreadPool::Lease::Lease(ThreadPool& pool) : process_(::getpid()) {
+    auto& impl = *pool.impl_;
+    int holder = Impl::kNobody;
+    if (impl.holder.compare_exchange_strong(holder, process_) ||
+        (holder != process_ && impl.take_from_parent(process_))) {
+        impl_ = &impl;
     }
-    if (!pool.impl_->busy.exchange(true)) impl_ = pool.impl_.get();
 }
 ThreadPool::Lease::~Lease() {
-    if (impl_ != nullptr) impl_->busy = false;
+    int holder = process_;  // a job may have forked, and another of the child's threads taken its place
+    if (impl_ != nullptr) impl_->holder.compare_exchange_strong(holder, Impl::kNobody);
 }
-Workspace* ThreadPool::Lease::workspace() const { return impl_ == nullptr ? nullptr : &impl_->workspace; }
+Workspace* ThreadPool::Lease::workspace() const {
+    return impl_ == nullptr ? nullptr : impl_->workspace.get();
+}
 
 void ThreadPool::run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void*, std::int64_t),
                           void* context) {

@@ -241,6 +241,47 @@ TEST(Threads, AnOptimizerStepsInAForkedChild) {
     optimizer->step();
     EXPECT_EQ(weight.get(199999), -2.0F);
 }
+
+// A pool serves any number of threads; those of a child may be the first that use it there, all at once.
+TEST(Threads, SeveralThreadsOfAForkedChildShareAPool) {
+    constexpr int kThreads = 6, kRounds = 20, kJobs = 8;
+    const auto add_one = [](void* count, std::int64_t) { ++*static_cast<std::atomic<int>*>(count); };
+    for (const bool is_busy : {false, true}) {
+        for (int n = 0; n < 50; ++n) {
+            struct Context {
+                ThreadPool pool{3};
+                std::atomic<int> count = 0;
+                pid_t child = -1;
+            } context;
+            const auto fork_and_step = [](void* c, std::int64_t) {
+                static_cast<Context*>(c)->child = ::fork();
+            };
+            if (is_busy) {  // a job that forks: the child has a copy of a pool that serves it
+                context.pool.run(1, fork_and_step, &context);
+            } else {
+                context.pool.run(kJobs, add_one, &context.count);
+                context.child = ::fork();
+            }
+            ASSERT_GE(context.child, 0);
+            if (context.child == 0) {
+                context.count = 0;
+                std::atomic<int> ready = 0;
+                std::vector<std::thread> threads;
+                for (int t = 0; t < kThreads; ++t) {
+                    threads.emplace_back([&] {
+                        for (++ready; ready < kThreads;) std::this_thread::yield();
+                        for (int r = 0; r < kRounds; ++r) context.pool.run(kJobs, add_one, &context.count);
+                    });
+                }
+                for (auto& thread : threads) thread.join();
+                ::_exit(context.count == kThreads * kRounds * kJobs ? 0 : 1);
+            }
+            int status = -1;
+            ASSERT_EQ(::waitpid(context.child, &status, 0), context.child);
+            ASSERT_EQ(status, 0) << is_busy;
+        }
+    }
+}
 #endif
 
 }  // namespace flashoptim
