@@ -20,8 +20,6 @@ namespace flashoptim {
 
 namespace {
 
-constexpr int kMostThreads = 1024;
-
 /// Empty where it cannot be read.
 std::string text_of(const std::string& path) {
     std::string text;

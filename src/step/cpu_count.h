@@ -5,6 +5,9 @@
 
 namespace flashoptim {
 
+/// Of a step, whatever is asked for: a process that starts all threads that the system has leaves none to others, itself among them.
+inline constexpr int kMostThreads = 1024;
+
 /// CPUs that the calling thread may run on, as taskset and cpusets leave them; at least 1.
 int affinity_cpus() noexcept;
 
@@ -16,7 +19,7 @@ int quota_cpus(const std::string& root = {});
 /// CPUs that this process may use at once: what affinity and quotas leave. At least 1. @throws std::bad_alloc
 int usable_cpus();
 
-/// What OMP_NUM_THREADS says: the first number of "4" or "4,2", at most 1024; 0 for null and for what is not a positive number.
+/// What OMP_NUM_THREADS says: the first number of "4" or "4,2", at most kMostThreads; 0 for null and for what is not a positive number.
 int threads_of(const char* omp_num_threads) noexcept;
 
 /// Threads of a step where nobody chose a number.

@@ -74,7 +74,8 @@ void Workers::run(Round& round, int helpers) noexcept {
 
 /// Until `wanted` are idle, or there are enough for all callers.
 void Workers::start(int wanted) noexcept {
-    const auto most = static_cast<std::size_t>(std::max(wanted, helpers_of_cpus_));
+    const auto most =
+        static_cast<std::size_t>(std::min(std::max(wanted, helpers_of_cpus_), kMostThreads - 1));
     try {
         while (!stopping_ && idle_ < wanted && threads_.size() < most) {
             threads_.emplace_back([this] { serve(); });

@@ -37,7 +37,8 @@ public:
     static Workers* of_process() noexcept;
 
     /// Does the round on the calling thread and on at most `helpers` workers. In all there are as many workers as the largest
-    /// number of helpers, or as there are CPUs beside the caller's. Those that cannot be started are done without.
+    /// number of helpers, or as there are CPUs beside the caller's; never more than kMostThreads - 1. Those that cannot be started
+    /// are done without.
     void run(Round& round, int helpers) noexcept;
 
     explicit Workers(int helpers_of_cpus) : helpers_of_cpus_(helpers_of_cpus) {}

@@ -102,6 +102,16 @@ TEST(Workers, ByDefaultThereAreAsManyAsTheProcessMayUse) {
     });
 }
 
+// Whoever asks for all threads that the system has would have none left for anything else.
+TEST(Workers, ThereIsAnEndToThem) {
+    expect_in_child([] {
+        std::atomic<int> count = 0;
+        ThreadPool pool(2'000'000'000);
+        pool.run(5000, [](void* c, std::int64_t) { ++*static_cast<std::atomic<int>*>(c); }, &count);
+        return count == 5000 && live_threads() <= 1024;
+    });
+}
+
 // A step on fewer threads is right, and the missing ones come when they can.
 TEST(Workers, ThoseThatCannotBeStartedAreDoneWithout) {
     if (!can_fail_threads()) GTEST_SKIP() << "pthread_create cannot be replaced here";
