@@ -424,8 +424,9 @@ struct ReleaseControl;
 /// Steps each parameter inside backward(), as soon as its gradient is complete, and frees the gradient at once: gradients of
 /// the whole model never exist together. A parameter used in several places is stepped once, after its last contribution.
 ///
-/// While it lives step() and zero_grad() of the optimizer do nothing and say so once, each backward() is a step (so no
-/// accumulation over several, and no clipping by the norm of all gradients), and NonFinite::kSkipStep and kError hold per
+/// While it lives step() and zero_grad() of the optimizer do nothing and say so once; but parameters that were put into a group's list
+/// after it was made have no hook: step() steps them, one by one, and zero_grad() clears their gradients. Each backward() is a step
+/// (so no accumulation over several, and no clipping by the norm of all gradients), and NonFinite::kSkipStep and kError hold per
 /// parameter; errors come out of backward(). The optimizer may be moved or destroyed meanwhile; the handle must not be
 /// destroyed or moved during a backward(). Backward passes in several threads take turns.
 ///

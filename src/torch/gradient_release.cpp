@@ -32,7 +32,24 @@ private:
     std::shared_ptr<ReleaseControl> control_;
 };
 
+bool has_hook_of(const torch::Tensor& tensor, const ReleaseControl* control) {
+    const auto* hook =
+        dynamic_cast<const ReleaseHook*>(torch::autograd::impl::post_acc_grad_hooks(tensor).get());
+    return hook != nullptr && hook->belongs_to(control);
+}
+
 }  // namespace
+
+std::vector<torch::Tensor> OptimizerImpl::gradients_without_hook() const {
+    const auto control = release.lock();
+    std::vector<torch::Tensor> found;
+    for (const auto& group : std::as_const(*owner).param_groups()) {
+        for (const auto& tensor : group.params()) {
+            if (tensor.grad().defined() && !has_hook_of(tensor, control.get())) found.push_back(tensor);
+        }
+    }
+    return found;
+}
 
 GradientRelease::GradientRelease(FlashOptimizer& optimizer) {
     auto& impl = *optimizer.impl_;
@@ -83,9 +100,7 @@ GradientRelease& GradientRelease::operator=(GradientRelease&& other) noexcept {
 void GradientRelease::remove() noexcept {
     if (!control_) return;
     for (const auto& tensor : control_->parameters) {
-        const auto* hook =
-            dynamic_cast<const ReleaseHook*>(torch::autograd::impl::post_acc_grad_hooks(tensor).get());
-        if (hook != nullptr && hook->belongs_to(control_.get()))
+        if (has_hook_of(tensor, control_.get()))
             torch::autograd::impl::set_post_acc_grad_hooks(tensor, nullptr);
     }
     control_.reset();

@@ -60,8 +60,11 @@ torch::Tensor FlashOptimizer::step(LossClosure closure) {
         const at::AutoGradMode with_gradients(true);
         loss = closure();
     }
-    if (impl_->is_released()) return loss;
     const torch::NoGradGuard no_gradients;
+    if (impl_->is_released()) {
+        for (const auto& tensor : impl_->gradients_without_hook()) impl_->step_one(tensor);
+        return loss;
+    }
     impl_->step_all();
     return loss;
 }
@@ -69,7 +72,10 @@ torch::Tensor FlashOptimizer::step(LossClosure closure) {
 const StepReport& FlashOptimizer::last_step() const { return impl_->last_step; }
 
 void FlashOptimizer::zero_grad(bool set_to_none) {
-    if (impl_->is_released()) return;
+    if (impl_->is_released()) {
+        for (const auto& tensor : impl_->gradients_without_hook()) tensor.mutable_grad().reset();
+        return;
+    }
     if (set_to_none) {
         // Torch's own allocates on its way.
         for (const auto& group : param_groups()) {

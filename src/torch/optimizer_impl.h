@@ -149,6 +149,8 @@ struct OptimizerImpl {
     void step_one(const torch::Tensor& tensor);
     /// Whether gradient release does the steps; says so the first time.
     bool is_released();
+    /// Parameters whose gradients no hook of gradient release has taken: those that came into a group after it was made.
+    [[nodiscard]] std::vector<torch::Tensor> gradients_without_hook() const;
     [[nodiscard]] int threads() const;
     ThreadPool& pool();
 

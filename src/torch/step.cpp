@@ -306,8 +306,7 @@ bool OptimizerImpl::is_released() {
     if (!std::exchange(control->said_so, true)) {
         TORCH_WARN(
             "flashoptim: step() and zero_grad() do nothing while GradientRelease lives: backward() steps "
-            "each parameter and frees "
-            "its gradient");
+            "each parameter and frees its gradient (but for parameters that came into a group later)");
     }
     return true;
 }

@@ -143,6 +143,26 @@ TEST(GradientRelease, MakesStepAndZeroGradNothingAndSaysSoOnce) {
     EXPECT_TRUE(network.all[0].grad().defined()) << "the hooks were not removed";
 }
 
+/// A parameter that was put into the place of another one has no hook: without step() it would never train.
+TEST(GradientRelease, StepStepsParametersThatCameLater) {
+    const auto stays = parameter(torch::ones({40})), leaves = parameter(torch::ones({40})),
+               comes = parameter(torch::ones({40}));
+    AdamW optimizer(Tensors{stays, leaves}, 1e-2);
+    const GradientRelease release(optimizer);
+    optimizer.param_groups()[0].params()[1] = comes;
+    for (std::int64_t step = 1; step <= 3; ++step) {
+        (stays * comes).sum().backward();
+        EXPECT_FALSE(stays.grad().defined());
+        const auto before = comes.detach().clone();
+        optimizer.step();
+        EXPECT_TRUE(has_moved(before, comes));
+        EXPECT_EQ(optimizer.step_count(comes), step);
+        EXPECT_EQ(optimizer.step_count(stays), step) << "stepped by its hook and by step()";
+        optimizer.zero_grad();
+        EXPECT_FALSE(comes.grad().defined());
+    }
+}
+
 TEST(GradientRelease, ReturnsTheLossOfAClosure) {
     const Network network(torch::kFloat32);
     AdamW optimizer(network.all, 1e-2);
