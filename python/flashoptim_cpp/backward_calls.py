@@ -1,7 +1,10 @@
-"""Calls of backward() inside one another, as reentrant checkpoints make them: what was stepped in the outermost one."""
+"""Calls of backward() inside one another, as reentrant checkpoints make them: what was stepped in the outermost one, and its
+end.
+"""
 
 import sys
 import weakref
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,7 +26,18 @@ class _Stepped:
         self.ids: set[int] = set()
 
 
-_in_progress: weakref.WeakSet[_Stepped] = weakref.WeakSet()
+# By the number of autograd's task: one for the outermost call, and one for each that is inside.
+_by_task: weakref.WeakValueDictionary[int, _Stepped] = weakref.WeakValueDictionary()
+
+
+class _AtEnd:
+    """Calls a function when the outermost call is over, which drops this."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def __del__(self) -> None:
+        self._function()
 
 
 def _calls_on(frame: FrameType | None) -> tuple[list[FrameType], bool]:
@@ -54,23 +68,39 @@ def is_inside() -> bool:
     return len(calls) > 1 or (is_engines and bool(calls))
 
 
+def call_at_end(function: Callable[[], None]) -> bool:
+    """Has a function called when the outermost backward() is over; False where it is not known which one that is.
+
+    Autograd's own callbacks are called at the end of the innermost one.
+    """
+    keywords = _outermost(*_calls_on(sys._getframe(1)))
+    if keywords is None:
+        return False
+    end = _AtEnd(function)
+    keywords[id(end)] = end
+    return True
+
+
+def _stepped_so_far() -> _Stepped | None:
+    task = torch._C._current_graph_task_id()
+    stepped = _by_task.get(task)
+    if stepped is None:
+        keywords = _outermost(*_calls_on(sys._getframe(1)))
+        if keywords is None:
+            return None
+        # Torch has taken the call's keywords over before; nothing else than the frame refers to this dict.
+        stepped = _by_task[task] = keywords.setdefault(_KEY, _Stepped())
+    return stepped
+
+
 def is_second_step(parameter: torch.Tensor) -> bool:
     """Whether the parameter was stepped before in the backward() that this thread is in; from now on it was.
 
     A backward() as such brings each parameter its whole gradient at once. Those that it calls inside bring pieces.
     """
-    calls, is_engines = _calls_on(sys._getframe(1))
-    is_inside = len(calls) > 1 or (is_engines and bool(calls))
-    if not is_inside and not _in_progress:
-        return False
-    keywords = _outermost(calls, is_engines)
-    if keywords is None:
-        return False
-    stepped = keywords.get(_KEY)
+    stepped = _stepped_so_far()
     if stepped is None:
-        # Torch has taken the call's keywords over before; nothing else than the frame refers to this dict.
-        stepped = keywords[_KEY] = _Stepped()
-        _in_progress.add(stepped)
+        return False
     if id(parameter) in stepped.ids:
         return True
     stepped.ids.add(id(parameter))
