@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
-from .backward_calls import is_inside
+from .backward_calls import call_at_end, is_inside
 from .sharding import is_sharded
 
 # On a sum: its version as it was left here, and what of it all ranks have averaged; None: the whole.
@@ -124,6 +124,7 @@ class Fp32Sums:
     def __init__(self) -> None:
         self._sums: dict[int, _Sum] = {}  # by the parameter's id
         self._is_open = False
+        self._openings = 0  # inside of a backward()
         self._tasks: set[int] = set()  # of autograd, since it was opened
         self._lock = threading.RLock()  # autograd has a thread for each GPU
 
@@ -197,14 +198,28 @@ class Fp32Sums:
         inside = is_inside()
         if not self._is_open:
             self._is_open = True
+            # The ranks may average after a backward() inside another has ended: the sums are whole when the outermost one has.
+            ends_outside = inside and self._end_outside()
             for own in self._sums.values():
-                # A backward() inside another ends before the ranks average.
                 own.be_last()
-                own.put_aside(splits=not inside)
+                own.put_aside(splits=ends_outside or not inside)
+            if ends_outside:
+                return
         elif inside:
             return
         if task != -1:
             torch.autograd.Variable._execution_engine.queue_callback(self._almost_end)
+
+    def _end_outside(self) -> bool:
+        self._openings += 1
+        opening, to_sums = self._openings, weakref.ref(self)
+
+        def end() -> None:
+            sums = to_sums()
+            if sums is not None and sums._openings == opening:
+                sums._end()
+
+        return call_at_end(end)
 
     def _almost_end(self) -> None:
         """Lets DistributedDataParallel do first what it has still to do at the end."""
@@ -214,6 +229,7 @@ class Fp32Sums:
         with self._lock:
             if self._is_open:
                 self._is_open = False
+                self._openings += 1
                 self._tasks.clear()
                 for own in self._sums.values():
                     own.end()

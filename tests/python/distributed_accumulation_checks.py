@@ -159,3 +159,54 @@ def accumulated_among_others(folder: Path, rank: int, size: int) -> None:
         assert found.dtype == torch.float32
         # A sum that was changed in between is sent, and rounded once.
         torch.testing.assert_close(found, exact, rtol=2.0**-8 if case == "scaled" else 0, atol=0, msg=case)
+
+
+class Checkpoints(torch.nn.Module):
+    """Three layers, of which some are in reentrant checkpoints: a backward() of their own inside the whole one."""
+
+    PLACES = {"whole": [(0, 3)], "each": [(0, 1), (1, 2), (2, 3)], "first": [(0, 2)], "last": [(1, 3)]}  # noqa: RUF012
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(3)))
+        for layer in self.layers:
+            torch.nn.init.eye_(layer.weight)
+        self.segments = self.PLACES[place]
+
+    def forward(self, x: Tensor) -> Tensor:
+        done = 0
+        for begin, end in self.segments:
+            x = checkpoint(self.layers[begin:end], self.layers[done:begin](x), use_reentrant=True)
+            done = end
+        return self.layers[done:](x)
+
+
+def accumulated_in_reentrant_checkpoints(folder: Path, rank: int, size: int) -> None:
+    """The ranks average when the outermost backward() ends, and the sums of an fp32 model are there after it."""
+    if size > 2:
+        return
+
+    def summed_up(dtype: torch.dtype, place: str, options: dict[str, Any]) -> list[Tensor | None]:
+        network = Checkpoints(place).to(dtype)
+        wrapped = DistributedDataParallel(network, **options)
+        optimizer = flash.FlashAdamW(network.parameters(), accumulate_fp32=dtype != torch.float32)
+        for value in CONTRIBUTIONS:
+            x = torch.full((1, 8), value * size if rank == 0 else 0).to(dtype).requires_grad_()
+            wrapped(x).sum().backward()
+        found = [p.grad for p in network.parameters()]
+        optimizer.step()
+        return found
+
+    for name, options in OPTIONS.items():
+        if "unused" in name:
+            continue  # torch does not see into such checkpoints then
+        for place in Checkpoints.PLACES:
+            for g, e in zip(
+                summed_up(torch.bfloat16, place, options),
+                summed_up(torch.float32, place, options),
+                strict=True,
+            ):
+                assert g is not None
+                assert e is not None
+                assert g.dtype == torch.float32, f"{name}, {place}"
+                torch.testing.assert_close(g, e, rtol=0, atol=0, msg=f"{name}, {place}")

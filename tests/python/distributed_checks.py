@@ -292,6 +292,7 @@ PHASES = {
             casts.exports_of_wrappers,
             accumulation.accumulated_under_ddp,
             accumulation.accumulated_among_others,
+            accumulation.accumulated_in_reentrant_checkpoints,
             checkpoints.save,
             checkpoints.a_fresh_template_changes_nothing,
             checkpoints.full_state_dict,

@@ -36,6 +36,7 @@ NAMES = {
         "exports_of_wrappers",
         "accumulated_under_ddp",
         "accumulated_among_others",
+        "accumulated_in_reentrant_checkpoints",
         "save",
         "a_fresh_template_changes_nothing",
         "full_state_dict",
