@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .fake import is_fake
+from .memory import has_several_parts
 from .options import WEIGHT_DTYPES
 from .parameter import Parameter
 from .sharding import local_like, local_of, shard_key, sum_over_shards
@@ -41,6 +42,14 @@ def refusal_of(gradient: torch.Tensor, parameter: Parameter) -> Exception | None
     return None
 
 
+def refuse_several_parts(gradients: list[torch.Tensor], parameters: list[Parameter]) -> None:
+    """A step with such a gradient would be several, and nothing would say so."""
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if isinstance(gradient, torch.Tensor) and has_several_parts(gradient):
+            kind = type(gradient).__name__
+            raise ValueError(f"the gradient of {parameter.name} is a {kind}: give a plain tensor")
+
+
 def _home(devices: list[torch.device]) -> torch.device:
     """Where parts of a norm are brought together: on the first GPU where all are on GPUs, so that nobody waits for them."""
     cpu = torch.device("cpu")
@@ -64,6 +73,7 @@ def grad_norm(optimizer: "FlashOptimizer") -> torch.Tensor:
         tensors = [tensor for tensor, _ in chosen]
         for table in optimizer._tables_for(tensors, [group for _, group in chosen]) if chosen else ():
             gradients = [local_like(tensor.grad, tensor) for tensor in table.tensors]  # type: ignore[arg-type]
+            refuse_several_parts(gradients, table.parameters)
             norm = table.grad_norm(gradients)
             square += norm.to(home, non_blocking=home.type != "cpu") ** 2
         total += sum_over_shards(square, members[0][0])

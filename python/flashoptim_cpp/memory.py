@@ -25,6 +25,14 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
     return has_own_operations and not isinstance(tensor, FakeTensor)
 
 
+def has_several_parts(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is made of several others of its shape, to each of which every operation is done."""
+    if not hasattr(type(tensor), "__tensor_flatten__") or tensor.is_nested:
+        return False
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return sum(getattr(tensor, name).shape == tensor.shape for name in names) > 1
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether the tensor is a window onto memory: not made of other tensors, sparse, or not yet made."""
     if is_lazy(tensor) or is_wrapper(tensor):

@@ -8,6 +8,7 @@ import torch
 from . import _operators as ops
 from .corrections import WeightStorage
 from .fake import real_values
+from .memory import has_several_parts
 from .moment import Moment
 from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
 from .sharding import is_sharded, local_of, place_of
@@ -114,6 +115,9 @@ class Parameter:
             raise ValueError(
                 f"{name} was made in torch.inference_mode(); make the model outside of it, or clone it there"
             )
+        if has_several_parts(local_of(tensor)):
+            kind = type(local_of(tensor)).__name__
+            raise ValueError(f"{name} is a {kind}, which is made of several tensors: train a plain one")
         self.tensor = tensor
         self.name = name
         self.is_sharded = is_sharded(tensor)

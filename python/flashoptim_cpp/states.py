@@ -13,6 +13,7 @@ from .accumulation import Fp32Sums
 from .capture import is_capturing_any, refuse
 from .conversion import fit
 from .corrections import WeightStorage
+from .gradients import refuse_several_parts
 from .live import Live, Places, live_attribute
 from .live_state import LiveState
 from .nonfinite import BadElements
@@ -236,7 +237,11 @@ class OptimizerStates(torch.optim.Optimizer):
         if len(tables) == 1 and not tables[0].is_sharded and is_plain:
             return [gradients]
         given = dict(zip(tensors, gradients, strict=True))
-        return [[local_like(given[tensor], tensor) for tensor in table.tensors] for table in tables]
+        parts = [[local_like(given[tensor], tensor) for tensor in table.tensors] for table in tables]
+        if not is_plain:
+            for table, own in zip(tables, parts, strict=True):
+                refuse_several_parts(own, table.parameters)
+        return parts
 
     def _amp(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What GradScaler has put here: the loss scale, and whether it found an infinite gradient.

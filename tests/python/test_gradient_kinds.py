@@ -15,6 +15,7 @@ import support
 import torch
 from support import RULES, Rule
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 Tensor = torch.Tensor
 SHAPE = (64, 96)
@@ -57,6 +58,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "is a MaskedTensor",
     ),
+    "two tensors": (lambda: TwoTensor(values(), values()), ValueError, "is a TwoTensor: give a plain tensor"),
     "another shape": (lambda: torch.zeros(3, 3), ValueError, "shape"),
     "as many elements": (lambda: values().reshape(96, 64), ValueError, "shape"),
     "a scalar": (lambda: torch.tensor(1.0), ValueError, "shape"),
@@ -132,6 +134,16 @@ def test_what_cannot_be_stepped_is_named_and_nothing_changes(
         assert "\n" not in str(refused.value)
         assert isinstance(refused.value, ValueError) != (error is RuntimeError)
         support.assert_same(before, optimizer)
+
+
+def test_weights_made_of_several_tensors_are_refused() -> None:
+    """Torch does an operation to each part: the state of both would be stepped twice."""
+    p = torch.nn.Parameter(TwoTensor(values(), values()))
+    p.grad = values()
+    optimizer = flash.FlashAdamW([p])
+    with pytest.raises(ValueError, match="parameter 0 is a TwoTensor, which is made of several tensors"):
+        optimizer.step()
+    assert torch.equal(p.a, values())
 
 
 @pytest.mark.parametrize("kind", STEPPED)
