@@ -197,8 +197,8 @@ private:
         const auto& weight = optimizer_.weight(id);
         const auto& layout = optimizer_.layout(id);
         if (saved.shape != weight.shape || saved.strides.size() != saved.shape.size()) {
-            throw FormatError(label + " has shape [" + join(saved.shape, ", ") + "] and here [" +
-                              join(weight.shape, ", ") + "]: load the checkpoint of this model");
+            throw FormatError(label + " has shape " + checkpoint::describe(saved.shape) + " and here " +
+                              checkpoint::describe(weight.shape) + ": load the checkpoint of this model");
         }
         if (saved.dtype != weight.dtype) {
             throw FormatError(label + " is " + std::string(name_of(saved.dtype)) + " and here " +

@@ -66,8 +66,14 @@ std::string join(std::span<const std::int64_t> shape, std::string_view separator
     return text;
 }
 
+std::string describe(std::span<const std::int64_t> shape) {
+    constexpr std::size_t kMostShown = 16;
+    const auto shown = shape.first(std::min(shape.size(), kMostShown));
+    return std::string("[").append(join(shown, ", ")).append(shown.size() < shape.size() ? ", ...]" : "]");
+}
+
 std::string describe(StorageType type, std::span<const std::int64_t> shape) {
-    return std::string(storage_type_name(type)).append(" [").append(join(shape, ", ")).append("]");
+    return std::string(storage_type_name(type)).append(" ").append(describe(shape));
 }
 
 }  // namespace flashoptim::checkpoint

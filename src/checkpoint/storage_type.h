@@ -23,6 +23,9 @@ std::optional<std::uint64_t> byte_count_of(StorageType type, std::span<const std
 /// The dimensions with `separator` between them.
 std::string join(std::span<const std::int64_t> shape, std::string_view separator);
 
+/// "[2, 3]", and no more than the first dimensions where a file has thousands of them.
+std::string describe(std::span<const std::int64_t> shape);
+
 /// "F32 [2, 3]"
 std::string describe(StorageType type, std::span<const std::int64_t> shape);
 

@@ -162,6 +162,7 @@ std::vector<Attack> attacks() {
                R"({"a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},)"
                R"("b":{"dtype":"I8","shape":[4],"data_offsets":[0,4]}})",
                "inside another tensor"),
+        header("many dimensions", one_tensor("[" + repeated("1,", 100'000) + "1]", "[0,4]"), "1, ...]"),
         header("end beyond the file", one_tensor("[5]", "[0,5]"), "is truncated"),
         header("end far beyond the file", one_tensor("[9223372036854775807]", "[0,9223372036854775807]"),
                "is truncated"),
