@@ -1,13 +1,12 @@
 // flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the memory's bandwidth.
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "commands.h"
 #include "console.h"
-#include "flashoptim/error.h"
+#include "flashoptim/checkpoint.h"
 #include "flashoptim/version.h"
 #include "step_timing.h"
 #include "trainer/options.h"
@@ -135,12 +134,7 @@ int run(BenchArguments arguments) {
         "turns (more than\n"
         "100 % where the tensors fit the cache). of fp32: speed over the same rule with fp32 weights, "
         "gradients and moments.\n");
-    if (!arguments.json.empty()) {
-        std::ofstream file(arguments.json);
-        file << all.dump(2) << '\n';
-        file.close();
-        if (!file) throw IoError("cannot write " + arguments.json + "; check the path and the space left");
-    }
+    if (!arguments.json.empty()) checkpoint::write_file(arguments.json, all.dump(2) + '\n');
     return 0;
 }
 

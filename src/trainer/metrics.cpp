@@ -38,7 +38,8 @@ std::string rows_to_keep(const std::filesystem::path& file, std::int64_t last_st
         throw FormatError(file.string() +
                           " has other columns than this version writes; resume into another folder");
     }
-    while (std::getline(stream, line)) {
+    while (std::getline(stream, line) &&
+           !stream.eof()) {  // what ends the file without a newline is half a row
         std::int64_t step = 0;
         const auto parsed = std::from_chars(line.data(), line.data() + line.size(), step);
         if (parsed.ec != std::errc() || step > last_step) {

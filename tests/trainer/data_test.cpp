@@ -378,6 +378,11 @@ TEST(Metrics, RowsAfterTheResumedStepAreDropped) {
         metrics.append(row(5));
     }
     EXPECT_EQ(read_all(file), cut);
+    std::ofstream(file, std::ios::app) << "1";  // killed while writing the row of step 10: no row of step 1
+    {
+        const MetricsFile metrics(file, 5);
+        EXPECT_EQ(read_all(file), cut);
+    }
     EXPECT_TRUE(contains(cut, "\n2,0.2,1.5,0.001,0.25,200,0,0,0.5,0\n")) << cut;
     EXPECT_TRUE(contains(cut, "\n3,0.30000000000000004,,0.001,,300,0,0,,0\n")) << cut;
 
