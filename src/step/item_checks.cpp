@@ -12,15 +12,30 @@ namespace {
     throw InvalidArgument("tensor " + std::to_string(index) + why);
 }
 
+/// Small tensors are stepped in less than 70 ns, so that all is looked at first, and named only where something is wrong.
+bool is_usable(const void* data, const BufferPlan& plan) {
+    return plan.count == 0 || (data != nullptr && is_aligned(data, plan.dtype));
+}
+BufferPlan gradient_of(const StepItem& item) { return {item.gradient_dtype, item.layout->numel}; }
+BufferPlan weight_of(const StepItem& item) { return {item.plan.weight_dtype, item.layout->numel}; }
+
+bool is_usable(const StepItem& item) {
+    const auto& [correction, first, first_scales, second, second_scales] = item.state;
+    const auto& plan = item.plan;
+    return item.step >= 1 && is_floating(plan.weight_dtype) && is_floating(item.gradient_dtype) &&
+           is_usable(item.gradient, gradient_of(item)) && is_usable(item.weight, weight_of(item)) &&
+           is_usable(correction, plan.correction) && is_usable(first, plan.first) &&
+           is_usable(first_scales, plan.first_scales) && is_usable(second, plan.second) &&
+           is_usable(second_scales, plan.second_scales);
+}
+
 void check_buffer(const void* data, const BufferPlan& plan, const char* what, std::size_t index) {
-    if (plan.count == 0) return;
+    if (is_usable(data, plan)) return;
     if (data == nullptr) {
         refuse(index,
                std::string(": its ") + what + " is null: give memory for every buffer that its plan has");
     }
-    if (!is_aligned(data, plan.dtype)) {
-        check_alignment(data, plan.dtype, "the " + std::string(what) + " of tensor " + std::to_string(index));
-    }
+    check_alignment(data, plan.dtype, "the " + std::string(what) + " of tensor " + std::to_string(index));
 }
 
 bool has_elements(const StepItem& item, std::size_t index) {
@@ -28,40 +43,41 @@ bool has_elements(const StepItem& item, std::size_t index) {
     return item.layout->numel != 0;
 }
 
-void check_gradient(const StepItem& item, std::size_t index) {
+void name_gradient(const StepItem& item, std::size_t index) {
     if (!is_floating(item.gradient_dtype)) {
         refuse(index, ": its gradient is " + std::string(name_of(item.gradient_dtype)) +
                           ": gradients must be float32, bfloat16 or float16");
     }
-    check_buffer(item.gradient, {item.gradient_dtype, item.layout->numel}, "gradient", index);
+    check_buffer(item.gradient, gradient_of(item), "gradient", index);
+}
+
+void name_problem(const StepItem& item, std::size_t index) {
+    if (item.step < 1) {
+        refuse(index, " has the step count " + std::to_string(item.step) + ": it is 1 in the first step");
+    }
+    if (!is_floating(item.plan.weight_dtype)) {
+        refuse(index, ": its weight is " + std::string(name_of(item.plan.weight_dtype)) +
+                          ": weights must be float32, bfloat16 or float16");
+    }
+    name_gradient(item, index);
+    check_buffer(item.weight, weight_of(item), "weight", index);
+    check_buffer(item.state.correction, item.plan.correction, "correction", index);
+    check_buffer(item.state.first, item.plan.first, "first moment", index);
+    check_buffer(item.state.first_scales, item.plan.first_scales, "first moment's scales", index);
+    check_buffer(item.state.second, item.plan.second, "second moment", index);
+    check_buffer(item.state.second_scales, item.plan.second_scales, "second moment's scales", index);
 }
 
 }  // namespace
 
-void check_items(std::span<const StepItem> items) {
-    for (std::size_t n = 0; n < items.size(); ++n) {
-        const auto& item = items[n];
-        if (!has_elements(item, n)) continue;
-        if (item.step < 1) {
-            refuse(n, " has the step count " + std::to_string(item.step) + ": it is 1 in the first step");
-        }
-        if (!is_floating(item.plan.weight_dtype)) {
-            refuse(n, ": its weight is " + std::string(name_of(item.plan.weight_dtype)) +
-                          ": weights must be float32, bfloat16 or float16");
-        }
-        check_gradient(item, n);
-        check_buffer(item.weight, {item.plan.weight_dtype, item.layout->numel}, "weight", n);
-        check_buffer(item.state.correction, item.plan.correction, "correction", n);
-        check_buffer(item.state.first, item.plan.first, "first moment", n);
-        check_buffer(item.state.first_scales, item.plan.first_scales, "first moment's scales", n);
-        check_buffer(item.state.second, item.plan.second, "second moment", n);
-        check_buffer(item.state.second_scales, item.plan.second_scales, "second moment's scales", n);
-    }
+void check_item(const StepItem& item, std::size_t index) {
+    if (has_elements(item, index) && !is_usable(item)) name_problem(item, index);
 }
 
-void check_gradients(std::span<const StepItem> items) {
-    for (std::size_t n = 0; n < items.size(); ++n) {
-        if (has_elements(items[n], n)) check_gradient(items[n], n);
+void check_gradient(const StepItem& item, std::size_t index) {
+    if (!has_elements(item, index)) return;
+    if (!is_floating(item.gradient_dtype) || !is_usable(item.gradient, gradient_of(item))) {
+        name_gradient(item, index);
     }
 }
 

@@ -155,12 +155,13 @@ struct StepRun {
 
     std::uint64_t run(std::span<StepItem> items, Backend backend,
                       std::uint64_t (*Kernels::*kernel)(const Segment&)) {
-        check_items(items);
         const auto& kernels = backend_kernels(backend);
         const auto& reference = backend_kernels(Backend::kScalar);
         const StepItem* former = nullptr;
         std::int64_t in_job = 0;
-        for (auto& item : items) {
+        for (std::size_t n = 0; n < items.size(); ++n) {
+            auto& item = items[n];
+            check_item(item, n);
             item.bad_elements = 0;
             if (item.layout->numel == 0) continue;
             if (former == nullptr || !same_kind(*former, item)) {
@@ -181,7 +182,6 @@ struct StepRun {
     }
 
     double norm(std::span<const StepItem> items, Backend backend) {
-        check_gradients(items);
         struct Context {
             Workspace& work;
             std::span<const StepItem> items;
@@ -189,6 +189,7 @@ struct StepRun {
         } context{*work_, items, backend_kernels(backend).sum_of_squares};
         std::int64_t in_job = 0;
         for (std::size_t n = 0; n < items.size(); ++n) {
+            check_gradient(items[n], n);
             const auto numel = items[n].layout->numel;
             for (std::int64_t at = 0; at < numel; at += kNormBlock) {
                 add_chunk(*work_, n, at, std::min(numel, at + kNormBlock), in_job, kNormJob);
