@@ -17,10 +17,12 @@ from .corrections import (
     split_over,
 )
 from .live_state import QUANTIZED, LiveState
+from .memory import has_memory
 from .moment import Moment
 from .options import Group, Rule, shown
 from .parameter import Parameter, Plan, State, plan_of, strides_of
 from .reading import Reader, Saved, check_names, is_foreign, saved_storage, step_count
+from .sharding import local_of
 
 
 def wants_moments(rule: Rule, group: Group) -> bool:
@@ -128,6 +130,8 @@ def _counter(steps: int, parameter: Parameter) -> torch.Tensor:
 
 def _copied(value: Any, device: torch.device) -> Any:  # noqa: ANN401
     if isinstance(value, torch.Tensor):
+        if not has_memory(local_of(value)):
+            raise ValueError("its memory was freed")
         return value.detach().to(device, copy=True)
     if type(value) in (dict, OrderedDict):
         return type(value)((key, _copied(inner, device)) for key, inner in value.items())
@@ -146,12 +150,9 @@ def foreign_entries(raw: State, device: torch.device, name: str) -> State:
     for key in filter(is_foreign, raw):
         try:
             entries[key] = _copied(raw[key], device)
-        except torch.OutOfMemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             raise
-        except (
-            TypeError,
-            RuntimeError,
-        ) as error:  # a tensor on `meta`, a dict that holds itself, a generator
+        except Exception as error:  # a tensor on `meta`, a dict that holds itself, a generator, what its own __deepcopy__ says
             raise ValueError(f"{name}: {key} in its state cannot be copied: {shown(error)}") from None
     return entries
 

@@ -45,6 +45,14 @@ def _span(tensor: torch.Tensor) -> int:
     return 1 + sum(int(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether the storage holds every element. FSDP1 and others free the memory of a tensor that stays: reading it is a crash."""
+    if not is_plain(tensor) or tensor.numel() == 0:
+        return True
+    end = (int(tensor.storage_offset()) + _span(tensor)) * tensor.element_size()
+    return end <= tensor.untyped_storage().nbytes()
+
+
 def _extent(tensor: torch.Tensor, number: int) -> _Extent:
     """A tensor without memory of its own (meta, fake) lies in the storage that it says it has."""
     storage = tensor.untyped_storage()

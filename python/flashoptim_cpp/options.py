@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import torch
 
+from .memory import has_memory
+
 Group = dict[str, Any]
 
 
@@ -105,7 +107,10 @@ def number(value: Any) -> float:  # noqa: ANN401
 
 def shown(value: object) -> str:
     """A value as an error of one line shows it."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -117,6 +122,7 @@ def _checked_number(value: Any, name: str) -> float:  # noqa: ANN401
     """
     if isinstance(value, torch.Tensor):
         is_number = value.numel() == 1 and value.layout == torch.strided and value.device.type != "meta"
+        is_number = is_number and has_memory(value)
         if not is_number or value.is_complex() or value.dtype == torch.bool:
             raise ValueError(
                 f"{name} is a tensor of shape {tuple(value.shape)} and {value.dtype}; it must have one real number"
@@ -209,6 +215,8 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
         _check_betas(rule, group["betas"])
     if rule.is_adam:
         check("eps", "epsilon value")
+    if group["decouple_lr"] and rule in (Rule.SGD, Rule.ADAM):
+        raise ValueError("decouple_lr needs a rule with decoupled weight decay: SGDW, AdamW or Lion")
     if group["decouple_lr"] and group["weight_decay"] != 0 and number(initial_lr(group)) == 0.0:
         raise ValueError(
             "decouple_lr measures weight decay by initial_lr, which is 0; set it to the schedule's peak"

@@ -10,6 +10,7 @@ from . import _operators as ops
 from . import element_scales
 from .corrections import CORRECTION, CORRECTION_DTYPES, FORMER, WeightStorage
 from .live_state import QUANTIZED, SCALES, STRIDES
+from .memory import has_memory
 from .moment import Moment, scales_shape
 from .options import (
     DTYPES_BY_NAME,
@@ -24,7 +25,7 @@ from .options import (
     shown,
 )
 from .parameter import Parameter, Plan, State, integers, plan_of, row_major
-from .sharding import is_sharded, local_like, slice_of
+from .sharding import is_sharded, local_like, local_of, slice_of
 
 # Beginnings of the names under which optimizers, these and others, keep their buffers.
 _OF_OPTIMIZERS = (*MOMENTS, "max_exp_avg", "state1", "state2", "__bnb_optimizer_quant_state__")
@@ -138,6 +139,8 @@ def check_is_dense(value: torch.Tensor, what: str) -> None:
         kind = "a quantized tensor of torch"
     elif value.device.type == "meta" or isinstance(value, FakeTensor):
         kind = "without values (meta or fake)"
+    elif not has_memory(local_of(value)):
+        kind = "without memory: its storage was freed"
     if kind is not None:
         raise ValueError(f"{what} is {kind}; it must be an ordinary dense tensor")
 

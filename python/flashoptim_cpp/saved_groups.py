@@ -4,7 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from .options import STORAGE_OPTIONS, Group, shown
+import torch
+
+from .options import STORAGE_OPTIONS, Group, Rule, check_group, shown
 
 # Options of this optimizer that a state dict does not change.
 _KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "fused")
@@ -81,15 +83,17 @@ def saved_numbers(group: Group, saved: Group) -> list[int | str]:
     return [by_name[name] for name in names]
 
 
-def merged_group(group: Group, saved: Group) -> Group:
+def merged_group(rule: Rule, group: Group, saved: Group) -> Group:
     """The group after loading: hyperparameters of the file, storage of this optimizer.
 
     Raises:
-        ValueError: for a value that cannot be copied.
+        ValueError: for a value that cannot be copied, or that nobody writes, also of an option that is not taken over.
     """
     try:
         merged = copy.deepcopy({key: value for key, value in saved.items() if key not in _OF_FILES})
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise ValueError(f"a parameter group of the state dict cannot be copied: {shown(error)}") from None
     for key in _KEPT:
         merged[key] = group.get(key)
@@ -101,4 +105,6 @@ def merged_group(group: Group, saved: Group) -> Group:
             merged[own] = group[own]
     if isinstance(merged.get("betas"), list):
         merged["betas"] = tuple(merged["betas"])
+    check_group(rule, merged)
+    check_group(rule, merged | {key: saved[key] for key in _KEPT if key in saved})
     return merged

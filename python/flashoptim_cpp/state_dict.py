@@ -10,7 +10,7 @@ from .conversion import foreign_entries, restore
 from .corrections import CORRECTION, WeightStorage, correction_in
 from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
 from .moment import Moment, scales_shape
-from .options import STORAGE_OPTIONS, Group, Storage, check_group
+from .options import STORAGE_OPTIONS, Group, Storage
 from .parameter import Parameter, State, integers, row_major, strides_of
 from .reading import Saved, is_foreign, saved_storage
 from .saved_groups import check_parameters_of, checked_whole, merged_group, saved_numbers
@@ -152,13 +152,14 @@ def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
         given = given if changed is None else checked_whole(changed)
     saved_states, saved_groups = given["state"], given["param_groups"]
     check_parameters_of(optimizer.param_groups, saved_groups)
-    merged = [merged_group(*pair) for pair in zip(optimizer.param_groups, saved_groups, strict=True)]
+    merged = [
+        merged_group(optimizer.rule, *pair) for pair in zip(optimizer.param_groups, saved_groups, strict=True)
+    ]
     states: dict[torch.Tensor, State] = {}
     storages: dict[Parameter, WeightStorage] = {}
     taken = set()
     conversions: dict[str, None] = {}
     for group, saved_group in zip(merged, saved_groups, strict=True):
-        check_group(optimizer.rule, group)
         storage = saved_storage(saved_group)
         for tensor, number in zip(group["params"], saved_numbers(group, saved_group), strict=True):
             taken.add(number)

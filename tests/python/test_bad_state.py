@@ -132,7 +132,7 @@ BAD: dict[str, tuple[Callable[[State], None], str]] = {
     "bits that are text": (grouped("master_weight_bits", "24"), "master_weight_bits"),
     "a choice that is text": (grouped("maximize", "x"), "maximize"),
     "scales of a transposed shape": (changed(SCALES, lambda t: t.t()), "scales|shape"),
-    "a scale of 0 with codes": (changed(SCALES, filled(0.0)), "scale 0"),
+    "a scale of 0 with codes": (changed(SCALES, filled(0.0)), "is 0, and the codes"),
     "a beta of 2": (grouped("betas", (0.9, 2.0)), "beta"),
 }
 

@@ -16,6 +16,7 @@ import flashoptim_cpp as flash
 import pytest
 import support
 import torch
+from flashoptim_cpp.memory import has_memory
 from support import ADAMW, LION, SGD, Rule
 
 Saved = dict[str, Any]
@@ -31,6 +32,31 @@ class Thing:
 
 
 # What stands in the place of any entry.
+class Stubborn:
+    """Neither to be copied nor to be shown, with errors of its own."""
+
+    def __deepcopy__(self, memo: Any) -> Stubborn:
+        raise KeyError("no copy")
+
+    def __repr__(self) -> str:
+        raise AttributeError("no text")
+
+
+def deep_list() -> list[Any]:
+    """So deep that Python can neither copy nor show it."""
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    return nested
+
+
+def freed(tensor: torch.Tensor) -> torch.Tensor:
+    """As FSDP1 leaves it: it has its shape and no memory. To read it is a crash."""
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 OBJECTS: dict[str, Any] = {
     "None": None,
     "text": "x",
@@ -53,6 +79,8 @@ OBJECTS: dict[str, Any] = {
     "a thing": Thing(),
     "a class": int,
     "a decimal": Decimal("1.5"),
+    "a stubborn thing": Stubborn(),
+    "a deep list": deep_list(),
 }
 # Kinds of tensors that are none of ours.
 TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -64,6 +92,7 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "sparse of its dtype": lambda t: t.to_sparse(),
     "csr": lambda t: (t.float() if t.dim() == 2 else torch.zeros(2, 2)).to_sparse_csr(),
     "meta": lambda t: t.to("meta"),
+    "freed": freed,
     "quantized": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
     "nested": lambda t: torch.nested.nested_tensor([t.float().reshape(-1), torch.zeros(2)]),
     "NumPy's": lambda t: t.float().numpy(),
@@ -204,7 +233,7 @@ def entries(rule: Rule, saved: Saved) -> Iterator[tuple[str, Saved]]:
                     changed = change(value)
                 except (RuntimeError, IndexError, TypeError, NotImplementedError):
                     continue  # there is no such tensor
-                if not is_the_same(value, changed) and not is_flat(key, value, changed):
+                if (name == "freed" or not is_the_same(value, changed)) and not is_flat(key, value, changed):
                     yield f"{number}.{key} becomes {name}", with_entry(saved, number, key, changed)
         for key in saved["state"][number]:
             if key == "step":
@@ -212,6 +241,11 @@ def entries(rule: Rule, saved: Saved) -> Iterator[tuple[str, Saved]]:
             kept = {k: v for k, v in saved["state"][number].items() if k != key}
             if any(not k.startswith("step") for k in kept):
                 yield f"{number}.{key} is missing", {**saved, "state": {**saved["state"], number: kept}}
+        yield f"{number} has a stubborn thing of others", with_entry(saved, number, "slow", Stubborn())
+        yield (
+            f"{number} has a freed tensor of others",
+            with_entry(saved, number, "slow", freed(torch.ones(9))),
+        )
         for key in (
             "max_exp_avg_sq",
             "max_exp_avg_sq::scales",
@@ -257,12 +291,23 @@ STEPS: dict[str, Any] = {
 }
 
 
+def of_one_line(value: Any) -> str:
+    is_shown = not isinstance(value, Stubborn) and (
+        not isinstance(value, torch.Tensor) or value.is_sparse or has_memory(value)
+    )
+    return repr(value) if is_shown else f"a bad {type(value).__name__}"
+
+
 def options(rule: Rule, saved: Saved) -> Iterator[tuple[str, Any]]:
     group = saved["param_groups"][0]
     flags = ("maximize", "amsgrad", "capturable", "differentiable", "nesterov", "decouple_lr")
+    # Options that are not taken over: what nobody writes there is refused all the same.
+    unused = ("quantize", "check_gradients", "accumulate_fp32", "fused", "foreach")
+    sizes = ("min_quantized_numel", "min_quantized_numel_1d")
     numbers = ("lr", "weight_decay", "eps", "momentum", "dampening", "initial_lr")
     kept = {"True", "False", "None"}
-    for key in (*flags, *numbers, "betas", "nonfinite", "format", "master_weight_bits", "master_bytewidth"):
+    others = ("betas", "nonfinite", "format", "master_weight_bits", "master_bytewidth")
+    for key in (*flags, *unused, *sizes, *numbers, *others):
         if key not in group:
             continue
         for name, thing in OBJECTS.items():
@@ -275,6 +320,8 @@ def options(rule: Rule, saved: Saved) -> Iterator[tuple[str, Any]]:
                 )
                 or (name in ("a half", "2^63") and key in ("lr", "weight_decay", "eps", "initial_lr"))
                 or (name == "a half" and key in numbers)
+                or (key in unused and name == "True")
+                or (key in ("fused", "foreach") and thing is None)
                 or (key in ("master_weight_bits", "master_bytewidth") and thing is None)
             )
             if harmless or (key == "nesterov" and name == "True"):
@@ -294,6 +341,7 @@ def options(rule: Rule, saved: Saved) -> Iterator[tuple[str, Any]]:
         ("lr", torch.zeros(1, device="meta")),
         ("lr", torch.ones(1, dtype=torch.complex64)),
         ("lr", torch.ones(1).to_sparse()),
+        ("lr", freed(torch.ones(()))),
         ("betas", (0.9,)),
         ("betas", (0.9, 0.99, 0.999)),
         ("betas", 0.9),
@@ -319,13 +367,14 @@ def options(rule: Rule, saved: Saved) -> Iterator[tuple[str, Any]]:
         ("params", {0: 1}),
         ("foreign", (n for n in range(3))),
         ("foreign", Thing()),
+        ("foreign", Stubborn()),
     ):
         if key == "master_bytewidth" and "format" in group and value == "3":
-            yield f"{key} is {value!r}", with_option(saved, key, value)
+            yield f"{key} is {of_one_line(value)}", with_option(saved, key, value)
         elif (key == "betas" and rule is SGD) or (key == "master_weight_bits" and "format" not in group):
             continue
         else:
-            yield f"{key} is {value!r}", with_option(saved, key, value)
+            yield f"{key} is {of_one_line(value)}", with_option(saved, key, value)
     without = {k: v for k, v in group.items() if k != "params"}
     yield "no params", {**saved, "param_groups": [without]}
 
