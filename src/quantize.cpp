@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <string>
 
 #include "exact_arithmetic.h"
@@ -60,6 +61,31 @@ void check_sizes(MomentStorage storage, const Layout& layout, std::size_t values
                               std::to_string(values) + ", " + std::to_string(code_bytes) + " and " +
                               std::to_string(scales));
     }
+}
+
+/// What is written in pieces must not be read after that: only a copy may be onto itself.
+void check_apart(std::span<const std::byte> read, std::span<const std::byte> written, const char* names) {
+    const std::less<const std::byte*> before;
+    if (read.empty() || written.empty() || !before(read.data(), written.data() + written.size()) ||
+        !before(written.data(), read.data() + read.size())) {
+        return;
+    }
+    throw InvalidArgument(std::string(names) + " lie in the same memory: give each memory of its own");
+}
+std::span<const std::byte> bytes_of(const void* data, std::size_t count, DType dtype) {
+    if (data == nullptr) return {};
+    return {static_cast<const std::byte*>(data), count * size_of(dtype)};
+}
+/// The masters on one side, what is stored on the other.
+void check_apart(const StoragePlan& plan, std::span<const float> masters, const void* weights,
+                 const void* corrections) {
+    if (plan.weight_dtype == DType::kFloat32) return;
+    const auto stored = bytes_of(weights, masters.size(), plan.weight_dtype);
+    check_apart(std::as_bytes(masters), stored, "masters and weights");
+    if (plan.correction.count == 0) return;
+    const auto correction = bytes_of(corrections, masters.size(), plan.correction.dtype);
+    check_apart(std::as_bytes(masters), correction, "masters and corrections");
+    check_apart(stored, correction, "weights and corrections");
 }
 
 void check_values(Moment moment, MomentStorage storage, std::span<const float> values) {
@@ -236,6 +262,9 @@ void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
         if (!values.empty()) std::memcpy(codes.data(), values.data(), values.size_bytes());
         return;
     }
+    check_apart(std::as_bytes(values), codes, "values and codes");
+    check_apart(std::as_bytes(values), std::as_bytes(scales), "values and scales");
+    check_apart(codes, std::as_bytes(scales), "codes and scales");
     check_values(moment, storage, values);
     if (storage == MomentStorage::kNative) {
         encode_groups<NativeMoments>(moment, storage, layout, values, codes, scales);
@@ -251,7 +280,11 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
     check_sizes(storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(values.data(), codes.data(), codes.size());
-    } else if (storage == MomentStorage::kNative) {
+        return;
+    }
+    check_apart(codes, std::as_bytes(values), "codes and values");
+    check_apart(std::as_bytes(scales), std::as_bytes(values), "scales and values");
+    if (storage == MomentStorage::kNative) {
         decode_groups<NativeMoments>(moment, storage, layout, codes, scales, values);
     } else {
         decode_groups<PaperMoments>(moment, storage, layout, codes, scales, values);
@@ -320,6 +353,7 @@ void split_weights(const StoragePlan& plan, std::span<const float> masters, void
                    void* corrections) {
     const DefaultFloatEnvironment exact;
     const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
+    check_apart(plan, masters, weights, corrections);
     with_weight_format(plan, [&]<class W>() { split_all<W>(is_bfloat16, masters, weights, corrections); });
 }
 
@@ -332,6 +366,7 @@ void correct_weights(const StoragePlan& plan, std::span<const float> masters, co
 void join_weights(const StoragePlan& plan, const void* weights, const void* corrections,
                   std::span<float> masters) {
     const DefaultFloatEnvironment exact;
+    check_apart(plan, masters, weights, corrections);
     with_weight_format(plan, [&]<class W>() { join_all<W>(weights, corrections, masters); });
 }
 

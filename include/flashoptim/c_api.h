@@ -297,7 +297,8 @@ typedef struct flashoptim_memory {
 flashoptim_status flashoptim_memory_report(const flashoptim_optimizer* optimizer, flashoptim_memory* report);
 
 /* The formats alone. `values` describes dense fp32 moments (v itself, not its root); codes are one byte for each element, in the same
-   order, and there are flashoptim_scale_count scales of 16 bits. Native or paper; rounding is to nearest. */
+   order, and there are flashoptim_scale_count scales of 16 bits. Native or paper; rounding is to nearest. Buffers that overlap are
+   refused. */
 flashoptim_status flashoptim_scale_count(int32_t format, const flashoptim_tensor* values, size_t* count);
 flashoptim_status flashoptim_quantize_moment(int32_t format, int32_t moment, const flashoptim_tensor* values,
                                              void* codes, uint16_t* scales, size_t scale_count);
@@ -305,7 +306,7 @@ flashoptim_status flashoptim_dequantize_moment(int32_t format, int32_t moment, c
                                                const uint16_t* scales, size_t scale_count,
                                                const flashoptim_tensor* values);
 /* Full-precision weights to stored weights of `dtype` and corrections (int8 for 24 bits, int16 for 32, none for 0, 16 and fp32
-   weights) and back; `count` elements each. */
+   weights) and back; `count` elements each. Buffers of 16-bit weights that overlap are refused. */
 flashoptim_status flashoptim_split_weights(int32_t format, int32_t dtype, int32_t master_weight_bits,
                                            size_t count, const float* masters, void* weights,
                                            void* corrections);

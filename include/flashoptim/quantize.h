@@ -15,13 +15,14 @@ enum class Moment : std::uint8_t { kFirst, kSecond };
 
 /// Encodes fp32 moments to nearest (u = 1/2) into buffers as `plan_storage` sized them. `values` are m, or v (not its root).
 /// @param storage kNative or kPaper (kFloat32 copies)
-/// @throws InvalidArgument for a NaN or infinite value, a negative v, a value too large for the format, or buffers of another size.
+/// @throws InvalidArgument for a NaN or infinite value, a negative v, a value too large for the format, buffers of another size, or
+/// buffers that overlap.
 void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
                      std::span<std::uint16_t> scales);
 
 /// The reverse.
-/// @throws InvalidArgument for buffers of another size.
+/// @throws InvalidArgument for buffers of another size, or that overlap.
 void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                        std::span<float> values);
@@ -37,6 +38,7 @@ void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
 
 /// Splits fp32 weights into a stored weight and a correction, to nearest (off = 0x80). Inf and NaN become Inf and NaN with
 /// correction 0. `plan` says dtype, bits and whether the split is the paper's; sizes are in elements of numel.
+/// @throws InvalidArgument for 16-bit weights where buffers overlap; so does join_weights.
 void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights, void* corrections);
 
 /// The reverse: full-precision weights.

@@ -1,6 +1,9 @@
 // What can never work is refused by the call that is given it. If one of these fails, a mistake shows in a later step: as a crash, or as
 // weights that are quietly wrong.
+#include <array>
 #include <limits>
+#include <span>
+#include <utility>
 
 #include "support.h"
 
@@ -86,6 +89,77 @@ TEST(Refusals, AFormerGradientIsInNobodysWay) {
     optimizer.add_parameter({buffer.data(), DType::kFloat32, {8}, {}});
     expect_refused<InvalidArgument>(
         "gradient", [&] { optimizer.add_parameter({buffer.data() + 8, DType::kFloat32, {4}, {}}); });
+}
+
+// Codes that become values in the memory where they lie are overwritten before they are read.
+TEST(Refusals, FormatsFromAndToTheSameMemory) {
+    constexpr std::int64_t kCount = 64;
+    alignas(64) static std::array<std::byte, 1024> memory{};
+    struct Part {
+        std::string_view name;
+        std::size_t at, bytes;
+    };
+    const auto floats = [](const Part& p) {
+        return std::span(reinterpret_cast<float*>(&memory.at(p.at)), p.bytes / sizeof(float));
+    };
+    const auto halves = [](const Part& p) {
+        return std::span(reinterpret_cast<std::uint16_t*>(&memory.at(p.at)), p.bytes / 2);
+    };
+    const auto bytes = [](const Part& p) { return std::span(&memory.at(p.at), p.bytes); };
+    // Calls use(a, b, c) with parts that lie apart, then with each pair of them overlapping by least, by most and in between.
+    const auto walk = [&](std::array<Part, 3> parts, auto use, bool is_third_of_second) {
+        for (std::size_t n = 0; n < 3; ++n) parts[n].at = 256 * (n + (n > 0 ? 1 : 0));
+        use(parts[0], parts[1], parts[2]);
+        for (const auto& [moved, onto] : {std::pair{1, 0}, {2, 0}, {2, 1}}) {
+            if (onto == 1 && !is_third_of_second) continue;
+            const auto& fixed = parts.at(static_cast<std::size_t>(onto));
+            for (const auto at : {fixed.at, fixed.at + fixed.bytes / 2, fixed.at + fixed.bytes - 4}) {
+                auto with = parts;
+                with.at(static_cast<std::size_t>(moved)).at = at;
+                expect_refused<InvalidArgument>("lie in the same memory",
+                                                [&] { use(with[0], with[1], with[2]); });
+            }
+        }
+    };
+    const auto layout = layout_of({nullptr, DType::kFloat32, {kCount}, {}});
+    for (const auto storage : {MomentStorage::kNative, MomentStorage::kPaper}) {
+        const std::array<Part, 3> parts{{{"values", 0, 4 * kCount}, {"codes", 0, kCount}, {"scales", 0, 4}}};
+        walk(
+            parts,
+            [&](auto& values, auto& codes, auto& scales) {
+                quantize_moment(Moment::kFirst, storage, layout, floats(values), bytes(codes),
+                                halves(scales));
+            },
+            true);
+        walk(
+            parts,
+            [&](auto& values, auto& codes, auto& scales) {
+                dequantize_moment(Moment::kFirst, storage, layout, bytes(codes), halves(scales),
+                                  floats(values));
+            },
+            false);
+    }
+    for (const auto format : {Format::kNative, Format::kPaper}) {
+        for (const int bits : {24, 32}) {
+            const StorageOptions options{.format = format, .master_weight_bits = bits};
+            const auto plan = plan_storage(Rule::kSGD, {}, options, DType::kBFloat16, layout);
+            const std::array<Part, 3> parts{{{"masters", 0, 4 * kCount},
+                                             {"weights", 0, 2 * kCount},
+                                             {"corrections", 0, plan.correction.bytes()}}};
+            walk(
+                parts,
+                [&](auto& masters, auto& weights, auto& corrections) {
+                    split_weights(plan, floats(masters), bytes(weights).data(), bytes(corrections).data());
+                },
+                true);
+            walk(
+                parts,
+                [&](auto& masters, auto& weights, auto& corrections) {
+                    join_weights(plan, bytes(weights).data(), bytes(corrections).data(), floats(masters));
+                },
+                false);
+        }
+    }
 }
 
 TEST(Refusals, StridesThatLeaveTheAddressSpace) {
