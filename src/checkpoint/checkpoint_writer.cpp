@@ -84,7 +84,7 @@ std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::pat
                           ", which is not part of it and would be lost; move that elsewhere");
         }
     }
-    std::ranges::partition(names, [](const std::string& name) { return name != kManifestName; });
+    std::partition(names.begin(), names.end(), [](const std::string& name) { return name != kManifestName; });
     return names;
 }
 

@@ -29,6 +29,10 @@ std::string_view remedy_for(int error_number) {
         case EPERM:
         case EROFS:
             return "choose a place you have access to, or change its permissions";
+        case EBUSY:
+        case EXDEV:
+            return "a disk is mounted there, or it belongs to the image of a container: choose a place "
+                   "inside it, or another one";
         case EMFILE:
         case ENFILE:
             return "close other files or raise the limit on open files";

@@ -1,4 +1,4 @@
-// A full disk costs the user the checkpoint that did not fit and nothing else.
+// A full disk costs the user the checkpoint that did not fit and nothing else. At the end: a disk in the place of a checkpoint.
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/mount.h>
@@ -141,6 +141,28 @@ TEST(DiskFull, TheLimitOnFileSizesIsTheSame) {
         if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return "cannot set the limit";
         return write_too_much(folder.path());
     });
+    EXPECT_EQ(report, "");
+}
+
+// The mount of a container is an empty folder that nothing can take the place of.
+TEST(MountedDisk, CannotBeReplacedButWrittenInto) {
+    const TestFolder folder;
+    fs::create_directory(folder / "ckpt");
+    const std::string report = on_small_disk(folder / "ckpt", "size=1m", [&]() -> std::string {
+        for (const Replace how : {Replace::kSwapIfPossible, Replace::kMoveAside}) {
+            try {
+                StepCheckpoint(1).write_to(folder / "ckpt", how);
+                return "nothing was thrown";
+            } catch (const IoError& error) {
+                if (std::string(error.what()).find("choose a place inside it") == std::string::npos)
+                    return error.what();
+            }
+        }
+        StepCheckpoint(1).write_to(folder / "ckpt/inside");
+        const bool is_all = names_in(folder.path()).size() == 1 && names_in(folder / "ckpt").size() == 1;
+        return is_all && step_in(folder / "ckpt/inside") == 1 ? "" : "leftovers";
+    });
+    if (report == "skip") GTEST_SKIP() << "mounting a small file system is not allowed";
     EXPECT_EQ(report, "");
 }
 
