@@ -153,11 +153,11 @@ class Fp32Sums:
         tensor.grad = None if gradient is None else gradient.float()
         requires_grad = tensor.requires_grad
         tensor.requires_grad_(True)  # a frozen one takes no hooks
+        before, after = self._hooks(id(tensor))
         if is_sharded(tensor):
             # FSDP puts gradients of the parameter's own dtype there; they are widened before the next is added.
-            own.handles.append(tensor.register_post_accumulate_grad_hook(_widen))
+            own.handles.append(tensor.register_post_accumulate_grad_hook(after))
         else:
-            before, after = self._hooks(id(tensor))
             own.handles.append(tensor.register_hook(before))
             own.handles.append(tensor.register_post_accumulate_grad_hook(after))
         tensor.requires_grad_(requires_grad)
@@ -181,7 +181,9 @@ class Fp32Sums:
 
         def after(tensor: torch.Tensor) -> None:
             sums = to_sums()
-            if sums is None or not sums._is_open:
+            if sums is None:  # the optimizer is gone, and others may train the parameter
+                return
+            if is_sharded(tensor) or not sums._is_open:
                 _widen(tensor)
             else:
                 with sums._lock:

@@ -77,7 +77,7 @@ def call_at_end(function: Callable[[], None]) -> bool:
     if keywords is None:
         return False
     end = _AtEnd(function)
-    keywords[id(end)] = end
+    keywords[f"{_KEY}_{id(end)}"] = end
     return True
 
 

@@ -94,6 +94,10 @@ def test_nothing_is_kept_alive(three: list[torch.nn.Parameter]) -> None:
     assert gone() is None
     backward(*three, values=(1,))  # hooks that have nobody to work for
     assert_sum(three[0], 260)
+    three[0].grad = None
+    backward(*three, values=(1,))
+    assert three[0].grad is not None
+    assert three[0].grad.dtype == torch.bfloat16  # as DistributedDataParallel wants it
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
