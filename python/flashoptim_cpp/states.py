@@ -257,6 +257,8 @@ def _refuse_shared_memory(parameters: list[Parameter]) -> None:
     """A step writes all weights at the same time."""
     by_address = sorted((p for p in parameters if p.local.numel()), key=lambda p: p.local.data_ptr())
     for former, parameter in itertools.pairwise(by_address):
+        if parameter.tensor is former.tensor:
+            raise ValueError(f"{parameter.name} stands in the groups more than once: leave it in one place")
         if parameter.local.data_ptr() < former.local.data_ptr() + former.local.nbytes:
             raise ValueError(
                 f"{parameter.name} shares memory with {former.name}; optimize one of them, or the tensor that both are "

@@ -388,3 +388,15 @@ def test_a_list_is_read_in_linear_time() -> None:
     optimizer.step()
     handle.remove()
     assert asked <= 8 * len(given)
+
+
+def test_a_parameter_that_stands_twice_is_named() -> None:
+    """Torch would step it twice; a fused step writes all weights at once."""
+    p, q = support.parameters(shapes=[(64, 96)] * 2)
+    optimizer = flash.FlashAdamW([("p", p), ("q", q)])
+    optimizer.param_groups[0]["params"].append(p)
+    p.grad = torch.ones_like(p)
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match="stands in the groups more than once"):
+        optimizer.step()
+    assert torch.equal(p, before)
