@@ -273,6 +273,8 @@ void Workspace::sync() const {
 
 bool Workspace::remove_entry(const char* name) const noexcept {
     if (::unlinkat(folder_.get(), name, 0) == 0 || errno == ENOENT) return true;
+    if (::unlinkat(folder_.get(), name, AT_REMOVEDIR) == 0)
+        return true;  // it was empty: no descriptor is needed
     {
         const FileDescriptor entry = open_in(folder_, name, O_RDONLY | O_DIRECTORY);
         if (!entry) return false;

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "support.h"
@@ -258,6 +259,49 @@ TEST(Remove, AndReplaceOnlyTakeFiles) {
         EXPECT_EQ(names_in(folder.path()), (Names{"ckpt"}));
         fs::remove(weights);
     }
+}
+
+// A process that has as many files open as it may loses nothing by a save, and finds no rest of it.
+TEST(Descriptors, WhereThereAreTooFewNothingChanges) {
+    const TestFolder folder(fast_place());
+    const std::string report = in_child([&]() -> std::string {
+        rlimit limit{};
+        if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return "cannot read the limit";
+        const rlim_t usual = limit.rlim_cur;
+        const FileDescriptor first_free = open_existing(folder.path());
+        const auto with_files = [&](rlim_t more, auto action) {
+            limit.rlim_cur = static_cast<rlim_t>(first_free.get()) + 1 + more;
+            bool is_done = ::setrlimit(RLIMIT_NOFILE, &limit) == 0;
+            try {
+                action();
+            } catch (const IoError&) {
+                is_done = false;
+            }
+            limit.rlim_cur = usual;
+            return ::setrlimit(RLIMIT_NOFILE, &limit) == 0 && is_done;
+        };
+        int failures = 0;
+        for (rlim_t more = 0; more < 12; ++more) {
+            const std::string here = " with " + std::to_string(more) + " files";
+            const bool is_first = with_files(more, [&] { StepCheckpoint(1, 10).write_to(folder / "ckpt"); });
+            if (names_in(folder.path()).size() != (is_first ? 1U : 0U))
+                return "a first save left more" + here;
+            StepCheckpoint(1, 10).write_to(folder / "ckpt");
+            for (const Replace how : {Replace::kSwapIfPossible, Replace::kMoveAside}) {
+                const bool is_second =
+                    with_files(more, [&] { StepCheckpoint(2, 10).write_to(folder / "ckpt", how); });
+                failures += is_second ? 0 : 1;
+                if (step_in(folder / "ckpt") != (is_second ? 2 : 1)) return "a checkpoint was lost" + here;
+                if (names_in(folder.path()) != Names{"ckpt"}) return "a save left more" + here;
+                StepCheckpoint(1, 10).write_to(folder / "ckpt");
+            }
+            const bool is_removed = with_files(more, [&] { checkpoint::remove(folder / "ckpt"); });
+            if (names_in(folder.path()).size() != (is_removed ? 0U : 1U)) return "a removal left more" + here;
+            if (!is_removed) checkpoint::remove(folder / "ckpt");
+        }
+        return failures > 0 ? "" : "nothing failed";
+    });
+    EXPECT_EQ(report, "");
 }
 
 }  // namespace
