@@ -12,10 +12,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 namespace flashoptim {
 
 namespace {
@@ -144,18 +140,36 @@ int smallest_quota(const std::string& mount, std::string below, bool is_v2) {
 
 }  // namespace
 
-int affinity_cpus() noexcept {
+Affinity Affinity::of_this_thread() noexcept {
+    Affinity affinity;
 #if defined(__linux__)
-    // The kernel refuses a set that is smaller than its own.
-    static_assert(sizeof(cpu_set_t) * 8 >= kMostThreads);
-    std::array<cpu_set_t, 16> set{};
-    if (::sched_getaffinity(0, sizeof set, set.data()) == 0) {
-        const int count = CPU_COUNT_S(sizeof set, set.data());
-        if (count > 0) return count;
-    }
+    if (::sched_getaffinity(0, sizeof affinity.set_, affinity.set_.data()) != 0) return {};
+#endif
+    return affinity;
+}
+
+void Affinity::confine_this_thread() const noexcept {
+#if defined(__linux__)
+    (void)::sched_setaffinity(0, sizeof set_, set_.data());
+#endif
+}
+
+int Affinity::cpus() const noexcept {
+#if defined(__linux__)
+    if (const int count = CPU_COUNT_S(sizeof set_, set_.data()); count > 0) return count;
 #endif
     return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
+
+bool Affinity::operator==([[maybe_unused]] const Affinity& other) const noexcept {
+#if defined(__linux__)
+    return CPU_EQUAL_S(sizeof set_, set_.data(), other.set_.data()) != 0;
+#else
+    return true;
+#endif
+}
+
+int affinity_cpus() noexcept { return Affinity::of_this_thread().cpus(); }
 
 int quota_cpus(const std::string& root) {
     const auto groups = text_of(root + "/proc/self/cgroup");

@@ -4,7 +4,6 @@
 #include <exception>
 #include <memory>
 
-#include "step/cpu_count.h"
 #include "step/float_environment.h"
 
 namespace flashoptim {
@@ -61,6 +60,7 @@ Workers* Workers::of_process() noexcept {
 }
 
 void Workers::run(Round& round, int helpers) noexcept {
+    round.affinity = Affinity::of_this_thread();
     {
         const std::lock_guard lock(mutex_);
         start(helpers);
@@ -106,6 +106,7 @@ void Workers::close(Round& round) {
 }
 
 void Workers::serve() {
+    auto affinity = Affinity::of_this_thread();
     std::unique_lock lock(mutex_);
     for (;;) {
         wake_.wait(lock, [&] { return stopping_ || open_ != nullptr; });
@@ -119,6 +120,10 @@ void Workers::serve() {
         }
         --idle_;
         lock.unlock();
+        if (affinity != round.affinity) {
+            affinity = round.affinity;
+            affinity.confine_this_thread();
+        }
         work_on(round);
         lock.lock();
         ++idle_;

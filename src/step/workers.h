@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "step/cpu_count.h"
+
 namespace flashoptim {
 
 /// The jobs of one call: job(context, n) for each n in [0, jobs). Lies on the caller's stack.
@@ -18,6 +20,7 @@ struct Round {
     void (*job)(void* context, std::int64_t n) = nullptr;
     void* context = nullptr;
     std::atomic<std::int64_t> next{0};
+    Affinity affinity;  // of the caller; workers take it over
     // Guarded by the workers' mutex.
     int places = 0;   // for workers that may still join
     int working = 0;  // workers that have joined
@@ -29,7 +32,8 @@ void work_on(Round& round);
 
 /// One set for all callers: a round has a place for each worker that it may take, and those that are idle join. So several callers
 /// share the workers, a round whose workers come late is finished without them, and one inside of another cannot
-/// wait for itself. Threads are started when a round wants them and are joined at the end of the process, or when the library is
+/// wait for itself. Workers run where the caller of their round may run, so that who confines a thread confines its steps, and nobody
+/// else's. Threads are started when a round wants them and are joined at the end of the process, or when the library is
 /// unloaded.
 class Workers {
 public:

@@ -2,6 +2,9 @@
 // process under a limit cannot step at all, many optimizers start many threads, or a program crashes as it exits.
 #include <dirent.h>
 #include <dlfcn.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "failing_allocations.h"
 #include "failing_threads.h"
@@ -97,6 +101,49 @@ TEST(Workers, ByDefaultThereAreAsManyAsTheProcessMayUse) {
             Training training(0);
             training.step();
             if (!training.is_right() || live_threads() > usable) return false;
+        }
+        return true;
+    });
+}
+
+// Trainers of one process may each have CPUs of their own; the workers are the same for all.
+TEST(Workers, RunWhereTheirCallerMay) {
+    if (ThreadPool().threads() < 2) GTEST_SKIP() << "one CPU";
+    expect_in_child([] {
+        cpu_set_t all;
+        if (::sched_getaffinity(0, sizeof all, &all) != 0) return true;  // more CPUs than a set has
+        std::vector<int> cpus;
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+            if (CPU_ISSET(cpu, &all)) cpus.push_back(cpu);
+        }
+        ThreadPool pool(3);
+        struct Context {
+            cpu_set_t expected;
+            std::atomic<int> wrong = 0;
+            std::atomic<int> workers = 0;
+            std::thread::id caller = std::this_thread::get_id();
+        };
+        const auto look = [](void* c, std::int64_t) {
+            auto& context = *static_cast<Context*>(c);
+            cpu_set_t own;
+            ::sched_getaffinity(0, sizeof own, &own);
+            if (!CPU_EQUAL(&own, &context.expected)) ++context.wrong;
+            if (std::this_thread::get_id() != context.caller) {
+                ++context.workers;
+            } else {  // leaves jobs to those that come late
+                for (int n = 0; n < 100'000 && context.workers == 0; ++n) std::this_thread::yield();
+            }
+        };
+        for (int n = 0; n < 6; ++n) {
+            Context context;
+            context.expected = all;
+            if (n % 3 != 2) {
+                CPU_ZERO(&context.expected);
+                CPU_SET(cpus[static_cast<std::size_t>(n % 3)], &context.expected);
+            }
+            if (::sched_setaffinity(0, sizeof context.expected, &context.expected) != 0) return false;
+            pool.run(200, look, &context);
+            if (context.wrong != 0 || context.workers == 0) return false;
         }
         return true;
     });
