@@ -1,5 +1,6 @@
 """Gradient release: each parameter is stepped inside backward(), as soon as its gradient is there, which is then freed."""
 
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from .optimizer import FlashOptimizer
 PreStep = Callable[[torch.Tensor, dict[str, Any]], bool]
 
 
+_NO_REPLICAS = (
+    "enable_gradient_release does not support DistributedDataParallel (DDP), which brings gradients back after they are freed; "
+    "use FSDP2 (fully_shard), or step() and zero_grad()"
+)
 # Where a module keeps the optimizers that step its parameters.
 _KEPT = "_flashoptim_release"
 
@@ -64,8 +69,10 @@ def _refuse_second_step(optimizer: FlashOptimizer, parameter: torch.Tensor) -> N
 def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torch.Tensor], None]:
     # The collector does not see what hooks refer to, and the optimizer refers to the parameters.
     to_optimizer = weakref.ref(optimizer)
+    is_first = True
 
     def step_and_free(parameter: torch.Tensor) -> None:
+        nonlocal is_first
         alive = to_optimizer()
         if alive is None:
             raise RuntimeError(
@@ -74,6 +81,9 @@ def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torc
             )
         # Autograd has a thread for each device.
         with alive._release_lock:
+            if is_first:  # the model may have been wrapped since
+                _refuse_replicas({tensor for tensor, _ in alive._tensors_and_groups()})
+                is_first = False
             group = None if parameter.grad is None else alive._group_of(parameter)
             if group is None:  # no gradient, or taken out of the groups: its gradient is the user's
                 return
@@ -108,15 +118,35 @@ def _refuse_wrappers(model: torch.nn.Module) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.nn.parallel import DistributedDataParallel
 
-    if isinstance(model, FullyShardedDataParallel):
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise TypeError(_NO_REPLICAS)
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise TypeError(
             "enable_gradient_release does not support FullyShardedDataParallel (FSDP1); use FSDP2 (fully_shard)"
         )
-    if isinstance(model, DistributedDataParallel):
-        raise TypeError(
-            "enable_gradient_release does not support DistributedDataParallel (DDP), which brings gradients back after "
-            "they are freed; use FSDP2 (fully_shard), or step() and zero_grad()"
-        )
+
+
+def _is_replicated(parameters: set[torch.Tensor]) -> bool:
+    """Whether a DistributedDataParallel has one of the parameters, whichever module was given to whom. Torch has no list of them."""
+    from torch.distributed import is_available, is_initialized
+
+    if not (is_available() and is_initialized()):
+        return False
+    from torch.nn.parallel import DistributedDataParallel
+
+    return any(
+        issubclass(type(thing), DistributedDataParallel) and not parameters.isdisjoint(thing.parameters())
+        for thing in gc.get_objects()
+    )
+
+
+def _refuse_replicas(parameters: set[torch.Tensor]) -> None:
+    """Each rank would step with its own gradients alone."""
+    if not _is_replicated(parameters):
+        return
+    gc.collect()  # one that was dropped
+    if _is_replicated(parameters):
+        raise TypeError(_NO_REPLICAS)
 
 
 def enable_gradient_release(
@@ -141,7 +171,8 @@ def enable_gradient_release(
         pre_step: called with a parameter and its group before each step; False skips the step.
 
     Raises:
-        TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1).
+        TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1); the first backward() raises it
+            where the model is wrapped later.
         NotImplementedError: for a grad_scaler.
     """
     if grad_scaler is not None:
@@ -152,6 +183,7 @@ def enable_gradient_release(
     managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
     hook = _hook(optimizer, pre_step)
     released = [p for p in model.parameters() if p.requires_grad and p in managed]
+    _refuse_replicas(set(released))
     hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in released]
     optimizer._live.releases += 1
     return GradientReleaseHandle(hooks, optimizer, _keep(optimizer, model, set(released)))

@@ -48,12 +48,36 @@ def ddp(folder: Path, rank: int, size: int) -> None:
         on_every_rank_the_same([o["error_bits"] for o in optimizer.state.values()])
         taken = optimizer.get_fp32_model_state_dict(network)
         assert set(taken) == set(network.module.state_dict()), "names are the module's, not the wrapper's"
-    try:
-        flash.enable_gradient_release(network, optimizer)
-    except TypeError as error:
-        assert "DistributedDataParallel" in str(error)
-    else:
-        raise AssertionError("gradient release under DDP must be refused")
+
+
+def release_under_ddp(folder: Path, rank: int, size: int) -> None:
+    """Each rank would step with its own gradients, whatever is given to whom and in which order."""
+    for given in ("wrapper", "module", "part", "parent", "wrapped later"):
+        model = support.model()
+        optimizer = flash.FlashAdamW(model.parameters())
+        wrapped: Any = None if given == "wrapped later" else DistributedDataParallel(model)
+        part = torch.nn.Sequential(*list(model.children())[:1])
+        parts = {"wrapper": wrapped, "part": part, "parent": torch.nn.ModuleList([wrapped])}
+        before = [p.detach().clone() for p in model.parameters()]
+        try:
+            flash.enable_gradient_release(parts.get(given, model), optimizer)
+            wrapped = wrapped or DistributedDataParallel(model)
+            support.loss_of(wrapped, rank).backward()
+        except TypeError as error:
+            assert "DistributedDataParallel" in str(error)
+        else:
+            raise AssertionError(f"gradient release under DDP must be refused: {given}")
+        assert all(map(torch.equal, before, model.parameters())), given
+    model = support.model()
+    wrapped = DistributedDataParallel(model)
+    support.loss_of(wrapped, 0).backward()
+    del wrapped
+    optimizer = flash.FlashAdamW(model.parameters())
+    handle = flash.enable_gradient_release(model, optimizer)  # nothing averages any more
+    model.zero_grad()
+    support.loss_of(model, 0).backward()
+    handle.remove()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {1}
 
 
 def training(folder: Path, rank: int, size: int) -> None:
@@ -275,6 +299,7 @@ PHASES = {
         check.__name__: check
         for check in (
             ddp,
+            release_under_ddp,
             cuts.same_bits_on_any_ranks,
             cuts.unsharded_has_the_same_bits,
             cuts.shards_that_cut_groups_are_refused,

@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 NAMES = {
     "train": [
         "ddp",
+        "release_under_ddp",
         "same_bits_on_any_ranks",
         "unsharded_has_the_same_bits",
         "shards_that_cut_groups_are_refused",
