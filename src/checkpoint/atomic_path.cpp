@@ -96,11 +96,11 @@ FoundFolder find_folder(const fs::path& target, const fs::path& shown) {
         return found;
     };
     FoundFolder found = open_target();
-    if (found.descriptor) return found;
+    if (found.descriptor && !is_empty(found.descriptor)) return found;
     const FileDescriptor parent = open_existing(target.parent_path());
     const ScopedLock no_writer_between_renames(parent);
     found = open_target();
-    if (found.descriptor) return found;
+    if (found.descriptor && !is_empty(found.descriptor)) return found;
     if (const auto aside = find_aside(target)) {
         return {FileDescriptor(::open(aside->c_str(), kFlags | O_NOFOLLOW)), *aside};
     }

@@ -31,8 +31,8 @@ struct FoundFolder {
     std::filesystem::path path;
 };
 
-/// The folder at `target`, or where a writer that was killed between its two renames left it; waits for a living one. No
-/// descriptor: there is none. `shown` is the path in messages. Throws IoError.
+/// The folder at `target`, or, if nothing or an empty folder is there, where a writer that was killed between its two renames left
+/// it; waits for a living one. No descriptor: there is none. `shown` is the path in messages. Throws IoError.
 FoundFolder find_folder(const std::filesystem::path& target, const std::filesystem::path& shown);
 
 /// How a folder takes the place of another: in one step where system and file system can swap two names, else

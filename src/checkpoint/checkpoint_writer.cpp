@@ -172,6 +172,7 @@ void remove(const fs::path& folder) {
         throw IoError("cannot remove the checkpoint " + path_label(folder) +
                       ": it is a link; remove the link, or the folder that it leads to");
     }
+    recover_target(target);
     if (!is_taken(target)) return;
     remove_folder(target, [&folder](const FileDescriptor& old) {
         auto names = check_owned(old, folder, "cannot remove the checkpoint ");

@@ -151,6 +151,17 @@ bool is_taken(const std::filesystem::path& path) {
     return ::lstat(path.c_str(), &status) == 0;
 }
 
+bool is_vacant(const std::filesystem::path& path) {
+    if (!is_taken(path)) return true;
+    const FileDescriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    return folder && is_empty(folder);
+}
+
+bool is_empty(const FileDescriptor& folder) {
+    bool has_any = false;
+    return list_names(folder, [&has_any](const char*) { has_any = true; }) && !has_any;
+}
+
 void write_all(const FileDescriptor& descriptor, std::string_view text, const std::filesystem::path& shown) {
     while (!text.empty()) {
         const ssize_t count = ::write(descriptor.get(), text.data(), text.size());

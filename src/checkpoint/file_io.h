@@ -113,6 +113,12 @@ FileDescriptor open_existing(const std::filesystem::path& path);
 /// Whether anything lies at `path`, a link that leads nowhere included.
 bool is_taken(const std::filesystem::path& path);
 
+/// Whether a folder may take that name: nothing lies at `path`, or an empty folder.
+bool is_vacant(const std::filesystem::path& path);
+
+/// Whether an open folder is known to hold nothing.
+bool is_empty(const FileDescriptor& folder);
+
 /// Writes all of `text` to a descriptor. `shown` is the path in messages. Throws IoError.
 void write_all(const FileDescriptor& descriptor, std::string_view text, const std::filesystem::path& shown);
 

@@ -296,13 +296,13 @@ void Workspace::remove() noexcept {
 void remove_leftovers(const fs::path& target) {
     for_each_name(target, [&target](const std::string& name) {
         auto leftover = Workspace::find(target, name, Workspace::Purpose::kRemove);
-        if (!leftover || (leftover->was_stopped_between_renames() && !is_taken(leftover->target_))) return;
+        if (!leftover || (leftover->was_stopped_between_renames() && is_vacant(leftover->target_))) return;
         leftover->is_kept_ = false;
     });
 }
 
 void recover_target(const fs::path& target) {
-    if (is_taken(target)) return;
+    if (!is_vacant(target)) return;
     const FileDescriptor parent = open_existing(target.parent_path());
     if (!parent) return;
     const ScopedLock no_writer_between_renames(parent);
@@ -310,7 +310,7 @@ void recover_target(const fs::path& target) {
         const auto leftover = Workspace::find(target, name, Workspace::Purpose::kRemove);
         if (!leftover || leftover->target_ != target || !leftover->was_stopped_between_renames()) return;
         // Fails where something came to lie at the target that is not an empty folder.
-        if (!is_taken(target) && ::rename(leftover->aside_.c_str(), target.c_str()) == 0) {
+        if (is_vacant(target) && ::rename(leftover->aside_.c_str(), target.c_str()) == 0) {
             ::fsync(parent.get());
         }
     });

@@ -66,7 +66,7 @@ private:
 /// put back. What cannot be removed stays. Throws nothing but std::bad_alloc.
 void remove_leftovers(const std::filesystem::path& target);
 
-/// Puts the folder back that a save moved aside before it was killed, if there is nothing at `target`. For writers.
+/// Puts the folder back that a save moved aside before it was killed, if there is nothing at `target`, or an empty folder. For writers.
 void recover_target(const std::filesystem::path& target);
 
 /// Where the folder lies that a killed save of `target` had moved aside. Changes nothing.

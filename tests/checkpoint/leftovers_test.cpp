@@ -351,6 +351,31 @@ TEST(StoppedBetweenRenames, IsOpenedWhereItLies) {
     EXPECT_EQ(names_in(folder.path()), (Names{"ckpt"}));
 }
 
+// A script makes the folder of its checkpoint before it looks for one to go on from.
+TEST(StoppedBetweenRenames, SurvivesAnEmptyFolderInItsPlace) {
+    const TestFolder folder(fast_place());
+    make_stopped_save(folder, "ckpt");
+    fs::create_directory(folder / "ckpt");
+    const auto before = snapshot(folder.path());
+    EXPECT_TRUE(checkpoint::exists(folder / "ckpt"));
+    EXPECT_EQ(step_in(folder / "ckpt"), 4);
+    EXPECT_EQ(snapshot(folder.path()), before);
+    StepCheckpoint(1).write_to(folder / "other");
+    write_file(folder / "other.json", "{}");
+    EXPECT_EQ(step_in(folder / "ckpt"), 4);
+    StepCheckpoint(6).write_to(folder / "ckpt");
+    EXPECT_EQ(step_in(folder / "ckpt"), 6);
+    EXPECT_EQ(names_in(folder.path()), (Names{"ckpt", "other", "other.json"}));
+}
+
+TEST(StoppedBetweenRenames, IsRemovedAsIfItWereInItsPlace) {
+    const TestFolder folder(fast_place());
+    make_stopped_save(folder, "ckpt");
+    checkpoint::remove(folder / "ckpt");
+    EXPECT_FALSE(checkpoint::exists(folder / "ckpt"));
+    EXPECT_EQ(names_in(folder.path()), Names());
+}
+
 // The evaluation runs under another account, or on a disk that is mounted for reading.
 TEST(StoppedBetweenRenames, IsOpenedByAGuest) {
     const TestFolder folder(fast_place());
