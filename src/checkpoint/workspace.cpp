@@ -70,7 +70,7 @@ std::string_view random_part(std::string_view name) {
 }
 
 FileDescriptor open_in(const FileDescriptor& folder, const char* name, int flags) {
-    return FileDescriptor(::openat(folder.get(), name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    return FileDescriptor(::openat(folder.get(), name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666));
 }
 
 std::optional<struct stat> status_of(const FileDescriptor& descriptor) {

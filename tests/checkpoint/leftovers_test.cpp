@@ -447,6 +447,26 @@ TEST(Leftovers, OfTheLivingStay) {
     EXPECT_EQ(read_raw(path / "new/weights.safetensors"), "half");
 }
 
+// Root may read a journal whatever its permissions are; those who train may not.
+TEST(Leftovers, OfAnOrdinaryUserGoWithTheNextSave) {
+    const TestFolder folder(fast_place());
+    ASSERT_EQ(::chmod(folder.path().c_str(), 0777), 0);
+    const std::string report = in_child([&]() -> std::string {
+        constexpr uid_t kNobody = 65534;
+        if (::geteuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0) return "cannot drop root";
+        ::umask(0022);
+        Workspace::create(folder / "ckpt").keep();  // as if it were killed here
+        struct stat journal{};
+        const fs::path path = folder / *names_in(folder.path()).begin() / "journal";
+        if (::stat(path.c_str(), &journal) != 0 || (journal.st_mode & 07777) != 0644) {
+            return "a journal with the mode " + std::to_string(journal.st_mode & 07777);
+        }
+        StepCheckpoint(1).write_to(folder / "ckpt");
+        return names_in(folder.path()) == Names{"ckpt"} ? "" : "the workspace stays";
+    });
+    EXPECT_EQ(report, "");
+}
+
 // In a folder that everybody may write to, even root leaves alone what another user's save left.
 TEST(Leftovers, OfOtherUsersStay) {
     if (::geteuid() != 0) GTEST_SKIP() << "only root can give files away";
