@@ -234,7 +234,9 @@ class FlashOptimizer(OptimizerStates):
         """
         own = self._find_group(p)
         if p.grad is not None:
-            self._step([p], [p], [own if group is None else group], [p.grad], None)
+            # While gradients are released there is no coefficient of these.
+            clip = None if self._live.releases else self._live.clip_coefficient
+            self._step([p], [p], [own if group is None else group], [p.grad], clip)
             self._opt_called = True
 
     def _step(

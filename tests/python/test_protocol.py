@@ -277,6 +277,19 @@ def test_clipping_by_torch_and_by_ours() -> None:
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # clipping holds for one step
 
 
+def test_single_parameters_are_clipped_too() -> None:
+    whole, single = support.parameters(), support.parameters()
+    first, second = flash.FlashAdamW(whole), flash.FlashAdamW(single)
+    for given, optimizer in ((whole, first), (single, second)):
+        for p, g in zip(given, support.gradients(given, 0), strict=True):
+            p.grad = g
+        optimizer.clip_grad_norm_(0.01)
+    first.step()
+    for p in single:
+        second.step_param(p)
+    support.assert_same(first, second)
+
+
 @pytest.mark.parametrize("end", ["zero_grad", "bad gradient", "refused gradient"])
 def test_clipping_is_for_the_gradients_whose_norm_it_was(end: str) -> None:
     """Another attempt with the same gradients is clipped, as where torch clips them in place; others are not."""
