@@ -13,6 +13,11 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return fakes is not None and fakes.is_fake(tensor)
 
 
+def is_mode_on() -> bool:
+    """Whether new tensors are fake here."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
 @contextmanager
 def real_values() -> Iterator[None]:
     """Inside, new tensors have values also under FakeTensorMode: those that say how a fake one would lie in memory."""

@@ -13,6 +13,7 @@ from .accumulation import Fp32Sums
 from .capture import is_capturing_any, refuse
 from .conversion import fit
 from .corrections import WeightStorage
+from .fake import is_fake, is_mode_on
 from .gradients import refuse_several_parts
 from .live import Live, Places, live_attribute
 from .live_state import LiveState
@@ -113,6 +114,11 @@ class OptimizerStates(torch.optim.Optimizer):
         Without `writes` the weight stays as it is: the correction of a weight that was cast is still that of the former dtype
         then.
         """
+        if is_mode_on() and not is_fake(tensor):
+            raise ValueError(
+                f"{self._name_of(tensor)} has memory, and its state would have none under FakeTensorMode: step it outside, or make "
+                "the model inside"
+            )
         parameter = self._look_at(tensor)
         state = self.state[tensor]
         if not isinstance(state, LiveState):

@@ -259,3 +259,19 @@ def test_a_fake_model_is_trained() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             assert optimizer.memory_report()["moments"] > 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_weights_with_memory_are_refused_under_fake_mode(call: str) -> None:
+    """Their states would be fake for good."""
+    given = support.parameters(shapes=[SHAPE] * 3)
+    optimizer = flash.FlashAdamW(given)
+    for p in given:
+        p.grad = torch.ones_like(p)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(ValueError, match=r"parameter \d has memory"),
+    ):
+        CALLS[call](optimizer)
+    optimizer.step()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {1}
