@@ -125,12 +125,15 @@ void* Optimizer::Impl::place_of(const Parameter& p, const StoredState& stored, s
     void* place = p.weight.data;
     std::size_t size = static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
     if (name != kWeightName) {
-        size = 0;
-        for (const auto& buffer : buffers_of(stored)) {
-            if (buffer.name != name) continue;
-            place = buffer.memory->data();
-            size = buffer.memory->bytes();
+        const auto buffers = buffers_of(stored);
+        const auto buffer =
+            std::find_if(buffers.begin(), buffers.end(), [&](const auto& b) { return b.name == name; });
+        if (buffer == buffers.end()) {
+            throw InvalidArgument(p.name + " has no buffer that is called " + std::string(name) +
+                                  ": give a name that state() or stored_weight() gave");
         }
+        place = buffer->memory->data();
+        size = buffer->memory->bytes();
     }
     if (bytes == size) return place;
     throw InvalidArgument(p.name + " has " + std::to_string(size) + " bytes of " + std::string(name) +

@@ -70,6 +70,10 @@ void name_problem(const StepItem& item, std::size_t index) {
 
 }  // namespace
 
+void refuse_plan(std::size_t index) {
+    refuse(index, " has a plan that is not of its rule: give that of plan_storage for this rule");
+}
+
 void check_item(const StepItem& item, std::size_t index) {
     if (has_elements(item, index) && !is_usable(item)) name_problem(item, index);
 }

@@ -14,4 +14,7 @@ void check_item(const StepItem& item, std::size_t index);
 /// The same of its gradient alone.
 void check_gradient(const StepItem& item, std::size_t index);
 
+/// @throws InvalidArgument for an item whose plan is not of its rule
+[[noreturn]] void refuse_plan(std::size_t index);
+
 }  // namespace flashoptim

@@ -11,7 +11,9 @@
 namespace flashoptim {
 
 inline bool is_aligned(const void* data, DType dtype) {
-    return reinterpret_cast<std::uintptr_t>(data) % size_of(dtype) == 0;
+    const auto size = size_of(dtype);
+    return size == 0 ||
+           reinterpret_cast<std::uintptr_t>(data) % size == 0;  // 0: no dtype, which others refuse
 }
 
 /// @throws InvalidArgument for an address that is not a multiple of the element's size; `what` lies there.

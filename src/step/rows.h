@@ -36,7 +36,8 @@ inline bool same_kind(const StepItem& a, const StepItem& b) {
            a.plan.weight_dtype == b.plan.weight_dtype &&
            a.plan.master_weight_bits == b.plan.master_weight_bits &&
            a.plan.paper_arithmetic == b.plan.paper_arithmetic && a.plan.moments == b.plan.moments &&
-           (a.plan.first.count != 0) == (b.plan.first.count != 0) && a.hyperparameters == b.hyperparameters;
+           (a.plan.first.count != 0) == (b.plan.first.count != 0) &&
+           (a.plan.second.count != 0) == (b.plan.second.count != 0) && a.hyperparameters == b.hyperparameters;
 }
 
 }  // namespace flashoptim

@@ -138,6 +138,21 @@ void cut(Workspace& work, std::size_t item, const Rows& rows, std::int64_t numel
     }
 }
 
+bool has_moments_of_rule(const StepItem& item) {
+    const bool has_first = item.plan.first.count != 0, has_second = item.plan.second.count != 0;
+    switch (item.rule) {
+        case Rule::kSGD:
+        case Rule::kSGDW:
+            return !has_second;
+        case Rule::kAdam:
+        case Rule::kAdamW:
+            return has_first && has_second;
+        case Rule::kLion:
+            return has_first && !has_second;
+    }
+    return false;
+}
+
 void close_jobs(Workspace& work) {
     if (work.jobs.back() != work.chunks.size()) work.jobs.push_back(work.chunks.size());
 }
@@ -166,8 +181,10 @@ struct StepRun {
             if (item.layout->numel == 0) continue;
             if (former == nullptr || !same_kind(*former, item)) {
                 const bool has_first = item.plan.first.count != 0;
-                work_->kinds.push_back({scalars_of(ScalarSource(item)), work_->dither_of(item.step),
-                                        kernels.find(item.rule, has_first, item.plan).*kernel,
+                const auto own = kernels.find(item.rule, has_first, item.plan).*kernel;
+                // Gradients are counted without a state, too.
+                if (own == nullptr || (kernel == &Kernels::run && !has_moments_of_rule(item))) refuse_plan(n);
+                work_->kinds.push_back({scalars_of(ScalarSource(item)), work_->dither_of(item.step), own,
                                         reference.find(item.rule, has_first, item.plan).*kernel});
             }
             former = &item;

@@ -238,7 +238,19 @@ TEST(ExtremeNumbers, ItemsOfAStep) {
         {"its gradient is int8", [](auto& i) { i.gradient_dtype = DType::kInt8; }},
         {"its weight is uint8", [](auto& i) { i.plan.weight_dtype = DType::kUInt8; }},
     };
+    const std::vector<std::function<void(StepItem&)>> of_another_rule = {
+        [](auto& i) { i.rule = Rule::kSGD; }, [](auto& i) { i.rule = Rule::kLion; },
+        [](auto& i) { i.rule = static_cast<Rule>(50); },
+        [](auto& i) { i.plan.first = i.plan.first_scales = {}; },
+        [](auto& i) { i.plan.second = i.plan.second_scales = {}; }};
     const auto before = weight.bytes();
+    for (const auto& change : of_another_rule) {
+        std::vector<StepItem> items{good, good};
+        change(items[1]);
+        expect_refused<InvalidArgument>("tensor 1 has a plan that is not of its rule",
+                                        [&] { step(items, pool); });
+        EXPECT_TRUE(before == weight.bytes());
+    }
     for (const auto& [message, change] : wrong) {
         std::vector<StepItem> items{good, good};
         change(items[1]);

@@ -201,6 +201,33 @@ TEST(Refusals, OptionsThatNoOptimizerCanHave) {
     }
 }
 
+// Nothing is lost under a name that is misspelt, also where there are no bytes.
+TEST(Refusals, ABufferThatNoParameterHas) {
+    Tensor weight(DType::kFloat32, {64});
+    AdamW optimizer;
+    optimizer.add_parameter(weight.view());
+    const auto groups = std::vector{optimizer.hyperparameters()};
+    for (const std::string name : {"", "exp_avg_", "momentum_buffer"}) {
+        expect_refused<InvalidArgument>("no buffer that is called " + name,
+                                        [&] { optimizer.set_stored(0, name, {}); });
+        const std::vector<SavedState> states{{.parameter = 0, .buffers = {{name, {}}}}};
+        expect_refused<InvalidArgument>("no buffer that is called " + name,
+                                        [&] { optimizer.restore(groups, states); });
+    }
+    EXPECT_NO_THROW(optimizer.set_stored(0, "error_bits", {}));  // fp32 weights have none
+}
+
+TEST(Refusals, AWeightOfNoDType) {
+    Tensor weight(DType::kFloat32, {64});
+    AdamW optimizer;
+    for (const int dtype : {6, 77, 255}) {
+        TensorView view = weight.view();
+        view.dtype = static_cast<DType>(dtype);
+        expect_refused<InvalidArgument>("weights must be float32, bfloat16 or float16",
+                                        [&] { optimizer.add_parameter(view); });
+    }
+}
+
 TEST(Refusals, AGradientFactorThatIsNoFloat) {
     SGD optimizer;
     const double infinity = std::numeric_limits<double>::infinity();
