@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from . import fsdp
 from .masters import NARROW, has_correction, master_of, refuse_fsdp1, unwrapped, wide_copies, write_masters
 from .memory import is_plain
+from .reading import check_is_dense
 from .sharding import is_sharded, local_like, local_of, slice_of, wrap
 
 if TYPE_CHECKING:
@@ -191,6 +192,8 @@ def _part(name: str, value: Any, tensor: torch.Tensor) -> torch.Tensor:  # noqa:
     """
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is a tensor, its value a {type(value).__name__}")
+    if is_sharded(tensor) or is_plain(tensor):
+        check_is_dense(value, f"the value of {name}")
     if is_lazy(tensor) or tensor.device.type == "meta":
         raise ValueError(
             f"{name} has no memory yet; make the model's weights (to_empty, a first forward) before"

@@ -351,10 +351,15 @@ def wrong(taken: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         ({f"module.{n}": v for n, v in rest.items()}, "module"),
         ({"other": torch.zeros(2)}, "nothing would be set"),
         ({}, "empty"),
+        ({**rest, name: rest[name].to("meta")}, name),
+        ({**rest, name: rest[name].to_sparse()}, name),
+        ({**rest, name: support.freed(rest[name])}, name),
+        ({**rest, "1.running_mean": support.freed(rest["1.running_mean"])}, "1.running_mean"),
+        ({**rest, "1.running_mean": rest["1.running_mean"].to_sparse()}, "1.running_mean"),
     ]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(15))
 def test_what_does_not_fit_changes_nothing(number: int) -> None:
     model, optimizer = trained(norms)
     given, named = wrong(optimizer.get_fp32_model_state_dict(model))[number]

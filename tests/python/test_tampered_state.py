@@ -50,13 +50,6 @@ def deep_list() -> list[Any]:
     return nested
 
 
-def freed(tensor: torch.Tensor) -> torch.Tensor:
-    """As FSDP1 leaves it: it has its shape and no memory. To read it is a crash."""
-    tensor = tensor.clone()
-    tensor.untyped_storage().resize_(0)
-    return tensor
-
-
 OBJECTS: dict[str, Any] = {
     "None": None,
     "text": "x",
@@ -92,7 +85,7 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "sparse of its dtype": lambda t: t.to_sparse(),
     "csr": lambda t: (t.float() if t.dim() == 2 else torch.zeros(2, 2)).to_sparse_csr(),
     "meta": lambda t: t.to("meta"),
-    "freed": freed,
+    "freed": support.freed,
     "quantized": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
     "nested": lambda t: torch.nested.nested_tensor([t.float().reshape(-1), torch.zeros(2)]),
     "NumPy's": lambda t: t.float().numpy(),
@@ -244,7 +237,7 @@ def entries(rule: Rule, saved: Saved) -> Iterator[tuple[str, Saved]]:
         yield f"{number} has a stubborn thing of others", with_entry(saved, number, "slow", Stubborn())
         yield (
             f"{number} has a freed tensor of others",
-            with_entry(saved, number, "slow", freed(torch.ones(9))),
+            with_entry(saved, number, "slow", support.freed(torch.ones(9))),
         )
         for key in (
             "max_exp_avg_sq",
@@ -341,7 +334,7 @@ def options(rule: Rule, saved: Saved) -> Iterator[tuple[str, Any]]:
         ("lr", torch.zeros(1, device="meta")),
         ("lr", torch.ones(1, dtype=torch.complex64)),
         ("lr", torch.ones(1).to_sparse()),
-        ("lr", freed(torch.ones(()))),
+        ("lr", support.freed(torch.ones(()))),
         ("betas", (0.9,)),
         ("betas", (0.9, 0.99, 0.999)),
         ("betas", 0.9),
