@@ -22,6 +22,7 @@ union NeverDestroyed {
     T value;
 };
 
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): a process has one
 std::atomic<Workers*> of_this_process = nullptr;
 
 struct StopAtExit {
@@ -45,13 +46,14 @@ Workers* Workers::of_process() noexcept {
     if (workers != nullptr && workers->is_of_this_process()) return workers;
     try {
         const int helpers = usable_cpus() - 1;
-        static const StopAtExit stop_at_exit;
+        static const StopAtExit kStopAtExit;
         if (workers == nullptr) {
             static NeverDestroyed<Workers> first(helpers);
             of_this_process.compare_exchange_strong(workers, &first.value);
         } else {  // a child after fork() can neither use nor destroy its parent's
             auto own = std::make_unique<Workers>(helpers);
-            if (of_this_process.compare_exchange_strong(workers, own.get())) own.release();
+            // NOLINTNEXTLINE(bugprone-unused-return-value): never destroyed
+            if (of_this_process.compare_exchange_strong(workers, own.get())) static_cast<void>(own.release());
         }
     } catch (const std::exception&) {
         return nullptr;
@@ -81,7 +83,7 @@ void Workers::start(int wanted) noexcept {
             threads_.emplace_back([this] { serve(); });
             ++idle_;
         }
-    } catch (const std::exception&) {
+    } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
         // No memory for its stack, or no thread more for this user: those that there are do the work. Tried again by the next round.
     }
 }
