@@ -41,8 +41,8 @@ def is_raw(state: State, rule: Rule) -> bool:
 def fit(parameter: Parameter, state: State, rule: Rule, group: Group, writes: bool = True) -> None:
     """Makes what is missing in a live state, and converts what is stored in another way than its group says.
 
-    The full-precision value of a weight that was cast is written into the weight, unless `writes` is False: then its correction
-    stays one of the former dtype, in the width and format that the group asks for.
+    The full-precision value of a weight that was cast is written into the weight. Unless `writes` is True a correction stays as
+    it is: reading must not convert it, as the weight that it belongs to may still come.
 
     Raises:
         ValueError: for what does not fit; the state is as it was.
@@ -66,7 +66,13 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group, writes: bo
                 fitted[name] = parameter.moment_like(kind, plan, step_count(step, parameter.name))
             else:
                 fitted[name] = _fitting(moment, parameter, plan)
-    correction = _fitting_correction(parameter, state, group, plan, writes)
+    correction = correction_in(state)
+    is_pending = correction is not None and parameter.stored_as not in (None, plan.weight_storage)
+    if correction is None or writes or not is_pending:
+        correction = _fitting_correction(parameter, state, plan)
+    elif parameter.stored_as is not None and parameter.stored_as.bits in CORRECTION_DTYPES:
+        _check_correction(parameter, correction, parameter.stored_as)
+        correction = ordered(correction, parameter.local)
     state.pop(CORRECTION, None)
     state.pop(FORMER, None)
     if correction is not None:
@@ -89,17 +95,25 @@ def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
     return moment.stored_as(local, parameter.layout, plan.storage)
 
 
-def _fitting_correction(
-    parameter: Parameter, state: State, group: Group, plan: Plan, writes: bool
-) -> torch.Tensor | None:
+def saved_correction(
+    parameter: Parameter, state: State, group: Group
+) -> tuple[torch.Tensor, WeightStorage] | None:
+    """The correction as the group asks for it, of the dtype that its weight had when it was made; the state stays as it is."""
+    correction, stored, bits = correction_in(state), parameter.stored_as, group["master_weight_bits"]
+    if correction is None or stored is None or bits not in CORRECTION_DTYPES:
+        return None
+    wanted = WeightStorage(stored.weight_dtype, int(bits), int(group["format"] == "paper"))
+    if wanted != stored and stored.bits in CORRECTION_DTYPES:
+        correction = split_over(parameter.local, join(parameter.local, correction, stored), wanted)
+    return correction, wanted
+
+
+def _fitting_correction(parameter: Parameter, state: State, plan: Plan) -> torch.Tensor | None:
     """The correction of the weight as it is to be stored now, or None; the parameter knows what it belongs to."""
     correction, former = correction_in(state), parameter.stored_as or plan.weight_storage
     now = plan.weight_storage
     if correction is not None and former.bits in CORRECTION_DTYPES:
         _check_correction(parameter, correction, former)
-        bits = group["master_weight_bits"]
-        if former.weight_dtype != now.weight_dtype and bits in CORRECTION_DTYPES and not writes:
-            now = WeightStorage(former.weight_dtype, bits, int(group["format"] == "paper"))
     else:
         correction = None
     if correction is not None and former.weight_dtype != now.weight_dtype:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import element_scales
-from .conversion import foreign_entries, restore
-from .corrections import CORRECTION, WeightStorage, correction_in
+from .conversion import foreign_entries, restore, saved_correction
+from .corrections import CORRECTION, WeightStorage
 from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
 from .moment import Moment, scales_shape
 from .options import STORAGE_OPTIONS, Group, Storage
@@ -64,7 +64,9 @@ def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: boo
     return {name + QUANTIZED: codes, name + SCALES: _saved_scales(parameter, moment)}
 
 
-def saved_state(parameter: Parameter, state: State, compress: bool, corrections: bool = True) -> State:
+def saved_state(
+    parameter: Parameter, state: State, group: Group, compress: bool, corrections: bool = True
+) -> State:
     """What a state dict holds of a parameter. Tensors are the optimizer's own, not copies."""
     step = state["step"]
     # torch.optim keeps counts on the CPU, and brings them to the weights itself where it wants them there.
@@ -74,8 +76,9 @@ def saved_state(parameter: Parameter, state: State, compress: bool, corrections:
             saved.update(_saved_moment(parameter, name, value, compress))
         elif is_foreign(name):
             saved[name] = value
-    bits, storage = correction_in(state), parameter.stored_as
-    if bits is not None and storage is not None and corrections:
+    correction = saved_correction(parameter, state, group) if corrections else None
+    if correction is not None:
+        bits, storage = correction
         if storage.paper and bits.dtype == torch.int16:
             bits = bits.view(storage.dtype)  # as the authors' package writes it
         saved[CORRECTION] = _like_parameter(parameter, bits)
@@ -119,8 +122,11 @@ def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False)
                 states[numbers[tensor]] = dict(state)
             elif state:
                 parameter = optimizer._prepare(tensor, group, writes=False)
-                states[numbers[tensor]] = saved_state(parameter, optimizer.state[tensor], compress, not plain)
-                dtype = parameter.stored_as.dtype if parameter.stored_as else dtype
+                states[numbers[tensor]] = saved_state(
+                    parameter, optimizer.state[tensor], group, compress, not plain
+                )
+                if CORRECTION in states[numbers[tensor]] and parameter.stored_as is not None:
+                    dtype = parameter.stored_as.dtype
             dtypes.add(dtype)
         if not plain:
             packed["weight_dtype"] = _name_of_weights(dtypes)
