@@ -211,7 +211,7 @@ TEST_F(CudaOptimizer, WhatCannotBeIsRefused) {
     expect_refused<InvalidArgument>("has 6400 bytes of error_bits, not 3", [&] {
         optimizer.set_stored(0, "error_bits", std::vector<std::byte>(3));
     });
-    expect_refused<InvalidArgument>("has 0 bytes of nothing",
+    expect_refused<InvalidArgument>("has no buffer that is called nothing",
                                     [&] { optimizer.set_stored(0, "nothing", std::vector<std::byte>(3)); });
     const int count = device_count();
     expect_refused<Error>("CUDA device " + std::to_string(count) + " does not exist",
