@@ -168,9 +168,10 @@ class Checkpoints(torch.nn.Module):
 
     def __init__(self, place: str) -> None:
         super().__init__()
-        self.layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(3)))
-        for layer in self.layers:
+        layers = [torch.nn.Linear(8, 8, bias=False) for _ in range(3)]
+        for layer in layers:
             torch.nn.init.eye_(layer.weight)
+        self.layers = torch.nn.Sequential(*layers)
         self.segments = self.PLACES[place]
 
     def forward(self, x: Tensor) -> Tensor:

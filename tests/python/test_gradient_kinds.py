@@ -138,12 +138,13 @@ def test_what_cannot_be_stepped_is_named_and_nothing_changes(
 
 def test_weights_made_of_several_tensors_are_refused() -> None:
     """Torch does an operation to each part: the state of both would be stepped twice."""
-    p = torch.nn.Parameter(TwoTensor(values(), values()))
+    weights = TwoTensor(values(), values())
+    p = torch.nn.Parameter(weights)
     p.grad = values()
     optimizer = flash.FlashAdamW([p])
     with pytest.raises(ValueError, match="parameter 0 is a TwoTensor, which is made of several tensors"):
         optimizer.step()
-    assert torch.equal(p.a, values())
+    assert torch.equal(weights.a, values())
 
 
 @pytest.mark.parametrize("kind", STEPPED)
