@@ -1,5 +1,6 @@
 // flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the memory's bandwidth.
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "commands.h"
 #include "console.h"
 #include "flashoptim/checkpoint.h"
+#include "flashoptim/error.h"
 #include "flashoptim/version.h"
 #include "step_timing.h"
 #include "trainer/options.h"
@@ -106,7 +108,17 @@ std::vector<Measurement> measure(const BenchArguments& arguments, const std::str
     return results;
 }
 
+/// Before anything is measured: a mistyped folder is not made, and costs no minutes.
+void check_folder_of(const std::string& file) {
+    const auto folder = std::filesystem::absolute(file).parent_path();
+    std::error_code error;
+    if (!std::filesystem::is_directory(folder, error)) {
+        throw IoError("cannot write " + file + ": there is no folder " + folder.string() + "; make it first");
+    }
+}
+
 int run(BenchArguments arguments) {
+    if (!arguments.json.empty()) check_folder_of(arguments.json);
     if (arguments.quick) {
         arguments.optimizers = {"adamw"};
         arguments.rounds = std::min(arguments.rounds, 5);

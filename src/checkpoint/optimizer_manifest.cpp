@@ -120,7 +120,7 @@ private:
 class Lines {
 public:
     explicit Lines(std::size_t depth) : indent_(depth, ' ') {}
-    void add(const char* key, const std::string& value) {
+    void add(std::string_view key, const std::string& value) {
         if (!text_.empty()) text_ += ",\n";
         text_.append(indent_).append("\"").append(key).append("\": ").append(value);
     }
@@ -155,7 +155,7 @@ std::string to_json(const Hyperparameters& h) {
     for (const auto& [key, member] : kNumbers) fields[key] = json_number(h.*member);
     for (const auto& [key, member] : kSwitches) fields[key] = to_json(h.*member);
     Lines lines(3);
-    for (const auto& [key, value] : fields) lines.add(key.data(), value);
+    for (const auto& [key, value] : fields) lines.add(key, value);
     return lines.text();
 }
 
@@ -174,7 +174,7 @@ std::string to_json(const SavedParameter& p) {
         {"master_weight_bits", std::to_string(p.master_weight_bits)}};
     for (const auto& [key, member] : kPlace) fields[key] = std::to_string(p.place.*member);
     Lines lines(3);
-    for (const auto& [key, value] : fields) lines.add(key.data(), value);
+    for (const auto& [key, value] : fields) lines.add(key, value);
     return lines.text();
 }
 

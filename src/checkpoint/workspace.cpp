@@ -79,6 +79,12 @@ std::optional<struct stat> status_of(const FileDescriptor& descriptor) {
     return status;
 }
 
+/// Whether an open file still has a name.
+bool is_linked(const FileDescriptor& descriptor) {
+    const auto status = status_of(descriptor);
+    return status && status->st_nlink > 0;
+}
+
 mode_t type_in(const FileDescriptor& folder, const char* name) {
     struct stat status{};
     if (::fstatat(folder.get(), name, &status, AT_SYMLINK_NOFOLLOW) != 0) return 0;
@@ -187,7 +193,7 @@ Workspace Workspace::create(const fs::path& target) {
             if (error_number == ENOENT && tries < kMostTries) continue;  // a cleaner found it empty
             throw_io_error("create", target, error_number);
         }
-        if (try_lock(made.journal_) != Lock::kHeldByOther && status_of(made.journal_)->st_nlink > 0) {
+        if (try_lock(made.journal_) != Lock::kHeldByOther && is_linked(made.journal_)) {
             write_all(made.journal_, opening, target);
             return made;
         }
@@ -222,7 +228,7 @@ std::optional<Workspace> Workspace::find(const fs::path& target, const std::stri
         return std::nullopt;
     }
     if (is_to_go && (!is_this_users(status_of(found.journal_)) || try_lock(found.journal_) != Lock::kTaken ||
-                     status_of(found.journal_)->st_nlink == 0)) {
+                     !is_linked(found.journal_))) {
         return std::nullopt;
     }
     const auto text = read_journal(found.journal_);
