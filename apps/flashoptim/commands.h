@@ -1,4 +1,5 @@
-// The subcommands. Each adds itself to the command line; its function runs when it was chosen and returns the exit code.
+// The subcommands, and what the exit code of each of them means. Each adds itself to the command line; its function runs when it
+// was chosen and returns the exit code.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -8,8 +9,16 @@ namespace flashoptim::app {
 
 using Command = std::function<int()>;
 
-/// Exit codes; 0 is done.
-inline constexpr int kBadInput = 2, kOtherError = 1;
+/// Exit codes, as kExitCodes tells them to users.
+inline constexpr int kDone = 0, kOtherError = 1, kBadInput = 2, kNotFinite = 3;
+
+inline constexpr const char* kExitCodes =
+    "Exit codes (an error is one line on stderr, which names the thing and the remedy):\n"
+    "  0 done\n"
+    "  1 ended early: stopped by a signal, its checkpoint written, or out of memory in the middle of the "
+    "run\n"
+    "  2 bad usage or bad input, refused before the first step; a file or output that cannot be written\n"
+    "  3 the loss was not finite; the last good checkpoint stays";
 
 /// Adds the subcommand to `parent`; `chosen` becomes its function when the arguments name it.
 void add_train_command(CLI::App& parent, Command& chosen);

@@ -6,11 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 
 #include "flashoptim/error.h"
+#include "one_line.h"
+#include "process_setup.h"
 
 namespace flashoptim::app {
 namespace {
@@ -19,9 +20,7 @@ constexpr int kBarWidth = 24;
 constexpr auto kBarInterval = std::chrono::milliseconds(100);
 constexpr auto kLineInterval = std::chrono::seconds(10);
 
-// A signal handler can reach nothing but this.
-volatile std::sig_atomic_t stop_signal = 0;
-void remember_signal(int signal) { stop_signal = signal; }
+int stdout_error = 0;  // of the first write that failed
 
 std::string human_seconds(double seconds) {
     const auto whole = static_cast<std::int64_t>(seconds + 0.5);
@@ -50,33 +49,25 @@ std::string human_bytes(std::int64_t bytes) {
 
 void tell(std::string_view text) noexcept { std::fwrite(text.data(), 1, text.size(), stderr); }
 
-void print(std::string_view text) noexcept { std::fwrite(text.data(), 1, text.size(), stdout); }
-
-void finish_output() {
+void print(std::string_view text) noexcept {
     errno = 0;
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-        throw IoError(fmt::format("standard output cannot be written{}{}; send it where there is room",
-                                  errno == 0 ? "" : ": ", errno == 0 ? "" : std::strerror(errno)));
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() && stdout_error == 0) {
+        stdout_error = errno;
     }
 }
 
+void finish_output() {
+    errno = 0;
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+    const int error = stdout_error != 0 ? stdout_error : errno;
+    if (error == EPIPE) end_by_broken_pipe();
+    throw IoError(fmt::format("standard output cannot be written{}{}; send it where there is room",
+                              error == 0 ? "" : ": ", error == 0 ? "" : std::strerror(error)));
+}
+
 ConsoleObserver::ConsoleObserver(std::string label)
-    : label_(std::move(label)), terminal_(isatty(STDERR_FILENO) == 1) {
-    stop_signal = 0;
-    // The second signal kills, as if there were no handler.
-    struct sigaction action{};
-    action.sa_handler = remember_signal;
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    sigaction(SIGINT, &action, nullptr);
-    sigaction(SIGTERM, &action, nullptr);
-    std::signal(SIGPIPE, SIG_IGN);
-}
-ConsoleObserver::~ConsoleObserver() {
-    clear_bar();
-    std::signal(SIGINT, SIG_DFL);
-    std::signal(SIGTERM, SIG_DFL);
-    std::signal(SIGPIPE, SIG_DFL);
-}
+    : label_(std::move(label)), terminal_(isatty(STDERR_FILENO) == 1) {}
+ConsoleObserver::~ConsoleObserver() { clear_bar(); }
 
 void ConsoleObserver::clear_bar() {
     if (bar_shown_) tell("\r\033[K");
@@ -85,10 +76,11 @@ void ConsoleObserver::clear_bar() {
 
 void ConsoleObserver::on_start(const trainer::RunInfo& info) {
     info_ = info;
+    started_ = true;
     start_ = last_shown_ = std::chrono::steady_clock::now();
     tell("{}: {} parameters, {} training and {} validation tokens, {} threads{}\n", label_, info.parameters,
          info.training_tokens, info.validation_tokens, info.threads,
-         info.resumed_from.empty() ? "" : ", resumed from " + info.resumed_from.string());
+         info.resumed_from.empty() ? "" : ", resumed from " + one_line(info.resumed_from.native()));
 }
 
 void ConsoleObserver::on_step(const trainer::StepRecord& record) {
@@ -120,13 +112,13 @@ void ConsoleObserver::on_step(const trainer::StepRecord& record) {
 
 void ConsoleObserver::on_checkpoint(const trainer::CheckpointRecord& record) {
     if (!terminal_) {
-        tell("{} checkpoint {} ({})\n", label_, record.folder.string(), human_bytes(record.bytes));
+        tell("{} checkpoint {} ({})\n", label_, one_line(record.folder.native()), human_bytes(record.bytes));
     }
 }
 void ConsoleObserver::on_notice(const std::string& line) {
     clear_bar();
-    tell("{}: note: {}\n", label_, line);
+    tell("{}: note: {}\n", label_, one_line(line));
 }
-bool ConsoleObserver::stop_requested() { return stop_signal != 0; }
+bool ConsoleObserver::stop_requested() { return StopSignals::received() != 0; }
 
 }  // namespace flashoptim::app

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "stop_signals.h"
 #include "trainer/progress.h"
 
 namespace flashoptim::app {
@@ -33,8 +34,8 @@ void print(fmt::format_string<Values...> form, Values&&... values) {
 /// Throws IoError if something that was written to stdout was lost.
 void finish_output();
 
-/// Shows a run on stderr, and ends it with its checkpoint at the first SIGINT or SIGTERM. A reader of stderr that goes away does
-/// not end it.
+/// Shows a run on stderr, and ends it with its checkpoint at the first signal that asks for that. A reader of stderr that goes away
+/// does not end it.
 class ConsoleObserver : public trainer::TrainObserver {
 public:
     /// `label` stands before every line, "adamw native" for example.
@@ -49,11 +50,16 @@ public:
     void on_notice(const std::string& line) override;
     bool stop_requested() override;
 
+    /// Whether the first step began: all that could be refused before was not.
+    bool started() const { return started_; }
+
 private:
     void clear_bar();
 
+    StopSignals signals_;
     std::string label_;
     bool terminal_;
+    bool started_ = false;
     bool bar_shown_ = false;
     trainer::RunInfo info_;
     std::chrono::steady_clock::time_point start_, last_shown_;

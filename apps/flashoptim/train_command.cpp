@@ -3,8 +3,10 @@
 
 #include "commands.h"
 #include "console.h"
+#include "failure.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "one_line.h"
 #include "run_arguments.h"
 #include "trainer/loop.h"
 #include "trainer/summary.h"
@@ -18,6 +20,7 @@ const std::string kResumeOut(1, '\0');
 struct TrainArguments : RunArguments {
     std::optional<std::string> resume;
     std::filesystem::path json;
+    bool no_final_checkpoint = false;
     bool list_models = false;
     bool hold_model = false;
 };
@@ -60,20 +63,22 @@ void print_result(const trainer::TrainOptions& options, const trainer::TrainResu
     }
     if (result.checkpoint_bytes > 0) {
         print("{:<20} {:>10}  {}\n", "checkpoint", human_bytes(result.checkpoint_bytes),
-              result.checkpoint.string());
+              one_line(result.checkpoint.native()));
     }
     if (result.bad_elements > 0) {
         print("skipped elements     {} (their gradients were not finite)\n", result.bad_elements);
     }
-    if (!options.out.empty()) print("metrics.csv and summary.json are in {}\n", options.out.string());
+    if (!options.out.empty())
+        print("metrics.csv and summary.json are in {}\n", one_line(options.out.native()));
 }
 
 int train(const TrainArguments& arguments) {
     if (arguments.list_models) {
         print_models();
-        return 0;
+        return kDone;
     }
     auto options = to_options(arguments);
+    options.final_checkpoint = !arguments.no_final_checkpoint;
     if (arguments.resume) {
         options.resume =
             *arguments.resume == kResumeOut ? options.out : std::filesystem::path(*arguments.resume);
@@ -84,16 +89,22 @@ int train(const TrainArguments& arguments) {
     }
     if (arguments.hold_model) {
         write_json(arguments.json, options, trainer::hold_model(options));
-        return 0;
+        return kDone;
     }
     trainer::TrainResult result;
+    std::optional<Failure> failure;
     {
         ConsoleObserver console(arguments.optimizer + " " + arguments.format);
-        result = trainer::train(options, console);
+        try {
+            result = trainer::train(options, console);
+        } catch (...) {
+            failure = current_failure(console.started() ? Phase::kRunning : Phase::kBeforeFirstStep);
+        }
     }
+    if (failure) return report(*failure);  // below the progress bar
     write_json(arguments.json, options, result);
     print_result(options, result);
-    return result.stopped ? 1 : 0;
+    return result.stopped ? kOtherError : kDone;
 }
 
 }  // namespace
@@ -127,7 +138,7 @@ void add_train_command(CLI::App& parent, Command& chosen) {
         ->option_text("[PATH]")
         ->group(files);
     command
-        .add_flag("!--no-final-checkpoint", arguments->options.final_checkpoint,
+        .add_flag("--no-final-checkpoint", arguments->no_final_checkpoint,
                   "Write no checkpoint after the last step")
         ->group(files);
     command.add_option("--json", arguments->json, "Write the results to this file too")->group(files);

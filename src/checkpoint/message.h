@@ -11,7 +11,7 @@ namespace flashoptim::checkpoint {
 /// `text` with control characters and bytes beyond ASCII replaced by '?', cut after 200 characters.
 std::string printable(std::string_view text);
 
-/// `'path'`, printable and uncut.
+/// `'path'` on one line (one_line.h), uncut: no byte of a name that somebody has to type is lost.
 std::string path_label(const std::filesystem::path& path);
 
 /// `tensor "name"`, printable.
