@@ -21,6 +21,7 @@ import lint
 ROOT = lint.ROOT
 RESULTS = ROOT / "build" / "results"
 SLOWEST = 10
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Check:
         if rooms:
             # The package as the preset `release` builds it; whatever PYTHONPATH was must not stand before it.
             os.environ["PYTHONPATH"] = str(ROOT / "build" / "release" / "python")
-            self.cases("pytest", [sys.executable, "-m", "pytest", "-q", *rooms, "--junitxml"])
+            # Test files side by side, one for each processor.
+            side_by_side = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile"]
+            self.cases("pytest", [sys.executable, "-m", "pytest", "-q", *side_by_side, *rooms, "--junitxml"])
             del os.environ["PYTHONPATH"]
 
     def cases(self, name: str, command: list[str]) -> None:
