@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .clipping import Clipping
 from .options import Group
 
 _ABSENT: Any = object()
@@ -21,11 +22,15 @@ class Live:
     method that is called on it must not assign attributes: they would be the wrapper's. It assigns them here.
     """
 
-    clip_coefficient: torch.Tensor | None = None
+    clipping: Clipping | None = None
     releases: int = 0  # models whose gradients are released
     grad_scale: Any = _ABSENT
     found_inf: Any = _ABSENT
     _opt_called: Any = _ABSENT
+
+    def clip_coefficient(self) -> torch.Tensor | None:
+        """That of the gradients which are there."""
+        return None if self.clipping is None else self.clipping.coefficient()
 
 
 def live_attribute(name: str) -> Any:  # noqa: ANN401

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from . import exports, masters
 from . import state_dict as saving
 from .capture import is_capturing_any
+from .clipping import Clipping
 from .corrections import correction_in
 from .errors import NonFiniteError
 from .fake import is_fake
@@ -211,13 +212,13 @@ class FlashOptimizer(OptimizerStates):
                     groups.append(group)
                     gradients.append(gradient)
         # The clip coefficient belongs to the current gradients. A step that fails keeps it for the retry.
-        clip = self._live.clip_coefficient
+        clip = self._live.clip_coefficient()
         try:
             self._step(list(self._places), tensors, groups, gradients, clip)
         except NonFiniteError:
-            self._live.clip_coefficient = None
+            self._live.clipping = None
             raise
-        self._live.clip_coefficient = None
+        self._live.clipping = None
         return loss
 
     @torch._disable_dynamo
@@ -235,7 +236,7 @@ class FlashOptimizer(OptimizerStates):
         own = self._find_group(p)
         if p.grad is not None:
             # While gradients are released there is no coefficient of these.
-            clip = None if self._live.releases else self._live.clip_coefficient
+            clip = None if self._live.releases else self._live.clip_coefficient()
             self._step([p], [p], [own if group is None else group], [p.grad], clip)
             self._opt_called = True
 
@@ -298,7 +299,7 @@ class FlashOptimizer(OptimizerStates):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients."""
         self._follow_groups()
-        self._live.clip_coefficient = None
+        self._live.clipping = None
         super().zero_grad(set_to_none=set_to_none)
 
     # Gradients and numerics
@@ -315,7 +316,8 @@ class FlashOptimizer(OptimizerStates):
     def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
         """Scales the gradients of the next step so that their norm is at most `max_norm`; returns the norm before.
 
-        The gradients stay as they are: they are scaled as the step reads them. On a GPU nobody waits for the norm.
+        The gradients stay as they are: they are scaled as the step reads them. On a GPU nobody waits for the norm. The
+        coefficient belongs to these gradients: it is taken back by :meth:`zero_grad`, and where none of them is left.
 
         Raises:
             RuntimeError: while gradients are released: there is no norm of all then.
@@ -328,7 +330,10 @@ class FlashOptimizer(OptimizerStates):
         norm = self.grad_norm()
         # A quotient, as the core forms it: a number over a tensor would be a product with the reciprocal.
         coefficient = torch.full_like(norm, float(max_norm)) / (norm + 1e-6)
-        self._live.clip_coefficient = coefficient.clamp(max=1.0).float()
+        gradients = (tensor.grad for tensor, _ in self._tensors_and_groups())
+        self._live.clipping = Clipping(
+            coefficient.clamp(max=1.0).float(), (gradient for gradient in gradients if gradient is not None)
+        )
         return norm
 
     def bad_elements(self) -> dict[str | int, int]:

@@ -77,6 +77,11 @@ torch::Tensor OptimizerImpl::grad_norm() {
     return sum.sqrt();
 }
 
+void GradientNumbers::follow_clipped() noexcept {
+    while (!clipped.empty() && clipped.back().expired()) clipped.pop_back();
+    if (clipped.empty()) clip_coefficient.reset();
+}
+
 torch::Tensor OptimizerImpl::clip_grad_norm(double max_norm) {
     constexpr double kTorchClipEpsilon = 1e-6;
     if (!release.expired()) {
@@ -85,8 +90,15 @@ torch::Tensor OptimizerImpl::clip_grad_norm(double max_norm) {
             "remove it first");
     }
     const auto norm = grad_norm();
-    gradient_numbers.clip_coefficient =
+    auto coefficient =
         torch::full_like(norm, max_norm).div_(norm + kTorchClipEpsilon).clamp_max_(1.0).to(torch::kFloat32);
+    std::vector<WeakTensor> clipped;
+    for (const auto* parameter : all()) {
+        const auto& gradient = parameter->gradient_now();
+        if (gradient.defined()) clipped.emplace_back(gradient.getIntrusivePtr());
+    }
+    gradient_numbers.clip_coefficient = std::move(coefficient);
+    gradient_numbers.clipped = std::move(clipped);
     return norm;
 }
 

@@ -87,7 +87,7 @@ void FlashOptimizer::zero_grad(bool set_to_none) {
         Optimizer::zero_grad(set_to_none);
     }
     impl_->clear_gradients();
-    impl_->gradient_numbers.clip_coefficient.reset();  // of those
+    impl_->gradient_numbers.forget_clipping();  // of those
 }
 
 void FlashOptimizer::set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient) {

@@ -44,6 +44,9 @@ struct Parameter {
 
     [[nodiscard]] void* key() const { return tensor.unsafeGetTensorImpl(); }
     [[nodiscard]] const StateForm& state_form() const { return former ? *former : form; }
+
+    /// What a step reads; may be undefined.
+    const torch::Tensor& gradient_now() const { return gradient.defined() ? gradient : tensor.grad(); }
 };
 
 /// A state that fits its parameter, before it takes the place of the one that does not.
@@ -60,9 +63,20 @@ struct ReleaseControl {
     bool said_so = false;
 };
 
+using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
 /// Tensors of one fp32 number that holds for all gradients; each may be undefined.
 struct GradientNumbers {
     torch::Tensor grad_scale, clip_coefficient, found_inf;
+    std::vector<WeakTensor> clipped{};  // whose norm the coefficient was made from
+
+    /// Takes the coefficient back.
+    void forget_clipping() noexcept {
+        clip_coefficient.reset();
+        clipped.clear();
+    }
+    /// The same where none of those gradients is left: the model's zero_grad() is not told to an optimizer.
+    void follow_clipped() noexcept;
 };
 
 /// Items for the core on one device, and what must stay alive beside them.

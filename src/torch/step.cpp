@@ -264,22 +264,23 @@ void OptimizerImpl::clear_gradients() {
 std::vector<StepBatch> OptimizerImpl::all_with_gradients(bool makes_states) {
     std::vector<StepBatch> batches;
     for (auto* parameter : all()) {
-        append(*parameter, parameter->gradient.defined() ? parameter->gradient : parameter->tensor.grad(),
-               device_lists_[parameter->form.device.index()], makes_states, batches);
+        append(*parameter, parameter->gradient_now(), device_lists_[parameter->form.device.index()],
+               makes_states, batches);
     }
     return batches;
 }
 
 void OptimizerImpl::step_all() {
+    gradient_numbers.follow_clipped();
     auto batches = all_with_gradients(/*makes_states=*/true);
     // The coefficient is of these gradients: they are clipped in another attempt, too, and those of the next step are not.
     try {
         run(batches, gradient_numbers);
     } catch (const NonFiniteError&) {
-        gradient_numbers.clip_coefficient.reset();
+        gradient_numbers.forget_clipping();
         throw;
     }
-    gradient_numbers.clip_coefficient.reset();
+    gradient_numbers.forget_clipping();
 }
 
 void OptimizerImpl::step_one(const torch::Tensor& tensor) {

@@ -321,6 +321,52 @@ def test_clipping_is_for_the_gradients_whose_norm_it_was(end: str) -> None:
         assert torch.equal(p, q)
 
 
+def replace(given: list[torch.nn.Parameter], gradients: list[torch.Tensor | None]) -> None:
+    for p, gradient in zip(given, gradients, strict=True):
+        p.grad = gradient
+
+
+FORGOTTEN: dict[str, Any] = {
+    "by the model": lambda model, given: model.zero_grad(),
+    "one by one": lambda model, given: replace(given, [None] * len(given)),
+    "by others": lambda model, given: replace(given, [torch.zeros_like(p) for p in given]),
+}
+
+
+@pytest.mark.parametrize("call", ["step", "step_param"])
+@pytest.mark.parametrize("way", FORGOTTEN)
+def test_gradients_that_are_gone_take_their_coefficient_with_them(way: str, call: str) -> None:
+    """A loop that leaves out a step and clears its gradients where the optimizer is not told of it."""
+    model, other = support.model(), support.model()
+    given, theirs = list(model.parameters()), list(other.parameters())
+    optimizer, plain = flash.FlashAdamW(given), flash.FlashAdamW(theirs)
+    for step in range(2):
+        for network in (model, other):
+            support.loss_of(network, step).backward()
+        if step == 0:
+            optimizer.clip_grad_norm_(1e-3)
+            FORGOTTEN[way](model, given)
+            FORGOTTEN[way](other, theirs)
+    for chosen, parameters in ((optimizer, given), (plain, theirs)):
+        if call == "step":
+            chosen.step()
+        else:
+            for p in parameters:
+                chosen.step_param(p)
+    support.assert_same(optimizer, plain)
+
+
+def test_a_coefficient_is_not_copied_without_its_gradients() -> None:
+    given = support.parameters()
+    optimizer = flash.FlashAdamW(given)
+    for p, g in zip(given, support.gradients(given, 0), strict=True):
+        p.grad = g
+    optimizer.clip_grad_norm_(1e-3)
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert twin._live.clip_coefficient() is None
+    assert optimizer._live.clip_coefficient() is not None
+
+
 @pytest.mark.parametrize("norm", [-1.0, float("nan")])
 def test_what_is_no_norm_is_refused(norm: float) -> None:
     optimizer = flash.FlashAdamW(support.parameters())

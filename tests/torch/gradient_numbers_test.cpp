@@ -10,14 +10,6 @@ namespace {
 
 torch::Tensor number(float value) { return torch::full({1}, value, torch::kFloat32); }
 
-std::string saved(FlashOptimizer& optimizer) {
-    torch::serialize::OutputArchive archive;
-    optimizer.save(archive);
-    std::ostringstream bytes;
-    archive.save_to(bytes);
-    return bytes.str();
-}
-
 }  // namespace
 
 /// A scale or a clip that is applied with other roundings, twice or not at all is another training.
@@ -177,6 +169,21 @@ TEST(GradientNumbers, WhatIsNoNumberIsNamed) {
         message = message_of<InvalidArgument>([&] { optimizer.clip_grad_norm(norm); });
         EXPECT_TRUE(contains(message, "maximal norm")) << message;
     }
+}
+
+/// A loop that leaves out a step and clears its gradients by the model's zero_grad(), which is not told to an optimizer.
+TEST(GradientNumbers, TheClipCoefficientGoesWithItsGradients) {
+    for_each_kind([](Rule rule, Format format) {
+        const auto of_a = parameters(5, torch::kBFloat16), of_b = parameters(5, torch::kBFloat16);
+        const auto a = make_optimizer(rule, format, of_a), b = make_optimizer(rule, format, of_b);
+        set_gradients(of_a, 0);
+        a->clip_grad_norm(1e-3);
+        for (const auto& p : of_a) p.mutable_grad().reset();
+        for (const auto* given : {&of_a, &of_b}) set_gradients(*given, 1);
+        a->step();
+        b->step();
+        EXPECT_TRUE(same_everything(*a, of_a, *b, of_b));
+    });
 }
 
 }  // namespace flashoptim::libtorch
