@@ -76,16 +76,19 @@ bool same_cut(const TensorEntry& a, const TensorEntry& b) {
 
 }  // namespace
 
-/// The kind of these values; a new one where no earlier tensor had them. Values of single tensors are told from the last kind's
-/// only: there may be as many as tensors.
+/// The kind of these values; a new one where none of the last few had them: there may be as many as tensors, so that a search over
+/// all would be one for each pair of tensors. Values of single tensors are told from the last kind's only.
 std::uint32_t TensorList::List::kind_of(const ScalarSource& source, const ItemValues& values) {
-    const auto found = std::find(sources.begin(), sources.end(), source);
+    constexpr std::size_t kSearched = 16;
+    const auto last = [](auto& list, std::size_t count) {
+        return list.end() - static_cast<std::ptrdiff_t>(std::min(list.size(), count));
+    };
+    const auto found = std::find(last(sources, kSearched), sources.end(), source);
     KindSource kind;
     kind.values = values;
     kind.source = static_cast<std::uint32_t>(found - sources.begin());
     if (found == sources.end()) sources.push_back(source);
-    const auto searched = values == ItemValues() ? kinds.begin() : kinds.end() - (kinds.empty() ? 0 : 1);
-    const auto same = std::find(searched, kinds.end(), kind);
+    const auto same = std::find(last(kinds, values == ItemValues() ? kSearched : 1), kinds.end(), kind);
     const auto index = static_cast<std::uint32_t>(same - kinds.begin());
     if (same == kinds.end()) kinds.push_back(kind);
     return index;

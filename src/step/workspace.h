@@ -1,6 +1,7 @@
 // What a step computes with beside its tensors. Kept by the thread pool from step to step, so that a step allocates nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -50,8 +51,11 @@ struct Workspace {
         bad_elements = 0;
         dither_steps.clear();
     }
+    /// Looked for among the last few only: there may be as many step counts as tensors, and then each has tables of its own.
     const DitherTables* dither_of(std::int64_t step) {
-        for (std::size_t n = 0; n < dither_steps.size(); ++n) {
+        constexpr std::size_t kSearched = 16;
+        for (auto n = dither_steps.size() - std::min(dither_steps.size(), kSearched); n < dither_steps.size();
+             ++n) {
             if (dither_steps[n] == step) return dither[n].get();
         }
         if (dither.size() == dither_steps.size()) dither.push_back(std::make_unique<DitherTables>());
