@@ -43,14 +43,6 @@ testing::AssertionResult is_error_of_torch_or_ours(const std::exception_ptr& err
     }
 }
 
-std::string saved(const FlashOptimizer& optimizer) {
-    std::ostringstream stream;
-    torch::serialize::OutputArchive archive;
-    optimizer.save(archive);
-    archive.save_to(stream);
-    return stream.str();
-}
-
 /// An optimizer of two groups in the middle of its training.
 struct Training {
     explicit Training(int steps = 2, NonFinite policy = NonFinite::kSkipElement, double momentum = 0.9)

@@ -7,14 +7,6 @@
 namespace flashoptim::libtorch {
 namespace {
 
-std::string saved(const FlashOptimizer& optimizer) {
-    std::ostringstream stream;
-    torch::serialize::OutputArchive archive;
-    optimizer.save(archive);
-    archive.save_to(stream);
-    return stream.str();
-}
-
 void load(torch::optim::Optimizer& optimizer, const std::string& bytes) {
     std::istringstream stream(bytes);
     torch::serialize::InputArchive archive;

@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,6 +42,15 @@ inline std::unique_ptr<FlashOptimizer> make_optimizer(Rule rule, Format format, 
             return make<Lion>(parameters, LionOptions(lr).weight_decay(0.1), format);
     }
     return nullptr;
+}
+
+/// What save() writes.
+inline std::string saved(const FlashOptimizer& optimizer) {
+    std::ostringstream stream;
+    torch::serialize::OutputArchive archive;
+    optimizer.save(archive);
+    archive.save_to(stream);
+    return stream.str();
 }
 
 inline torch::Tensor parameter(const torch::Tensor& values, torch::Dtype dtype = torch::kFloat32) {
