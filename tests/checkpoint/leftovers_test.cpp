@@ -11,8 +11,7 @@
 #include <functional>
 #include <map>
 
-#include "atomic_path.h"
-#include "support.h"
+#include "killed_saves.h"
 
 namespace flashoptim::checkpoint {
 namespace {
@@ -20,48 +19,12 @@ namespace {
 namespace fs = std::filesystem;
 using Names = std::set<std::string>;
 
-const std::string kRandom = "0123456789abcdef0123456789abcdef";
-
-std::string name_of(const std::string& target) { return workspace_name(target, kRandom); }
-
-std::string journal_of(const std::string& target, const std::vector<std::string>& names = {}) {
-    std::string text = journal_opening(target, name_of(target));
-    for (const std::string& name : names) text += name + '\0';
-    return text;
-}
-
 /// The journal that belongs to a workspace of "ckpt" at `path`.
 std::string journal_at(const fs::path& path, const std::vector<std::string>& names = {}) {
     std::string text = journal_opening("ckpt", path.filename().string());
     for (const std::string& name : names) text += name + '\0';
     return text;
 }
-
-/// A workspace of `target` as a killed save leaves it.
-fs::path make_workspace(const TestFolder& folder, const std::string& target,
-                        const std::vector<std::string>& names) {
-    const fs::path path = folder / name_of(target);
-    fs::create_directories(path);
-    write_raw(path / "journal", journal_of(target, names));
-    return path;
-}
-
-/// Everything in a folder with its kind and content. Links are not followed.
-std::map<std::string, std::string> snapshot(const fs::path& folder) {
-    std::map<std::string, std::string> found;
-    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-        const fs::file_status status = entry.symlink_status();
-        std::string what = std::to_string(static_cast<int>(status.type())) + " " +
-                           std::to_string(static_cast<unsigned>(status.permissions()));
-        if (fs::is_regular_file(status)) what += read_raw(entry.path());
-        if (fs::is_symlink(status)) what += fs::read_symlink(entry.path()).string();
-        found[entry.path().string().substr(folder.string().size())] = what;
-    }
-    return found;
-}
-
-const std::vector<std::string> kFiles = {"checkpoint.json", "metadata.json", "optimizer.safetensors",
-                                         "weights.safetensors"};
 
 struct State {
     std::string name;
@@ -329,109 +292,6 @@ TEST(Leftovers, ReadingChangesNothing) {
         EXPECT_THROW(Checkpoint::open(folder / "ckpt"), IoError);
         EXPECT_EQ(snapshot(folder.path()), before) << state.name;
     }
-}
-
-/// A save of step 5 over step 4, killed between its two renames.
-void make_stopped_save(const TestFolder& folder, const std::string& target) {
-    const fs::path path = make_workspace(folder, target, kFiles);
-    StepCheckpoint(4).write_to(path / "old");
-    StepCheckpoint(5).write_to(path / "new");
-}
-
-TEST(StoppedBetweenRenames, IsOpenedWhereItLies) {
-    const TestFolder folder(fast_place());
-    make_stopped_save(folder, "ckpt");
-    const auto before = snapshot(folder.path());
-    EXPECT_TRUE(checkpoint::exists(folder / "ckpt/"));
-    EXPECT_EQ(step_in(folder / "ckpt"), 4);
-    EXPECT_EQ(Checkpoint::open(folder / "ckpt").folder(), folder / "ckpt");
-    EXPECT_EQ(snapshot(folder.path()), before);
-    StepCheckpoint(6).write_to(folder / "ckpt");
-    EXPECT_EQ(step_in(folder / "ckpt"), 6);
-    EXPECT_EQ(names_in(folder.path()), (Names{"ckpt"}));
-}
-
-// A script makes the folder of its checkpoint before it looks for one to go on from.
-TEST(StoppedBetweenRenames, SurvivesAnEmptyFolderInItsPlace) {
-    const TestFolder folder(fast_place());
-    make_stopped_save(folder, "ckpt");
-    fs::create_directory(folder / "ckpt");
-    const auto before = snapshot(folder.path());
-    EXPECT_TRUE(checkpoint::exists(folder / "ckpt"));
-    EXPECT_EQ(step_in(folder / "ckpt"), 4);
-    EXPECT_EQ(snapshot(folder.path()), before);
-    StepCheckpoint(1).write_to(folder / "other");
-    write_file(folder / "other.json", "{}");
-    EXPECT_EQ(step_in(folder / "ckpt"), 4);
-    StepCheckpoint(6).write_to(folder / "ckpt");
-    EXPECT_EQ(step_in(folder / "ckpt"), 6);
-    EXPECT_EQ(names_in(folder.path()), (Names{"ckpt", "other", "other.json"}));
-}
-
-TEST(StoppedBetweenRenames, IsRemovedAsIfItWereInItsPlace) {
-    const TestFolder folder(fast_place());
-    make_stopped_save(folder, "ckpt");
-    checkpoint::remove(folder / "ckpt");
-    EXPECT_FALSE(checkpoint::exists(folder / "ckpt"));
-    EXPECT_EQ(names_in(folder.path()), Names());
-}
-
-// The evaluation runs under another account, or on a disk that is mounted for reading.
-TEST(StoppedBetweenRenames, IsOpenedByAGuest) {
-    const TestFolder folder(fast_place());
-    make_stopped_save(folder, "ckpt");
-    ASSERT_EQ(::chmod(folder.path().c_str(), 0755), 0);
-    const std::string report = in_child([&]() -> std::string {
-        constexpr uid_t kNobody = 65534;
-        if (::geteuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0) return "cannot drop root";
-        return step_in(folder / "ckpt") == 4 ? "" : "another step";
-    });
-    EXPECT_EQ(report, "");
-}
-
-// The save that comes next fails: what it found is still there.
-TEST(StoppedBetweenRenames, SurvivesAFailedSave) {
-    const TestFolder folder(fast_place());
-    make_stopped_save(folder, "ckpt");
-    const StepCheckpoint next(6);
-    EXPECT_THROW(write(folder / "ckpt", "no JSON", next.files), InvalidArgument);
-    EXPECT_EQ(step_in(folder / "ckpt"), 4);
-    const std::string report = in_child([&]() -> std::string {
-        const rlimit limit{.rlim_cur = 100, .rlim_max = 100};
-        std::signal(SIGXFSZ, SIG_IGN);
-        if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return "cannot set the limit";
-        try {
-            next.write_to(folder / "ckpt");
-            return "nothing was thrown";
-        } catch (const IoError&) {
-            return "";
-        }
-    });
-    EXPECT_EQ(report, "");
-    EXPECT_EQ(step_in(folder / "ckpt"), 4);
-}
-
-// One name begins another, or differs by its case; saves beside it must not take what is another target's only checkpoint.
-TEST(StoppedBetweenRenames, SurvivesSavesOfOtherTargets) {
-    for (const char* other : {"ckp", "ckpt2", "ckpt.old", "Ckpt", "ckpt "}) {
-        const TestFolder folder(fast_place());
-        make_stopped_save(folder, "ckpt");
-        EXPECT_THROW(Checkpoint::open(folder / other), IoError);
-        StepCheckpoint(1).write_to(folder / other);
-        write_file(folder / (std::string(other) + ".json"), "{}");
-        checkpoint::remove(folder / other);
-        EXPECT_EQ(step_in(folder / "ckpt"), 4);
-    }
-}
-
-// Whoever deletes a checkpoint must not find an older one in its place.
-TEST(StoppedBetweenRenames, WhatWasReplacedNeverComesBack) {
-    const TestFolder folder(fast_place());
-    StepCheckpoint(4).write_to(make_workspace(folder, "ckpt", kFiles) / "old");
-    EXPECT_FALSE(checkpoint::exists(folder / "ckpt"));
-    EXPECT_THROW(Checkpoint::open(folder / "ckpt"), IoError);
-    StepCheckpoint(1).write_to(folder / "other");
-    EXPECT_EQ(names_in(folder.path()), (Names{"other"})) << "worthless, whatever is saved beside it";
 }
 
 // Two runs may save beside each other: neither may delete what the other is making.

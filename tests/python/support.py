@@ -231,3 +231,19 @@ def freed(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.clone()
     tensor.untyped_storage().resize_(0)
     return tensor
+
+
+class Codes(torch.Tensor):
+    """Codes that look like a tensor of floats of dtype `looks`."""
+
+    looks = torch.float32
+    codes: torch.Tensor
+
+    @staticmethod
+    def __new__(cls: Any, codes: torch.Tensor) -> Any:
+        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=cls.looks, device=codes.device)
+        made.codes = codes
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes"], None

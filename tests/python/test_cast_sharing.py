@@ -385,19 +385,8 @@ def test_a_parametrization_stays_one() -> None:
     assert {p.dtype for p in model.parameters()} == {BF16}
 
 
-class Coded(torch.Tensor):
+class Coded(support.Codes):
     """A quantised weight: codes and a scale that look like a tensor of floats, which any operation turns into plain values."""
-
-    codes: torch.Tensor
-
-    @staticmethod
-    def __new__(cls: Any, codes: torch.Tensor) -> Any:
-        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=FP32, device=codes.device)
-        made.codes = codes
-        return made
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["codes"], None
 
     @staticmethod
     def __tensor_unflatten__(inner: Any, meta: Any, size: Any, stride: Any) -> Coded:
@@ -413,12 +402,6 @@ class Coded(torch.Tensor):
 
 class Stubborn(Coded):
     """One that no cast is written for."""
-
-    @staticmethod
-    def __new__(cls: Any, codes: torch.Tensor) -> Any:
-        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=FP32, device=codes.device)
-        made.codes = codes
-        return made
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

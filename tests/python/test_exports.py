@@ -399,19 +399,10 @@ def test_what_is_not_yet_made_is_handed_on() -> None:
         optimizer.set_fp32_model_state_dict(model, {"1.weight": torch.zeros(4, 64)})
 
 
-class Quantised(torch.Tensor):
+class Quantised(support.Codes):
     """Codes that look like bfloat16."""
 
-    codes: torch.Tensor
-
-    @staticmethod
-    def __new__(cls: Any, codes: torch.Tensor) -> Any:
-        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=BF16, device=codes.device)
-        made.codes = codes
-        return made
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["codes"], None
+    looks = BF16
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

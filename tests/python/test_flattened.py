@@ -168,6 +168,14 @@ def test_a_parameter_without_state_stays_without() -> None:
     assert len(resumed.state_dict()["state"]) == len(given) - 1
 
 
+def resume_and_go_on(first: Any, second: Any) -> None:
+    """Loads the flattened state and the weights of `first` into `second`, which then steps as `first` does."""
+    flat = copy.deepcopy(get_optimizer_state_dict(first[0], first[1], options=FLAT))
+    set_optimizer_state_dict(second[0], second[1], flat, options=FLAT)
+    second[0].load_state_dict(first[0].state_dict())
+    go_on(first, second)
+
+
 def test_a_state_goes_where_there_is_none_yet() -> None:
     """A layer that had no gradient in the run that loads, such as an expert that was not chosen."""
     network, other = Network(), Network(seed=1)
@@ -175,10 +183,7 @@ def test_a_state_goes_where_there_is_none_yet() -> None:
     step(network, optimizer, range(3))
     given = [p for p in other.parameters() if p.requires_grad]
     support.run(resumed, given[:2], 1)
-    flat = copy.deepcopy(get_optimizer_state_dict(network, optimizer, options=FLAT))
-    set_optimizer_state_dict(other, resumed, flat, options=FLAT)
-    other.load_state_dict(network.state_dict())
-    go_on((network, optimizer), (other, resumed))
+    resume_and_go_on((network, optimizer), (other, resumed))
 
 
 def test_a_momentum_goes_where_there_is_none_yet() -> None:
@@ -186,10 +191,7 @@ def test_a_momentum_goes_where_there_is_none_yet() -> None:
     optimizer = flash.FlashSGD(network.parameters(), lr=1e-2, momentum=0.9)
     resumed = flash.FlashSGD(other.parameters(), lr=1e-2)
     step(network, optimizer, range(3))
-    flat = copy.deepcopy(get_optimizer_state_dict(network, optimizer, options=FLAT))
-    set_optimizer_state_dict(other, resumed, flat, options=FLAT)
-    other.load_state_dict(network.state_dict())
-    go_on((network, optimizer), (other, resumed))
+    resume_and_go_on((network, optimizer), (other, resumed))
 
 
 def test_names_are_found_in_another_order() -> None:

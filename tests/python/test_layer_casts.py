@@ -90,31 +90,24 @@ CONTAINERS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def items_in(value: Any) -> list[Any]:
+    if isinstance(value, (dict, UserDict)):
+        return list(value.values())
+    if isinstance(value, (list, tuple, deque, UserList)):
+        return list(value)
+    return [value.x, value.y] if hasattr(value, "x") else []
+
+
 def tensors_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
-    if isinstance(value, (dict, UserDict)):
-        items = list(value.values())
-    elif isinstance(value, (list, tuple, deque, UserList)):
-        items = list(value)
-    elif hasattr(value, "x"):
-        items = [value.x, value.y]
-    else:
-        items = []
-    return [tensor for item in items for tensor in tensors_in(item)]
+    return [tensor for item in items_in(value) for tensor in tensors_in(item)]
 
 
 def kinds_in(value: Any) -> list[type]:
     """The types of all containers, from the outside to the inside."""
-    if isinstance(value, torch.Tensor):
-        return []
-    if isinstance(value, (dict, UserDict)):
-        items = list(value.values())
-    elif isinstance(value, (list, tuple, deque, UserList)):
-        items = list(value)
-    elif hasattr(value, "x"):
-        items = [value.x, value.y]
-    else:
+    items = [] if isinstance(value, torch.Tensor) else items_in(value)
+    if not items:
         return []
     return [type(value), *(kind for item in items for kind in kinds_in(item))]
 
