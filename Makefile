@@ -50,7 +50,7 @@ bench:  ## the benchmarks: backends one by one, then the step beside its peers (
 	@[ -n "$(QUICK)" ] || build/release/bench/step_bench
 	@$(PYTHON_IN_VENV) bench/compare.py $(if $(QUICK),--quick)
 
-sanitize:  ## the tests of the core under the address, undefined-behaviour and thread sanitizers
+sanitize:  ## the tests of the core under the address, undefined-behaviour and thread sanitizers, and the command's bad inputs
 	@$(SETUP) --dev
 	@$(PYTHON_IN_VENV) scripts/check.py sanitize
 

@@ -72,6 +72,20 @@ class Check:
             self.cases("pytest", [sys.executable, "-m", "pytest", "-q", *side_by_side, *rooms, "--junitxml"])
             del os.environ["PYTHONPATH"]
 
+    def bad_inputs(self, preset: str) -> None:
+        """The list of bad inputs on the command of a preset with sanitizers, on LibTorch as it is."""
+        settings = {
+            "FLASHOPTIM": str(ROOT / "build" / preset / "apps" / "flashoptim" / "flashoptim"),
+            # LibTorch keeps what it has until the end. The test's fork server is loaded before the sanitizer's runtime.
+            "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:hard_rss_limit_mb=6000",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
+        os.environ.update(settings)
+        test = str(ROOT / "tests" / "app" / "test_bad_inputs.py")
+        self.cases(f"bad inputs {preset}", [sys.executable, "-m", "pytest", "-q", test, "--junitxml"])
+        for name in settings:
+            del os.environ[name]
+
     def cases(self, name: str, command: list[str]) -> None:
         """Runs a test runner whose last argument is the JUnit file that it writes, and takes the cases from that file."""
         print(f"== {name}", flush=True)
@@ -132,10 +146,12 @@ def test(check: Check) -> None:
 
 
 def sanitize(check: Check) -> None:
-    """The core under each sanitizer."""
+    """The core under each sanitizer, and the command with every bad input under two of them."""
     for preset in ("asan-ubsan", "tsan"):
         if check.build(preset):
             check.ctest(preset)
+    if check.build("asan-ubsan-command"):
+        check.bad_inputs("asan-ubsan-command")
 
 
 def main() -> int:

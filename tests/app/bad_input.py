@@ -54,6 +54,7 @@ class Case:
     shell: str = ""  # how the command "$@" is started; empty: plainly
     leaves: tuple[str, ...] = ()  # names in the folder that the command may add or change
     silent: bool = False  # its standard error is closed
+    limits_memory: bool = False  # which a sanitizer needs without end
 
 
 @dataclass(frozen=True)

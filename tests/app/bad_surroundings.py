@@ -90,6 +90,7 @@ def limits() -> list[Case]:
             "--validation-fraction=0.4",
             names=("memory",),
             shell='ulimit -v 6000000; exec "$@"',
+            limits_memory=True,
         ),
         train(
             "limit-of-descriptors",

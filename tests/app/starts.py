@@ -17,6 +17,7 @@ from typing import BinaryIO
 from command import COMMAND
 
 ADDRESS_SPACE = 8 << 30  # of each start
+SANITIZED = "ASAN_OPTIONS" in os.environ
 SOURCE = Path(__file__).with_name("fork_server.c")
 
 
@@ -33,7 +34,7 @@ class Streams:
 def confine(process: int) -> None:
     """What a bad input may cost this machine: a command that asks for all of its memory gets some, and is the first to be ended."""
     Path(f"/proc/{process}/oom_score_adj").write_text("1000")
-    if "FLASHOPTIM_TEST_PRELOAD" not in os.environ:  # sanitizers reserve more than any machine has
+    if not SANITIZED:  # sanitizers reserve more than any machine has
         resource.prlimit(process, resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
 
 
@@ -48,9 +49,7 @@ class ForkServer:
         compile_command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
         subprocess.run(compile_command, check=True, capture_output=True)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # The runtime of a sanitizer must be loaded first; a test of a sanitized command names it.
-        preload = " ".join(filter(None, (os.environ.get("FLASHOPTIM_TEST_PRELOAD"), str(library))))
-        environment = {**os.environ, "LD_PRELOAD": preload, "FORK_SERVER_SOCKET": str(theirs.fileno())}
+        environment = {**os.environ, "LD_PRELOAD": str(library), "FORK_SERVER_SOCKET": str(theirs.fileno())}
         self.process = subprocess.Popen([COMMAND], env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         confine(self.process.pid)
