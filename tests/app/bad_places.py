@@ -27,6 +27,7 @@ from bad_input import (
 
 LONG = "n" * 300
 STEP = "out/checkpoints/step-00000001"
+ROOMS = ("checkpoints", "adamw-native-seed0")
 SOMEBODYS = b'{"theirs": true}\n'
 
 # name, path, what it must be called, what lies there: no place for a folder and none for a file
@@ -51,7 +52,14 @@ NO_FOLDER: list[tuple[str, Argument, str, tuple[Maker, ...]]] = [
     ("empty", "", "--out", ()),
 ]
 # What a run needs under its own name, and what somebody else may have there.
-OWN_OF_TRAIN = ("metrics.csv", "summary.json", "checkpoints", ".flashoptim-run", ".flashoptim-run.lock")
+OWN_OF_TRAIN = (
+    "metrics.csv",
+    "summary.json",
+    "checkpoints",
+    "checkpoints/step-00000001",
+    ".flashoptim-run",
+    ".flashoptim-run.lock",
+)
 OWN_OF_COMPARE = (
     "summary.json",
     "adamw-native-seed0",
@@ -67,13 +75,11 @@ def theirs(name: str) -> list[tuple[str, tuple[Maker, ...]]]:
         ("their-file", (file(place, SOMEBODYS),)),
         ("their-folder", (file(f"{place}/notes.txt", SOMEBODYS),)),
         ("a-fifo", (fifo(place),)),
-        ("their-link", (file("theirs", SOMEBODYS), link(place, "../theirs"))),
+        ("their-link", (file("theirs", SOMEBODYS), link(place, "../" * name.count("/") + "../theirs"))),
         ("a-dangling-link", (link(place, "gone"),)),
     ]
-    if name.endswith("lock"):
-        # Its content says nothing, so any file serves as a lock.
-        kinds = kinds[1:]
-    return kinds
+    # A folder with other things in it, in which checkpoints or a run find room, is nobody's loss.
+    return [kind for kind in kinds if kind[0] != "their-folder" or name not in ROOMS]
 
 
 def outs() -> list[Case]:
@@ -83,7 +89,13 @@ def outs() -> list[Case]:
         for make_case in (train, compare)
     ]
     cases += [
-        train(f"out-with-{kind}-as-{name}{''.join(over)}", "--out=out", *over, names=(name,), make=make)
+        train(
+            f"out-with-{kind}-as-{name.replace('/', '-')}{''.join(over)}",
+            "--out=out",
+            *over,
+            names=(name,),
+            make=make,
+        )
         for name in OWN_OF_TRAIN
         for kind, make in theirs(name)
         for over in ((), ("--overwrite",))
@@ -236,7 +248,7 @@ def resumes() -> list[Case]:
     other_data = file("other.txt", bytes(range(97, 123)) * 520)
     options = [
         ("another-model", ("--model=llama-1m",), ("dim|model",)),
-        ("untied", ("--untied",), ("tied",)),
+        ("tied-weights", ("--tied",), ("tied",)),
         ("another-optimizer", ("--optimizer=lion",), ("optimizer|rule",)),
         ("another-format", ("--format=paper",), ("format",)),
         ("other-master-bits", ("--master-bits=32",), ("master",)),
