@@ -1,5 +1,6 @@
 // flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the memory's bandwidth.
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -10,18 +11,29 @@
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
 #include "flashoptim/version.h"
+#include "number_arguments.h"
 #include "step_timing.h"
+#include "trainer/environment.h"
+#include "trainer/memory_estimate.h"
 #include "trainer/options.h"
+#include "trainer/threads.h"
 
 namespace flashoptim::app {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
+// In the place of the bounds of a run, or of options that it does not have.
+constexpr std::array kLimits = {
+    trainer::WholeLimits{"--threads", "the number of threads", 1, 1024, {}},
+    trainer::WholeLimits{"--parameters", "the size of a tensor", 1, std::uint64_t{1} << 14, {}},
+    trainer::WholeLimits{"--rounds", "the number of rounds", 1, 1000, {}},
+};
+
 struct BenchArguments {
     std::vector<std::string> optimizers = {"adamw", "sgd", "lion"};
     std::vector<std::string> formats = {"native", "paper", "fp32"};
-    std::vector<std::string> backends;
+    std::vector<std::string> backends = {"automatic"};
     std::vector<int> threads = {1, 2};
     std::vector<std::int64_t> megaparameters = {1, 64};
     int rounds = 9;
@@ -91,7 +103,7 @@ std::vector<Measurement> measure(const BenchArguments& arguments, const std::str
         results.push_back(
             {optimizer, format, backend, threads, parameters, contestants.back().bytes_moved(), {}, {}, {}});
     }
-    BandwidthProbe probe(std::int64_t{1} << 28, threads);
+    BandwidthProbe probe(threads);
     const auto fp32 = std::find(arguments.formats.begin(), arguments.formats.end(), "fp32");
     for (int round = 0; round < arguments.rounds; ++round) {
         const double bandwidth = probe.bytes_per_second();
@@ -117,14 +129,33 @@ void check_folder_of(const std::string& file) {
     }
 }
 
-int run(BenchArguments arguments) {
+/// Everything that can be refused is refused before anything is measured.
+void check(const BenchArguments& arguments) {
     if (!arguments.json.empty()) check_folder_of(arguments.json);
+    for (const auto& backend : arguments.backends) {
+        if (backend_named(backend) == Backend::kAutomatic) trainer::check_backend();
+    }
+    const auto largest = *std::max_element(arguments.megaparameters.begin(), arguments.megaparameters.end());
+    std::int64_t most = 0;  // all formats of an optimizer are there at once
+    for (const auto& optimizer : arguments.optimizers) {
+        std::int64_t bytes = BandwidthProbe::kBytes;
+        for (const auto& format : arguments.formats) {
+            bytes += StepContestant::bytes_of(trainer::parse_rule(optimizer), trainer::parse_format(format),
+                                              largest << 20);
+        }
+        most = std::max(most, bytes);
+    }
+    trainer::require_memory(most, "the benchmark", "take smaller --parameters or fewer formats");
+    const int threads = *std::max_element(arguments.threads.begin(), arguments.threads.end());
+    trainer::require_startable(threads);
+}
+
+int run(BenchArguments arguments) {
     if (arguments.quick) {
         arguments.optimizers = {"adamw"};
         arguments.rounds = std::min(arguments.rounds, 5);
     }
-    if (arguments.backends.empty()) arguments.backends = {"automatic"};
-    for (const auto& backend : arguments.backends) static_cast<void>(backend_named(backend));
+    check(arguments);
     Json all = {{"version", FLASHOPTIM_VERSION_STRING}, {"measurements", Json::array()}};
     print(std::string_view(fmt::format(kRow, "rule", "format", "backend", "thr", "param", "step", "Gparam/s",
                                        "GB/s", "of memory", "of fp32")));
@@ -155,27 +186,18 @@ int run(BenchArguments arguments) {
 void add_bench_command(CLI::App& parent, Command& chosen) {
     auto arguments = std::make_shared<BenchArguments>();
     auto& command = *parent.add_subcommand("bench", "Time the optimizer step on this machine");
-    command.option_defaults()->delimiter(',');
-    command.add_option("--optimizer", arguments->optimizers, "sgd, sgdw, adam, adamw, lion")
-        ->capture_default_str();
-    command.add_option("--format", arguments->formats, "native, paper, fp32")->capture_default_str();
-    command
-        .add_option("--backend", arguments->backends,
-                    "automatic, scalar, portable, avx2, avx512, avx512-vbmi, neon")
-        ->default_str("automatic");
-    command.add_option("--threads", arguments->threads, "Threads of a step")
-        ->check(CLI::Range(1, 1024))
-        ->capture_default_str();
-    command
-        .add_option("--parameters", arguments->megaparameters,
-                    "Sizes of the tensor in units of 2^20 parameters")
-        ->check(CLI::Range(1, 1 << 14))
-        ->capture_default_str();
+    add_list(command, "--optimizer", arguments->optimizers, "sgd, sgdw, adam, adamw, lion");
+    add_list(command, "--format", arguments->formats, "native, paper, fp32");
+    add_list(command, "--backend", arguments->backends,
+             "automatic, scalar, portable, avx2, avx512, avx512-vbmi, neon");
+    add_list(command, "--threads", arguments->threads, "Threads of a step");
+    add_list(command, "--parameters", arguments->megaparameters,
+             "Sizes of the tensor in units of 2^20 parameters");
     command.add_option("--rounds", arguments->rounds, "Measurements of each; the median counts")
-        ->check(CLI::Range(1, 1000))
         ->capture_default_str();
     command.add_flag("--quick", arguments->quick, "AdamW alone, in at most 5 rounds");
     command.add_option("--json", arguments->json, "Write the figures to this file too");
+    check_arguments(command, kLimits);
     command.callback([&chosen, arguments] { chosen = [arguments] { return run(*arguments); }; });
 }
 

@@ -14,9 +14,11 @@
 #include "console.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "number_arguments.h"
 #include "plot.h"
 #include "run_arguments.h"
 #include "subprocess.h"
+#include "trainer/environment.h"
 #include "trainer/loop.h"
 #include "trainer/run_folder.h"
 
@@ -56,6 +58,7 @@ struct PlannedRun {
 };
 
 std::vector<PlannedRun> plan(const CompareArguments& arguments) {
+    trainer::check_environment(arguments.options.threads);
     std::vector<PlannedRun> runs;
     const auto seeds = arguments.seeds.empty() ? std::vector{arguments.options.seed} : arguments.seeds;
     for (const auto& optimizer : arguments.optimizers) {
@@ -72,12 +75,7 @@ std::vector<PlannedRun> plan(const CompareArguments& arguments) {
         checked.optimizer = run.optimizer;
         checked.format = run.format;
         checked.options.optimizer.gradient_release = run.gradient_release;
-        const auto options = to_options(checked);
-        trainer::validate(options);
-        if (run.format == "paper" && options.optimizer.master_weight_bits == 16) {
-            throw InvalidArgument(
-                "--master-bits 16 is not in the paper's format: leave paper out with --formats");
-        }
+        trainer::validate(to_options(checked));
     }
     return runs;
 }
@@ -214,22 +212,12 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
         "Train the same model with each optimizer and format; ends with a table of memory, loss and time");
     add_run_arguments(command, *arguments);
     const std::string comparison = "Comparison";
-    command.add_option("--optimizers", arguments->optimizers, "Optimizers, separated by commas")
-        ->delimiter(',')
-        ->take_all()
-        ->capture_default_str()
+    add_list(command, "--optimizers", arguments->optimizers, "Optimizers, separated by commas")
         ->group(comparison);
-    command
-        .add_option("--formats", arguments->formats,
-                    "Formats, separated by commas; the differences are to fp32, the reference")
-        ->delimiter(',')
-        ->take_all()
-        ->capture_default_str()
+    add_list(command, "--formats", arguments->formats,
+             "Formats, separated by commas; the differences are to fp32, the reference")
         ->group(comparison);
-    command.add_option("--seeds", arguments->seeds, "Seeds, separated by commas [--seed]")
-        ->delimiter(',')
-        ->take_all()
-        ->group(comparison);
+    add_list(command, "--seeds", arguments->seeds, "Seeds, separated by commas [--seed]")->group(comparison);
     command
         .add_flag("--with-gradient-release", arguments->with_gradient_release,
                   "Run each also with gradient release (needs --clip 0)")
@@ -246,6 +234,7 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
     command.add_flag("--no-checkpoint", arguments->no_checkpoint, "Write no checkpoints")->group(comparison);
     command.add_option("--json", arguments->json, "Write the summary to this file too")->group(comparison);
     command.add_flag("--no-plot", arguments->no_plot, "Draw no picture")->group(comparison);
+    check_arguments(command);
     command.callback([arguments, &command, &chosen] {
         arguments->passed_on = arguments_to_pass_on(command);
         // The default differs from that of train.

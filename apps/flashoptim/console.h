@@ -9,13 +9,11 @@
 #include <string_view>
 #include <utility>
 
+#include "human_bytes.h"
 #include "stop_signals.h"
 #include "trainer/progress.h"
 
 namespace flashoptim::app {
-
-/// "1.2 GiB", "340 KiB".
-std::string human_bytes(std::int64_t bytes);
 
 /// Writes progress, notes and errors to stderr. Never throws for a stderr that takes nothing: what is told there must not end a run.
 void tell(std::string_view text) noexcept;

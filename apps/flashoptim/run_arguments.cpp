@@ -41,7 +41,6 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->group(data);
     command
         .add_option("--token-width", arguments.token_width, "Bits of a token in .bin files without a header")
-        ->check(CLI::IsMember({16, 32}))
         ->capture_default_str()
         ->group(data);
 
@@ -136,7 +135,6 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     command
         .add_option("--master-bits", options.optimizer.master_weight_bits,
                     "Bits of a master weight over bf16: 24 or 32; 16: no correction, dithered (not in paper)")
-        ->check(CLI::IsMember({16, 24, 32}))
         ->capture_default_str()
         ->group(optimizer);
 }

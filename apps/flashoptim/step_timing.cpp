@@ -24,6 +24,24 @@ double seconds_of(Work work) {
     }
 }
 
+DType weight_dtype(Format format) { return format == Format::kFloat32 ? DType::kFloat32 : DType::kBFloat16; }
+
+std::vector<std::int64_t> shape_of(std::int64_t parameters) { return {parameters / kColumns, kColumns}; }
+
+Hyperparameters hyperparameters_of(Rule rule) {
+    Hyperparameters h;
+    h.learning_rate = rule == Rule::kLion ? 1e-4 : 1e-3;
+    h.weight_decay = 0.01;
+    h.momentum = 0.9;
+    if (rule == Rule::kLion) h.beta2 = 0.99;
+    return h;
+}
+
+std::size_t state_bytes(const StoragePlan& plan) {
+    return plan.correction.bytes() + plan.first.bytes() + plan.first_scales.bytes() + plan.second.bytes() +
+           plan.second_scales.bytes();
+}
+
 }  // namespace
 
 struct StepContestant::State {
@@ -42,16 +60,10 @@ StepContestant::StepContestant(Rule rule, Format format, Backend backend, int th
     options.storage.format = format;
     options.backend = backend;
     options.threads = threads;
-    Hyperparameters h;
-    h.learning_rate = rule == Rule::kLion ? 1e-4 : 1e-3;
-    h.weight_decay = 0.01;
-    h.momentum = 0.9;
-    if (rule == Rule::kLion) h.beta2 = 0.99;
-    state_ = std::make_unique<State>(State{{rule, h, options}, {}, {}});
+    state_ = std::make_unique<State>(State{{rule, hyperparameters_of(rule), options}, {}, {}});
 
-    const bool is_fp32 = format == Format::kFloat32;
-    const auto dtype = is_fp32 ? DType::kFloat32 : DType::kBFloat16;
-    const std::vector<std::int64_t> shape = {parameters / kColumns, kColumns};
+    const auto dtype = weight_dtype(format);
+    const auto shape = shape_of(parameters);
     const auto count = static_cast<std::size_t>(parameters / kColumns * kColumns);
     state_->weights.resize(count * size_of(dtype));
     state_->gradients.resize(count * size_of(dtype));
@@ -79,13 +91,22 @@ double StepContestant::seconds() {
 
 std::int64_t StepContestant::bytes_moved() const {
     const auto& plan = state_->optimizer.storage(0);
-    const auto kept = state_->weights.size() + plan.correction.bytes() + plan.first.bytes() +
-                      plan.first_scales.bytes() + plan.second.bytes() + plan.second_scales.bytes();
+    const auto kept = state_->weights.size() + state_bytes(plan);
     return static_cast<std::int64_t>(2 * kept + state_->gradients.size());
 }
 
-BandwidthProbe::BandwidthProbe(std::int64_t bytes, int threads)
-    : buffer_(static_cast<std::size_t>(bytes) / sizeof(float), 1.0F), pool_(threads) {
+std::int64_t StepContestant::bytes_of(Rule rule, Format format, std::int64_t parameters) {
+    StorageOptions storage;
+    storage.format = format;
+    const auto dtype = weight_dtype(format);
+    const auto layout = layout_of(TensorView{nullptr, dtype, shape_of(parameters), {}});
+    const auto plan = plan_storage(rule, hyperparameters_of(rule), storage, dtype, layout);
+    const auto weights = static_cast<std::size_t>(layout.numel) * size_of(dtype);
+    return static_cast<std::int64_t>(2 * weights + state_bytes(plan));
+}
+
+BandwidthProbe::BandwidthProbe(int threads)
+    : buffer_(static_cast<std::size_t>(kBytes) / sizeof(float), 1.0F), pool_(threads) {
     bytes_per_second();
 }
 

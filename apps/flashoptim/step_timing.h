@@ -16,6 +16,9 @@ public:
     ~StepContestant();
     StepContestant(StepContestant&&) noexcept;
 
+    /// Bytes of the weights, gradients and state of one.
+    static std::int64_t bytes_of(Rule rule, Format format, std::int64_t parameters);
+
     double seconds();
     /// Bytes that one step reads and writes: state, weights and corrections both ways, gradients once.
     [[nodiscard]] std::int64_t bytes_moved() const;
@@ -28,7 +31,10 @@ private:
 /// Adds to a buffer in place on `threads` threads: the memory traffic of an optimizer with the least to compute.
 class BandwidthProbe {
 public:
-    BandwidthProbe(std::int64_t bytes, int threads);
+    /// Of its buffer: more than any cache holds.
+    static constexpr std::int64_t kBytes = std::int64_t{1} << 28;
+
+    explicit BandwidthProbe(int threads);
     /// Bytes read and written per second.
     double bytes_per_second();
 

@@ -6,6 +6,7 @@
 #include "failure.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "number_arguments.h"
 #include "one_line.h"
 #include "run_arguments.h"
 #include "trainer/loop.h"
@@ -152,6 +153,7 @@ void add_train_command(CLI::App& parent, Command& chosen) {
         command.get_option("--data")->required(false);
         command.get_option("--steps")->required(false);
     });
+    check_arguments(command);
     command.callback([arguments, &chosen] { chosen = [arguments] { return train(*arguments); }; });
 }
 

@@ -1,10 +1,9 @@
 // The training loop. Never parses an argument and never prints.
 #include "trainer/loop.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -13,9 +12,12 @@
 #include "flashoptim/error.h"
 #include "trainer/data/sampler.h"
 #include "trainer/device.h"
+#include "trainer/environment.h"
 #include "trainer/gradient_accumulator.h"
 #include "trainer/hook_timer.h"
+#include "trainer/limits.h"
 #include "trainer/memory.h"
+#include "trainer/memory_estimate.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizers.h"
 #include "trainer/process_memory.h"
@@ -23,6 +25,7 @@
 #include "trainer/run_folder.h"
 #include "trainer/stopwatch.h"
 #include "trainer/summary.h"
+#include "trainer/threads.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -55,12 +58,19 @@ std::int64_t default_vocabulary(const TrainOptions& options) {
         needed = std::max(needed, smallest_vocabulary(data.validation_path, data.width));
     }
     constexpr std::int64_t kMultiple = 64;  // as GPT-2's 50,257 are padded to 50,304
-    return std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
+    needed = std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
+    if (const auto& limits = whole_limits_of("--vocabulary-size"); !limits.allow(std::uint64_t(needed))) {
+        throw FormatError(data.path.string() + ": its largest token needs a vocabulary of " +
+                          std::to_string(needed) + ", which must be " + limits.range() +
+                          "; give the width of the tokens, or write the file again");
+    }
+    return needed;
 }
 
-// The options with the vocabulary that data and preset give together.
+// The options with the vocabulary that data and preset give together. Refuses what cannot be run, but for what its data tells.
 TrainOptions resolve(TrainOptions options) {
     validate(options);
+    check_environment(options.threads);
     const bool tokens = is_token_data(options.data.path);
     if (!options.model.vocabulary_size) {
         options.model.vocabulary_size = default_vocabulary(options);
@@ -74,13 +84,6 @@ TrainOptions resolve(TrainOptions options) {
 
 ModelBuild model_build(const TrainOptions& options) {
     return {precision_for(options.optimizer.format), options.activation_checkpointing, options.seed};
-}
-
-int set_threads(int threads) {
-    if (threads > 0) {
-        at::set_num_threads(threads);
-    }
-    return at::get_num_threads();
 }
 
 // Loss of one batch; on the CPU the tensors borrow its memory for the forward pass only, backward keeps the tensors' own references.
@@ -99,7 +102,8 @@ public:
           device_(find_device(options_.device)),
           threads_(set_threads(options_.threads)),
           data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
-          fields_(run_fields(options_, data_.training.size, threads_)) {
+          fields_(run_fields(options_, data_.training.size, threads_.torch)) {
+        require_memory(options_);
         if (!options_.resume.empty()) {
             resumed_from_ = find_checkpoint(options_.resume);
         }
@@ -107,7 +111,7 @@ public:
         model_->to(device_);
         parameters_ = model_->parameters();
         optimizer_ = make_optimizer(options_.optimizer, options_.schedule.peak, *model_);
-        optimizer_->set_threads(threads_);
+        optimizer_->set_threads(threads_.optimizer);
         if (!resumed_from_.empty()) {
             step_ = load_run(resumed_from_, fields_, *model_, *optimizer_,
                              [&](const std::string& line) { observer_.on_notice(line); });
@@ -135,15 +139,18 @@ public:
         while (step_ < options_.schedule.total_steps && !result_.stopped) {
             StepRecord record = train_step();
             const bool last = step_ == options_.schedule.total_steps;
-            if (last || step_ % options_.evaluation_interval == 0) {
+            if (std::isfinite(record.loss) && (last || step_ % options_.evaluation_interval == 0)) {
                 record.validation_loss = evaluate();
             }
             record.resident_bytes = process_memory().resident;
             report(record);
+            require_finite(record.loss, "loss");
+            if (record.validation_loss) require_finite(*record.validation_loss, "validation loss");
             result_.stopped = observer_.stop_requested() && !last;
             const bool ends = last || result_.stopped;
             const bool due = options_.checkpoint_interval > 0 && step_ % options_.checkpoint_interval == 0;
             if (!options_.out.empty() && (due || (ends && options_.final_checkpoint))) {
+                require_sound_model(record);
                 save();
             }
         }
@@ -161,7 +168,7 @@ private:
         info.validation_tokens = data_.validation.size;
         info.first_step = step_ + 1;
         info.total_steps = options_.schedule.total_steps;
-        info.threads = threads_;
+        info.threads = threads_.torch;
         info.resumed_from = resumed_from_;
         return info;
     }
@@ -172,6 +179,22 @@ private:
         record.learning_rate = options_.schedule.at(step_);
         set_learning_rate(*optimizer_, record.learning_rate);  // gradient release steps inside backward
         record.loss = forward_and_backward();
+        if (std::isfinite(record.loss)) {
+            update(record);
+        }
+        ++step_;
+
+        const std::int64_t tokens = options_.batch_size * options_.accumulation * options_.sequence_length;
+        record.step = step_;
+        record.tokens = step_ * tokens;
+        record.seconds = whole.seconds();
+        record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
+        step_seconds_.push_back(record.seconds);
+        if (record.optimizer_seconds) optimizer_seconds_.push_back(*record.optimizer_seconds);
+        return record;
+    }
+
+    void update(StepRecord& record) {
         if (accumulator_ != nullptr) {
             for (std::size_t index = 0; index < parameters_.size(); ++index) {
                 optimizer_->set_gradient(parameters_[index], accumulator_->sum(index));
@@ -196,18 +219,9 @@ private:
         if (accumulator_ != nullptr) {
             accumulator_->clear();
         }
-        ++step_;
-
-        const std::int64_t tokens = options_.batch_size * options_.accumulation * options_.sequence_length;
-        record.step = step_;
-        record.tokens = step_ * tokens;
-        record.seconds = whole.seconds();
-        record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
-        step_seconds_.push_back(record.seconds);
-        if (record.optimizer_seconds) optimizer_seconds_.push_back(*record.optimizer_seconds);
-        return record;
     }
 
+    // The mean of the micro-batches. Where their sum is not finite there is no backward pass any more.
     double forward_and_backward() {
         const auto parts = static_cast<double>(options_.accumulation);
         const double factor = options_.loss_factor / parts;
@@ -218,6 +232,10 @@ private:
                                options_.batch_size, options_.sequence_length);
             const torch::Tensor loss = loss_of(*model_, batch, device_);
             loss_sum += loss.item<double>();
+            if (!std::isfinite(loss_sum)) {
+                return std::isnan(loss_sum) ? std::numeric_limits<double>::quiet_NaN()
+                                            : loss_sum;  // no "-nan"
+            }
             (factor == 1.0 ? loss : loss * factor).backward();
         }
         return loss_sum / parts;
@@ -230,14 +248,45 @@ private:
     }
 
     double evaluate() {
-        const torch::NoGradGuard no_grad;
         double sum = 0.0;
         for (std::int64_t index = 0; index < options_.evaluation_batches; ++index) {
-            TokenBatch batch = validation_batch(data_.validation, index, options_.evaluation_batches,
-                                                options_.batch_size, options_.sequence_length);
-            sum += loss_of(*model_, batch, device_).item<double>();
+            sum += validation_loss(index);
         }
-        return sum / static_cast<double>(options_.evaluation_batches);
+        const double mean = sum / static_cast<double>(options_.evaluation_batches);
+        return std::isnan(mean) ? std::numeric_limits<double>::quiet_NaN() : mean;
+    }
+
+    double validation_loss(std::int64_t index) {
+        const torch::NoGradGuard no_grad;
+        TokenBatch batch = validation_batch(data_.validation, index, options_.evaluation_batches,
+                                            options_.batch_size, options_.sequence_length);
+        return loss_of(*model_, batch, device_).item<double>();
+    }
+
+    // No checkpoint of a broken model is written: --keep-checkpoints would remove the last good one for it.
+    void require_sound_model(const StepRecord& record) {
+        require_finite(record.validation_loss ? *record.validation_loss : validation_loss(0),
+                       "validation loss");
+        const torch::NoGradGuard no_grad;
+        for (const torch::Tensor& parameter : parameters_) {
+            // The largest magnitude is NaN or infinite where any weight is.
+            require_finite(
+                at::linalg_vector_norm(parameter, std::numeric_limits<double>::infinity()).item<double>(),
+                "largest weight");
+        }
+    }
+
+    void require_finite(double value, const char* what) const {
+        if (std::isfinite(value)) {
+            return;
+        }
+        const std::string kept =
+            result_.checkpoint.empty() ? resumed_from_.string() : result_.checkpoint.string();
+        throw NonFiniteLoss(std::string("the ") + what + " of step " + std::to_string(step_) + " is " +
+                            (std::isnan(value) ? "nan" : "infinite") + ", so the run has ended there; " +
+                            (kept.empty() ? std::string("no checkpoint was written")
+                                          : "the last good checkpoint is " + kept) +
+                            ": train again with a lower learning rate, a longer warm-up or clipping");
     }
 
     void report(const StepRecord& record) {
@@ -265,6 +314,7 @@ private:
     TrainResult finish() {
         if (!result_.validation_loss) {
             result_.validation_loss = evaluate();
+            require_finite(*result_.validation_loss, "validation loss");
         }
         if (result_.memory.parameters == 0) {  // resumed after its last step: no gradient was there
             result_.memory = memory_by_kind(*model_, *optimizer_, accumulator_.get());
@@ -287,7 +337,7 @@ private:
     TrainOptions options_;
     TrainObserver& observer_;
     torch::Device device_;
-    int threads_;
+    RunThreads threads_;
     DataSet data_;
     RunFields fields_;
     fs::path resumed_from_;
@@ -315,6 +365,7 @@ TrainResult hold_model(const TrainOptions& requested) {
     const torch::Device device = find_device(options.device);
     set_threads(options.threads);
     const DataSet data = open_data(options.data, *options.model.vocabulary_size, options.sequence_length);
+    require_memory(options);
     const auto model = make_model(options.model, model_build(options));
     model->to(device);
     TokenBatch batch =

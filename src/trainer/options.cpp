@@ -3,9 +3,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <limits>
+#include <optional>
 
+#include "checked_arithmetic.h"
 #include "flashoptim/error.h"
+#include "flashoptim/optimizer.h"
+#include "trainer/limits.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -24,10 +28,18 @@ Value parse(const std::array<Value, kCount>& values, NameOf name, const char* wh
                           known);
 }
 
-void at_least(std::int64_t value, std::int64_t least, const char* name) {
-    if (value < least) {
-        throw InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it must be at least " +
-                              std::to_string(least));
+// How many tokens a run sees is counted in its metrics.
+void require_countable_tokens(const TrainOptions& options) {
+    std::optional<std::int64_t> tokens = options.schedule.total_steps;
+    for (const std::int64_t factor : {options.accumulation, options.batch_size, options.sequence_length}) {
+        tokens = tokens ? checked_multiply(*tokens, factor) : tokens;
+    }
+    if (!tokens) {
+        throw InvalidArgument(
+            "the tokens of all steps, which are steps x micro-batches x rows x tokens of a row, are more "
+            "than " +
+            std::to_string(std::numeric_limits<std::int64_t>::max()) +
+            "; take a smaller number of steps, accumulation, batch size or sequence length");
     }
 }
 
@@ -50,25 +62,56 @@ Format parse_format(std::string_view name) {
     return parse(kFormats, [](Format format) { return name_of(format); }, "format", name);
 }
 
+Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double learning_rate) {
+    Hyperparameters h;
+    h.learning_rate = learning_rate;
+    h.weight_decay = choice.weight_decay;
+    h.beta1 = choice.beta1;
+    h.beta2 = choice.beta2;
+    h.epsilon = choice.epsilon;
+    h.momentum = choice.momentum;
+    h.nesterov = choice.nesterov;
+    return h;
+}
+
+StorageOptions storage_of(const OptimizerChoice& choice) {
+    StorageOptions storage;
+    storage.format = choice.format;
+    storage.master_weight_bits = choice.master_weight_bits;
+    return storage;
+}
+
+void validate(const OptimizerChoice& choice, double learning_rate) {
+    require_within("--weight-decay", choice.weight_decay);
+    require_within("--beta1", choice.beta1);
+    require_within("--beta2", choice.beta2);
+    require_within("--eps", choice.epsilon);
+    require_within("--momentum", choice.momentum);
+    // Rules and formats have ranges of their own.
+    const Hyperparameters read = hyperparameters_of(choice, learning_rate);
+    check_hyperparameters(choice.rule, read);
+    const DType dtype = choice.format == Format::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
+    const TensorView any_weight{nullptr, dtype, {0}, {}};
+    static_cast<void>(
+        plan_storage(choice.rule, read, storage_of(choice), dtype, layout_of(any_weight), "the optimizer"));
+}
+
 void validate(const TrainOptions& options) {
     validate(llama_config(options.model));
     validate(options.schedule);
-    at_least(options.batch_size, 1, "the batch size");
-    at_least(options.sequence_length, 1, "the sequence length");
-    at_least(options.accumulation, 1, "the number of accumulated micro-batches");
-    at_least(options.evaluation_interval, 1, "the evaluation interval");
-    at_least(options.evaluation_batches, 1, "the number of evaluation batches");
-    at_least(options.checkpoint_interval, 0, "the checkpoint interval");
-    at_least(options.kept_checkpoints, 0, "the number of kept checkpoints");
-    at_least(options.threads, 0, "the number of threads");
-    if (!(options.clip_norm >= 0.0) || !std::isfinite(options.clip_norm)) {
-        throw InvalidArgument("the clipping norm is " + std::to_string(options.clip_norm) +
-                              "; it must be finite and not negative (0 switches clipping off)");
-    }
-    if (!(options.loss_factor > 0.0) || !std::isfinite(options.loss_factor)) {
-        throw InvalidArgument("the loss factor is " + std::to_string(options.loss_factor) +
-                              "; it must be finite and greater than 0");
-    }
+    validate(options.optimizer, options.schedule.peak);
+    require_within("--batch", options.batch_size);
+    require_within("--sequence", options.sequence_length);
+    require_within("--accumulation", options.accumulation);
+    if (options.model.vocabulary_size) require_within("--vocabulary-size", *options.model.vocabulary_size);
+    require_within("--eval-every", options.evaluation_interval);
+    require_within("--eval-batches", options.evaluation_batches);
+    require_within("--checkpoint-every", options.checkpoint_interval);
+    require_within("--keep-checkpoints", options.kept_checkpoints);
+    require_within("--threads", std::int64_t{options.threads});
+    require_within("--clip", options.clip_norm);
+    require_within("--loss-factor", options.loss_factor);
+    require_countable_tokens(options);
     if (options.optimizer.gradient_release && options.accumulation > 1) {
         throw InvalidArgument(
             "gradient release frees each gradient inside backward, so nothing is left to accumulate; "

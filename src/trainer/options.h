@@ -36,6 +36,10 @@ std::string rule_name(Rule rule);
 /// "native", "paper", "fp32"; throws InvalidArgument naming the known ones.
 Format parse_format(std::string_view name);
 
+/// What the optimizer reads of a choice, and how it stores its state.
+Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double learning_rate);
+StorageOptions storage_of(const OptimizerChoice& choice);
+
 /// One training run.
 struct TrainOptions {
     /// Without a vocabulary size: 256 for text; for tokens the preset's own, which one of bytes raises to what the tokens need.
@@ -68,8 +72,8 @@ struct TrainOptions {
     std::filesystem::path resume;
 };
 
-/// Throws InvalidArgument naming the first option that cannot be, or two that exclude each other (gradient release with
-/// accumulation or clipping).
+/// Throws InvalidArgument naming the first option that is out of its bounds (limits.h), or two that exclude each other: gradient
+/// release with accumulation or clipping, numbers that the rule or the format does not take.
 void validate(const TrainOptions& options);
 
 }  // namespace flashoptim::trainer

@@ -58,7 +58,9 @@ public:
 
     std::int64_t integer(const Json& object, const std::string& key) const {
         const Json& value = at(object, key);
-        if (!value.is_number_integer() || value.get<std::int64_t>() < 0) {
+        // Counts are added to and multiplied from here on.
+        constexpr std::uint64_t kMost = std::uint64_t{1} << 53;
+        if (!value.is_number_unsigned() || value.get<std::uint64_t>() > kMost) {
             throw FormatError(folder_.string() + ": the field '" + key +
                               "' is no count; the checkpoint is damaged");
         }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "flashoptim/error.h"
+#include "trainer/limits.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -53,19 +54,11 @@ double Schedule::at(std::int64_t step) const {
 }
 
 void validate(const Schedule& schedule) {
-    if (!(schedule.peak >= 0.0) || !std::isfinite(schedule.peak)) {
-        throw InvalidArgument("the learning rate is " + std::to_string(schedule.peak) +
-                              "; it must be finite and not negative");
-    }
-    if (!(schedule.minimum_ratio >= 0.0 && schedule.minimum_ratio <= 1.0)) {
-        throw InvalidArgument("the minimum learning rate ratio is " + std::to_string(schedule.minimum_ratio) +
-                              "; it must lie between 0 and 1");
-    }
-    if (schedule.total_steps < 1) {
-        throw InvalidArgument("the number of steps is " + std::to_string(schedule.total_steps) +
-                              "; it must be at least 1");
-    }
-    if (schedule.warmup_steps < 0 || schedule.warmup_steps > schedule.total_steps) {
+    require_within("--lr", schedule.peak);
+    require_within("--min-lr-ratio", schedule.minimum_ratio);
+    require_within("--steps", schedule.total_steps);
+    require_within("--warmup", schedule.warmup_steps);
+    if (schedule.warmup_steps > schedule.total_steps) {
         throw InvalidArgument("the warm-up has " + std::to_string(schedule.warmup_steps) +
                               " steps; it must lie between 0 and the number of steps, " +
                               std::to_string(schedule.total_steps));

@@ -4,12 +4,22 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <string>
+
+#include "checked_arithmetic.h"
+#include "flashoptim/error.h"
 
 namespace flashoptim::trainer {
 namespace {
 
 TokenBatch empty_batch(std::int64_t rows, std::int64_t sequence) {
-    const auto elements = static_cast<std::size_t>(rows * sequence);
+    const std::array<std::int64_t, 3> in_bytes = {rows, sequence, sizeof(std::int64_t)};
+    const auto bytes = checked_numel(in_bytes);
+    if (!bytes || *bytes == 0) {
+        throw InvalidArgument("a batch of " + std::to_string(rows) + " rows of " + std::to_string(sequence) +
+                              " tokens cannot be made; take at least 1 of each and fewer than 2^60 in all");
+    }
+    const auto elements = static_cast<std::size_t>(*bytes) / sizeof(std::int64_t);
     return {rows, sequence, std::vector<std::int64_t>(elements), std::vector<std::int64_t>(elements)};
 }
 

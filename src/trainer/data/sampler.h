@@ -23,6 +23,7 @@ std::uint64_t philox(std::uint64_t key, std::uint64_t counter_low, std::uint64_t
 
 /// Rows [first_row, first_row + rows) of training step `step`: windows of `data` that begin anywhere with equal chance. A row
 /// depends on (seed, step, its number in the step) only: four micro-batches of four rows are the same rows as one batch of 16.
+/// Throws InvalidArgument where rows x sequence is 0 or beyond all memory, as the next one does.
 TokenBatch training_batch(const TokenRange& data, std::uint64_t seed, std::int64_t step,
                           std::int64_t first_row, std::int64_t rows, std::int64_t sequence);
 

@@ -16,9 +16,9 @@ bool hidden(const fs::path& path) { return path.filename().string().starts_with(
 
 void require_length(const TokenRange& part, const char* name, const fs::path& path,
                     std::int64_t sequence_length) {
-    if (part.size < sequence_length + 1) {
+    if (part.size <= sequence_length) {
         throw InvalidArgument(path.string() + ": the " + name + " data has " + std::to_string(part.size) +
-                              " tokens, one sequence needs " + std::to_string(sequence_length + 1) +
+                              " tokens, one sequence needs more than " + std::to_string(sequence_length) +
                               "; give more data, another validation fraction or a shorter sequence");
     }
 }

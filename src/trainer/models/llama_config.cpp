@@ -2,17 +2,22 @@
 #include "trainer/models/llama_config.h"
 
 #include <cmath>
+#include <limits>
+#include <optional>
 #include <string>
 
+#include "checked_arithmetic.h"
 #include "flashoptim/error.h"
 
 namespace flashoptim::trainer {
 
 void validate(const LlamaConfig& config) {
     const auto positive = [](std::int64_t value, const char* name) {
-        if (value < 1) {
+        // Half of the bits, so that no product of two of them is beyond 64.
+        constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
+        if (value < 1 || value > kMost) {
             throw InvalidArgument(std::string("llama: ") + name + " is " + std::to_string(value) +
-                                  "; it must be at least 1");
+                                  "; it must be a whole number from 1 to " + std::to_string(kMost));
         }
     };
     positive(config.vocabulary_size, "vocabulary_size");
@@ -40,15 +45,31 @@ void validate(const LlamaConfig& config) {
     }
 }
 
-std::int64_t parameter_count(const LlamaConfig& config) {
+std::vector<ParameterShape> parameter_shapes(const LlamaConfig& config) {
     validate(config);
     const std::int64_t kv_dim = config.kv_heads * config.head_dim();
-    const std::int64_t attention = 2 * config.dim * config.dim + 2 * config.dim * kv_dim;
-    const std::int64_t feed_forward = 3 * config.dim * config.hidden;
-    const std::int64_t norms = 2 * config.dim;
-    const std::int64_t embedding = config.vocabulary_size * config.dim;
-    const std::int64_t output = config.tied ? 0 : embedding;
-    return embedding + config.layers * (attention + feed_forward + norms) + config.dim + output;
+    return {{{config.vocabulary_size, config.dim}, config.tied ? 1 : 2},  // embedding, output
+            {{config.dim, config.dim}, 2 * config.layers},                // queries, attention's output
+            {{kv_dim, config.dim}, 2 * config.layers},                    // keys, values
+            {{config.hidden, config.dim}, 2 * config.layers},             // gate, up
+            {{config.dim, config.hidden}, config.layers},                 // down
+            {{config.dim}, 2 * config.layers + 1}};                       // norms
+}
+
+std::int64_t parameter_count(const LlamaConfig& config) {
+    std::optional<std::int64_t> count = 0;
+    for (const auto& [shape, copies] : parameter_shapes(config)) {
+        const auto one = checked_numel(shape);
+        const auto all = one ? checked_multiply(*one, copies) : one;
+        count = count && all ? checked_add(*count, *all) : std::nullopt;
+    }
+    if (!count) {
+        throw InvalidArgument(
+            "llama: this shape has more parameters than can be counted; choose a smaller vocabulary_size, "
+            "dim, "
+            "hidden or number of layers");
+    }
+    return *count;
 }
 
 }  // namespace flashoptim::trainer

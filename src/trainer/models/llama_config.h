@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace flashoptim::trainer {
 
@@ -24,7 +25,16 @@ struct LlamaConfig {
 /// Throws InvalidArgument naming the first field that no model can be built from.
 void validate(const LlamaConfig& config);
 
-/// Exact number of trainable parameters; a tied output counts once. Throws as validate() does.
+/// Parameters of one shape.
+struct ParameterShape {
+    std::vector<std::int64_t> shape;
+    std::int64_t copies = 1;
+};
+
+/// Every trainable parameter by its shape; a tied output counts once. Throws as validate() does.
+std::vector<ParameterShape> parameter_shapes(const LlamaConfig& config);
+
+/// Exact number of trainable parameters. Throws as validate() does, and InvalidArgument where 64 bits do not hold it.
 std::int64_t parameter_count(const LlamaConfig& config);
 
 }  // namespace flashoptim::trainer
