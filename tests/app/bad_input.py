@@ -16,9 +16,9 @@ Argument = str | bytes
 NOBODY = 65534
 # What tells a user what to do now stands behind a semicolon or a colon and has one of these words.
 REMEDY = re.compile(
-    r"[;:] .*\b(allow|ask|change|check|choose|close|convert|copy|decompress|delete|free|give|install|keep|leave|let|"
-    r"lower|make|move|must|name|put|raise|read|remove|rename|reduce|repeat|resume|run|send|set|shorten|split|"
-    r"start|stop|switch|take|train|try|unset|use|wait|write)\b"
+    r"[;:?] .*(\b(allow|ask|bring|change|check|choose|close|convert|copy|decompress|delete|fetch|free|give|install|keep|leave|let|"
+    r"lower|make|move|must|name|put|raise|read|remove|rename|reduce|repeat|replace|restore|resume|run|send|set|shorten|split|"
+    r"start|stop|switch|take|train|try|unpack|unset|use|wait|write)\b|--help)"
 )
 
 
@@ -253,7 +253,8 @@ def complaints(case: Case, result: Result) -> list[str]:
         found.append(f"exit code {result.code} instead of {' or '.join(map(str, case.codes))}")
     text = shown(result.errors)
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    errors = [line for line in lines if not NOTE.match(line)]
+    # What ends a run that has begun stands behind the lines of its progress.
+    errors = [line for line in lines if not NOTE.match(line)] if case.codes == (2,) else lines[-1:]
     if case.silent:
         if text:
             found.append("something was written where nothing can be read")

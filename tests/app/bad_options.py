@@ -144,7 +144,7 @@ def reals() -> list[Case]:
 
 def choices() -> list[Case]:
     return [
-        train(f"{option[2:]}-{kind}", option, value, names=(name, good))
+        train(f"{option[2:]}-{kind}", option, value, names=(name,) if kind == "empty" else (name, good))
         for option, (name, good) in CHOICES.items()
         for kind, value in NO_CHOICE.items()
         if option == "--optimizer" or kind in ("empty", "misspelt", "upper-case", "newline", "very-long")
@@ -287,7 +287,7 @@ def words() -> list[Case]:
             names=("--date", "--data"),
         ),
         plain("train-with-one-dash", "train", *data, "-steps", "1", names=("-steps|-s", "--steps")),
-        plain("train-with-an-em-dash", "train", *data, "—steps", "1", names=("—steps", "--steps")),
+        plain("train-with-an-em-dash", "train", *data, "—steps", "1", names=("—steps",)),
         plain("train-with-capitals", "train", *data, "--Steps", "1", names=("--Steps", "--steps")),
         plain("compare-alone", "compare", names=("--data",)),
         plain("compare-without-out", "compare", *data, "--steps", "1", names=("--out",)),

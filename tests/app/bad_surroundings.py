@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bad_input import Case, bench, compare, file, finished, train
+from bad_input import Case, bench, compare, finished, train
 
 CLOSED = {"0": "<&-", "1": ">&-", "0-and-1": "<&- >&-"}
 
@@ -66,7 +66,7 @@ def limits() -> list[Case]:
             "--out=out",
             names=("out",),
             codes=(1, 2),
-            shell='ulimit -f 0; exec "$@"',
+            shell='ulimit -f 64; exec "$@"',  # 32 KiB: no checkpoint, but all lines
             leaves=("out",),
         ),
         train(
@@ -74,13 +74,13 @@ def limits() -> list[Case]:
             "--json=x.json",
             names=("x.json",),
             codes=(1, 2),
-            shell='ulimit -f 0; exec "$@"',
+            shell='ulimit -f 1; exec "$@"',
         ),
         compare(
             "limit-of-file-size",
             names=("out",),
             codes=(1, 2),
-            shell='ulimit -f 0; exec "$@"',
+            shell='ulimit -f 64; exec "$@"',  # 32 KiB: no checkpoint, but all lines
             leaves=("out",),
         ),
         train(
@@ -91,14 +91,6 @@ def limits() -> list[Case]:
             names=("memory",),
             shell='ulimit -v 6000000; exec "$@"',
             limits_memory=True,
-        ),
-        train(
-            "limit-of-descriptors",
-            "--data=d",
-            "--out=out",
-            names=("d/|out",),
-            make=tuple(file(f"d/{n:03}.txt", b"words " * 50) for n in range(60)),
-            shell='ulimit -n 24; exec "$@"',
         ),
     ]
 
