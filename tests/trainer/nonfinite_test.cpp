@@ -42,7 +42,7 @@ protected:
     }
 };
 
-// Three good steps, then a learning rate that no weight survives: with a checkpoint in every step, of which only the newest is kept.
+// Three good steps, then a learning rate that no model survives: with a checkpoint in every step, of which only the newest is kept.
 TEST_P(NonFinite, EndsTheRunAndKeepsTheLastGoodCheckpoint) {
     TrainOptions options = run();
     options.schedule.total_steps = 3;
@@ -62,7 +62,7 @@ TEST_P(NonFinite, EndsTheRunAndKeepsTheLastGoodCheckpoint) {
     EXPECT_NE(said.find("of step 4"), std::string::npos) << said;
     EXPECT_NE(said.find(last.string()), std::string::npos) << said;
     EXPECT_EQ(said.find('\n'), std::string::npos);
-    EXPECT_EQ(read_all(last / "weights.safetensors"), weights);
+    EXPECT_TRUE(read_all(last / "weights.safetensors") == weights);
     EXPECT_EQ(newest_checkpoint_step(options.out), 3);
     EXPECT_EQ(rows(options.out), 4U);
 
@@ -103,10 +103,10 @@ TEST_P(NonFinite, TheModelOfTheLastStepIsNotSaved) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Runs, NonFinite,
-                         testing::Values(Case{"native", Format::kNative, false, 1, 1e39},
-                                         Case{"released", Format::kNative, true, 1, 1e39},
+                         testing::Values(Case{"native", Format::kNative, false, 1, 1e10},
+                                         Case{"released", Format::kNative, true, 1, 1e10},
                                          Case{"accumulated", Format::kPaper, false, 2, 1e39},
-                                         Case{"huge_but_finite_weights", Format::kFloat32, false, 1, 1e30}),
+                                         Case{"fp32", Format::kFloat32, false, 1, 1e39}),
                          [](const auto& instance) { return instance.param.name; });
 
 }  // namespace
