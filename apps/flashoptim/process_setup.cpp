@@ -1,9 +1,11 @@
-// Standard descriptors that are always open, and writes that fail instead of killing.
+// Standard descriptors that are always open, as many files as the system allows, and writes that fail instead of killing.
 #include "process_setup.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -18,6 +20,17 @@ bool pipe_was_ignored = false, size_was_ignored = false;
 // Returns whether the signal was ignored already.
 bool ignore(int signal) { return std::signal(signal, SIG_IGN) == SIG_IGN; }
 
+// Every file of the data stays open while a run lasts, and many systems allow 1,024 files to who does not ask for more.
+void allow_open_files() {
+    constexpr rlim_t kMost = 1 << 20;  // some programs, started by this one, close each that may be open
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    const rlim_t wanted = std::min(limit.rlim_max, kMost);
+    if (limit.rlim_cur >= wanted) return;
+    limit.rlim_cur = wanted;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 }  // namespace
 
 void prepare_process() {
@@ -27,6 +40,7 @@ void prepare_process() {
         // The lowest free one is taken. Without /dev any folder keeps the place; what is written to it is lost, too.
         if (open("/dev/null", O_RDWR) < 0 && open("/", O_RDONLY | O_DIRECTORY) < 0) _exit(2);
     }
+    allow_open_files();
     pipe_was_ignored = ignore(SIGPIPE);
     size_was_ignored = ignore(SIGXFSZ);
 }

@@ -156,3 +156,14 @@ def test_resume_takes_every_folder_name(text: Path, tmp_path: Path) -> None:
     for nothing in (("--resume",), ("--resume", "")):
         assert_refused(run(*small(text, "--steps", 2, *nothing), cwd=tmp_path), "--out")
     assert "--resume [PATH] " in run("train", "--help").stdout
+
+
+def test_data_may_have_more_files_than_may_be_open_at_first(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for n in range(60):
+        (folder / f"{n}.txt").write_text(f"the {n} words of file {n}\n" * 20)
+    limited = ["sh", "-c", 'ulimit -S -n 32; exec "$@"', "sh", COMMAND]
+    arguments = [str(part) for part in (*limited, *small(folder, "--steps", 1))]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert result.returncode == 0, result.stderr
