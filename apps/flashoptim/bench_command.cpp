@@ -3,14 +3,16 @@
 #include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "commands.h"
 #include "console.h"
-#include "flashoptim/checkpoint.h"
+#include "failure.h"
 #include "flashoptim/error.h"
 #include "flashoptim/version.h"
+#include "json_target.h"
 #include "number_arguments.h"
 #include "step_timing.h"
 #include "trainer/environment.h"
@@ -38,7 +40,7 @@ struct BenchArguments {
     std::vector<std::int64_t> megaparameters = {1, 64};
     int rounds = 9;
     bool quick = false;
-    std::string json;
+    std::optional<std::string> json;
 };
 
 /// One line of the table.
@@ -120,18 +122,8 @@ std::vector<Measurement> measure(const BenchArguments& arguments, const std::str
     return results;
 }
 
-/// Before anything is measured: a mistyped folder is not made, and costs no minutes.
-void check_folder_of(const std::string& file) {
-    const auto folder = std::filesystem::absolute(file).parent_path();
-    std::error_code error;
-    if (!std::filesystem::is_directory(folder, error)) {
-        throw IoError("cannot write " + file + ": there is no folder " + folder.string() + "; make it first");
-    }
-}
-
 /// Everything that can be refused is refused before anything is measured.
 void check(const BenchArguments& arguments) {
-    if (!arguments.json.empty()) check_folder_of(arguments.json);
     for (const auto& backend : arguments.backends) {
         if (backend_named(backend) == Backend::kAutomatic) trainer::check_backend();
     }
@@ -155,6 +147,7 @@ int run(BenchArguments arguments) {
         arguments.optimizers = {"adamw"};
         arguments.rounds = std::min(arguments.rounds, 5);
     }
+    JsonTarget json(arguments.json, {});
     check(arguments);
     Json all = {{"version", FLASHOPTIM_VERSION_STRING}, {"measurements", Json::array()}};
     print(std::string_view(fmt::format(kRow, "rule", "format", "backend", "thr", "param", "step", "Gparam/s",
@@ -177,8 +170,8 @@ int run(BenchArguments arguments) {
         "turns (more than\n"
         "100 % where the tensors fit the cache). of fp32: speed over the same rule with fp32 weights, "
         "gradients and moments.\n");
-    if (!arguments.json.empty()) checkpoint::write_file(arguments.json, all.dump(2) + '\n');
-    return 0;
+    json.write(all.dump(2) + '\n');
+    return kDone;
 }
 
 }  // namespace
@@ -198,7 +191,15 @@ void add_bench_command(CLI::App& parent, Command& chosen) {
     command.add_flag("--quick", arguments->quick, "AdamW alone, in at most 5 rounds");
     command.add_option("--json", arguments->json, "Write the figures to this file too");
     check_arguments(command, kLimits);
-    command.callback([&chosen, arguments] { chosen = [arguments] { return run(*arguments); }; });
+    command.callback([&chosen, arguments] {
+        chosen = [arguments] {
+            try {
+                return run(*arguments);
+            } catch (...) {
+                return report(current_failure(Phase::kRunning, "use smaller --parameters"));
+            }
+        };
+    });
 }
 
 }  // namespace flashoptim::app

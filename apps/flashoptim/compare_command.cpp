@@ -3,22 +3,26 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
-#include <stdexcept>
 
 #include "commands.h"
 #include "compare_table.h"
 #include "console.h"
+#include "failure.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "json_target.h"
 #include "number_arguments.h"
+#include "one_line.h"
 #include "plot.h"
 #include "run_arguments.h"
+#include "stop_signals.h"
 #include "subprocess.h"
-#include "trainer/environment.h"
 #include "trainer/loop.h"
 #include "trainer/run_folder.h"
 
@@ -35,7 +39,7 @@ struct CompareArguments : RunArguments {
     bool with_gradient_release = false;
     bool no_checkpoint = false;
     bool no_plot = false;
-    fs::path json;
+    std::optional<std::string> json;
     std::vector<std::string> passed_on;  // arguments that each run gets as they were typed
 };
 
@@ -57,8 +61,20 @@ struct PlannedRun {
     }
 };
 
+/// Each run has a folder of its own, and the table a column.
+template <typename Value>
+void require_different(const char* option, const std::vector<Value>& values) {
+    for (auto value = values.begin(); value != values.end(); ++value) {
+        if (std::find(values.begin(), value, *value) != value) {
+            throw InvalidArgument(fmt::format("{} names {} twice; name each once", option, *value));
+        }
+    }
+}
+
 std::vector<PlannedRun> plan(const CompareArguments& arguments) {
-    trainer::check_environment(arguments.options.threads);
+    require_different("--optimizers", arguments.optimizers);
+    require_different("--formats", arguments.formats);
+    require_different("--seeds", arguments.seeds);
     std::vector<PlannedRun> runs;
     const auto seeds = arguments.seeds.empty() ? std::vector{arguments.options.seed} : arguments.seeds;
     for (const auto& optimizer : arguments.optimizers) {
@@ -75,13 +91,18 @@ std::vector<PlannedRun> plan(const CompareArguments& arguments) {
         checked.optimizer = run.optimizer;
         checked.format = run.format;
         checked.options.optimizer.gradient_release = run.gradient_release;
-        trainer::validate(to_options(checked));
+        trainer::check(to_options(checked));
     }
     return runs;
 }
 
-/// A run refused its arguments or its data, and has said why.
-struct Refused {};
+/// A run ended early, and the comparison with it.
+struct RunEnded {
+    int code;
+    std::string line;  // empty: the run has said why
+};
+
+RunEnded stopped_by(int signal) { return {kOtherError, fmt::format("stopped by signal {}", signal)}; }
 
 Json read_json(const fs::path& file) {
     std::ifstream stream(file);
@@ -91,15 +112,22 @@ Json read_json(const fs::path& file) {
     return Json::parse(text.str());
 }
 
-/// Runs this program's train subcommand; returns the one object of the summary it wrote to `summary`.
-Json run_train(const CompareArguments& shared, const std::vector<std::string>& own, const fs::path& summary) {
+/// Runs this program's train subcommand as the run `name`; returns the one object of the summary it wrote to `summary`.
+Json run_train(const CompareArguments& shared, const std::string& name, const std::vector<std::string>& own,
+               const fs::path& summary) {
     std::vector<std::string> command = {own_executable(), "train"};
     command.insert(command.end(), shared.passed_on.begin(), shared.passed_on.end());
     command.insert(command.end(), own.begin(), own.end());
-    const int code = run_program(command, Output::kDropped);  // its results come by the summary
-    if (code == kBadInput) throw Refused();
-    if (code != 0)
-        throw std::runtime_error(fmt::format("a run ended with exit code {}; nothing was compared", code));
+    if (const int signal = StopSignals::received(); signal != 0) throw stopped_by(signal);
+    const auto end = run_program(command, Output::kErrors);  // its results come by the summary
+    if (const int signal = StopSignals::received(); signal != 0) throw stopped_by(signal);
+    if (end.signal != 0) {
+        const auto* why = end.signal == SIGKILL ? ", as the system does where memory runs out" : "";
+        throw RunEnded{kOtherError,
+                       fmt::format("the run {} was ended by signal {}{}", name, end.signal, why)};
+    }
+    if (end.code == kOtherError) throw RunEnded{end.code, "the run " + name + " ended early"};
+    if (end.code != kDone) throw RunEnded{end.code, ""};
     return read_json(summary)["runs"][0];
 }
 
@@ -115,8 +143,8 @@ std::int64_t model_peak(const CompareArguments& arguments, const std::string& fo
     const bool is_reference = format == "fp32";
     if (const auto found = known.find(is_reference); found != known.end()) return found->second;
     const auto summary = arguments.options.out / (is_reference ? "model-fp32.json" : "model-bf16.json");
-    const auto run =
-        run_train(arguments, {"--format", format, "--hold-model", "--json", summary.string()}, summary);
+    const auto run = run_train(arguments, "of the " + format + " model alone",
+                               {"--format", format, "--hold-model", "--json", summary.string()}, summary);
     return known[is_reference] = peak_bytes(run);
 }
 
@@ -172,7 +200,7 @@ Json run_all(const CompareArguments& arguments, const std::vector<PlannedRun>& r
         own.insert(own.end(), {"--out", folder.string()});
         if (arguments.options.overwrite) own.emplace_back("--overwrite");
         if (arguments.no_checkpoint) own.emplace_back("--no-final-checkpoint");
-        auto result = run_train(arguments, own, folder / "summary.json");
+        auto result = run_train(arguments, run.name(), own, folder / "summary.json");
         const auto base = model_peak(arguments, run.format, model_peaks);
         result["peak_above_model_bytes"] = std::max<std::int64_t>(peak_bytes(result) - base, 0);
         result["name"] = run.name();
@@ -181,32 +209,46 @@ Json run_all(const CompareArguments& arguments, const std::vector<PlannedRun>& r
     return summary;
 }
 
+RunPlaces places_of(const CompareArguments& arguments, const std::vector<PlannedRun>& runs) {
+    RunPlaces places;
+    places.data = {arguments.options.data.path, arguments.options.data.validation_path};
+    places.out = arguments.options.out;
+    places.names = {"summary.json", "comparison.png", "model-fp32.json", "model-bf16.json"};
+    for (const auto& run : runs) places.names.push_back(run.name());
+    return places;
+}
+
 int compare(const CompareArguments& arguments) {
     const auto& out = arguments.options.out;
     const auto runs = plan(arguments);
+    JsonTarget json(arguments.json, places_of(arguments, runs));
     if (!arguments.options.overwrite) require_free(out, runs);
+    const StopSignals signals(StopSignals::Quit::kTaken);
     Json summary;
     try {
         summary = run_all(arguments, runs);
-    } catch (const Refused&) {
-        return kBadInput;
+    } catch (const RunEnded& end) {
+        if (end.line.empty()) return end.code;
+        return report({end.code, fmt::format("compare: {}; the runs that were complete stay in {}: give "
+                                             "--overwrite to start anew, or another --out",
+                                             end.line, out.native())});
     }
     const auto text = summary.dump(2) + "\n";
     checkpoint::write_file(out / "summary.json", text);
-    if (!arguments.json.empty()) checkpoint::write_file(arguments.json, text);
+    json.write(text);
     print("\n{}", comparison_table(summary));
+    print("\n{}\n", clipping(summary["runs"][0]["clip_norm"].get<double>()));
     const auto picture = arguments.no_plot ? fs::path() : plot_comparison(out);
-    print("\n{}", (out / "summary.json").string());
-    if (!picture.empty()) print(", {}", picture.string());
+    print("\n{}", one_line((out / "summary.json").native()));
+    if (!picture.empty()) print(", {}", one_line(picture.native()));
     print("\n");
-    return 0;
+    return kDone;
 }
 
 }  // namespace
 
 void add_compare_command(CLI::App& parent, Command& chosen) {
     auto arguments = std::make_shared<CompareArguments>();
-    arguments->options.clip_norm = 0.0;  // so that gradient release can be compared
     auto& command = *parent.add_subcommand(
         "compare",
         "Train the same model with each optimizer and format; ends with a table of memory, loss and time");
@@ -220,7 +262,7 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
     add_list(command, "--seeds", arguments->seeds, "Seeds, separated by commas [--seed]")->group(comparison);
     command
         .add_flag("--with-gradient-release", arguments->with_gradient_release,
-                  "Run each also with gradient release (needs --clip 0)")
+                  "Run each also with gradient release; then none is clipped")
         ->group(comparison);
     command
         .add_option("--out", arguments->options.out,
@@ -237,8 +279,11 @@ void add_compare_command(CLI::App& parent, Command& chosen) {
     check_arguments(command);
     command.callback([arguments, &command, &chosen] {
         arguments->passed_on = arguments_to_pass_on(command);
-        // The default differs from that of train.
-        if (command.get_option("--clip")->count() == 0) arguments->passed_on.emplace_back("--clip=0");
+        // Where gradient release is compared, nothing else differs: no run is clipped.
+        if (arguments->with_gradient_release && !arguments->clip_norm) {
+            arguments->clip_norm = 0.0;
+            arguments->passed_on.emplace_back("--clip=0");
+        }
         chosen = [arguments] { return compare(*arguments); };
     });
 }

@@ -35,6 +35,10 @@ std::string bar(double done) {
 
 }  // namespace
 
+std::string clipping(double norm) {
+    return norm > 0.0 ? fmt::format("gradients clipped at norm {}", norm) : "gradients not clipped";
+}
+
 void tell(std::string_view text) noexcept { std::fwrite(text.data(), 1, text.size(), stderr); }
 
 void print(std::string_view text) noexcept {
@@ -66,8 +70,9 @@ void ConsoleObserver::on_start(const trainer::RunInfo& info) {
     info_ = info;
     started_ = true;
     start_ = last_shown_ = std::chrono::steady_clock::now();
-    tell("{}: {} parameters, {} training and {} validation tokens, {} threads{}\n", label_, info.parameters,
-         info.training_tokens, info.validation_tokens, info.threads,
+    tell("{}: {} parameters, {} training and {} validation tokens, {} threads, {}{}\n", label_,
+         info.parameters, info.training_tokens, info.validation_tokens, info.threads,
+         clipping(info.clip_norm),
          info.resumed_from.empty() ? "" : ", resumed from " + one_line(info.resumed_from.native()));
 }
 

@@ -15,6 +15,9 @@
 
 namespace flashoptim::app {
 
+/// "gradients clipped at norm 1".
+std::string clipping(double norm);
+
 /// Writes progress, notes and errors to stderr. Never throws for a stderr that takes nothing: what is told there must not end a run.
 void tell(std::string_view text) noexcept;
 template <typename... Values>

@@ -1,17 +1,23 @@
 """Draws a comparison: the loss curves, and the bytes per parameter by kind. Reads what `flashoptim compare` wrote.
 
 usage: plot_comparison.py FOLDER PICTURE
+Exit code 3: there is no matplotlib that works.
 """
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
 
-import matplotlib
+try:
+    import matplotlib
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+except Exception as reason:  # not only ImportError: a broken installation fails in its own ways
+    print(f"matplotlib cannot be used: {type(reason).__name__}", file=sys.stderr)
+    sys.exit(3)
 
 KINDS = ("weights", "corrections", "moments", "scales", "gradients", "accumulators")
 
@@ -63,7 +69,9 @@ def main(folder: Path, picture: Path) -> None:
     bars.set_xticks(range(len(runs)), labels)
     bars.set(ylabel="bytes per parameter", title="memory by kind")
     bars.legend()
-    figure.savefig(picture, dpi=110)
+    drawn = io.BytesIO()  # so that nothing is left of a picture that could not be drawn
+    figure.savefig(drawn, dpi=110, format="png")
+    picture.write_bytes(drawn.getvalue())
 
 
 if __name__ == "__main__":

@@ -91,8 +91,9 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     command.add_option("--warmup", options.schedule.warmup_steps, "Steps of linear warm-up")
         ->capture_default_str()
         ->group(loop);
-    command.add_option("--clip", options.clip_norm, "Largest norm of all gradients; 0 does not clip")
-        ->capture_default_str()
+    command
+        .add_option("--clip", arguments.clip_norm,
+                    "Largest norm of all gradients; 0 does not clip [1; with gradient release: 0]")
         ->group(loop);
     command.add_option("--seed", options.seed, "Of initial weights and batches")
         ->capture_default_str()
@@ -152,7 +153,7 @@ void add_optimizer_arguments(CLI::App& command, RunArguments& arguments) {
         ->group(optimizer);
     command
         .add_flag("--gradient-release", arguments.options.optimizer.gradient_release,
-                  "Step each parameter inside backward and free its gradient; needs --clip 0 and no "
+                  "Step each parameter inside backward and free its gradient; does not go with --clip and "
                   "accumulation; on a "
                   "GPU the optimizer is then not timed alone")
         ->group(optimizer);
@@ -170,6 +171,7 @@ trainer::TrainOptions to_options(const RunArguments& arguments) {
     options.schedule.kind = trainer::parse_schedule(arguments.schedule);
     options.schedule.peak = arguments.learning_rate.value_or(default_learning_rate(choice.rule));
     options.data.width = arguments.token_width == 32 ? TokenWidth::kUInt32 : TokenWidth::kUInt16;
+    options.clip_norm = arguments.clip_norm.value_or(choice.gradient_release ? 0.0 : 1.0);
     options.model.vocabulary_size = arguments.vocabulary_size;
     if (arguments.tied || arguments.untied) options.model.tied = arguments.tied;
     return options;

@@ -16,7 +16,7 @@ struct RunArguments {
     std::string optimizer = "adamw";
     std::string format = "native";
     std::string schedule = "cosine";
-    std::optional<double> learning_rate, weight_decay, beta1, beta2;
+    std::optional<double> learning_rate, weight_decay, beta1, beta2, clip_norm;
     std::optional<std::int64_t> vocabulary_size;
     int token_width = 16;
     bool tied = false, untied = false;

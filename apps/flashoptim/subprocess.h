@@ -1,4 +1,4 @@
-// Runs a program as a child process and waits for it.
+// Runs a program as a child process that does not outlive this one, and waits for it.
 #pragma once
 
 #include <string>
@@ -6,15 +6,23 @@
 
 namespace flashoptim::app {
 
-/// Whether the child's standard output is that of this process or is thrown away; errors and progress are always shown.
-enum class Output { kShown, kDropped };
+/// Which of the child's standard output and errors are those of this process; the rest is thrown away.
+enum class Output { kBoth, kErrors, kNone };
 
-/// Runs `arguments[0]` (searched in PATH if it has no slash) with the terminal of this process. Returns its exit code, or
-/// 128 + signal if one ended it. An interrupt reaches the child too, as both belong to one process group. Throws Error if it
-/// cannot start.
-int run_program(const std::vector<std::string>& arguments, Output output = Output::kShown);
+/// How a program ended: by exit(code), or by a signal (then that is not 0).
+struct ProgramEnd {
+    int code = 0, signal = 0;
+};
 
-/// Path of the running executable.
+/// Runs `arguments[0]` (searched in PATH if it has no slash) with the terminal of this process. The child gets every signal that this
+/// process takes while a StopSignals lives, whoever sent it and whether or not there is a terminal; where this process is killed, the
+/// system kills the child (Linux). Throws Error if it cannot start.
+ProgramEnd run_program(const std::vector<std::string>& arguments, Output output);
+
+/// Path under which the running executable can be started again, also where another version took its place on the disk.
 std::string own_executable();
+
+/// The folder that the running executable lies in; empty if it cannot be told.
+std::string own_folder();
 
 }  // namespace flashoptim::app

@@ -4,8 +4,8 @@
 #include "commands.h"
 #include "console.h"
 #include "failure.h"
-#include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "json_target.h"
 #include "number_arguments.h"
 #include "one_line.h"
 #include "run_arguments.h"
@@ -20,7 +20,7 @@ const std::string kResumeOut(1, '\0');
 
 struct TrainArguments : RunArguments {
     std::optional<std::string> resume;
-    std::filesystem::path json;
+    std::optional<std::string> json;
     bool no_final_checkpoint = false;
     bool list_models = false;
     bool hold_model = false;
@@ -34,16 +34,16 @@ void print_models() {
     }
 }
 
-void write_json(const std::filesystem::path& file, const trainer::TrainOptions& options,
+void write_json(JsonTarget& target, const trainer::TrainOptions& options,
                 const trainer::TrainResult& result) {
-    if (file.empty()) return;
     const trainer::FinishedRun finished{options, result};
-    checkpoint::write_file(file, trainer::summary_json({&finished, 1}));
+    target.write(trainer::summary_json({&finished, 1}));
 }
 
 void print_result(const trainer::TrainOptions& options, const trainer::TrainResult& result) {
     const auto& memory = result.memory;
     print("{} after step {}\n", result.stopped ? "stopped" : "done", result.last_step);
+    print("{}\n", clipping(options.clip_norm));
     if (result.validation_loss) print("validation loss      {:.4f}\n", *result.validation_loss);
     const auto line = [&](const char* name, std::int64_t bytes) {
         if (bytes > 0)
@@ -85,11 +85,20 @@ int train(const TrainArguments& arguments) {
             *arguments.resume == kResumeOut ? options.out : std::filesystem::path(*arguments.resume);
         if (options.resume.empty()) {
             throw InvalidArgument(
-                "--resume needs to know what to resume: give --out of the run, or --resume PATH");
+                "--resume needs to know what to resume: give --out of the run, or --resume PATH and --out");
+        }
+        if (options.out.empty()) {
+            throw InvalidArgument(
+                "--resume without --out would keep nothing of what it trains; give the --out "
+                "of the run, or of a new one");
         }
     }
+    JsonTarget json(arguments.json, {.data = {options.data.path, options.data.validation_path},
+                                     .out = options.out,
+                                     .names = names_of_run(),
+                                     .resume = options.resume});
     if (arguments.hold_model) {
-        write_json(arguments.json, options, trainer::hold_model(options));
+        write_json(json, options, trainer::hold_model(options));
         return kDone;
     }
     trainer::TrainResult result;
@@ -103,7 +112,7 @@ int train(const TrainArguments& arguments) {
         }
     }
     if (failure) return report(*failure);  // below the progress bar
-    write_json(arguments.json, options, result);
+    write_json(json, options, result);
     print_result(options, result);
     return result.stopped ? kOtherError : kDone;
 }

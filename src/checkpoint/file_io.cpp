@@ -54,7 +54,8 @@ void throw_io_error(std::string_view action, const std::filesystem::path& path, 
     const std::string what = "cannot " + std::string(action) + " " + path_label(path) + ": " +
                              std::generic_category().message(error_number) + "; ";
     if (error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG) {
-        throw NoSpaceError(what + "free some space or choose another disk");
+        throw NoSpaceError(what + (error_number == EFBIG ? "raise the limit on the size of a file (ulimit -f)"
+                                                         : "free some space or choose another disk"));
     }
     throw IoError(what + std::string(remedy_for(error_number)));
 }
@@ -62,7 +63,8 @@ void throw_io_error(std::string_view action, const std::filesystem::path& path, 
 void throw_no_space(const std::filesystem::path& path, std::uint64_t needed_bytes) {
     throw IoError("cannot write " + path_label(path) + ": no space left; it needs " +
                   std::to_string(needed_bytes) +
-                  " bytes beside what is there now: free that much or choose another disk");
+                  " bytes beside what is there now: free that much, choose another disk or raise the "
+                  "limit on the size of a file (ulimit -f)");
 }
 
 FileDescriptor::~FileDescriptor() {

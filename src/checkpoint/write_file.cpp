@@ -2,11 +2,11 @@
 #include <fcntl.h>
 
 #include <cerrno>
-#include <charconv>
 #include <functional>
 #include <optional>
 
 #include "atomic_path.h"
+#include "descriptor_path.h"
 #include "message.h"
 #include "safetensors_writer.h"
 
@@ -20,29 +20,6 @@ bool is_stream(const fs::path& path) {
     std::error_code ignored;
     const fs::file_type type = fs::status(path, ignored).type();
     return type == fs::file_type::character || type == fs::file_type::fifo || type == fs::file_type::socket;
-}
-
-// The descriptor of this process that `path` is another name of (/dev/stdout, /dev/fd/3). What is open there belongs to whoever
-// opened it, and may be a file that was written to before.
-std::optional<int> descriptor_named(const fs::path& path) {
-    constexpr int kMostLinks = 40;
-    std::error_code error;
-    fs::path place = fs::absolute(path, error);
-    for (int links = 0; !error && links < kMostLinks; ++links) {
-        const fs::path parent = fs::canonical(place.parent_path(), error);
-        if (error) break;
-        const std::string name = place.filename().string();
-        int number = -1;
-        const auto [end, fault] = std::from_chars(name.data(), name.data() + name.size(), number);
-        const bool is_number = fault == std::errc() && end == name.data() + name.size() && number >= 0;
-        std::error_code ignored;
-        for (const char* folder : {"/proc/self/fd", "/dev/fd"}) {
-            if (is_number && parent == fs::canonical(folder, ignored)) return number;
-        }
-        if (!fs::is_symlink(fs::symlink_status(place, ignored))) break;
-        place = parent / fs::read_symlink(place, error);
-    }
-    return std::nullopt;
 }
 
 void write_stream(const fs::path& path, std::optional<int> opened,

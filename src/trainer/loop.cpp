@@ -169,6 +169,7 @@ private:
         info.first_step = step_ + 1;
         info.total_steps = options_.schedule.total_steps;
         info.threads = threads_.torch;
+        info.clip_norm = options_.clip_norm;
         info.resumed_from = resumed_from_;
         return info;
     }
@@ -358,6 +359,13 @@ private:
 
 TrainResult train(const TrainOptions& options, TrainObserver& observer) {
     return Run(options, observer).train();
+}
+
+void check(const TrainOptions& requested) {
+    const TrainOptions options = resolve(requested);
+    static_cast<void>(find_device(options.device));
+    static_cast<void>(open_data(options.data, *options.model.vocabulary_size, options.sequence_length));
+    require_memory(options);
 }
 
 TrainResult hold_model(const TrainOptions& requested) {

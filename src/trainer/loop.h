@@ -20,6 +20,10 @@ class NonFiniteLoss : public NonFiniteError {
 /// speaks: the row of that step is written, its update is not made where its own loss is it, and no checkpoint follows.
 TrainResult train(const TrainOptions& options, TrainObserver& observer);
 
+/// Refuses what train() would refuse of these options, their data and device before its first step, but for the folder of the run and
+/// a checkpoint to go on from. Builds no model, writes nothing. Throws as train() does.
+void check(const TrainOptions& options);
+
 /// What memory a run needs before it has gradients and optimizer: opens the data, builds the model, runs one forward pass that
 /// keeps what backward would need, and returns the peak so far and the bytes of the weights. Writes nothing.
 TrainResult hold_model(const TrainOptions& options);

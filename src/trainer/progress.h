@@ -36,6 +36,7 @@ struct RunInfo {
     std::int64_t first_step = 1;  ///< 1, or the step after the checkpoint's
     std::int64_t total_steps = 0;
     int threads = 1;
+    double clip_norm = 0.0;              ///< of all gradients; 0: they are not clipped
     std::filesystem::path resumed_from;  ///< empty: a new run
 };
 

@@ -30,6 +30,7 @@ Json run_object(const FinishedRun& run) {
             {"format", name_of(choice.format)},
             {"master_bits", choice.format == Format::kFloat32 ? 32 : choice.master_weight_bits},
             {"gradient_release", choice.gradient_release},
+            {"clip_norm", options.clip_norm},
             {"seed", options.seed},
             {"parameters", result.memory.parameters},
             {"bytes_per_parameter", bytes_per_parameter(result.memory)},

@@ -44,7 +44,7 @@ def test_text_that_is_not_utf8_is_named_with_its_place(tmp_path: Path) -> None:
         (("--format", "int3"), "int3"),
         (("--schedule", "spiral"), "spiral"),
         (("--gradient-release", "--clip", 0, "--accumulation", 2), "accumulation"),
-        (("--gradient-release",), "clip"),
+        (("--gradient-release", "--clip", 1), "clip"),
         (("--master-bits", 8), "8"),
         (("--format", "paper", "--master-bits", 16), "16"),
         (("--batch", 0), "batch"),

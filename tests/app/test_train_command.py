@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,21 +33,6 @@ def test_a_run_is_not_overwritten_unasked(text: Path, tmp_path: Path) -> None:
     before = (out / "metrics.csv").read_bytes()
     assert_refused(run(*small(text, "--steps", 1, "--out", out)), str(out))
     assert (out / "metrics.csv").read_bytes() == before
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 800 KiB: one checkpoint of the tiny model fits, two do not."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)]
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(mount, capture_output=True, check=False).returncode != 0
-    ):
-        pytest.skip("a small file system cannot be mounted here (needs root)")
-    yield place
-    subprocess.run(["umount", str(place)], check=False)
 
 
 def test_full_disk_is_named_and_the_last_checkpoint_stays(text: Path, full_disk: Path) -> None:
