@@ -1,7 +1,6 @@
 // flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the memory's bandwidth.
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>

@@ -137,15 +137,18 @@ std::int64_t peak_bytes(const Json& run) {
     return on_device > 0 ? on_device : run["peak_resident_bytes"].get<std::int64_t>();
 }
 
-/// Peak memory of a process that holds the model of `format` but neither gradients nor optimizer.
-std::int64_t model_peak(const CompareArguments& arguments, const std::string& format,
+/// Peak memory of a process that holds the model of `run` but neither gradients nor optimizer.
+std::int64_t model_peak(const CompareArguments& arguments, const PlannedRun& run,
                         std::map<bool, std::int64_t>& known) {
-    const bool is_reference = format == "fp32";
+    const bool is_reference = run.format == "fp32";
     if (const auto found = known.find(is_reference); found != known.end()) return found->second;
     const auto summary = arguments.options.out / (is_reference ? "model-fp32.json" : "model-bf16.json");
-    const auto run = run_train(arguments, "of the " + format + " model alone",
-                               {"--format", format, "--hold-model", "--json", summary.string()}, summary);
-    return known[is_reference] = peak_bytes(run);
+    // The optimizer, too: what others would refuse of its numbers says nothing.
+    const auto result = run_train(
+        arguments, "of the " + run.format + " model alone",
+        {"--optimizer", run.optimizer, "--format", run.format, "--hold-model", "--json", summary.string()},
+        summary);
+    return known[is_reference] = peak_bytes(result);
 }
 
 /// The arguments of the command line that every run shares, as name=value: a flag may have a value, and a value may look like a name.
@@ -201,7 +204,7 @@ Json run_all(const CompareArguments& arguments, const std::vector<PlannedRun>& r
         if (arguments.options.overwrite) own.emplace_back("--overwrite");
         if (arguments.no_checkpoint) own.emplace_back("--no-final-checkpoint");
         auto result = run_train(arguments, run.name(), own, folder / "summary.json");
-        const auto base = model_peak(arguments, run.format, model_peaks);
+        const auto base = model_peak(arguments, run, model_peaks);
         result["peak_above_model_bytes"] = std::max<std::int64_t>(peak_bytes(result) - base, 0);
         result["name"] = run.name();
         summary["runs"].push_back(std::move(result));

@@ -1,5 +1,6 @@
 // The flashoptim command: which subcommand, and what an error looks like.
 #include <CLI/CLI.hpp>
+#include <sstream>
 #include <string>
 
 #include "commands.h"
@@ -26,7 +27,10 @@ int main(int argc, char** argv) {
         try {
             app.parse(argc, argv);
         } catch (const CLI::Success& help) {
-            command = [code = app.exit(help)] { return code; };
+            std::ostringstream text;
+            const int code = app.exit(help, text, text);
+            print(text.str());
+            command = [code] { return code; };
         } catch (const CLI::ParseError& error) {
             return report({kBadInput, usage_error(app, error)});
         }

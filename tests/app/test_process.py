@@ -177,7 +177,7 @@ def test_nohup_is_respected(text: Path, tmp_path: Path) -> None:
         (("--optimizers", "adamw,sgdw", "--nesterov", "--momentum", 0), "momentum"),
         (("--beta2", 1), "beta2"),
         (("--optimizers", "sgd,adam", "--beta2", 1), "beta2"),
-        (("--optimizers", "sgd,lion", "--beta1", 1), "beta1"),
+        (("--optimizers", "sgd,lion", "--beta1", 1.5), "beta1"),
         (("--optimizers", "sgd,adamw", "--eps", -1), "eps"),
         (("--optimizers", "adamw,sgd", "--momentum", -1), "momentum"),
         (("--formats", "native,paper", "--master-bits", 16), "16"),
@@ -222,3 +222,9 @@ def test_the_picture_needs_matplotlib_and_says_so_by_its_exit_code(tmp_path: Pat
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
+
+
+def test_what_only_another_optimizer_would_refuse_is_compared(text: Path, tmp_path: Path) -> None:
+    own = ("--optimizers", "lion", "--beta1", 1)
+    result = run(*small_comparison(text, tmp_path / "out", *own))
+    assert result.returncode == 0, result.stderr
