@@ -7,8 +7,10 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <grp.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -28,13 +30,17 @@ static void run_child(const int* descriptors, char** arguments, int count, char*
     if (fchdir(descriptors[3]) != 0) _exit(126);
     for (int n = 0; n < kDescriptors; ++n) close(descriptors[n]);
     const int user = atoi(arguments[0]);
-    if (user != 0 && (setgroups(0, NULL) != 0 || setgid((gid_t)user) != 0 || setuid((uid_t)user) != 0)) _exit(126);
+    if (user != 0 && (setgroups(0, NULL) != 0 || setgid((gid_t)user) != 0 || setuid((uid_t)user) != 0))
+        _exit(126);
+    prctl(PR_SET_PDEATHSIG,
+          SIGKILL);  // after setuid(), which clears it: a test that is killed leaves nothing that runs on
     arguments[0] = program;
     exit(real_main(count, arguments, environ));
 }
 
 // One process for each request, so that the answer waits for the child alone.
 static void keep_child(const int* descriptors, char** arguments, int count, char* program) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     const pid_t child = fork();
     if (child == 0) run_child(descriptors, arguments, count, program);
     int status = -1;
@@ -57,13 +63,15 @@ static int serve(int argc, char** argv, char** environment) {
             struct cmsghdr aligned;
         } control;
         struct iovec part = {request, kLongest};
-        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+        struct msghdr message = {
+            .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
         const ssize_t size = recvmsg(server, &message, 0);
         if (size <= 0) _exit(0);
         memcpy(descriptors, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof descriptors);
         char* arguments[kMostArguments + 1];
         int count = 0;
-        for (char* at = request; at < request + size && count < kMostArguments; at += strlen(at) + 1) arguments[count++] = at;
+        for (char* at = request; at < request + size && count < kMostArguments; at += strlen(at) + 1)
+            arguments[count++] = at;
         arguments[count] = NULL;
         if (fork() == 0) {
             close(server);
@@ -75,7 +83,8 @@ static int serve(int argc, char** argv, char** environment) {
     }
 }
 
-int __libc_start_main(Main main, int argc, char** argv, void (*init)(void), void (*fini)(void), void (*end)(void), void* stack) {
+int __libc_start_main(Main main, int argc, char** argv, void (*init)(void), void (*fini)(void),
+                      void (*end)(void), void* stack) {
     const Start start = (Start)dlsym(RTLD_NEXT, "__libc_start_main");
     real_main = main;
     return start(getenv("FORK_SERVER_SOCKET") != NULL ? serve : main, argc, argv, init, fini, end, stack);

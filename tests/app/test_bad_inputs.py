@@ -55,7 +55,9 @@ class Runner:
             ["compare", *shape, "--steps=1", "--formats=native", "--no-plot", "--out=comparison"],
         ):
             subprocess.run([COMMAND, *own], cwd=self.finished, check=True, capture_output=True)
-        command = [str(COMMAND), "train", *shape, "--steps=1000000", "--out=live"]
+        # The kernel wakes what is held and has lost its parent: it would train for ever where this test is killed.
+        with_parent = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        command = [*with_parent, str(COMMAND), "train", *shape, "--steps=1000000", "--out=live"]
         live = subprocess.Popen(
             command, cwd=self.finished, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
