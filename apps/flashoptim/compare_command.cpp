@@ -72,6 +72,8 @@ void require_different(const char* option, const std::vector<Value>& values) {
 }
 
 std::vector<PlannedRun> plan(const CompareArguments& arguments) {
+    for (const auto& name : arguments.optimizers) static_cast<void>(trainer::parse_rule(name));
+    for (const auto& name : arguments.formats) static_cast<void>(trainer::parse_format(name));
     require_different("--optimizers", arguments.optimizers);
     require_different("--formats", arguments.formats);
     require_different("--seeds", arguments.seeds);

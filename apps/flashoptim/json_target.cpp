@@ -91,7 +91,7 @@ private:
 }
 
 void refuse_data(const fs::path& file, const fs::path& real, const Existing& existing, const fs::path& data) {
-    if (const auto found = existing.in(data)) refuse(file, *found, "which the run reads");
+    if (const auto found = existing.in(data)) refuse(file, *found, "data that the run reads");
     std::error_code error;
     if (!fs::is_directory(data, error)) return;
     if (const auto way = way_from(real_path_of(data), real); way && !is_hidden(*way)) {

@@ -104,7 +104,7 @@ std::string unknown_option(const CLI::App& app, const CLI::App& command, const s
 std::string nearest(std::string_view name, const std::vector<std::string>& known) {
     const auto word = bare(name);
     std::string best;
-    std::size_t least = std::max<std::size_t>(word.size() / 3, 1) + 1;
+    std::size_t least = std::max<std::size_t>((word.size() + 1) / 3, 1) + 1;
     for (const auto& candidate : known) {
         if (const auto steps = distance(word, bare(candidate)); steps < least) {
             least = steps;

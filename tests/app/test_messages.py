@@ -35,6 +35,7 @@ ONE_STEP = ("--steps", 1)
         ("train --no-final-chekpoint", "--no-final-chekpoint", "did you mean --no-final-checkpoint?"),
         ("train --formats native", "--formats", "belongs to compare; did you mean --format?"),
         ("compare --optimizer adamw", "--optimizer", "belongs to train; did you mean --optimizers?"),
+        ("compare --ouput x", "--ouput", "did you mean --out?"),
         ("bench --paramters 4", "--paramters", "did you mean --parameters?"),
         ("train --xyzzy --batch many", "--xyzzy", "flashoptim train --help"),
         ("--data x train", "--data", "move it behind train"),
