@@ -57,14 +57,13 @@ std::int64_t default_vocabulary(const TrainOptions& options) {
     if (!data.validation_path.empty() && is_token_data(data.validation_path)) {
         needed = std::max(needed, smallest_vocabulary(data.validation_path, data.width));
     }
-    constexpr std::int64_t kMultiple = 64;  // as GPT-2's 50,257 are padded to 50,304
-    needed = std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
     if (const auto& limits = whole_limits_of("--vocabulary-size"); !limits.allow(std::uint64_t(needed))) {
-        throw FormatError(data.path.string() + ": its largest token needs a vocabulary of " +
-                          std::to_string(needed) + ", which must be " + limits.range() +
+        throw FormatError(data.path.string() + ": its largest token is " + std::to_string(needed - 1) +
+                          ", and a vocabulary has no more than " + std::to_string(limits.most) +
                           "; give the width of the tokens, or write the file again");
     }
-    return needed;
+    constexpr std::int64_t kMultiple = 64;  // as GPT-2's 50,257 are padded to 50,304
+    return std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
 }
 
 // The options with the vocabulary that data and preset give together. Refuses what cannot be run, but for what its data tells.
@@ -77,7 +76,7 @@ TrainOptions resolve(TrainOptions options) {
     }
     if (!tokens && *options.model.vocabulary_size < kByteVocabulary) {
         throw InvalidArgument("the vocabulary size is " + std::to_string(*options.model.vocabulary_size) +
-                              "; text needs 256, one for each byte");
+                              ", and text has 256, one for each byte; give at least 256");
     }
     return options;
 }

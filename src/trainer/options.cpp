@@ -90,6 +90,11 @@ void validate(const OptimizerChoice& choice, double learning_rate) {
     // Rules and formats have ranges of their own.
     const Hyperparameters read = hyperparameters_of(choice, learning_rate);
     check_hyperparameters(choice.rule, read);
+    if (choice.format == Format::kPaper && choice.master_weight_bits == 16) {
+        throw InvalidArgument(
+            "the number of master weight bits is 16, which the paper format does not have; take 24 or 32, or "
+            "the native format");
+    }
     const DType dtype = choice.format == Format::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
     const TensorView any_weight{nullptr, dtype, {0}, {}};
     static_cast<void>(

@@ -86,7 +86,7 @@ def test_tokens_at_the_end_of_their_type(tmp_path: Path, width: int) -> None:
     if width == 16:  # a large vocabulary, and one that can be had
         assert result.returncode == 0, result.stderr
     else:
-        assert_refused(result, "tokens.bin", "4294967296", "width")
+        assert_refused(result, "tokens.bin", "4294967295", "width")
 
 
 @pytest.mark.parametrize(
