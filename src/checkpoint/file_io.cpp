@@ -36,6 +36,8 @@ std::string_view remedy_for(int error_number) {
         case EMFILE:
         case ENFILE:
             return "close other files or raise the limit on open files";
+        case EPIPE:
+            return "its reader went away: keep that reading, or give a file";
         default:
             return "check the disk and try again";
     }

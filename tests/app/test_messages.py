@@ -219,6 +219,13 @@ def test_results_arrive(text: Path, tmp_path: Path, way: str) -> None:
     assert json.loads(result.read_text())["runs"][0]["steps"] == 1
 
 
+def test_results_whose_reader_went_away_are_told(text: Path) -> None:
+    script = '"$@" --json >(true)'
+    command: list[str] = ["bash", "-c", script, "bash", str(COMMAND), *map(str, small(text, *ONE_STEP))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert_refused(result, "/dev/fd/", "reader")
+
+
 def test_results_file_stays_where_the_disk_is_full(full_disk: Path) -> None:
     result = full_disk / "bench.json"
     result.write_text("the results of yesterday")
