@@ -23,7 +23,6 @@ import bad_surroundings
 import pytest
 from bad_input import NOBODY, CannotBeMade, Case, Result, World, changes, complaints, shown, snapshot, walk
 from command import COMMAND, DEADLINE, TINY, needs_command, steps_done
-from open_cases import OPEN
 from starts import SANITIZED, ForkServer, Streams, run_alone
 
 pytestmark = needs_command
@@ -127,13 +126,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     shutil.rmtree(place)
 
 
-PARAMETERS = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.xfail(strict=False)] if case.name in OPEN else [])
-    for case in CASES
-]
-
-
-@pytest.mark.parametrize("case", PARAMETERS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input_is_refused_and_nothing_is_changed(runner: Runner, case: Case) -> None:
     if case.limits_memory and SANITIZED:
         pytest.skip("a sanitizer reserves more memory than any limit")
