@@ -19,6 +19,15 @@ double default_learning_rate(Rule rule) {
     }
 }
 
+namespace {
+
+// An empty path is a variable that was not set: as validation data it would mean none.
+std::string refuse_empty(const std::string& path) {
+    return path.empty() ? "the path is empty; give a file or a folder" : "";
+}
+
+}  // namespace
+
 void add_run_arguments(CLI::App& command, RunArguments& arguments) {
     auto& options = arguments.options;
     const std::string data = "Data", model = "Model", loop = "Loop";
@@ -28,11 +37,13 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
                     "A UTF-8 text file or a folder of them (bytes are tokens), or .bin token files as "
                     "nanoGPT and llm.c "
                     "write them")
+        ->check(refuse_empty)
         ->required()
         ->group(data);
     command
         .add_option("--validation-data", options.data.validation_path,
                     "Held-out data of its own, instead of a fraction")
+        ->check(refuse_empty)
         ->group(data);
     command
         .add_option("--validation-fraction", options.data.validation_fraction,
@@ -40,8 +51,8 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->capture_default_str()
         ->group(data);
     command
-        .add_option("--token-width", arguments.token_width, "Bits of a token in .bin files without a header")
-        ->capture_default_str()
+        .add_option("--token-width", arguments.token_width,
+                    "Bits of a token in .bin files without a header [16]")
         ->group(data);
 
     command
@@ -170,7 +181,8 @@ trainer::TrainOptions to_options(const RunArguments& arguments) {
     choice.beta2 = arguments.beta2.value_or(choice.rule == Rule::kLion ? 0.99 : 0.95);
     options.schedule.kind = trainer::parse_schedule(arguments.schedule);
     options.schedule.peak = arguments.learning_rate.value_or(default_learning_rate(choice.rule));
-    options.data.width = arguments.token_width == 32 ? TokenWidth::kUInt32 : TokenWidth::kUInt16;
+    options.data.raw = {arguments.token_width == 32 ? TokenWidth::kUInt32 : TokenWidth::kUInt16,
+                        arguments.token_width.has_value()};
     options.clip_norm = arguments.clip_norm.value_or(choice.gradient_release ? 0.0 : 1.0);
     options.model.vocabulary_size = arguments.vocabulary_size;
     if (arguments.tied || arguments.untied) options.model.tied = arguments.tied;

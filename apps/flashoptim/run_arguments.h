@@ -18,7 +18,7 @@ struct RunArguments {
     std::string schedule = "cosine";
     std::optional<double> learning_rate, weight_decay, beta1, beta2, clip_norm;
     std::optional<std::int64_t> vocabulary_size;
-    int token_width = 16;
+    std::optional<int> token_width;
     bool tied = false, untied = false;
 };
 

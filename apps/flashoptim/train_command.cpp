@@ -148,6 +148,10 @@ void add_train_command(CLI::App& parent, Command& chosen) {
         ->option_text("[PATH]")
         ->group(files);
     command
+        .add_flag("--allow-other-data", arguments->options.allow_other_data,
+                  "Resume though the data is not what the checkpoint was made with")
+        ->group(files);
+    command
         .add_flag("--no-final-checkpoint", arguments->no_final_checkpoint,
                   "Write no checkpoint after the last step")
         ->group(files);

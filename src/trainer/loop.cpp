@@ -10,6 +10,7 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "trainer/data/file_list.h"
 #include "trainer/data/sampler.h"
 #include "trainer/device.h"
 #include "trainer/environment.h"
@@ -53,14 +54,9 @@ std::int64_t default_vocabulary(const TrainOptions& options) {
     if (own != kByteVocabulary) {
         return own;
     }
-    std::int64_t needed = smallest_vocabulary(data.path, data.width);
+    std::int64_t needed = smallest_vocabulary(data.path, data.raw);
     if (!data.validation_path.empty() && is_token_data(data.validation_path)) {
-        needed = std::max(needed, smallest_vocabulary(data.validation_path, data.width));
-    }
-    if (const auto& limits = whole_limits_of("--vocabulary-size"); !limits.allow(std::uint64_t(needed))) {
-        throw FormatError(data.path.string() + ": its largest token is " + std::to_string(needed - 1) +
-                          ", and a vocabulary has no more than " + std::to_string(limits.most) +
-                          "; give the width of the tokens, or write the file again");
+        needed = std::max(needed, smallest_vocabulary(data.validation_path, data.raw));
     }
     constexpr std::int64_t kMultiple = 64;  // as GPT-2's 50,257 are padded to 50,304
     return std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
@@ -101,7 +97,7 @@ public:
           device_(find_device(options_.device)),
           threads_(set_threads(options_.threads)),
           data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
-          fields_(run_fields(options_, data_.training.size, threads_.torch)) {
+          fields_(run_fields(options_, data_.identity(), threads_.torch)) {
         require_memory(options_);
         if (!options_.resume.empty()) {
             resumed_from_ = find_checkpoint(options_.resume);
@@ -114,6 +110,7 @@ public:
         if (!resumed_from_.empty()) {
             step_ = load_run(resumed_from_, fields_, *model_, *optimizer_,
                              [&](const std::string& line) { observer_.on_notice(line); });
+            saved_step_ = step_;
         }
         if (options_.optimizer.gradient_release) {
             release_ = std::make_unique<libtorch::GradientRelease>(*optimizer_);
@@ -139,7 +136,7 @@ public:
             StepRecord record = train_step();
             const bool last = step_ == options_.schedule.total_steps;
             if (std::isfinite(record.loss) && (last || step_ % options_.evaluation_interval == 0)) {
-                record.validation_loss = evaluate();
+                evaluate_into(record);
             }
             record.resident_bytes = process_memory().resident;
             report(record);
@@ -227,9 +224,7 @@ private:
         const double factor = options_.loss_factor / parts;
         double loss_sum = 0.0;
         for (std::int64_t part = 0; part < options_.accumulation; ++part) {
-            TokenBatch batch =
-                training_batch(data_.training, options_.seed, step_, part * options_.batch_size,
-                               options_.batch_size, options_.sequence_length);
+            TokenBatch batch = read_batch(part);
             const torch::Tensor loss = loss_of(*model_, batch, device_);
             loss_sum += loss.item<double>();
             if (!std::isfinite(loss_sum)) {
@@ -239,6 +234,40 @@ private:
             (factor == 1.0 ? loss : loss * factor).backward();
         }
         return loss_sum / parts;
+    }
+
+    // No step has begun when this fails: what was trained so far is kept.
+    TokenBatch read_batch(std::int64_t part) {
+        try {
+            return training_batch(data_.training, options_.seed, step_, part * options_.batch_size,
+                                  options_.batch_size, options_.sequence_length);
+        } catch (const Error&) {
+            keep_state();
+            throw;
+        }
+    }
+
+    // The step was made, so it is kept, too, where the validation data cannot be read any more.
+    void evaluate_into(StepRecord& record) {
+        try {
+            record.validation_loss = evaluate();
+        } catch (const Error&) {
+            report(record);
+            keep_state();
+            throw;
+        }
+    }
+
+    // Of a run that ends by an error of its data. An error of the disk then must not hide that one.
+    void keep_state() {
+        if (options_.out.empty() || !options_.final_checkpoint || step_ == saved_step_) {
+            return;
+        }
+        try {
+            save();
+        } catch (const Error& error) {
+            observer_.on_notice(error.what());
+        }
     }
 
     // Norm before clipping.
@@ -306,6 +335,7 @@ private:
                 observer_.on_notice(line);
             }
         }
+        saved_step_ = step_;
         result_.checkpoint = record.folder;
         result_.checkpoint_bytes = record.bytes;
         observer_.on_checkpoint(record);
@@ -348,7 +378,8 @@ private:
     std::unique_ptr<HookTimer> release_timer_;
     std::unique_ptr<GradientAccumulator> accumulator_;
     std::unique_ptr<MetricsFile> metrics_;
-    std::int64_t step_ = 0;  // steps done
+    std::int64_t step_ = 0;        // steps done
+    std::int64_t saved_step_ = 0;  // of the newest checkpoint
     std::vector<double> step_seconds_;
     std::vector<double> optimizer_seconds_;
     TrainResult result_;

@@ -70,6 +70,7 @@ struct TrainOptions {
     std::int64_t kept_checkpoints = 0;     ///< newest that stay when another is complete; 0: all
     /// A checkpoint, or the `out` of a run for its newest one; empty: start anew.
     std::filesystem::path resume;
+    bool allow_other_data = false;  ///< resume though the data is not that of the checkpoint
 };
 
 /// Throws InvalidArgument naming the first option that is out of its bounds (limits.h), or two that exclude each other: gradient

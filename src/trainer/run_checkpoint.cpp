@@ -68,6 +68,19 @@ public:
     }
     std::int64_t integer(const std::string& key) const { return integer(json_, key); }
 
+    bool has(const std::string& key) const { return json_.contains(key); }
+
+    std::string text(const Json& object, const std::string& key) const {
+        const Json& value = at(object, key);
+        if (!value.is_string()) damaged(key);
+        return value.get<std::string>();
+    }
+
+    [[noreturn]] void damaged(const std::string& key) const {
+        throw FormatError(folder_.string() + ": the field '" + key +
+                          "' is not what it should be; the checkpoint is damaged");
+    }
+
     std::string string(const std::string& section, const std::string& key) const {
         const Json& fields = at(section);
         const auto entry = fields.find(key);
@@ -88,6 +101,73 @@ private:
     fs::path folder_;
     Json json_;
 };
+
+constexpr const char* kTrainingTokens = "training_tokens";
+
+Json to_json(const SourceIdentity& source) {
+    Json files = Json::array();
+    for (const FileIdentity& file : source.files) {
+        files.push_back(to_text(file));
+    }
+    return {{"kind", source.kind}, {"files", std::move(files)}};
+}
+
+Json to_json(const DataIdentity& data) {
+    Json object = {{"hash", "xxh64"},
+                   {kTrainingTokens, data.training_tokens},
+                   {"validation_tokens", data.validation_tokens},
+                   {"training", to_json(data.training)}};
+    if (data.validation) object["validation"] = to_json(*data.validation);
+    return object;
+}
+
+SourceIdentity source_from(const Document& document, const Json& object) {
+    SourceIdentity source;
+    source.kind = document.text(object, "kind");
+    for (const Json& entry : document.at(object, "files")) {
+        const auto file = entry.is_string() ? file_identity(entry.get<std::string>()) : std::nullopt;
+        if (!file) document.damaged("data");
+        source.files.push_back(*file);
+    }
+    return source;
+}
+
+DataIdentity data_from(const Document& document) {
+    const Json& object = document.at("data");
+    DataIdentity data{source_from(document, document.at(object, "training")),
+                      {},
+                      document.integer(object, kTrainingTokens),
+                      document.integer(object, "validation_tokens")};
+    if (const auto validation = object.find("validation"); validation != object.end()) {
+        data.validation = source_from(document, *validation);
+    }
+    return data;
+}
+
+void require_same_data(const Document& document, const fs::path& folder, const RunFields& fields,
+                       const std::function<void(const std::string&)>& notice) {
+    std::string what;
+    if (document.has("data")) {
+        what = difference(data_from(document), fields.data).value_or("");
+    } else if (const std::string tokens = document.string("stream", kTrainingTokens);
+               tokens != std::to_string(fields.data.training_tokens)) {
+        what = "training_tokens is " + tokens + " there and " + std::to_string(fields.data.training_tokens) +
+               " in this run";
+    } else {
+        notice(
+            folder.string() +
+            " is of an older version and does not say what its data was; whether this is the same cannot be "
+            "checked");
+    }
+    if (what.empty()) {
+        return;
+    }
+    if (!fields.allow_other_data) {
+        throw FormatError(folder.string() + " is of other data: " + what +
+                          "; give the data it was made with, or --allow-other-data to train on with this");
+    }
+    notice(folder.string() + " is of other data, as --allow-other-data allows: " + what);
+}
 
 void load_optimizer(const checkpoint::Checkpoint& saved, const Document& document, Model& model,
                     libtorch::FlashOptimizer& optimizer) {
@@ -117,7 +197,7 @@ void load_optimizer(const checkpoint::Checkpoint& saved, const Document& documen
 
 }  // namespace
 
-RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, int threads) {
+RunFields run_fields(const TrainOptions& options, DataIdentity data, int threads) {
     const OptimizerChoice& choice = options.optimizer;
     const bool reference = choice.format == Format::kFloat32;
     RunFields fields;
@@ -132,8 +212,9 @@ RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, 
         {"batch_size", std::to_string(options.batch_size)},
         {"sequence_length", std::to_string(options.sequence_length)},
         {"accumulation", std::to_string(options.accumulation)},
-        {"training_tokens", std::to_string(training_tokens)},
     };
+    fields.data = std::move(data);
+    fields.allow_other_data = options.allow_other_data;
     fields.other = {
         {"steps", std::to_string(options.schedule.total_steps)},
         {"schedule", std::string(schedule_name(options.schedule.kind))},
@@ -173,6 +254,7 @@ CheckpointRecord save_run(const fs::path& folder, std::int64_t step, const RunFi
                            {"model", to_json(fields.model)},
                            {"optimizer", to_json(fields.optimizer)},
                            {"stream", to_json(fields.stream)},
+                           {"data", to_json(fields.data)},
                            {"options", to_json(fields.other)},
                            {"parameters", std::move(counts)}};
     const std::array<checkpoint::TensorFile, 2> files = {
@@ -189,6 +271,7 @@ std::int64_t load_run(const fs::path& folder, const RunFields& fields, Model& mo
     document.require_equal("model", fields.model);
     document.require_equal("optimizer", fields.optimizer);
     document.require_equal("stream", fields.stream);
+    require_same_data(document, folder, fields, notice);
     for (const auto& [name, value] : fields.other) {
         if (const std::string before = document.string("options", name); before != value) {
             notice(folder.string() + ": " + name + " was " + before + " and is " + value + " from here on");

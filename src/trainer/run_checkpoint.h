@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "flashoptim/libtorch.h"
+#include "trainer/data/identity.h"
 #include "trainer/models/model.h"
 #include "trainer/options.h"
 #include "trainer/progress.h"
@@ -23,10 +24,12 @@ struct RunFields {
     Fields optimizer;  ///< must be equal to resume
     Fields stream;     ///< which tokens each step sees; must be equal to resume
     Fields other;      ///< may differ: the new run's values hold, and a notice says so
+    DataIdentity data;
+    bool allow_other_data = false;  ///< data may differ, too, and a notice says so
 };
 
-/// `options` with its vocabulary resolved, over training data of `training_tokens` tokens.
-RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, int threads);
+/// `options` with its vocabulary resolved, over this data.
+RunFields run_fields(const TrainOptions& options, DataIdentity data, int threads);
 
 /// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the parameter, a dot, name of the
 /// state; exactly as it lies in memory), and the step, the step counts and `fields` as JSON. Throws IoError; then no checkpoint
@@ -34,8 +37,9 @@ RunFields run_fields(const TrainOptions& options, std::int64_t training_tokens, 
 CheckpointRecord save_run(const std::filesystem::path& folder, std::int64_t step, const RunFields& fields,
                           const Model& model, libtorch::FlashOptimizer& optimizer);
 
-/// Reads the state back and returns its step. `notice` receives a line for each field of RunFields::other that differs.
-/// Throws FormatError that names the first field of model, optimizer or stream that differs, or what is damaged; IoError.
+/// Reads the state back and returns its step. `notice` receives a line for each field of RunFields::other that differs, and one for a
+/// checkpoint of an older version, which does not say what its data was. Throws FormatError that names the first field of model,
+/// optimizer or stream that differs, the file of the data that was changed, or what is damaged; IoError.
 std::int64_t load_run(const std::filesystem::path& folder, const RunFields& fields, Model& model,
                       libtorch::FlashOptimizer& optimizer,
                       const std::function<void(const std::string&)>& notice);

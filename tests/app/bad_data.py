@@ -83,11 +83,11 @@ CONTENTS: list[tuple[str, Argument, tuple[str, ...], tuple[Maker, ...]]] = [
         ("d/sub/b.txt",),
         (file("d/a.txt", TEXT), file("d/sub/b.txt", b"\xff")),
     ),
-    ("tokens-among-texts", "d", ("b.bin",), (file("d/a.txt", TEXT), file("d/b.bin", tokens(65, 66)))),
+    ("tokens-among-texts", "d", ("d/b.bin",), (file("d/a.txt", TEXT), file("d/b.bin", tokens(65, 66)))),
     (
         "tokens-like-text-among-texts",
         "d",
-        ("b.bin",),
+        ("d/b.bin",),
         (file("d/a.txt", TEXT), file("d/b.bin", b"AB" * 999)),
     ),
     ("too-short", "a.txt", ("a.txt", "32|33"), (file("a.txt", b"ten bytes\n"),)),

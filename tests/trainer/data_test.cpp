@@ -5,14 +5,15 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <set>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "data_fixture.h"
 #include "flashoptim/error.h"
 #include "temporary_folder.h"
+#include "trainer/data/file_list.h"
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_source.h"
 #include "trainer/data/utf8.h"
@@ -22,34 +23,6 @@
 
 namespace flashoptim::trainer {
 namespace {
-
-template <typename Value>
-std::string raw(const std::vector<Value>& values) {
-    std::string bytes(values.size() * sizeof(Value), '\0');
-    std::memcpy(bytes.data(), values.data(), bytes.size());
-    return bytes;
-}
-
-// A token file as llm.c writes it.
-template <typename Token>
-std::string llmc(std::int32_t magic, std::int32_t version, std::int32_t announced,
-                 const std::vector<Token>& tokens) {
-    std::vector<std::int32_t> header(256, 0);
-    header[0] = magic;
-    header[1] = version;
-    header[2] = announced;
-    return raw(header) + raw(tokens);
-}
-
-std::vector<std::int64_t> all_tokens(const TokenSource& source) {
-    std::vector<std::int64_t> tokens(static_cast<std::size_t>(source.size()));
-    source.read(0, tokens);
-    return tokens;
-}
-
-bool contains(const std::string& text, const std::string& part) {
-    return text.find(part) != std::string::npos;
-}
 
 // A text that is silently read in another encoding, or cut at the wrong place, trains on nonsense.
 TEST(Utf8, AcceptsWellFormedAndFindsTheFirstFault) {
@@ -123,32 +96,32 @@ TEST(TokenFile, ReadsNanoGptAndLlmc) {
     const auto nano32 = folder.write("nano32.bin", raw(wide));
     const auto gpt2 = folder.write("gpt2.bin", llmc(20240520, 1, 5, narrow));
     const auto llama3 = folder.write("llama3.bin", llmc(20240801, 7, 5, wide));
-    EXPECT_EQ(all_tokens(*open_token_files(nano16, 50304, TokenWidth::kUInt16)), expected);
-    EXPECT_EQ(all_tokens(*open_token_files(nano32, 50304, TokenWidth::kUInt32)), expected);
-    EXPECT_EQ(all_tokens(*open_token_files(gpt2, 50304, TokenWidth::kUInt32)), expected);
-    EXPECT_EQ(all_tokens(*open_token_files(llama3, 50304, TokenWidth::kUInt16)), expected);
+    EXPECT_EQ(all_tokens(*open_token_files(nano16, 50304, kNarrow)), expected);
+    EXPECT_EQ(all_tokens(*open_token_files(nano32, 50304, kWide)), expected);
+    EXPECT_EQ(all_tokens(*open_token_files(gpt2, 50304, kWide)), expected);
+    EXPECT_EQ(all_tokens(*open_token_files(llama3, 50304, kNarrow)), expected);
     EXPECT_TRUE(is_token_data(folder.path()));
     folder.write("readme.txt", "text");
-    EXPECT_FALSE(is_token_data(folder.path()));
+    EXPECT_TRUE(contains(message_of<FormatError>([&] { is_token_data(folder.path()); }), "readme.txt"));
 }
 
 TEST(TokenFile, FolderOfShardsIsOneSequence) {
     const TemporaryFolder folder;
     folder.write("train_000001.bin", llmc<std::uint16_t>(20240520, 1, 2, {1, 2}));
     folder.write("train_000002.bin", llmc<std::uint16_t>(20240520, 1, 3, {3, 4, 5}));
-    EXPECT_EQ(all_tokens(*open_tokens(folder.path(), 10, TokenWidth::kUInt16)),
+    EXPECT_EQ(all_tokens(*open_tokens(folder.path(), 10, kNarrow)),
               (std::vector<std::int64_t>{1, 2, 3, 4, 5}));
 }
 
 // A model whose vocabulary is too small is refused, one that is too large wastes memory.
 TEST(TokenFile, SmallestVocabularyIsThatOfHeaderOrLargestToken) {
     const TemporaryFolder folder;
-    const auto vocabulary = [&](const std::string& name, const std::string& content, TokenWidth width) {
+    const auto vocabulary = [&](const std::string& name, const std::string& content, RawTokens width) {
         return smallest_vocabulary(folder.write(name, content), width);
     };
-    const auto narrow = TokenWidth::kUInt16;
+    const RawTokens narrow = kNarrow;
     EXPECT_EQ(vocabulary("a/raw.bin", raw<std::uint16_t>({5, 65535, 7}), narrow), 65536);
-    EXPECT_EQ(vocabulary("b/raw.bin", raw<std::uint32_t>({5, 128255, 7}), TokenWidth::kUInt32), 128256);
+    EXPECT_EQ(vocabulary("b/raw.bin", raw<std::uint32_t>({5, 128255, 7}), kWide), 128256);
     EXPECT_EQ(vocabulary("c/gpt2.bin", llmc<std::uint16_t>(20240520, 1, 2, {1, 2}), narrow), 50257);
     EXPECT_EQ(vocabulary("d/llama3.bin", llmc<std::uint32_t>(20240801, 7, 2, {1, 2}), narrow), 128256);
     vocabulary("e/1.bin", raw<std::uint16_t>({900, 3}), narrow);
@@ -162,7 +135,7 @@ TEST(TokenFile, FaultsAreNamed) {
     const TemporaryFolder folder;
     const auto open = [&](const std::string& name, const std::string& content) {
         const auto file = folder.write(name, content);
-        return message_of<FormatError>([&] { open_token_files(file, 100, TokenWidth::kUInt16); });
+        return message_of<FormatError>([&] { open_token_files(file, 100, kNarrow); });
     };
     const std::string outside = open("outside.bin", raw<std::uint16_t>({1, 2, 100, 3}));
     EXPECT_TRUE(contains(outside, "outside.bin") && contains(outside, "token 100 at position 2")) << outside;
@@ -171,8 +144,7 @@ TEST(TokenFile, FaultsAreNamed) {
     EXPECT_TRUE(contains(open("cut.bin", llmc<std::uint16_t>(20240520, 1, 9, {1, 2})), "announces 9 tokens"));
     EXPECT_TRUE(contains(open("future.bin", llmc<std::uint16_t>(20240520, 2, 2, {1, 2})), "version 2"));
     const auto empty = folder.write("none.bin", "");
-    EXPECT_TRUE(contains(message_of<IoError>([&] { open_token_files(empty, 100, TokenWidth::kUInt16); }),
-                         "is empty"));
+    EXPECT_TRUE(contains(message_of<IoError>([&] { open_token_files(empty, 100, kNarrow); }), "is empty"));
 }
 
 // Validation on tokens that were trained on would hide every overfit.
@@ -227,7 +199,7 @@ protected:
         for (std::size_t index = 0; index < tokens.size(); ++index) {
             tokens[index] = static_cast<std::uint16_t>(index);
         }
-        source_ = open_token_files(folder_.write("count.bin", raw(tokens)), 5000, TokenWidth::kUInt16);
+        source_ = open_token_files(folder_.write("count.bin", raw(tokens)), 5000, kNarrow);
         range_ = {source_.get(), 1000, 3000};
     }
     TemporaryFolder folder_;

@@ -172,7 +172,7 @@ TEST_F(Loop, CheckpointsOfOtherRunsAreRefusedByName) {
         "master_bits is 24 there and 32");
     has(refusal([](TrainOptions& o) { o.seed = 9; }), "seed is 0 there and 9");
     has(refusal([](TrainOptions& o) { o.batch_size = 2; }), "batch_size is 4 there and 2");
-    has(refusal([](TrainOptions& o) { o.data.validation_fraction = 0.2; }), "training_tokens is");
+    has(refusal([](TrainOptions& o) { o.data.validation_fraction = 0.2; }), "another validation fraction");
 
     // What a user may change on purpose is only mentioned.
     TrainOptions longer = options;
