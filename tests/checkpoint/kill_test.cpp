@@ -1,8 +1,6 @@
 // A run that is killed while it writes loses at most the checkpoint that it was writing. Processes are killed at every system call
-// of a write, which is every state that the disk can be left in, and at random moments.
+// of a write that changes files, which is every state that the disk can be left in, and at random moments.
 #include <gtest/gtest.h>
-#include <sys/ptrace.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,56 +12,28 @@
 #include <thread>
 
 #include "support.h"
+#include "support/kill_points.h"
 
 namespace flashoptim::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
 
-// Whether a system call is about memory only. A sanitizer's allocator makes these when it pleases, so that counting them would
-// make the n-th call another one in every run.
-bool is_about_memory(std::uint64_t number) {
-    return number == SYS_mmap || number == SYS_munmap || number == SYS_madvise || number == SYS_mprotect ||
-           number == SYS_brk || number == SYS_mremap;
-}
-
-// Runs `action` in a child and kills it when it enters its n-th system call, counted from 0 without those about memory. Returns
-// whether it was killed (and not done before), or nothing where processes cannot be traced.
+// Whether `action` was killed (and not done before) at its n-th system call that changes files, counted from 0; nothing where processes
+// cannot be traced.
 template <typename Action>
 std::optional<bool> killed_at_system_call(int n, Action action) {
-    const pid_t child = ::fork();
-    if (child == 0) {
-        if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-        ::raise(SIGSTOP);
-        try {
-            action();
-        } catch (...) {
-            ::_exit(2);
-        }
-        ::_exit(0);
-    }
-    int status = 0;
-    ::waitpid(child, &status, 0);
-    if (!WIFSTOPPED(status)) return std::nullopt;
-    bool is_traced = true;
-    for (int entered = 0; entered <= n;) {
-        ::ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);
-        ::waitpid(child, &status, 0);
-        if (WIFEXITED(status)) {
-            EXPECT_EQ(WEXITSTATUS(status), 0);
-            return false;
-        }
-        __ptrace_syscall_info call{};
-        is_traced = ::ptrace(PTRACE_GET_SYSCALL_INFO, child, sizeof call, &call) > 0;
-        if (!is_traced) break;
-        if (call.op == PTRACE_SYSCALL_INFO_ENTRY && !is_about_memory(call.entry.nr)) ++entered;
-    }
-    ::kill(child, SIGKILL);
-    ::waitpid(child, &status, 0);
-    if (!is_traced) return std::nullopt;
-    EXPECT_TRUE(WIFSIGNALED(status));
-    return true;
+    const auto ended = test::kill_at_call(n, [&] {
+        action();
+        return 0;
+    });
+    if (!ended) return std::nullopt;
+    EXPECT_EQ(ended->exit_code, 0);
+    return ended->was_killed;
 }
+
+// A sweep that kills nobody passes everywhere: each of these writes makes more calls than this.
+constexpr int kFewestCalls = 10;
 
 class KillWriter : public ::testing::TestWithParam<Replace> {};
 
@@ -73,11 +43,13 @@ TEST_P(KillWriter, AtEverySystemCallLeavesACompleteCheckpoint) {
     const StepCheckpoint next(2, 10);
     bool was_killed = true;
     std::int32_t last_step = 1;
+    int kills = 0;
     for (int n = 0; was_killed; ++n) {
         old.write_to(folder / "ckpt", GetParam());
         const auto killed = killed_at_system_call(n, [&] { next.write_to(folder / "ckpt", GetParam()); });
         if (!killed) GTEST_SKIP() << "processes cannot be traced here";
         was_killed = *killed;
+        kills += was_killed ? 1 : 0;
         const std::int32_t step = step_in(folder / "ckpt");
         ASSERT_TRUE(step == 1 || step == 2) << "killed at system call " << n;
         ASSERT_GE(step, last_step) << "a later kill lost the newer checkpoint, at system call " << n;
@@ -85,6 +57,7 @@ TEST_P(KillWriter, AtEverySystemCallLeavesACompleteCheckpoint) {
     }
     EXPECT_EQ(last_step, 2);
     EXPECT_EQ(names_in(folder.path()), (std::set<std::string>{"ckpt"}));
+    EXPECT_GT(kills, kFewestCalls);
 }
 
 // A first checkpoint is there complete or not at all.
@@ -92,30 +65,36 @@ TEST_P(KillWriter, OfTheFirstCheckpointLeavesItCompleteOrAbsent) {
     const TestFolder folder;
     const StepCheckpoint first(1, 10);
     bool was_killed = true;
+    int kills = 0;
     for (int n = 0; was_killed; ++n) {
         fs::remove_all(folder / "ckpt");
         const auto killed = killed_at_system_call(n, [&] { first.write_to(folder / "ckpt", GetParam()); });
         if (!killed) GTEST_SKIP() << "processes cannot be traced here";
         was_killed = *killed;
+        kills += was_killed ? 1 : 0;
         if (checkpoint::exists(folder / "ckpt")) {
             ASSERT_EQ(step_in(folder / "ckpt"), 1) << "killed at system call " << n;
         }
     }
     EXPECT_EQ(names_in(folder.path()), (std::set<std::string>{"ckpt"}));
+    EXPECT_GT(kills, kFewestCalls);
 }
 
 TEST(KillFileWriter, AFileIsOldOrNew) {
     const TestFolder folder;
     bool was_killed = true;
+    int kills = 0;
     for (int n = 0; was_killed; ++n) {
         write_file(folder / "x.json", "old");
         const auto killed = killed_at_system_call(n, [&] { write_file(folder / "x.json", "new"); });
         if (!killed) GTEST_SKIP() << "processes cannot be traced here";
         was_killed = *killed;
+        kills += was_killed ? 1 : 0;
         const std::string content = read_raw(folder / "x.json");
         ASSERT_TRUE(content == "old" || content == "new") << "killed at system call " << n << ": " << content;
     }
     EXPECT_EQ(names_in(folder.path()), (std::set<std::string>{"x.json"}));
+    EXPECT_GT(kills, kFewestCalls);
 }
 
 // A run that only ever writes, killed at moments that nobody chose: what it reported as written is there, or something newer.
