@@ -77,11 +77,30 @@ fs::path real_path(const fs::path& path, std::error_code& error) {
     return fs::weakly_canonical(target.parent_path(), error) / target.filename();
 }
 
+std::vector<fs::path> make_folders(const fs::path& folder, std::error_code& error) {
+    std::vector<fs::path> missing, made;
+    std::error_code ignored;
+    for (fs::path at = folder; !fs::is_directory(at, ignored) && at != at.root_path(); at = at.parent_path())
+        missing.push_back(at);
+    for (auto at = missing.rbegin(); at != missing.rend(); ++at) {
+        if (::mkdir(at->c_str(), 0777) == 0) {
+            made.push_back(*at);
+            // Else the folder and what is written into it may be gone after a power cut.
+            if (const FileDescriptor parent = open_existing(at->parent_path()))
+                sync(parent, at->parent_path());
+        } else if (errno != EEXIST || !fs::is_directory(*at, ignored)) {
+            error.assign(errno == EEXIST ? ENOTDIR : errno, std::generic_category());
+            break;
+        }
+    }
+    return made;
+}
+
 fs::path prepare_target(const fs::path& path) {
     std::error_code error;
     fs::path target = real_path(path, error);
     if (!error && !target.has_filename()) error = std::make_error_code(std::errc::is_a_directory);
-    if (!error) fs::create_directories(target.parent_path(), error);
+    if (!error) make_folders(target.parent_path(), error);
     if (error) throw_io_error("create", path, error.value());
     struct stat status{};
     if (::lstat(target.c_str(), &status) != 0 && errno != ENOENT) throw_io_error("create", path, errno);

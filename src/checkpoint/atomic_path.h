@@ -22,7 +22,11 @@ namespace flashoptim::checkpoint {
 /// The real, absolute path behind `path`, which need not exist; a link at its end is followed, also one that leads nowhere yet.
 std::filesystem::path real_path(const std::filesystem::path& path, std::error_code& error);
 
-/// The same, in a folder that now exists. Throws IoError.
+/// Makes the folder at that absolute path and those above it that are missing, durably. Returns those that this call made, outermost
+/// first, also where `error` is set.
+std::vector<std::filesystem::path> make_folders(const std::filesystem::path& folder, std::error_code& error);
+
+/// The real path of `path`, in a folder that now exists. Throws IoError.
 std::filesystem::path prepare_target(const std::filesystem::path& path);
 
 /// An open folder and where it lies.

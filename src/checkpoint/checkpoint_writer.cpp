@@ -88,6 +88,14 @@ std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::pat
     return names;
 }
 
+// For a removal, which an empty folder has no use for.
+std::vector<std::string> check_all_owned(const FileDescriptor& folder, const fs::path& shown) {
+    auto names = check_owned(folder, shown, "cannot remove the checkpoint ");
+    if (!names.empty()) return names;
+    throw IoError("cannot remove the checkpoint " + path_label(shown) +
+                  ": the folder is empty; remove it yourself");
+}
+
 // Before anything is written. A checkpoint that another writer replaces meanwhile is looked at again.
 void check_target(const fs::path& target, const fs::path& shown, const CheckReplaceable& check) {
     for (int tries_left = 100;; --tries_left) {
@@ -174,12 +182,9 @@ void remove(const fs::path& folder) {
     }
     recover_target(target);
     if (!is_taken(target)) return;
-    remove_folder(target, [&folder](const FileDescriptor& old) {
-        auto names = check_owned(old, folder, "cannot remove the checkpoint ");
-        if (!names.empty()) return names;
-        throw IoError("cannot remove the checkpoint " + path_label(folder) +
-                      ": the folder is empty; remove it yourself");
-    });
+    remove_folder(target, [&folder](const FileDescriptor& old) { return check_all_owned(old, folder); });
 }
+
+void check_removable(const fs::path& folder) { check_all_owned(open_folder(folder), folder); }
 
 }  // namespace flashoptim::checkpoint

@@ -11,4 +11,7 @@ namespace flashoptim::checkpoint {
 std::uint64_t write_checkpoint(const std::filesystem::path& folder, std::string_view metadata_json,
                                std::span<const TensorFile> files, Replace how);
 
+/// Throws the IoError with which `remove` would refuse the folder: it holds something that is not the checkpoint's. Changes nothing.
+void check_removable(const std::filesystem::path& folder);
+
 }  // namespace flashoptim::checkpoint

@@ -1,6 +1,7 @@
 // Locks that the system releases when their holder dies.
 #include "file_lock.h"
 
+#include <fcntl.h>
 #include <sys/file.h>
 
 #include <cerrno>
@@ -9,10 +10,30 @@
 
 namespace flashoptim::checkpoint {
 
+namespace {
+
+// Some network and user-space file systems have this kind of lock only. It belongs to the open file, as that of flock does.
+Lock try_range_lock([[maybe_unused]] const FileDescriptor& descriptor) {
+#ifdef F_OFD_SETLK
+    struct flock whole_file{};
+    whole_file.l_type = F_WRLCK;
+    whole_file.l_whence = SEEK_SET;
+    while (::fcntl(descriptor.get(), F_OFD_SETLK, &whole_file) != 0) {
+        if (errno == EAGAIN || errno == EACCES) return Lock::kHeldByOther;
+        if (errno != EINTR) return Lock::kUnsupported;
+    }
+    return Lock::kTaken;
+#else
+    return Lock::kUnsupported;
+#endif
+}
+
+}  // namespace
+
 Lock try_lock(const FileDescriptor& descriptor) {
     while (::flock(descriptor.get(), LOCK_EX | LOCK_NB) != 0) {
         if (errno == EWOULDBLOCK) return Lock::kHeldByOther;
-        if (errno != EINTR) return Lock::kUnsupported;
+        if (errno != EINTR) return try_range_lock(descriptor);
     }
     return Lock::kTaken;
 }
