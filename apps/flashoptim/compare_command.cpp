@@ -23,8 +23,8 @@
 #include "run_arguments.h"
 #include "stop_signals.h"
 #include "subprocess.h"
+#include "trainer/comparison_folder.h"
 #include "trainer/loop.h"
-#include "trainer/run_folder.h"
 
 namespace flashoptim::app {
 namespace {
@@ -180,20 +180,6 @@ std::vector<std::string> arguments_to_pass_on(const CLI::App& command) {
     return passed;
 }
 
-/// Nothing that lies there is lost unasked, also where an earlier comparison was killed before its summary.
-void require_free(const fs::path& out, const std::vector<PlannedRun>& runs) {
-    if (fs::exists(out / "summary.json")) {
-        throw InvalidArgument(out.string() +
-                              " holds a comparison already: give --overwrite or another --out");
-    }
-    for (const auto& run : runs) {
-        if (const auto folder = out / run.name(); trainer::holds_run(folder)) {
-            throw InvalidArgument(folder.string() +
-                                  " holds a run already: give --overwrite or another --out");
-        }
-    }
-}
-
 // A run comes before its model alone, so that one that is refused leaves nothing behind.
 Json run_all(const CompareArguments& arguments, const std::vector<PlannedRun>& runs) {
     const auto& out = arguments.options.out;
@@ -227,7 +213,11 @@ int compare(const CompareArguments& arguments) {
     const auto& out = arguments.options.out;
     const auto runs = plan(arguments);
     JsonTarget json(arguments.json, places_of(arguments, runs));
-    if (!arguments.options.overwrite) require_free(out, runs);
+    std::vector<std::string> names;
+    for (const auto& run : runs) names.push_back(run.name());
+    trainer::ComparisonFolder folder(out, names, arguments.options.schedule.total_steps,
+                                     arguments.options.overwrite,
+                                     [](const std::string& line) { tell("flashoptim: note: {}\n", line); });
     const StopSignals signals(StopSignals::Quit::kTaken);
     Json summary;
     try {
@@ -240,6 +230,7 @@ int compare(const CompareArguments& arguments) {
     }
     const auto text = summary.dump(2) + "\n";
     checkpoint::write_file(out / "summary.json", text);
+    folder.end();
     json.write(text);
     print("\n{}", comparison_table(summary));
     print("\n{}\n", clipping(summary["runs"][0]["clip_norm"].get<double>()));

@@ -129,8 +129,9 @@ void add_train_command(CLI::App& parent, Command& chosen) {
         .add_option("--out", arguments->options.out, "Folder for metrics.csv, summary.json and checkpoints")
         ->group(files);
     command
-        .add_flag("--overwrite", arguments->options.overwrite,
-                  "Start anew in a folder that holds a run already")
+        .add_flag(
+            "--overwrite", arguments->options.overwrite,
+            "Start anew in a folder that holds a run already, which stays until the new one has a checkpoint")
         ->group(files);
     command
         .add_option("--checkpoint-every", arguments->options.checkpoint_interval,

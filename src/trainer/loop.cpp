@@ -99,17 +99,18 @@ public:
           data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
           fields_(run_fields(options_, data_.identity(), threads_.torch)) {
         require_memory(options_);
-        if (!options_.resume.empty()) {
-            resumed_from_ = find_checkpoint(options_.resume);
-        }
+        const Notice notice = [this](const std::string& line) { observer_.on_notice(line); };
+        if (!options_.out.empty()) folder_ = std::make_unique<RunFolder>(options_.out, notice);
+        if (!options_.resume.empty()) resumed_from_ = find_checkpoint(options_.resume, notice);
+        const std::int64_t last_step = options_.schedule.total_steps;
+        if (folder_ != nullptr) folder_->require_permission(resumed_from_, last_step, options_.overwrite);
         model_ = make_model(options_.model, model_build(options_));
         model_->to(device_);
         parameters_ = model_->parameters();
         optimizer_ = make_optimizer(options_.optimizer, options_.schedule.peak, *model_);
         optimizer_->set_threads(threads_.optimizer);
         if (!resumed_from_.empty()) {
-            step_ = load_run(resumed_from_, fields_, *model_, *optimizer_,
-                             [&](const std::string& line) { observer_.on_notice(line); });
+            step_ = load_run(resumed_from_, fields_, *model_, *optimizer_, notice);
             saved_step_ = step_;
         }
         if (options_.optimizer.gradient_release) {
@@ -118,9 +119,10 @@ public:
         } else if (options_.accumulation > 1) {
             accumulator_ = std::make_unique<GradientAccumulator>(parameters_);
         }
-        if (!options_.out.empty()) {
-            const bool continues = claim_run_folder(options_.out, resumed_from_, step_, options_.overwrite);
-            metrics_ = std::make_unique<MetricsFile>(options_.out / "metrics.csv", continues ? step_ : 0);
+        if (folder_ != nullptr) {
+            const bool continues = folder_->begin(resumed_from_, step_, last_step, options_.overwrite);
+            metrics_ = std::make_unique<MetricsFile>(folder_->metrics(), folder_->metrics_so_far(),
+                                                     continues ? step_ : 0, notice);
         }
     }
 
@@ -328,13 +330,12 @@ private:
     }
 
     void save() {
+        metrics_->sync();
+        folder_->begin_checkpoint(step_);
         const CheckpointRecord record =
             save_run(checkpoint_folder(options_.out, step_), step_, fields_, *model_, *optimizer_);
-        if (options_.kept_checkpoints > 0) {
-            for (const auto& line : remove_old_checkpoints(options_.out, options_.kept_checkpoints)) {
-                observer_.on_notice(line);
-            }
-        }
+        folder_->end_checkpoint();
+        if (options_.kept_checkpoints > 0) folder_->remove_old_checkpoints(options_.kept_checkpoints);
         saved_step_ = step_;
         result_.checkpoint = record.folder;
         result_.checkpoint_bytes = record.bytes;
@@ -355,13 +356,23 @@ private:
         result_.optimizer_step_seconds = median(optimizer_seconds_);
         result_.peak_resident_bytes = process_memory().peak_resident;
         result_.peak_device_bytes = peak_tensor_bytes(device_);
+        if (folder_ != nullptr) end_in_folder();
+        return result_;
+    }
+
+    void end_in_folder() {
+        // Stopped before its first checkpoint, and asked to write none: what it was to replace comes back.
+        if (result_.stopped && folder_->is_replacing()) return;
+        metrics_->sync();
+        // Also those that a killed run did not come to remove.
+        if (options_.kept_checkpoints > 0) folder_->remove_old_checkpoints(options_.kept_checkpoints);
         // A run that was complete before it was resumed has measured nothing; the summary of its training stays.
-        const fs::path summary = options_.out / "summary.json";
-        if (!options_.out.empty() && (!step_seconds_.empty() || !fs::exists(summary))) {
+        const fs::path summary = options_.out / kSummaryName;
+        if (!step_seconds_.empty() || !fs::exists(summary)) {
             const FinishedRun finished{options_, result_};
             checkpoint::write_file(summary, summary_json({&finished, 1}));
         }
-        return result_;
+        folder_->end();
     }
 
     TrainOptions options_;
@@ -377,6 +388,7 @@ private:
     std::unique_ptr<libtorch::GradientRelease> release_;
     std::unique_ptr<HookTimer> release_timer_;
     std::unique_ptr<GradientAccumulator> accumulator_;
+    std::unique_ptr<RunFolder> folder_;
     std::unique_ptr<MetricsFile> metrics_;
     std::int64_t step_ = 0;        // steps done
     std::int64_t saved_step_ = 0;  // of the newest checkpoint

@@ -1,145 +1,194 @@
-// Finding, counting and removing what runs left behind.
+// What happens in the folder of a run, from its claim to its end.
 #include "trainer/run_folder.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <array>
-#include <charconv>
-#include <cstdio>
+#include <cerrno>
 #include <string>
-#include <string_view>
 #include <system_error>
-#include <utility>
 #include <vector>
 
+#include "checkpoint/checkpoint_writer.h"
+#include "checkpoint/file_io.h"
+#include "checkpoint/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "trainer/metrics.h"
+#include "trainer/run_replacement.h"
 
 namespace flashoptim::trainer {
 namespace {
 
 namespace fs = std::filesystem;
+using checkpoint::path_label;
 
-constexpr std::string_view kFolderPrefix = "step-";
+bool is_step(const std::string& name) { return name.starts_with(std::string(kCheckpointsName) + "/"); }
 
-// The step of a checkpoint's folder, 0 for any other: only names that this program gives are taken for its own.
-std::int64_t step_of(const fs::path& out, const fs::path& folder) {
-    const std::string name = folder.filename().string();
-    std::int64_t step = 0;
-    if (!name.starts_with(kFolderPrefix)) {
-        return 0;
+// Out of the way, but not lost: somebody may still save something of it.
+void rename_damaged(const fs::path& checkpoint, const std::string& fault, const Notice& notice) {
+    const std::string first = checkpoint.string() + ".damaged";
+    fs::path free_name = first;
+    for (int number = 2; checkpoint::is_taken(free_name); ++number) {
+        free_name = std::string(first).append("-").append(std::to_string(number));
     }
-    const char* const end = name.data() + name.size();
-    const auto parsed = std::from_chars(name.data() + kFolderPrefix.size(), end, step);
-    const bool is_step = parsed.ec == std::errc() && parsed.ptr == end;
-    return is_step && checkpoint_folder(out, step).filename() == folder.filename() ? step : 0;
-}
-
-// Checkpoints of a run, oldest first. What a killed run left unfinished is not among them.
-std::vector<std::pair<std::int64_t, fs::path>> checkpoints_of(const fs::path& out) {
-    std::vector<std::pair<std::int64_t, fs::path>> found;
-    std::error_code error;
-    for (fs::directory_iterator entry(out / "checkpoints", error), end; entry != end;
-         entry.increment(error)) {
-        std::error_code ignored;
-        if (const std::int64_t step = step_of(out, entry->path());
-            step > 0 && fs::is_directory(entry->path(), ignored)) {
-            found.emplace_back(step, entry->path());
-        }
-    }
-    std::sort(found.begin(), found.end());
-    return found;
-}
-
-bool is_checkpoint_of(const fs::path& folder, const fs::path& out) {
-    const auto found = checkpoints_of(out);
-    return std::any_of(found.begin(), found.end(), [&](const auto& checkpoint) {
-        std::error_code error;
-        return fs::equivalent(checkpoint.second, folder, error);
-    });
-}
-
-// That of the run that is replaced: nobody shall take it for the new one's. A folder of that name is nobody's summary.
-void remove_summary(const fs::path& file) {
-    std::error_code error;
-    if (fs::is_regular_file(fs::symlink_status(file, error))) {
-        fs::remove(file, error);
-    }
-    if (fs::exists(fs::symlink_status(file, error))) {
-        throw IoError(file.string() + " is in the way; move it elsewhere or give another out folder");
-    }
-}
-
-void remove_checkpoints_after(const fs::path& out, std::int64_t step) {
-    for (const auto& [saved_step, folder] : checkpoints_of(out)) {
-        if (saved_step > step) {
-            checkpoint::remove(folder);
-        }
-    }
+    if (::rename(checkpoint.c_str(), free_name.c_str()) != 0)
+        checkpoint::throw_io_error("move", checkpoint, errno);
+    if (const auto parent = checkpoint::open_existing(checkpoint.parent_path()))
+        checkpoint::sync(parent, checkpoint.parent_path());
+    notice("moved to " + path_label(free_name) + ": " + fault);
 }
 
 }  // namespace
 
-fs::path checkpoint_folder(const fs::path& out, std::int64_t step) {
-    std::array<char, 32> digits{};
-    std::snprintf(digits.data(), digits.size(), "%08lld", static_cast<long long>(step));
-    return out / "checkpoints" / (std::string(kFolderPrefix) + digits.data());
+RunFolder::RunFolder(const fs::path& out, const Notice& notice) : folder_(out, RunKind::kTrain, notice) {}
+
+RunFolder::~RunFolder() {
+    // A run that failed before its first row leaves a folder in which the same command can be given again.
+    if (is_new_ && !folder_.is_replacing() && folder_.has_own(std::string(kMetricsName)) &&
+        !has_rows(metrics()))
+        ::unlink(metrics().c_str());
 }
 
-fs::path find_checkpoint(const fs::path& path) {
-    const auto found = checkpoints_of(path);
-    if (!found.empty()) {
-        return found.back().second;
+bool RunFolder::is_checkpoint_here(const fs::path& checkpoint) const {
+    const auto found = list_checkpoints(folder_.path() / kCheckpointsName);
+    return !checkpoint.empty() && std::any_of(found.begin(), found.end(), [&](const SavedStep& here) {
+        std::error_code error;
+        return fs::equivalent(here.folder, checkpoint, error);
+    });
+}
+
+void RunFolder::require_permission(const fs::path& resumed_from, std::int64_t last_step,
+                                   bool overwrite) const {
+    const auto& manifest = folder_.manifest();
+    const bool continues = is_checkpoint_here(resumed_from);
+    if (!overwrite && !continues && manifest &&
+        std::any_of(manifest->owned.begin(), manifest->owned.end(),
+                    [this](const std::string& name) { return folder_.has_own(name); })) {
+        throw InvalidArgument(
+            path_label(folder_.path()) +
+            " holds a run already; go on with it by --resume, replace it by --overwrite, or give "
+            "another --out");
     }
-    if (checkpoint::exists(path)) {
-        return path;
+    require_free_names(continues ? last_step : 0, last_step);
+}
+
+// What is there of the run's own and later than `step`; for 0 all of it.
+Names RunFolder::own_things_after(std::int64_t step) const {
+    Names names;
+    if (!folder_.manifest()) return names;
+    for (const std::string& name : folder_.manifest()->owned) {
+        const bool is_later = !is_step(name) || checkpoint_step(fs::path(name).filename().string()) > step;
+        if (is_later && folder_.has_own(name) && !checkpoint::is_vacant(folder_.path() / name))
+            names.insert(name);
     }
-    throw IoError(path.string() +
-                  " holds no checkpoint; give a checkpoint or the out folder of a run that wrote one");
+    return names;
 }
 
-std::int64_t newest_checkpoint_step(const fs::path& out) {
-    const auto found = checkpoints_of(out);
-    return found.empty() ? 0 : found.back().first;
+void RunFolder::require_free_names(std::int64_t step, std::int64_t last_step) const {
+    for (const std::string_view name : {kMetricsName, kSummaryName}) folder_.require_free(std::string(name));
+    const fs::path checkpoints = folder_.path() / kCheckpointsName;
+    std::error_code ignored;
+    if (checkpoint::is_taken(checkpoints) && !fs::is_directory(checkpoints, ignored)) {
+        throw IoError(path_label(checkpoints) +
+                      " is in the way: it is no folder; move it elsewhere or give another --out");
+    }
+    // The run can be asked to stop after any step, and saves then.
+    std::error_code error;
+    for (fs::directory_iterator entry(checkpoints, error), end; !error && entry != end;
+         entry.increment(error)) {
+        const std::int64_t taken = checkpoint_step(entry->path().filename().string());
+        if (taken > step && taken <= last_step) folder_.require_free(checkpoint_name(taken));
+    }
 }
 
-std::vector<std::string> remove_old_checkpoints(const fs::path& out, std::int64_t kept) {
-    std::vector<std::string> left;
-    const auto found = checkpoints_of(out);
-    const std::size_t surplus = found.size() - std::min(found.size(), static_cast<std::size_t>(kept));
-    for (std::size_t index = 0; index < surplus; ++index) {
-        try {
-            checkpoint::remove(found[index].second);
-        } catch (const IoError& error) {
-            left.emplace_back(error.what());
+// Refuses what must not go, and moves away what would be in the way and is of no use.
+void RunFolder::make_room(const Names& later, bool continues, bool overwrite) const {
+    std::vector<std::pair<fs::path, std::string>> damaged;
+    for (auto name = later.rbegin(); name != later.rend(); ++name) {
+        if (!is_step(*name)) continue;
+        const fs::path folder = folder_.path() / *name;
+        if (overwrite) {
+            checkpoint::check_removable(folder);
+        } else if (continues) {
+            auto fault = fault_of(folder);
+            if (!fault) {
+                throw InvalidArgument(
+                    path_label(folder_.path()) + " holds a checkpoint of step " +
+                    std::to_string(checkpoint_step(folder.filename().string())) +
+                    ", later than the one to resume; resume that, replace it by --overwrite, or "
+                    "give another --out");
+            }
+            damaged.emplace_back(folder, std::move(*fault));
         }
     }
-    return left;
+    for (const auto& [folder, fault] : damaged) rename_damaged(folder, fault, folder_.notice());
 }
 
-bool holds_run(const fs::path& out) {
-    std::error_code error;
-    return fs::exists(out / "metrics.csv", error) || fs::exists(out / "summary.json", error) ||
-           newest_checkpoint_step(out) > 0;
-}
+bool RunFolder::begin(const fs::path& resumed_from, std::int64_t step, std::int64_t last_step,
+                      bool overwrite) {
+    require_permission(resumed_from, last_step, overwrite);
+    const bool continues = is_checkpoint_here(resumed_from);
+    require_free_names(continues ? step : 0, last_step);
+    Names later = own_things_after(continues ? step : 0);
+    make_room(later, continues, overwrite);
 
-bool claim_run_folder(const fs::path& out, const fs::path& resumed_from, std::int64_t step, bool overwrite) {
-    const bool continues = !resumed_from.empty() && is_checkpoint_of(resumed_from, out);
-    const std::int64_t newest = newest_checkpoint_step(out);
-    if (!overwrite && !continues && holds_run(out)) {
-        throw InvalidArgument(
-            out.string() +
-            " holds a run already; resume it, allow overwriting it, or give another out folder");
+    RunManifest manifest = new_manifest(RunKind::kTrain);
+    const auto& before = folder_.manifest();
+    if (continues && before) manifest = *before;
+    for (const std::string_view name : {kMetricsName, kSummaryName}) manifest.owned.emplace(name);
+    for (const std::string& name : later) {
+        if (is_step(name)) manifest.owned.erase(name);
     }
-    if (!overwrite && newest > step) {
-        throw InvalidArgument(out.string() + " holds a checkpoint of step " + std::to_string(newest) +
-                              ", later than the one to resume; resume that, allow overwriting it, or "
-                              "give another out folder");
+    const bool goes_back = std::any_of(later.begin(), later.end(), is_step);
+    if (before && !later.empty() && (!continues || (overwrite && goes_back))) {
+        ReplacedRun replaced;
+        replaced.run = before->run;
+        replaced.owned = before->owned;
+        replaced.moved = later;
+        replaced.from = step;
+        manifest.replaced = std::move(replaced);
     }
-    remove_checkpoints_after(out, continues ? step : 0);
-    if (!continues) {
-        remove_summary(out / "summary.json");
-    }
+    folder_.begin(std::move(manifest));
+    is_new_ = !continues;
     return continues;
+}
+
+fs::path RunFolder::metrics() const { return folder_.path() / kMetricsName; }
+
+fs::path RunFolder::metrics_so_far() const {
+    const std::string name(kMetricsName);
+    const auto& replaced = folder_.manifest()->replaced;
+    return replaced && replaced->moved.contains(name) ? aside_path(folder_.path(), *replaced, name)
+                                                      : metrics();
+}
+
+void RunFolder::begin_checkpoint(std::int64_t step) { folder_.add(checkpoint_name(step)); }
+
+void RunFolder::end_checkpoint() { folder_.finish_replacing(); }
+
+void RunFolder::remove_old_checkpoints(std::int64_t kept) {
+    std::vector<SavedStep> own;
+    for (const SavedStep& saved : list_checkpoints(folder_.path() / kCheckpointsName)) {
+        if (folder_.has_own(checkpoint_name(saved.step)) && !checkpoint::is_vacant(saved.folder))
+            own.push_back(saved);
+    }
+    const std::size_t surplus = own.size() - std::min(own.size(), static_cast<std::size_t>(kept));
+    for (std::size_t index = 0; index < surplus; ++index) {
+        try {
+            checkpoint::remove(own[index].folder);
+            folder_.drop(checkpoint_name(own[index].step));
+        } catch (const IoError& error) {
+            folder_.notice()(error.what());
+        }
+    }
+}
+
+void RunFolder::end() {
+    folder_.finish_replacing();
+    folder_.write();
+    is_new_ = false;
 }
 
 }  // namespace flashoptim::trainer

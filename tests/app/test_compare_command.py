@@ -80,7 +80,7 @@ def test_comparison_does_not_replace_the_runs_of_one_that_was_killed(text: Path,
     kept = out / "adamw-native-seed0"
     assert run(*small(text, "--steps", 1, "--out", kept)).returncode == 0
     before = (kept / "metrics.csv").read_bytes()
-    assert_refused(run(*small_comparison(text, out)), str(kept), "--overwrite")
+    assert_refused(run(*small_comparison(text, out)), str(out), f"complete: {kept.name}", "--overwrite")
     assert (kept / "metrics.csv").read_bytes() == before
     assert last_checkpoint(kept).name == "step-00000001"
     assert run(*small_comparison(text, out, "--overwrite")).returncode == 0

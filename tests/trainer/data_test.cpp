@@ -1,4 +1,4 @@
-// Data, sampling, schedule, options and metrics: everything of the trainer that needs no tensor.
+// Data, sampling, schedule and options: everything of the trainer that needs no tensor.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,7 +17,6 @@
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_source.h"
 #include "trainer/data/utf8.h"
-#include "trainer/metrics.h"
 #include "trainer/options.h"
 #include "trainer/schedule.h"
 
@@ -316,51 +315,6 @@ TEST(Options, ExclusionsAreRefusedByName) {
     }
     EXPECT_TRUE(contains(message_of<InvalidArgument>([] { parse_rule("adagrad"); }), "adamw"));
     EXPECT_TRUE(contains(message_of<InvalidArgument>([] { parse_format("int4"); }), "native"));
-}
-
-// A plot over a file with the steps of a killed run twice in it would show a run that never was.
-TEST(Metrics, RowsAfterTheResumedStepAreDropped) {
-    const TemporaryFolder folder;
-    const auto file = folder.path() / "metrics.csv";
-    const auto row = [](std::int64_t step) {
-        StepRecord record;
-        record.step = step;
-        record.loss = 0.1 * static_cast<double>(step);
-        record.learning_rate = 1e-3;
-        record.tokens = step * 100;
-        if (step % 2 == 0) {
-            record.validation_loss = 1.5;
-            record.gradient_norm = 0.25;
-            record.optimizer_seconds = 0.5;
-        }
-        return record;
-    };
-    {
-        MetricsFile metrics(file, 0);
-        for (std::int64_t step = 1; step <= 5; ++step) {
-            metrics.append(row(step));
-        }
-    }
-    std::string cut = read_all(file);
-    std::ofstream(file, std::ios::app) << "6,0.6";  // killed while writing
-    {
-        MetricsFile metrics(file, 3);
-        EXPECT_EQ(read_all(file), cut.substr(0, cut.find("\n4,") + 1));
-        metrics.append(row(4));
-        metrics.append(row(5));
-    }
-    EXPECT_EQ(read_all(file), cut);
-    std::ofstream(file, std::ios::app) << "1";  // killed while writing the row of step 10: no row of step 1
-    {
-        const MetricsFile metrics(file, 5);
-        EXPECT_EQ(read_all(file), cut);
-    }
-    EXPECT_TRUE(contains(cut, "\n2,0.2,1.5,0.001,0.25,200,0,0,0.5,0\n")) << cut;
-    EXPECT_TRUE(contains(cut, "\n3,0.30000000000000004,,0.001,,300,0,0,,0\n")) << cut;
-
-    std::ofstream(file) << "step,other\n1,2\n";
-    EXPECT_THROW(MetricsFile(file, 1), FormatError);
-    EXPECT_NO_THROW(MetricsFile(file, 0));
 }
 
 }  // namespace

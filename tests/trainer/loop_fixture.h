@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "temporary_folder.h"
+#include "trainer/checkpoint_list.h"
 #include "trainer/loop.h"
 
 namespace flashoptim::trainer {
@@ -32,6 +33,11 @@ inline std::string corpus() {
         text += objects[next(4)] + ".\n";
     }
     return text;
+}
+
+inline std::int64_t newest_checkpoint_step(const std::filesystem::path& out) {
+    const auto found = list_checkpoints(out / kCheckpointsName);
+    return found.empty() ? 0 : found.back().step;
 }
 
 struct Killed : std::runtime_error {

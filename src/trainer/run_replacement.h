@@ -1,0 +1,37 @@
+// How one run takes the place of another in its folder, so that one of them is there whenever the process dies:
+//
+//     1. The new run's manifest says what it replaces.
+//     2. What has to go is renamed into a folder of its own beside it, `.flashoptim-replaced-<old run>/`.
+//     3. The new run has its first checkpoint or ends well. The manifest says so, then what lies aside is removed.
+//        Or the new run fails before that. The manifest says so, then its files are removed, the old ones get their names back, and
+//        the old manifest does.
+//
+// Each step can be done again after a kill in its middle. Called by who holds the lock of the folder. Decides nothing.
+#pragma once
+
+#include <filesystem>
+
+#include "trainer/checkpoint_list.h"
+#include "trainer/run_manifest.h"
+
+namespace flashoptim::trainer {
+
+/// Where a run that is replaced lies, beside what lay in `parent`.
+std::filesystem::path aside_folder(const std::filesystem::path& parent, const ReplacedRun& replaced);
+
+/// Where what was `out / name` lies now.
+std::filesystem::path aside_path(const std::filesystem::path& out, const ReplacedRun& replaced,
+                                 const std::string& name);
+
+/// Writes `manifest`, whose `replaced` says what to move, and moves it. Throws IoError; `put_back` then makes it undone.
+void set_aside(const std::filesystem::path& out, const RunManifest& manifest);
+
+/// Removes what the new run has made, puts the old run back under its names and returns its manifest, which is written. `notice` hears
+/// of what could not be moved. Throws IoError.
+RunManifest put_back(const std::filesystem::path& out, RunManifest manifest, const Notice& notice);
+
+/// Removes what lies aside. `notice` hears of what could not be removed. `manifest` has no `replaced` afterwards and is written.
+/// Throws IoError.
+void remove_replaced(const std::filesystem::path& out, RunManifest& manifest, const Notice& notice);
+
+}  // namespace flashoptim::trainer
