@@ -16,7 +16,6 @@
 #include "trainer/environment.h"
 #include "trainer/gradient_accumulator.h"
 #include "trainer/hook_timer.h"
-#include "trainer/limits.h"
 #include "trainer/memory.h"
 #include "trainer/memory_estimate.h"
 #include "trainer/metrics.h"
