@@ -44,6 +44,7 @@ has git|git|git|git|git
 has_venv|python3-venv|python3|python|python
 has_header nlohmann/json.hpp|nlohmann-json3-dev|json-devel|nlohmann-json|nlohmann-json
 has_header CLI/CLI.hpp|libcli11-dev|cli11-devel|cli11|cli11
+has_header xxhash.h|libxxhash-dev|xxhash-devel|xxhash|xxhash
 has_header fmt/format.h|libfmt-dev|fmt-devel|fmt|fmt
 has_header gtest/gtest.h|libgtest-dev|gtest-devel|gtest|googletest
 has_header benchmark/benchmark.h|libbenchmark-dev|google-benchmark-devel|benchmark|google-benchmark

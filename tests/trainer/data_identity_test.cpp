@@ -10,38 +10,11 @@
 #include "temporary_folder.h"
 #include "trainer/data/identity.h"
 #include "trainer/data/token_source.h"
-#include "trainer/data/xxhash64.h"
 
 namespace flashoptim::trainer {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::uint64_t hash_of(std::string_view text, std::size_t piece) {
-    XxHash64 hash;
-    for (std::size_t at = 0; at < text.size(); at += piece) {
-        hash.update(std::as_bytes(std::span(text.substr(at, piece))));
-    }
-    return hash.value();
-}
-
-// Sums of the reference implementation (xxHash 0.8, XXH64 with seed 0); the pieces in which the bytes come must not matter.
-TEST(XxHash64Test, KnownAnswers) {
-    std::string long_text;
-    for (int index = 0; index < 101; ++index) long_text += static_cast<char>(index * 7 % 251);
-    struct Answer {
-        std::string text;
-        std::uint64_t hash;
-    };
-    for (const Answer& answer : {Answer{"", 0xEF46DB3751D8E999U}, Answer{"a", 0xD24EC4F1A98C6E5BU},
-                                 Answer{"abc", 0x44BC2CF5AD770999U},
-                                 Answer{"Nobody inspects the spammish repetition", 0xFBCEA83C8A378BF1U},
-                                 Answer{long_text, 0x2E7D5348B0510D93U}}) {
-        for (const std::size_t piece : {1U, 3U, 8U, 31U, 32U, 33U, 1000U}) {
-            EXPECT_EQ(hash_of(answer.text, piece), answer.hash) << answer.text << " in pieces of " << piece;
-        }
-    }
-}
 
 TEST(Identity, TextRoundTripAndFaults) {
     for (const FileIdentity& file : {FileIdentity{0, 0}, FileIdentity{12, 0xFEDCBA9876543210U},

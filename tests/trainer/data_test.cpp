@@ -16,7 +16,7 @@
 #include "trainer/data/file_list.h"
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_source.h"
-#include "trainer/data/utf8.h"
+#include "trainer/data/utf8_text.h"
 #include "trainer/options.h"
 #include "trainer/schedule.h"
 

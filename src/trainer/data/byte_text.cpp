@@ -9,40 +9,13 @@
 #include "trainer/data/file_kind.h"
 #include "trainer/data/file_list.h"
 #include "trainer/data/token_source.h"
-#include "trainer/data/utf8.h"
+#include "trainer/data/utf8_text.h"
+#include "utf8.h"
 
 namespace flashoptim::trainer {
 namespace {
 
 constexpr std::int64_t kByteVocabulary = 256;
-
-// Length of the well-formed sequence that begins the range, 0 if there is none.
-std::size_t sequence_length(std::span<const std::byte> bytes) {
-    const auto at = [&](std::size_t index) { return std::to_integer<unsigned>(bytes[index]); };
-    const unsigned lead = at(0);
-    if (lead < 0x80) {
-        return 1;
-    }
-    const std::size_t length = lead >= 0xC2 && lead <= 0xDF   ? 2
-                               : lead >= 0xE0 && lead <= 0xEF ? 3
-                               : lead >= 0xF0 && lead <= 0xF4 ? 4
-                                                              : 0;
-    if (length == 0 || bytes.size() < length) {
-        return 0;
-    }
-    // The second byte excludes overlong forms (E0, F0), surrogates (ED) and what lies beyond U+10FFFF (F4).
-    const unsigned lowest = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-    const unsigned highest = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-    if (at(1) < lowest || at(1) > highest) {
-        return 0;
-    }
-    for (std::size_t index = 2; index < length; ++index) {
-        if ((at(index) & 0xC0) != 0x80) {
-            return 0;
-        }
-    }
-    return length;
-}
 
 // UTF-8 in pieces: one that ends within a character is judged with the next, one that begins within a character where a sample was
 // cut off is judged from the next character on.
@@ -151,7 +124,8 @@ std::optional<std::size_t> first_invalid_utf8(std::span<const std::byte> bytes) 
                 continue;
             }
         }
-        const std::size_t length = sequence_length(bytes.subspan(offset));
+        const auto rest = bytes.subspan(offset);
+        const auto length = utf8_length({reinterpret_cast<const char*>(rest.data()), rest.size()});
         if (length == 0) {
             return offset;
         }

@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <unistd.h>
+#define XXH_INLINE_ALL  // nothing is linked
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -10,7 +12,6 @@
 #include <utility>
 
 #include "flashoptim/error.h"
-#include "trainer/data/xxhash64.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -139,17 +140,18 @@ FileIdentity DataFile::read_identity(const checkpoint::FileDescriptor& file, con
     const std::vector<ByteRange> ranges =
         blocks_ == 0 ? std::vector<ByteRange>{{0, size_}} : sampled_ranges(size_, blocks_);
     std::vector<std::byte> piece(static_cast<std::size_t>(std::min(kPieceBytes, size_)));
-    XxHash64 hash;
+    XXH64_state_t hash;
+    XXH64_reset(&hash, 0);
     for (const ByteRange& range : ranges) {
         for (std::int64_t done = 0; done < range.size; done += kPieceBytes) {
             const auto bytes =
                 std::span(piece).first(static_cast<std::size_t>(std::min(kPieceBytes, range.size - done)));
             read_from(file, range.begin + done, bytes);
-            hash.update(bytes);
+            XXH64_update(&hash, bytes.data(), bytes.size());
             if (visit) visit(range.begin + done, bytes);
         }
     }
-    return {size_, hash.value()};
+    return {size_, XXH64_digest(&hash)};
 }
 
 void DataFile::require_unchanged(const checkpoint::FileDescriptor& file) const {
