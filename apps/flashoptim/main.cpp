@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "commands.h"
 #include "console.h"
@@ -24,6 +25,7 @@ int main(int argc, char** argv) {
     add_compare_command(app, command);
     add_bench_command(app, command);
     try {
+        if (auto line = empty_value(argc, argv); !line.empty()) return report({kBadInput, std::move(line)});
         try {
             app.parse(argc, argv);
         } catch (const CLI::Success& help) {

@@ -120,6 +120,17 @@ std::string nearest(std::string_view name, const std::vector<std::string>& known
     return best;
 }
 
+std::string empty_value(int argc, const char* const* argv) {
+    for (int n = 1; n < argc; ++n) {
+        const std::string_view argument(argv[n]);
+        if (argument.starts_with("--") && argument.size() > 3 && argument.find('=') == argument.size() - 1) {
+            return fmt::format("the option '{}' has no value behind its '='; give one, or leave it out",
+                               argument);
+        }
+    }
+    return {};
+}
+
 std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
     const auto parsed = app.get_subcommands();
     const CLI::App& command = parsed.empty() ? app : *parsed.front();

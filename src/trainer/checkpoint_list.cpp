@@ -58,6 +58,11 @@ std::vector<SavedStep> list_checkpoints(const fs::path& folder) {
             found.push_back({step, entry->path()});
         }
     }
+    // What is not there, or is no folder, holds none; of what cannot be read nobody knows.
+    if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory &&
+        error != std::errc::too_many_symbolic_link_levels) {
+        checkpoint::throw_io_error("read", folder, error.value());
+    }
     std::sort(found.begin(), found.end(),
               [](const SavedStep& left, const SavedStep& right) { return left.step < right.step; });
     return found;

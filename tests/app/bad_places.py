@@ -147,6 +147,7 @@ def outs() -> list[Case]:
             "--overwrite",
             names=("out",),
             make=(finished("run"), mode("out", 0o555)),
+            leaves=("out/.flashoptim-run.lock",),
             as_nobody=True,
         ),
         train(

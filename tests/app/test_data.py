@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,9 @@ def test_a_subfolder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     closed.mkdir(parents=True)
     (tmp_path / "set" / "good.txt").write_text("text " * 1000)
     closed.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
         folder.chmod(folder.stat().st_mode | 0o055)
     drop = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
     if drop and subprocess.run([*drop, COMMAND, "--version"], capture_output=True, check=False).returncode:
