@@ -1,4 +1,5 @@
-// How text of unknown content (names, paths, messages of libraries) is shown: on one line, and doing nothing to a terminal.
+// How text of unknown content (names, paths, messages of libraries) is shown: on one line, and doing nothing
+// to a terminal.
 #pragma once
 
 #include <cstddef>
@@ -9,9 +10,10 @@
 
 namespace flashoptim {
 
-/// `text` with everything escaped that would end its line, drive a terminal or turn the direction of writing: control characters
-/// (\n, \t, \x1b), bytes that are no UTF-8 (\xff), and the characters of Unicode that do the like (\u202e). Nothing is cut. What is
-/// shown stays as it is when it is shown again, so callers need not know whether a part went through here before.
+/// `text` with everything escaped that would end its line, drive a terminal or turn the direction of writing:
+/// control characters (\n, \t, \x1b), bytes that are no UTF-8 (\xff), and the characters of Unicode that do
+/// the like (\u202e). Nothing is cut. What is shown stays as it is when it is shown again, so callers need
+/// not know whether a part went through here before.
 [[nodiscard]] inline std::string one_line(std::string_view text) {
     constexpr std::string_view kDigits = "0123456789abcdef";
     const auto hexadecimal = [&](std::string& to, unsigned code, int digits) {

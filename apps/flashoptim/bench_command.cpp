@@ -1,4 +1,5 @@
-// flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the memory's bandwidth.
+// flashoptim bench: how fast the optimizer step is on this machine, against its own fp32 and against the
+// memory's bandwidth.
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
@@ -93,7 +94,8 @@ void print_row(const Json& m) {
         m["speed_over_fp32"].is_null() ? "-" : fmt::format("{:.2f}", m["speed_over_fp32"].get<double>()))));
 }
 
-/// Times all formats of one optimizer in turns, so that a machine that slows down slows all of them, with the bandwidth between.
+/// Times all formats of one optimizer in turns, so that a machine that slows down slows all of them, with the
+/// bandwidth between.
 std::vector<Measurement> measure(const BenchArguments& arguments, const std::string& optimizer,
                                  const std::string& backend, int threads, std::int64_t parameters) {
     std::vector<Measurement> results;

@@ -1,5 +1,5 @@
-// The subcommands, and what the exit code of each of them means. Each adds itself to the command line; its function runs when it
-// was chosen and returns the exit code.
+// The subcommands, and what the exit code of each of them means. Each adds itself to the command line; its
+// function runs when it was chosen and returns the exit code.
 #pragma once
 
 #include <CLI/CLI.hpp>

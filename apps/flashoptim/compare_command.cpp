@@ -1,5 +1,5 @@
-// flashoptim compare: the same model from the same seed with each optimizer and format, each run in a process of its own so that
-// the operating system's own figures tell their memory apart.
+// flashoptim compare: the same model from the same seed with each optimizer and format, each run in a process
+// of its own so that the operating system's own figures tell their memory apart.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -114,7 +114,8 @@ Json read_json(const fs::path& file) {
     return Json::parse(text.str());
 }
 
-/// Runs this program's train subcommand as the run `name`; returns the one object of the summary it wrote to `summary`.
+/// Runs this program's train subcommand as the run `name`; returns the one object of the summary it wrote to
+/// `summary`.
 Json run_train(const CompareArguments& shared, const std::string& name, const std::vector<std::string>& own,
                const fs::path& summary) {
     std::vector<std::string> command = {own_executable(), "train"};
@@ -153,7 +154,8 @@ std::int64_t model_peak(const CompareArguments& arguments, const PlannedRun& run
     return known[is_reference] = peak_bytes(result);
 }
 
-/// The arguments of the command line that every run shares, as name=value: a flag may have a value, and a value may look like a name.
+/// The arguments of the command line that every run shares, as name=value: a flag may have a value, and a
+/// value may look like a name.
 std::vector<std::string> arguments_to_pass_on(const CLI::App& command) {
     static const std::vector<std::string> kOwn = {"--out",
                                                   "--overwrite",

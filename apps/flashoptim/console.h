@@ -18,7 +18,8 @@ namespace flashoptim::app {
 /// "gradients clipped at norm 1".
 std::string clipping(double norm);
 
-/// Writes progress, notes and errors to stderr. Never throws for a stderr that takes nothing: what is told there must not end a run.
+/// Writes progress, notes and errors to stderr. Never throws for a stderr that takes nothing: what is told
+/// there must not end a run.
 void tell(std::string_view text) noexcept;
 template <typename... Values>
 void tell(fmt::format_string<Values...> form, Values&&... values) {
@@ -35,8 +36,8 @@ void print(fmt::format_string<Values...> form, Values&&... values) {
 /// Throws IoError if something that was written to stdout was lost.
 void finish_output();
 
-/// Shows a run on stderr, and ends it with its checkpoint at the first signal that asks for that. A reader of stderr that goes away
-/// does not end it.
+/// Shows a run on stderr, and ends it with its checkpoint at the first signal that asks for that. A reader of
+/// stderr that goes away does not end it.
 class ConsoleObserver : public trainer::TrainObserver {
 public:
     /// `label` stands before every line, "adamw native" for example.

@@ -22,8 +22,8 @@ constexpr std::string_view kReport = "report this with the command that you type
 
 bool holds(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
-/// The first line of a library's message: what follows is a backtrace or advice for its own developers. Without the place in the
-/// library's source.
+/// The first line of a library's message: what follows is a backtrace or advice for its own developers.
+/// Without the place in the library's source.
 std::string_view essence(std::string_view text) {
     text = text.substr(0, text.find('\n'));
     if (text.starts_with("[enforce fail at ")) {

@@ -1,4 +1,5 @@
-// From an exception, whoever threw it, to an exit code and one line with a remedy. Prints it; decides nothing else.
+// From an exception, whoever threw it, to an exit code and one line with a remedy. Prints it; decides nothing
+// else.
 #pragma once
 
 #include <string>
@@ -6,7 +7,8 @@
 
 namespace flashoptim::app {
 
-/// Whether the work had begun: what is refused before it ends with another exit code than what goes wrong in it.
+/// Whether the work had begun: what is refused before it ends with another exit code than what goes wrong in
+/// it.
 enum class Phase { kBeforeFirstStep, kRunning };
 
 struct Failure {

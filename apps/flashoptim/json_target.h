@@ -22,13 +22,13 @@ struct RunPlaces {
 /// Names in the `out` of a run.
 std::vector<std::string> names_of_run();
 
-/// Where results go, if anywhere. A pipe is opened at once, so that its reader waits for the results and not this process for a
-/// reader; a file is replaced when the results are complete.
+/// Where results go, if anywhere. A pipe is opened at once, so that its reader waits for the results and not
+/// this process for a reader; a file is replaced when the results are complete.
 class JsonTarget {
 public:
-    /// `file` is nothing where --json was not given. Throws InvalidArgument or IoError, with nothing done, for a folder, a disk, a pipe
-    /// without a reader, a place that does not exist or cannot be written, and for a file that the run reads or writes itself, by
-    /// whatever path, symbolic or hard link it is named.
+    /// `file` is nothing where --json was not given. Throws InvalidArgument or IoError, with nothing done,
+    /// for a folder, a disk, a pipe without a reader, a place that does not exist or cannot be written, and
+    /// for a file that the run reads or writes itself, by whatever path, symbolic or hard link it is named.
     JsonTarget(const std::optional<std::string>& file, const RunPlaces& places);
 
     /// Throws IoError.

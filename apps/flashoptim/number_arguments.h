@@ -1,5 +1,5 @@
-// Numbers, lists and flags on the command line: what CLI11 would round, wrap, skip or take as something else is refused here. Knows no
-// subcommand.
+// Numbers, lists and flags on the command line: what CLI11 would round, wrap, skip or take as something else
+// is refused here. Knows no subcommand.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -20,7 +20,8 @@ std::vector<std::string> list_parts(const std::string& text);
 inline constexpr const char* kTexts = "TEXT,...";
 inline constexpr const char* kNumbers = "UINT,...";
 
-/// An option that takes several values, separated by commas. It shows those of `values` as its default, and replaces them.
+/// An option that takes several values, separated by commas. It shows those of `values` as its default, and
+/// replaces them.
 template <class Value>
 CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<Value>& values,
                       const std::string& description) {
@@ -52,9 +53,9 @@ CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<Va
     return shown.empty() ? option : option->default_str(shown);
 }
 
-/// Gives every option of `command` that takes a number its bounds, from the rows of its own and then from those of all runs; refuses
-/// an empty text for all others, and for a flag what does not say yes or no. Call it when all options are there. Throws
-/// std::logic_error for a number without bounds.
+/// Gives every option of `command` that takes a number its bounds, from the rows of its own and then from
+/// those of all runs; refuses an empty text for all others, and for a flag what does not say yes or no. Call
+/// it when all options are there. Throws std::logic_error for a number without bounds.
 void check_arguments(CLI::App& command, std::span<const trainer::WholeLimits> own = {});
 
 }  // namespace flashoptim::app

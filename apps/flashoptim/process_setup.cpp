@@ -1,4 +1,5 @@
-// Standard descriptors that are always open, as many files as the system allows, and writes that fail instead of killing.
+// Standard descriptors that are always open, as many files as the system allows, and writes that fail instead
+// of killing.
 #include "process_setup.h"
 
 #include <fcntl.h>
@@ -20,7 +21,8 @@ bool pipe_was_ignored = false, size_was_ignored = false;
 // Returns whether the signal was ignored already.
 bool ignore(int signal) { return std::signal(signal, SIG_IGN) == SIG_IGN; }
 
-// Every file of the data stays open while a run lasts, and many systems allow 1,024 files to who does not ask for more.
+// Every file of the data stays open while a run lasts, and many systems allow 1,024 files to who does not ask
+// for more.
 void allow_open_files() {
     constexpr rlim_t kMost = 1 << 20;  // some programs, started by this one, close each that may be open
     rlimit limit{};
@@ -37,7 +39,8 @@ void prepare_process() {
     for (std::size_t n = 0; n < closed.size(); ++n) {
         closed[n] = fcntl(static_cast<int>(n), F_GETFD) == -1 && errno == EBADF;
         if (!closed[n]) continue;
-        // The lowest free one is taken. Without /dev any folder keeps the place; what is written to it is lost, too.
+        // The lowest free one is taken. Without /dev any folder keeps the place; what is written to it is
+        // lost, too.
         if (open("/dev/null", O_RDWR) < 0 && open("/", O_RDONLY | O_DIRECTORY) < 0) _exit(2);
     }
     allow_open_files();

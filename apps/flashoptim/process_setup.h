@@ -1,5 +1,5 @@
-// The process as every subcommand needs it: its standard descriptors, and signals of writes. What asks it to stop is in
-// stop_signals.h.
+// The process as every subcommand needs it: its standard descriptors, and signals of writes. What asks it to
+// stop is in stop_signals.h.
 #pragma once
 
 namespace flashoptim::app {
@@ -13,10 +13,12 @@ void prepare_process();
 /// Whether the descriptor was closed when the process started.
 bool was_closed(int descriptor);
 
-/// In a child process before it becomes another program: its writes end it again as they would have ended this one.
+/// In a child process before it becomes another program: its writes end it again as they would have ended
+/// this one.
 void restore_write_signals() noexcept;
 
-/// Ends the process as SIGPIPE does, if whoever started it wants that. A reader of results that has read enough is no error.
+/// Ends the process as SIGPIPE does, if whoever started it wants that. A reader of results that has read
+/// enough is no error.
 void end_by_broken_pipe();
 
 }  // namespace flashoptim::app

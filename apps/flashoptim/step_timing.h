@@ -1,4 +1,5 @@
-// What `flashoptim bench` measures: optimizer steps over made-up tensors, and the bandwidth that the machine has at that moment.
+// What `flashoptim bench` measures: optimizer steps over made-up tensors, and the bandwidth that the machine
+// has at that moment.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,8 @@
 
 namespace flashoptim::app {
 
-/// One optimizer over one matrix: bf16 weights and gradients (24-bit masters), or fp32 throughout in the fp32 format.
+/// One optimizer over one matrix: bf16 weights and gradients (24-bit masters), or fp32 throughout in the fp32
+/// format.
 class StepContestant {
 public:
     StepContestant(Rule rule, Format format, Backend backend, int threads, std::int64_t parameters);
@@ -28,7 +30,8 @@ private:
     std::unique_ptr<State> state_;
 };
 
-/// Adds to a buffer in place on `threads` threads: the memory traffic of an optimizer with the least to compute.
+/// Adds to a buffer in place on `threads` threads: the memory traffic of an optimizer with the least to
+/// compute.
 class BandwidthProbe {
 public:
     /// Of its buffer: more than any cache holds.

@@ -1,13 +1,15 @@
-// The signals that ask this program to stop, and a child process to which they are passed on. Stops nothing itself.
+// The signals that ask this program to stop, and a child process to which they are passed on. Stops nothing
+// itself.
 #pragma once
 
 #include <sys/types.h>
 
 namespace flashoptim::app {
 
-/// While one lives, the first SIGINT, SIGTERM or SIGHUP (unless nohup has it ignored) is remembered instead of ending the process, so
-/// that the work can end where it loses nothing; a later one ends it at once. The same request often comes twice (from the terminal
-/// and from a parent, or as timeout(1) sends it), so what follows within half a second is not a second one. One at a time.
+/// While one lives, the first SIGINT, SIGTERM or SIGHUP (unless nohup has it ignored) is remembered instead
+/// of ending the process, so that the work can end where it loses nothing; a later one ends it at once. The
+/// same request often comes twice (from the terminal and from a parent, or as timeout(1) sends it), so what
+/// follows within half a second is not a second one. One at a time.
 class StopSignals {
 public:
     /// Whether SIGQUIT is taken, too: for a process that has a child to end.

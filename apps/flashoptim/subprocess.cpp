@@ -60,7 +60,8 @@ struct Pipe {
 // Only what is safe between fork and exec of a process that has threads.
 [[noreturn]] void become(char* const* argv, Output output, pid_t parent, int failed, SignalsWait& signals) {
 #ifdef __linux__
-    // SIGKILL, as a stopped process takes no other. Then the parent may be gone already, and nobody sends anything.
+    // SIGKILL, as a stopped process takes no other. Then the parent may be gone already, and nobody sends
+    // anything.
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(127);
 #endif
@@ -80,7 +81,8 @@ struct Pipe {
 
 int wait_for(pid_t child) {
     siginfo_t ended{};
-    // Its number is not free for another process before it is known here that no signal is to be passed on to it.
+    // Its number is not free for another process before it is known here that no signal is to be passed on to
+    // it.
     while (waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOWAIT) != 0 && errno == EINTR) {
     }
     const SignalsWait signals;

@@ -14,12 +14,14 @@ struct ProgramEnd {
     int code = 0, signal = 0;
 };
 
-/// Runs `arguments[0]` (searched in PATH if it has no slash) with the terminal of this process. The child gets every signal that this
-/// process takes while a StopSignals lives, whoever sent it and whether or not there is a terminal; where this process is killed, the
-/// system kills the child (Linux). Throws Error if it cannot start.
+/// Runs `arguments[0]` (searched in PATH if it has no slash) with the terminal of this process. The child
+/// gets every signal that this process takes while a StopSignals lives, whoever sent it and whether or not
+/// there is a terminal; where this process is killed, the system kills the child (Linux). Throws Error if it
+/// cannot start.
 ProgramEnd run_program(const std::vector<std::string>& arguments, Output output);
 
-/// Path under which the running executable can be started again, also where another version took its place on the disk.
+/// Path under which the running executable can be started again, also where another version took its place on
+/// the disk.
 std::string own_executable();
 
 /// The folder that the running executable lies in; empty if it cannot be told.

@@ -27,7 +27,8 @@ std::optional<std::int64_t> number_in_file(const std::string& path) {
     return number && *number >= 0 ? number : std::nullopt;
 }
 
-/// Lines of a name and a number: "MemAvailable:  123 kB", "total_cache 4096", "size  4  8192" (column 1 is a type there).
+/// Lines of a name and a number: "MemAvailable:  123 kB", "total_cache 4096", "size  4  8192" (column 1 is a
+/// type there).
 class Table {
 public:
     explicit Table(const std::string& path, std::size_t column = 1)

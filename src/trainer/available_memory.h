@@ -21,10 +21,11 @@ struct AvailableMemory {
         bound;  ///< what sets it, for people: "the system", "the control group /sys/fs/cgroup/job", "ulimit -v"
 };
 
-/// The smallest of: what the system has (MemAvailable and swap; the commit limit where it refuses to overcommit), what is left in the
-/// control groups of this process and those above (v1 and v2; their page cache can be taken back), and what is left below `limits`.
-/// Never too little: where two readings are possible it takes the larger. Nothing where the system says nothing. `root` is what all
-/// paths of the system begin with.
+/// The smallest of: what the system has (MemAvailable and swap; the commit limit where it refuses to
+/// overcommit), what is left in the control groups of this process and those above (v1 and v2; their page
+/// cache can be taken back), and what is left below `limits`. Never too little: where two readings are
+/// possible it takes the larger. Nothing where the system says nothing. `root` is what all paths of the
+/// system begin with.
 std::optional<AvailableMemory> available_memory(const ProcessLimits& limits = process_limits(),
                                                 const std::string& root = {});
 

@@ -14,7 +14,8 @@
 namespace flashoptim::trainer {
 namespace {
 
-// "4" or, with the threads of nested levels, "4,2". OpenMP would say that another text is invalid and take its default.
+// "4" or, with the threads of nested levels, "4,2". OpenMP would say that another text is invalid and take
+// its default.
 void check_omp_num_threads() {
     const char* const text = std::getenv("OMP_NUM_THREADS");
     if (text == nullptr || *text == '\0') return;

@@ -19,8 +19,8 @@ constexpr std::uint64_t kMostRows = std::uint64_t{1} << 20;    // of a micro-bat
 constexpr std::uint64_t kMostTokens = std::uint64_t{1} << 24;  // of a row; of a vocabulary
 constexpr std::uint64_t kAnySeed = std::numeric_limits<std::uint64_t>::max();
 constexpr double kFinite = std::numeric_limits<double>::infinity();
-// The loss is a 32-bit number and stays one when it is multiplied; so are the numbers of a rule. A learning rate has no bound but that
-// of a double: the loss shows what is too much, which depends on the model.
+// The loss is a 32-bit number and stays one when it is multiplied; so are the numbers of a rule. A learning
+// rate has no bound but that of a double: the loss shows what is too much, which depends on the model.
 constexpr double kLeastFloat = std::numeric_limits<float>::min();
 constexpr double kMostFloat = std::numeric_limits<float>::max();
 

@@ -1,5 +1,5 @@
-// The bounds of every number that a run is given: one row for each option, read by the checks of TrainOptions and by the command
-// line alike. Parses nothing.
+// The bounds of every number that a run is given: one row for each option, read by the checks of TrainOptions
+// and by the command line alike. Parses nothing.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@
 
 namespace flashoptim::trainer {
 
-/// A whole number, none of which is negative: from `least` to `most`, or one of `choices` where there are some.
+/// A whole number, none of which is negative: from `least` to `most`, or one of `choices` where there are
+/// some.
 struct WholeLimits {
     std::string_view option;  ///< as the command spells it
     std::string_view what;    ///< as a sentence about the option calls it

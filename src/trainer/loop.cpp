@@ -43,7 +43,8 @@ std::optional<double> median(std::vector<double> values) {
 
 constexpr std::int64_t kByteVocabulary = 256;
 
-// The vocabulary where the user gave none: 256 for text and the preset's own for tokens, which one of bytes takes from the data.
+// The vocabulary where the user gave none: 256 for text and the preset's own for tokens, which one of bytes
+// takes from the data.
 std::int64_t default_vocabulary(const TrainOptions& options) {
     const DataOptions& data = options.data;
     if (!is_token_data(data.path)) {
@@ -61,7 +62,8 @@ std::int64_t default_vocabulary(const TrainOptions& options) {
     return std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
 }
 
-// The options with the vocabulary that data and preset give together. Refuses what cannot be run, but for what its data tells.
+// The options with the vocabulary that data and preset give together. Refuses what cannot be run, but for
+// what its data tells.
 TrainOptions resolve(TrainOptions options) {
     validate(options);
     check_environment(options.threads);
@@ -80,7 +82,8 @@ ModelBuild model_build(const TrainOptions& options) {
     return {precision_for(options.optimizer.format), options.activation_checkpointing, options.seed};
 }
 
-// Loss of one batch; on the CPU the tensors borrow its memory for the forward pass only, backward keeps the tensors' own references.
+// Loss of one batch; on the CPU the tensors borrow its memory for the forward pass only, backward keeps the
+// tensors' own references.
 torch::Tensor loss_of(Model& model, TokenBatch& batch, const torch::Device& device) {
     const std::vector<std::int64_t> shape = {batch.rows, batch.sequence};
     return model.forward(torch::from_blob(batch.inputs.data(), shape, torch::kInt64).to(device),
@@ -365,7 +368,8 @@ private:
         metrics_->sync();
         // Also those that a killed run did not come to remove.
         if (options_.kept_checkpoints > 0) folder_->remove_old_checkpoints(options_.kept_checkpoints);
-        // A run that was complete before it was resumed has measured nothing; the summary of its training stays.
+        // A run that was complete before it was resumed has measured nothing; the summary of its training
+        // stays.
         const fs::path summary = options_.out / kSummaryName;
         if (!step_seconds_.empty() || !fs::exists(summary)) {
             const FinishedRun finished{options_, result_};

@@ -1,4 +1,5 @@
-// How much memory a run needs at least, from its options alone. Allocates nothing; what a run did take: memory.h.
+// How much memory a run needs at least, from its options alone. Allocates nothing; what a run did take:
+// memory.h.
 #pragma once
 
 #include <cstdint>
@@ -25,16 +26,17 @@ struct MemoryNeed {
     [[nodiscard]] std::int64_t peak() const;
 };
 
-/// A lower bound: what LibTorch takes for itself, for scratch and for copies is not in it. `options` have a vocabulary size and are
-/// valid; Throws InvalidArgument as llama_config() does.
+/// A lower bound: what LibTorch takes for itself, for scratch and for copies is not in it. `options` have a
+/// vocabulary size and are valid; Throws InvalidArgument as llama_config() does.
 MemoryNeed memory_need(const TrainOptions& options);
 
-/// Throws InvalidArgument with both figures and the remedies where a run needs more memory than `available`, if the system says what
-/// that is. On a GPU the host needs no more than the model, before it moves there.
+/// Throws InvalidArgument with both figures and the remedies where a run needs more memory than `available`,
+/// if the system says what that is. On a GPU the host needs no more than the model, before it moves there.
 void require_memory(const TrainOptions& options,
                     const std::optional<AvailableMemory>& available = available_memory());
 
-/// The same of anything that needs so many bytes: "`what` needs at least 2.0 GiB of memory, and the system has ... left; `remedy`".
+/// The same of anything that needs so many bytes: "`what` needs at least 2.0 GiB of memory, and the system
+/// has ... left; `remedy`".
 void require_memory(std::int64_t needed, const std::string& what, const std::string& remedy,
                     const std::optional<AvailableMemory>& available = available_memory());
 

@@ -16,7 +16,8 @@ namespace flashoptim::trainer {
 /// Which optimizer, and how it stores what it keeps. A field that a rule does not have is not read.
 struct OptimizerChoice {
     Rule rule = Rule::kAdamW;
-    /// kFloat32 is the reference: fp32 weights under bf16 autocast, fp32 gradients and moments. The others train bf16 weights.
+    /// kFloat32 is the reference: fp32 weights under bf16 autocast, fp32 gradients and moments. The others
+    /// train bf16 weights.
     Format format = Format::kNative;
     int master_weight_bits =
         24;  ///< 16, 24, 32 or 0, as StorageOptions; not read by the fp32 reference, which has fp32 weights
@@ -42,7 +43,8 @@ StorageOptions storage_of(const OptimizerChoice& choice);
 
 /// One training run.
 struct TrainOptions {
-    /// Without a vocabulary size: 256 for text; for tokens the preset's own, which one of bytes raises to what the tokens need.
+    /// Without a vocabulary size: 256 for text; for tokens the preset's own, which one of bytes raises to
+    /// what the tokens need.
     ModelOptions model;
     DataOptions data;
     OptimizerChoice optimizer;
@@ -73,8 +75,9 @@ struct TrainOptions {
     bool allow_other_data = false;  ///< resume though the data is not that of the checkpoint
 };
 
-/// Throws InvalidArgument naming the first option that is out of its bounds (limits.h), or two that exclude each other: gradient
-/// release with accumulation or clipping, numbers that the rule or the format does not take.
+/// Throws InvalidArgument naming the first option that is out of its bounds (limits.h), or two that exclude
+/// each other: gradient release with accumulation or clipping, numbers that the rule or the format does not
+/// take.
 void validate(const TrainOptions& options);
 
 }  // namespace flashoptim::trainer

@@ -1,5 +1,6 @@
-// A folder that belongs to one run or one comparison at a time: locked while this lives, with a manifest of what is its own, and with
-// what an earlier process that was killed left unfinished brought to its end. What a run does in it is not known here.
+// A folder that belongs to one run or one comparison at a time: locked while this lives, with a manifest of
+// what is its own, and with what an earlier process that was killed left unfinished brought to its end. What
+// a run does in it is not known here.
 #pragma once
 
 #include <filesystem>
@@ -14,8 +15,9 @@ namespace flashoptim::trainer {
 
 class OwnedFolder {
 public:
-    /// Locks `out`, and finishes what a killed --overwrite began there: the old run is put back, or removed where the new one holds.
-    /// Throws IoError (in use, cannot be written), InvalidArgument (it is of the other kind), FormatError (the manifest).
+    /// Locks `out`, and finishes what a killed --overwrite began there: the old run is put back, or removed
+    /// where the new one holds. Throws IoError (in use, cannot be written), InvalidArgument (it is of the
+    /// other kind), FormatError (the manifest).
     OwnedFolder(std::filesystem::path out, RunKind kind, Notice notice);
     OwnedFolder(const OwnedFolder&) = delete;
     OwnedFolder& operator=(const OwnedFolder&) = delete;
@@ -32,7 +34,8 @@ public:
     /// Throws IoError if something that is not one's own has a name that is needed.
     void require_free(const std::string& name) const;
 
-    /// From here on the folder belongs to the run of `manifest`; what its `replaced` names is moved aside. Throws IoError.
+    /// From here on the folder belongs to the run of `manifest`; what its `replaced` names is moved aside.
+    /// Throws IoError.
     void begin(RunManifest manifest);
     bool is_replacing() const { return manifest_ && manifest_->replaced; }
     /// The new run holds: what it replaced is removed.
@@ -57,7 +60,8 @@ private:
     bool has_begun_ = false, is_changed_ = false;
 };
 
-/// What the run in `folder` is, or the one that an unfinished --overwrite would put back there; empty if there is none.
+/// What the run in `folder` is, or the one that an unfinished --overwrite would put back there; empty if
+/// there is none.
 std::string identity_of_run(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::trainer

@@ -17,8 +17,8 @@ struct MemoryByKind {
     std::int64_t scales = 0;        ///< of quantised moments
     std::int64_t gradients = 0;     ///< at the moment of the step, without accumulators
     std::int64_t accumulators = 0;  ///< fp32 sums of 16-bit gradients over micro-batches
-    /// The 16-bit copies of fp32 weights that autocast holds between forward and backward. Not part of total(): the 16 bytes per
-    /// parameter of mixed-precision AdamW are commonly counted without them.
+    /// The 16-bit copies of fp32 weights that autocast holds between forward and backward. Not part of
+    /// total(): the 16 bytes per parameter of mixed-precision AdamW are commonly counted without them.
     std::int64_t autocast_copies = 0;
 
     std::int64_t total() const { return weights + corrections + moments + scales + gradients + accumulators; }
@@ -50,8 +50,8 @@ struct StepRecord {
     std::int64_t tokens = 0;              ///< seen since the first step of the run
     double tokens_per_second = 0.0;
     double seconds = 0.0;  ///< data, forward, backward and optimizer; not evaluation or checkpoint
-    /// The optimizer alone, also where gradient release runs it inside backward; none of that on a GPU, which is only told to step
-    /// there and is not waited for.
+    /// The optimizer alone, also where gradient release runs it inside backward; none of that on a GPU, which
+    /// is only told to step there and is not waited for.
     std::optional<double> optimizer_seconds;
     std::int64_t resident_bytes = 0;
 };
@@ -63,7 +63,8 @@ struct CheckpointRecord {
     std::int64_t bytes = 0;
 };
 
-/// Receives what happens. Called on the thread that trains, between steps; an exception ends the run and reaches the caller.
+/// Receives what happens. Called on the thread that trains, between steps; an exception ends the run and
+/// reaches the caller.
 class TrainObserver {
 public:
     virtual ~TrainObserver() = default;
@@ -72,7 +73,8 @@ public:
     virtual void on_checkpoint(const CheckpointRecord& /*record*/) {}
     /// Something that the user should know and that is no error: one line.
     virtual void on_notice(const std::string& /*line*/) {}
-    /// Asked after each step: true ends the run there, with its last checkpoint, as if it had been the last step.
+    /// Asked after each step: true ends the run there, with its last checkpoint, as if it had been the last
+    /// step.
     virtual bool stop_requested() { return false; }
 };
 

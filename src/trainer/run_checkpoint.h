@@ -1,5 +1,5 @@
-// A training run in a checkpoint folder: weights, optimizer state and the step, and what must be the same to go on from there.
-// Knows no loop; where the folders of a run lie is in run_folder.h.
+// A training run in a checkpoint folder: weights, optimizer state and the step, and what must be the same to
+// go on from there. Knows no loop; where the folders of a run lie is in run_folder.h.
 #pragma once
 
 #include <cstdint>
@@ -31,15 +31,16 @@ struct RunFields {
 /// `options` with its vocabulary resolved, over this data.
 RunFields run_fields(const TrainOptions& options, DataIdentity data, int threads);
 
-/// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the parameter, a dot, name of the
-/// state; exactly as it lies in memory), and the step, the step counts and `fields` as JSON. Throws IoError; then no checkpoint
-/// has changed.
+/// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the
+/// parameter, a dot, name of the state; exactly as it lies in memory), and the step, the step counts and
+/// `fields` as JSON. Throws IoError; then no checkpoint has changed.
 CheckpointRecord save_run(const std::filesystem::path& folder, std::int64_t step, const RunFields& fields,
                           const Model& model, libtorch::FlashOptimizer& optimizer);
 
-/// Reads the state back and returns its step. `notice` receives a line for each field of RunFields::other that differs, and one for a
-/// checkpoint of an older version, which does not say what its data was. Throws FormatError that names the first field of model,
-/// optimizer or stream that differs, the file of the data that was changed, or what is damaged; IoError.
+/// Reads the state back and returns its step. `notice` receives a line for each field of RunFields::other
+/// that differs, and one for a checkpoint of an older version, which does not say what its data was. Throws
+/// FormatError that names the first field of model, optimizer or stream that differs, the file of the data
+/// that was changed, or what is damaged; IoError.
 std::int64_t load_run(const std::filesystem::path& folder, const RunFields& fields, Model& model,
                       libtorch::FlashOptimizer& optimizer,
                       const std::function<void(const std::string&)>& notice);

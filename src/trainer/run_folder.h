@@ -1,5 +1,5 @@
-// The `out` folder of a run: who may write there, what is replaced, which checkpoints stay. Never looks into a checkpoint's tensors and
-// needs no torch header.
+// The `out` folder of a run: who may write there, what is replaced, which checkpoints stay. Never looks into
+// a checkpoint's tensors and needs no torch header.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +15,16 @@ public:
     /// Takes the folder for this process alone. Throws what OwnedFolder does.
     RunFolder(const std::filesystem::path& out, const Notice& notice);
 
-    /// Throws InvalidArgument if a run is there that neither goes on from `resumed_from` nor may be replaced, and IoError if something
-    /// that is not of a run has a name that is needed. Changes nothing.
+    /// Throws InvalidArgument if a run is there that neither goes on from `resumed_from` nor may be replaced,
+    /// and IoError if something that is not of a run has a name that is needed. Changes nothing.
     void require_permission(const std::filesystem::path& resumed_from, std::int64_t last_step,
                             bool overwrite) const;
 
-    /// Makes the folder ready for the steps after `step`, up to `last_step`, which go on from `resumed_from` (empty: from nothing).
-    /// Returns whether that is a checkpoint in this very folder, by whatever path it was named. Then only what follows `step` has to go,
-    /// else all that is of a run; it is moved aside until the first checkpoint. Throws InvalidArgument if something has to go and
-    /// `overwrite` does not allow it; IoError.
+    /// Makes the folder ready for the steps after `step`, up to `last_step`, which go on from `resumed_from`
+    /// (empty: from nothing). Returns whether that is a checkpoint in this very folder, by whatever path it
+    /// was named. Then only what follows `step` has to go, else all that is of a run; it is moved aside until
+    /// the first checkpoint. Throws InvalidArgument if something has to go and `overwrite` does not allow it;
+    /// IoError.
     bool begin(const std::filesystem::path& resumed_from, std::int64_t step, std::int64_t last_step,
                bool overwrite);
 
@@ -34,8 +35,8 @@ public:
     /// Around the writing of a checkpoint. Throw IoError.
     void begin_checkpoint(std::int64_t step);
     void end_checkpoint();
-    /// Removes all but the newest `kept` checkpoints of the run. One in which somebody keeps other files stays: `notice` hears why, and
-    /// the run does not end for it.
+    /// Removes all but the newest `kept` checkpoints of the run. One in which somebody keeps other files
+    /// stays: `notice` hears why, and the run does not end for it.
     void remove_old_checkpoints(std::int64_t kept);
 
     /// Whether what was there before would come back if this ended now.

@@ -1,5 +1,5 @@
-// The lock on the folder of a run: whoever holds it is the one process that writes there. The system releases it when that process
-// dies. Knows nothing of what else lies in the folder.
+// The lock on the folder of a run: whoever holds it is the one process that writes there. The system releases
+// it when that process dies. Knows nothing of what else lies in the folder.
 #pragma once
 
 #include <filesystem>
@@ -10,20 +10,21 @@
 
 namespace flashoptim::trainer {
 
-/// Its file in the folder. The file is there as long as the run; only the lock on it says that somebody writes.
+/// Its file in the folder. The file is there as long as the run; only the lock on it says that somebody
+/// writes.
 inline constexpr std::string_view kLockName = ".flashoptim-run.lock";
 
 class RunLock {
 public:
-    /// Makes `folder` where it is missing, and takes its lock. Throws IoError: another process holds it, as far as its file tells
-    /// which; something else has the file's name; the folder cannot be written.
+    /// Makes `folder` where it is missing, and takes its lock. Throws IoError: another process holds it, as
+    /// far as its file tells which; something else has the file's name; the folder cannot be written.
     explicit RunLock(const std::filesystem::path& folder);
     RunLock(const RunLock&) = delete;
     RunLock& operator=(const RunLock&) = delete;
     ~RunLock();
 
-    /// The file stays and says who holds the lock. Without this call all that the lock made goes with it, and a file that was there is
-    /// as it was: a refused run leaves nothing behind.
+    /// The file stays and says who holds the lock. Without this call all that the lock made goes with it, and
+    /// a file that was there is as it was: a refused run leaves nothing behind.
     void keep();
     /// Takes `keep` back.
     void release() { is_kept_ = false; }

@@ -45,7 +45,8 @@ bool is_run_id(const std::string& text) {
     return text.size() == kRunDigits && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-// What a run of that kind can own. Whoever wrote the manifest: nothing outside of the folder is ever touched for it.
+// What a run of that kind can own. Whoever wrote the manifest: nothing outside of the folder is ever touched
+// for it.
 bool may_own(RunKind kind, const std::string& name) {
     if (name == kSummaryName) return true;
     if (kind == RunKind::kCompare)

@@ -29,7 +29,8 @@ enum class RunKind : std::uint8_t { kTrain, kCompare };
 
 using Names = std::set<std::string>;
 
-/// What becomes of a run that was moved aside. Once it is decided it stays decided, whoever is killed meanwhile.
+/// What becomes of a run that was moved aside. Once it is decided it stays decided, whoever is killed
+/// meanwhile.
 enum class Stage : std::uint8_t {
     kPending,    ///< the new run has to hold first
     kLeaving,    ///< it holds: what was moved is being removed
@@ -58,11 +59,12 @@ struct RunManifest {
 /// Of a run that begins.
 RunManifest new_manifest(RunKind kind);
 
-/// The manifest in `folder`, nothing if there is none. Throws FormatError for one that is damaged, foreign or of a newer version; IoError.
+/// The manifest in `folder`, nothing if there is none. Throws FormatError for one that is damaged, foreign or
+/// of a newer version; IoError.
 std::optional<RunManifest> read_manifest(const std::filesystem::path& folder);
 
-/// The manifest that a run of an earlier version would have, which wrote none: what it left is known by its content. Nothing if there
-/// is nothing of a run.
+/// The manifest that a run of an earlier version would have, which wrote none: what it left is known by its
+/// content. Nothing if there is nothing of a run.
 std::optional<RunManifest> adopt_run(const std::filesystem::path& folder);
 
 /// Replaces the manifest, durably. Throws IoError.

@@ -40,7 +40,8 @@ void remove_owned(const fs::path& path, const std::string& name) {
     }
 }
 
-// Removes the folder in which something lay aside. Stays where it holds something else; returns whether it is gone.
+// Removes the folder in which something lay aside. Stays where it holds something else; returns whether it is
+// gone.
 bool remove_aside(const fs::path& out, const ReplacedRun& replaced, const fs::path& folder) {
     for (const std::string& name : replaced.moved) {
         if (const fs::path aside = aside_path(out, replaced, name); aside.parent_path() == folder)
@@ -69,7 +70,8 @@ fs::path aside_folder(const fs::path& parent, const ReplacedRun& replaced) {
     return parent / (".flashoptim-replaced-" + replaced.run);
 }
 
-// In the folder where it lay: `checkpoints` may be a link to another disk, and one step of renaming does not go there.
+// In the folder where it lay: `checkpoints` may be a link to another disk, and one step of renaming does not
+// go there.
 fs::path aside_path(const fs::path& out, const ReplacedRun& replaced, const std::string& name) {
     const fs::path place = out / name;
     return aside_folder(place.parent_path(), replaced) / place.filename();
@@ -94,7 +96,8 @@ void set_aside(const fs::path& out, const RunManifest& manifest) {
 }
 
 RunManifest put_back(const fs::path& out, RunManifest manifest, const Notice& notice) {
-    // Before a checkpoint of the old run has its name again, under which it would be taken for one of the new run.
+    // Before a checkpoint of the old run has its name again, under which it would be taken for one of the new
+    // run.
     decide(out, manifest, Stage::kReturning);
     const ReplacedRun& replaced = *manifest.replaced;
     for (const std::string& name : manifest.owned) {

@@ -23,15 +23,16 @@ std::filesystem::path aside_folder(const std::filesystem::path& parent, const Re
 std::filesystem::path aside_path(const std::filesystem::path& out, const ReplacedRun& replaced,
                                  const std::string& name);
 
-/// Writes `manifest`, whose `replaced` says what to move, and moves it. Throws IoError; `put_back` then makes it undone.
+/// Writes `manifest`, whose `replaced` says what to move, and moves it. Throws IoError; `put_back` then makes
+/// it undone.
 void set_aside(const std::filesystem::path& out, const RunManifest& manifest);
 
-/// Removes what the new run has made, puts the old run back under its names and returns its manifest, which is written. `notice` hears
-/// of what could not be moved. Throws IoError.
+/// Removes what the new run has made, puts the old run back under its names and returns its manifest, which
+/// is written. `notice` hears of what could not be moved. Throws IoError.
 RunManifest put_back(const std::filesystem::path& out, RunManifest manifest, const Notice& notice);
 
-/// Removes what lies aside. `notice` hears of what could not be removed. `manifest` has no `replaced` afterwards and is written.
-/// Throws IoError.
+/// Removes what lies aside. `notice` hears of what could not be removed. `manifest` has no `replaced`
+/// afterwards and is written. Throws IoError.
 void remove_replaced(const std::filesystem::path& out, RunManifest& manifest, const Notice& notice);
 
 }  // namespace flashoptim::trainer

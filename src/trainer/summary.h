@@ -15,10 +15,11 @@ struct FinishedRun {
     TrainResult result;
 };
 
-/// {"runs": [...]} with one object per run: optimizer, format, master_bits, gradient_release, clip_norm, seed, parameters,
-/// bytes_per_parameter (weights, corrections, moments, scales, gradients, accumulators, total, autocast_copies),
-/// peak_resident_bytes, checkpoint_bytes, validation_loss, optimizer_step_seconds, step_seconds, and the run's shape (model, steps,
-/// batch_size, sequence_length, accumulation, bad_elements, stopped). What was not measured is null.
+/// {"runs": [...]} with one object per run: optimizer, format, master_bits, gradient_release, clip_norm,
+/// seed, parameters, bytes_per_parameter (weights, corrections, moments, scales, gradients, accumulators,
+/// total, autocast_copies), peak_resident_bytes, checkpoint_bytes, validation_loss, optimizer_step_seconds,
+/// step_seconds, and the run's shape (model, steps, batch_size, sequence_length, accumulation, bad_elements,
+/// stopped). What was not measured is null.
 std::string summary_json(std::span<const FinishedRun> runs);
 
 }  // namespace flashoptim::trainer

@@ -17,8 +17,8 @@ namespace {
 
 constexpr std::int64_t kByteVocabulary = 256;
 
-// UTF-8 in pieces: one that ends within a character is judged with the next, one that begins within a character where a sample was
-// cut off is judged from the next character on.
+// UTF-8 in pieces: one that ends within a character is judged with the next, one that begins within a
+// character where a sample was cut off is judged from the next character on.
 class Utf8Check {
 public:
     // Throws FormatError.

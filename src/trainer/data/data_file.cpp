@@ -48,7 +48,8 @@ struct stat status_of(const checkpoint::FileDescriptor& file, const std::filesys
 }
 
 checkpoint::FileDescriptor open_regular(const std::filesystem::path& path) {
-    // Asked by name first: to open a device can do something to it. O_NONBLOCK: the file may have become a pipe since.
+    // Asked by name first: to open a device can do something to it. O_NONBLOCK: the file may have become a
+    // pipe since.
     struct stat status{};
     if (::stat(path.c_str(), &status) != 0) checkpoint::throw_io_error("read", path, errno);
     require_regular(status, path);

@@ -1,4 +1,5 @@
-// Several data files read as one sequence: which file holds which index. Knows nothing of what the elements mean.
+// Several data files read as one sequence: which file holds which index. Knows nothing of what the elements
+// mean.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +47,8 @@ public:
         return identity;
     }
 
-    /// Calls visit(part, first element within the part, count, first position in the output) for each file that the range touches.
+    /// Calls visit(part, first element within the part, count, first position in the output) for each file
+    /// that the range touches.
     template <typename Visit>
     void for_each_part(std::int64_t begin, std::int64_t count, Visit&& visit) const {
         auto part =

@@ -45,7 +45,8 @@ constexpr auto kNumpy =
 constexpr auto kTorch =
     "a PyTorch file; write its tokens to a .bin file: tensor.numpy().astype('uint16').tofile('tokens.bin')"sv;
 
-// Signatures that neither text nor tokens begin with by accident: long, or with bytes that text does not have.
+// Signatures that neither text nor tokens begin with by accident: long, or with bytes that text does not
+// have.
 constexpr std::array kSignatures = {
     Signature{"\x1F\x8B\x08"sv, "a gzip archive; unpack it first: gunzip"},
     Signature{"BZh91AY&SY"sv, "a bzip2 archive; unpack it first: bunzip2"},
@@ -122,7 +123,8 @@ bool is_arrow_stream(const FileEnds& ends) {
            metadata % 8 == 0 && metadata <= ends.size - 8;
 }
 
-// Protocols 2 to 5. Their first two bytes alone are no proof: a frame follows, or an opcode that builds something, and '.' ends all.
+// Protocols 2 to 5. Their first two bytes alone are no proof: a frame follows, or an opcode that builds
+// something, and '.' ends all.
 bool is_pickle(const FileEnds& ends) {
     const std::string_view first = text_of(ends.first);
     if (first.size() < 4 || first[0] != '\x80' || text_of(ends.last).back() != '.') {
@@ -226,7 +228,8 @@ bool has_unknown_header(const FileEnds& ends, bool narrow_tokens) {
             return true;
         }
     }
-    // As tokens of 16 bits: a few, and then nothing but padding. The second one of the four is not 0, the last one is.
+    // As tokens of 16 bits: a few, and then nothing but padding. The second one of the four is not 0, the
+    // last one is.
     return narrow_tokens && (magic < 0 || magic > 0xFFFF) && version > 0;
 }
 

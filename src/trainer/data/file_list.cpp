@@ -24,7 +24,8 @@ bool same_file(const struct stat& a, const struct stat& b) {
     return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-// Collects the files below a folder. `above` are the folders that lead to it: a link to one of them has no end.
+// Collects the files below a folder. `above` are the folders that lead to it: a link to one of them has no
+// end.
 class Walk {
 public:
     void into(const fs::path& folder, const struct stat& status) {

@@ -1,4 +1,5 @@
-// What a run's data was: sizes, order and hashes of its files, kept in checkpoints and compared when a run goes on. Opens no file.
+// What a run's data was: sizes, order and hashes of its files, kept in checkpoints and compared when a run
+// goes on. Opens no file.
 #pragma once
 
 #include <cstdint>

@@ -15,7 +15,8 @@ constexpr std::int64_t kFewestForGuess = 128;
 // No tokenizer has 2^20 tokens: the upper half of a 32-bit token is below this.
 constexpr std::size_t kUpperHalves = 16;
 
-// Bytes that text has: printable ones, those of UTF-8 beyond ASCII, tab, line feed, form feed, carriage return.
+// Bytes that text has: printable ones, those of UTF-8 beyond ASCII, tab, line feed, form feed, carriage
+// return.
 bool in_text(std::size_t byte) {
     return (byte >= 0x20 && byte != 0x7F) || byte == '\t' || byte == '\n' || byte == '\f' || byte == '\r';
 }

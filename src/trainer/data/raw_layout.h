@@ -1,4 +1,5 @@
-// How raw token files lie: their width and byte order, judged by their bytes. Knows no vocabulary and opens no file.
+// How raw token files lie: their width and byte order, judged by their bytes. Knows no vocabulary and opens
+// no file.
 #pragma once
 
 #include <array>
@@ -17,9 +18,9 @@ public:
     /// `bytes` begin at a multiple of 8 in the file.
     void add(std::span<const std::byte> bytes);
 
-    /// What the file is and the remedy, as in "has 32-bit tokens; give --token-width 32", where its bytes are no little-endian tokens
-    /// of `token_bytes` (2 or 4); nothing if they may be. A file that is only likely to be something else counts as what its user says
-    /// if the width was given.
+    /// What the file is and the remedy, as in "has 32-bit tokens; give --token-width 32", where its bytes are
+    /// no little-endian tokens of `token_bytes` (2 or 4); nothing if they may be. A file that is only likely
+    /// to be something else counts as what its user says if the width was given.
     std::optional<std::string> contradiction(std::int64_t token_bytes, bool width_given) const;
 
 private:

@@ -74,7 +74,8 @@ TokenBatch validation_batch(const TokenRange& data, std::int64_t index, std::int
     const std::int64_t last_place = data.size - sequence - 1;
     const std::int64_t windows = std::max<std::int64_t>(1, count * rows - 1);
     for (std::int64_t row = 0; row < rows; ++row) {
-        // Double: the product of place and window may leave 64 bits in huge files; the places need no last digit.
+        // Double: the product of place and window may leave 64 bits in huge files; the places need no last
+        // digit.
         const double share = static_cast<double>(index * rows + row) / static_cast<double>(windows);
         fill_row(batch, row, data,
                  std::min(last_place, static_cast<std::int64_t>(share * static_cast<double>(last_place))));

@@ -1,5 +1,5 @@
-// Which tokens a training step sees: a function of seed and step alone, so that resuming needs nothing but the step number.
-// No torch header ever appears here.
+// Which tokens a training step sees: a function of seed and step alone, so that resuming needs nothing but
+// the step number. No torch header ever appears here.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace flashoptim::trainer {
 
-/// One batch of a language model: row r of `targets` is row r of `inputs` moved by one token. Row-major (rows, sequence).
+/// One batch of a language model: row r of `targets` is row r of `inputs` moved by one token. Row-major
+/// (rows, sequence).
 struct TokenBatch {
     std::int64_t rows = 0;
     std::int64_t sequence = 0;
@@ -17,13 +18,14 @@ struct TokenBatch {
     std::vector<std::int64_t> targets;
 };
 
-/// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the first 64 of its 128 bits, a function
-/// of key and counter without state.
+/// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the first 64 of its 128
+/// bits, a function of key and counter without state.
 std::uint64_t philox(std::uint64_t key, std::uint64_t counter_low, std::uint64_t counter_high);
 
-/// Rows [first_row, first_row + rows) of training step `step`: windows of `data` that begin anywhere with equal chance. A row
-/// depends on (seed, step, its number in the step) only: four micro-batches of four rows are the same rows as one batch of 16.
-/// Throws InvalidArgument where rows x sequence is 0 or beyond all memory, as the next one does.
+/// Rows [first_row, first_row + rows) of training step `step`: windows of `data` that begin anywhere with
+/// equal chance. A row depends on (seed, step, its number in the step) only: four micro-batches of four rows
+/// are the same rows as one batch of 16. Throws InvalidArgument where rows x sequence is 0 or beyond all
+/// memory, as the next one does.
 TokenBatch training_batch(const TokenRange& data, std::uint64_t seed, std::int64_t step,
                           std::int64_t first_row, std::int64_t rows, std::int64_t sequence);
 

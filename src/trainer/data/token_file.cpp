@@ -1,4 +1,5 @@
-// Token files (.bin): raw integers as nanoGPT writes them, or behind the header of llm.c. Never interprets text.
+// Token files (.bin): raw integers as nanoGPT writes them, or behind the header of llm.c. Never interprets
+// text.
 #include <algorithm>
 #include <array>
 #include <cstring>

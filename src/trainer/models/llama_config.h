@@ -1,5 +1,5 @@
-// The shape of a Llama model as plain numbers: the configuration and what follows from it without allocating anything.
-// No tensor and no torch header ever appears here.
+// The shape of a Llama model as plain numbers: the configuration and what follows from it without allocating
+// anything. No tensor and no torch header ever appears here.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace flashoptim::trainer {
 
-/// Shape of a decoder-only transformer of the Llama architecture: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+/// Shape of a decoder-only transformer of the Llama architecture: RMSNorm, rotary positions, grouped-query
+/// attention, SwiGLU.
 struct LlamaConfig {
     std::int64_t vocabulary_size = 256;
     std::int64_t dim = 128;        ///< width of the residual stream
@@ -34,7 +35,8 @@ struct ParameterShape {
 /// Every trainable parameter by its shape; a tied output counts once. Throws as validate() does.
 std::vector<ParameterShape> parameter_shapes(const LlamaConfig& config);
 
-/// Exact number of trainable parameters. Throws as validate() does, and InvalidArgument where 64 bits do not hold it.
+/// Exact number of trainable parameters. Throws as validate() does, and InvalidArgument where 64 bits do not
+/// hold it.
 std::int64_t parameter_count(const LlamaConfig& config);
 
 }  // namespace flashoptim::trainer
