@@ -22,63 +22,79 @@ namespace flashoptim {
 
 /// Options that hold for all parameters of an optimizer.
 struct OptimizerOptions {
+    /// How weights and moments are stored.
     StorageOptions storage;
+    /// What a step does with bad gradients.
     NonFinite nonfinite = NonFinite::kSkipElement;
-    bool check_gradients =
-        true;         // `paper` only: false takes NaN and Inf as they come, as its authors' code does
-    int threads = 0;  // of a step, at most; 0: as many as the process may use CPUs (ThreadPool)
+    /// false takes NaN and Inf gradients as they are, as the authors' code does. Paper format only.
+    bool check_gradients = true;
+    /// The most threads of a step. 0: the number of usable CPUs (ThreadPool).
+    int threads = 0;
+    /// Instruction set of a step on the host.
     Backend backend = Backend::kAutomatic;
-    /// Null: memory of the host. Otherwise weights and gradients are in memory of this device, state is allocated there and steps
-    /// run there (cuda_device.h); threads and backend are then of no use. Optimizers may share a device.
+    /// Null: host memory. Otherwise weights and gradients lie in memory of this device; state is allocated
+    /// and steps run there (cuda_device.h), and `threads` and `backend` have no effect. Optimizers may share
+    /// a device.
     std::shared_ptr<Device> device;
 };
 
-/// Bytes by kind.
+/// The memory of an optimizer in bytes, by kind.
 struct MemoryReport {
-    std::size_t weights = 0, corrections = 0, moments = 0, scales = 0, gradients = 0;
-    std::int64_t parameters = 0;  // elements
+    std::size_t weights = 0;      ///< stored weights
+    std::size_t corrections = 0;  ///< what the master weights have beyond the stored weights
+    std::size_t moments = 0;      ///< codes, or fp32 moments
+    std::size_t scales = 0;       ///< scales of the codes
+    std::size_t gradients = 0;    ///< gradients that are set
+    std::int64_t parameters = 0;  ///< number of elements
+    /// The sum of all kinds.
     [[nodiscard]] std::size_t total() const { return weights + corrections + moments + scales + gradients; }
 };
 
 /// What a step did.
 struct StepReport {
-    /// Of all parameters. On a device steps of NonFinite::kSkipElement are not waited for: 0 here, Optimizer::bad_elements
-    /// counts them.
+    /// Bad elements of all parameters. On a device under NonFinite::kSkipElement this is 0, because the step
+    /// does not block; Optimizer::bad_elements counts them.
     std::uint64_t bad_elements = 0;
-    /// NonFinite::kSkipStep found a bad gradient, or found_inf was set: nothing changed. Under NonFinite::kSkipElement a device's
-    /// found_inf is not waited for: false here.
+    /// Whether nothing changed: NonFinite::kSkipStep found a bad gradient, or found_inf was set. On a device
+    /// under NonFinite::kSkipElement this is false whatever found_inf is.
     bool skipped = false;
 };
 
-/// One buffer of a parameter, for saving and loading. Bytes are exactly what the optimizer computes with.
+/// One buffer of a parameter, for saving and loading. The bytes are those that the optimizer computes with.
 struct StateTensor {
-    std::string
-        name;  // "error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales", "momentum_buffer", ...
-    DType dtype;
-    std::vector<std::int64_t> shape;
-    std::span<std::byte> bytes;
-    std::shared_ptr<std::byte[]> copy;  // of a device's memory: owns `bytes`
+    /// "error_bits", or a moment ("exp_avg", "momentum_buffer", ...), with "_scales" appended for its scales.
+    std::string name;
+    DType dtype;                        ///< element type
+    std::vector<std::int64_t> shape;    ///< the weight's shape; of scales their number
+    std::span<std::byte> bytes;         ///< the elements in the weight's memory order
+    std::shared_ptr<std::byte[]> copy;  ///< owns `bytes` if they are a copy of device memory; else null
 };
 
-/// What was saved of one parameter. The bytes are borrowed.
+/// The saved state of one parameter. The bytes are borrowed.
 struct SavedState {
-    std::size_t parameter = 0;
-    std::int64_t steps = 0;
-    bool has_momentum = false;
-    /// By the names of state() and stored_weight(), with bytes such as those give. What is not named stays as it is.
+    std::size_t parameter = 0;  ///< Optimizer::ParameterId
+    std::int64_t steps = 0;     ///< step count
+    bool has_momentum = false;  ///< SGD: whether the momentum buffer was filled
+    /// Buffers by the names of state() and stored_weight(), with the bytes that these return. A buffer that
+    /// is not named stays as it is.
     std::vector<std::pair<std::string_view, std::span<const std::byte>>> buffers;
 };
 
-/// Base of all rules: parameters, groups, step counts, policies.
+/// Base of all optimizers: parameters, groups, step counts, policies.
 ///
-/// Errors: what a call throws derives from flashoptim::Error, or is std::bad_alloc. A call that throws has changed nothing, unless it says
-/// so: weights, state, hyperparameters and counts are as before, and the call may be made again.
+/// Errors: every exception derives from flashoptim::Error or is std::bad_alloc. Unless a function says
+/// otherwise, a call that throws changes nothing: weights, state, hyperparameters and counts are as before,
+/// and the call may be repeated.
 ///
-/// Thread-safety: one optimizer serves one thread at a time; different optimizers may be used in different threads at once, if they
-/// share no device. Weights given to it must outlive it or be removed by destroying it; gradients are read during step() only.
+/// Thread-safety: one optimizer serves one thread at a time. Different optimizers may be used in different
+/// threads at once if they share no device.
 ///
-/// With OptimizerOptions::device steps are enqueued and return at once under NonFinite::kSkipElement; the other policies wait for the
-/// count of bad gradients. Everything that returns values waits: norms, counts, masters, moments and state are copied to the host.
+/// Ownership: the optimizer owns its state. Weights and gradients belong to the caller. A weight must outlive
+/// the optimizer. A gradient is read during step(), step_parameter(), grad_norm() and clip_grad_norm() only.
+///
+/// Devices: with OptimizerOptions::device a step is enqueued. Under NonFinite::kSkipElement it does not
+/// block; the other policies wait for the count of bad gradients. Every function that returns values to the
+/// host blocks: norms, counts, master weights, moments and state.
 class Optimizer {
 public:
     using ParameterId = std::size_t;
@@ -88,108 +104,159 @@ public:
     Optimizer(Optimizer&&) noexcept;
     Optimizer& operator=(Optimizer&&) noexcept;
 
+    /// The update rule.
     [[nodiscard]] Rule rule() const;
+    /// The options that the optimizer was made with.
     [[nodiscard]] const OptimizerOptions& options() const;
 
-    /// Adds a parameter group with its own hyperparameters. Group 0 exists from the start.
-    /// An initial_learning_rate of 0 means the learning rate given here.
-    /// @throws InvalidArgument for a value out of its range; it is named.
+    /// Adds a parameter group with its own hyperparameters. Group 0 exists from the start. An
+    /// initial_learning_rate of 0 means the learning rate given here.
+    /// @throws InvalidArgument names the value that is out of its range.
     GroupId add_group(const Hyperparameters& hyperparameters);
+    /// Number of groups, group 0 included.
     [[nodiscard]] std::size_t group_count() const;
+    /// Hyperparameters of a group.
     [[nodiscard]] const Hyperparameters& hyperparameters(GroupId group = 0) const;
-    /// Takes effect in the next step. An initial_learning_rate of 0 keeps the group's. @throws InvalidArgument as add_group.
+    /// Replaces the hyperparameters of a group from the next step on. An initial_learning_rate of 0 keeps the
+    /// group's.
+    /// @throws InvalidArgument as add_group().
     void set_hyperparameters(GroupId group, const Hyperparameters& hyperparameters);
-    /// Of every group.
+    /// Sets the learning rate of every group from the next step on.
+    /// @throws InvalidArgument as add_group().
     void set_learning_rate(double learning_rate);
+    /// Sets the learning rate of one group from the next step on.
+    /// @throws InvalidArgument as add_group().
     void set_learning_rate(GroupId group, double learning_rate);
 
-    /// Adds a parameter (float32, bfloat16 or float16, any dense stride order) and allocates its state. The weight is the
-    /// master at this moment: corrections are zero. `shard`: where this part lies in a larger tensor.
-    /// @throws InvalidArgument if it is not dense, has another dtype, has no data, lies in memory that the device
-    /// cannot use or at an address that is not a multiple of its element's size, or overlaps a parameter or a gradient already there.
+    /// Adds a parameter and allocates its state. Its master weight starts as the stored weight: corrections
+    /// are zero.
+    /// @param weight float32, bfloat16 or float16, in any dense stride order. Not copied; it must outlive the
+    ///         optimizer.
+    /// @param name   for messages and saved files; empty: "parameter 0", ...
+    /// @param group  the group whose hyperparameters it takes
+    /// @param shard  where `weight` lies in a larger tensor, if it is a part of one
+    /// @return its number: 0, 1, 2, ... in order
+    /// @throws InvalidArgument if the weight is not dense, has another dtype or no data, lies in memory that
+    ///         the device cannot use or at an address that is not a multiple of its element's size, or
+    ///         overlaps a parameter or a gradient of this optimizer.
     ParameterId add_parameter(const TensorView& weight, std::string name = {}, GroupId group = 0,
                               const std::optional<Shard>& shard = std::nullopt);
+    /// Number of parameters.
     [[nodiscard]] std::size_t parameter_count() const;
+    /// Name of a parameter.
     [[nodiscard]] const std::string& name(ParameterId parameter) const;
+    /// The weight as it was added.
     [[nodiscard]] const TensorView& weight(ParameterId parameter) const;
+    /// The group of a parameter.
     [[nodiscard]] GroupId group_of(ParameterId parameter) const;
 
-    /// Where the gradient lies (float32, bfloat16, float16; the weight's shape; any strides, also not dense). Not owned; read
-    /// by every following step until it is changed or cleared.
-    /// @throws InvalidArgument for another shape or dtype, an address that is not a multiple of the element's size, strides that
-    ///         reach out of the address space, elements in the memory of a weight of this optimizer (a step writes weights while it reads
-    ///         gradients); on a device also for another order or for memory of the host.
+    /// Says where the gradient of a parameter lies. Every following step reads it there, until it is changed
+    /// or cleared.
+    /// @param parameter number of the parameter
+    /// @param gradient  float32, bfloat16 or float16, of the weight's shape, with any strides (on a device:
+    ///         the weight's memory order). Not copied.
+    /// @throws InvalidArgument for another shape or dtype, an address that is not a multiple of the element's
+    ///         size, strides that leave the address space, or elements in the memory of a weight of this
+    ///         optimizer, which a step writes while it reads gradients. On a device also for another memory
+    ///         order or host memory.
     void set_gradient(ParameterId parameter, const TensorView& gradient);
+    /// Forgets the gradient of a parameter. Steps leave the parameter out.
     void clear_gradient(ParameterId parameter);
-    /// Multiplies every gradient as it is read: 1/loss scale times clip coefficient. 1 at first. Must be finite.
+    /// Sets a factor for all gradients, 1 at first: 1 / loss scale times clip coefficient. Steps and norms
+    /// multiply each gradient by it as they read it.
+    /// @throws InvalidArgument if it is not finite.
     void set_gradient_factor(double factor);
-    /// Loss scale: gradients are also multiplied by 1 / *scale, as fp32, from now on. It lies in memory of the device (of the host
-    /// where the optimizer has none) and is read by each step and norm when that runs, so that nobody waits for it. Not owned; null
-    /// takes it back. @throws InvalidArgument for memory that the device cannot use.
+    /// Sets a loss scale by its address: steps and norms also multiply gradients by 1 / *scale, in fp32. Each
+    /// reads it when it runs, so that setting it does not block.
+    /// @param scale in device memory (host memory for an optimizer on the host); not owned. Null: no loss
+    ///         scale.
+    /// @throws InvalidArgument for memory that the device cannot use.
     void set_grad_scale(const float* scale);
-    /// A number in the same place: where it is not 0 when a step runs, nothing is stepped and nothing counted, as where torch's
-    /// GradScaler finds an infinity. Steps on a device are then counted there: step_count, has_momentum and saving wait for them.
+    /// Sets the address of a flag, as torch's GradScaler computes it. If it is not 0 when a step runs, that
+    /// step changes nothing and counts nothing. A device then counts steps itself; step_count(),
+    /// has_momentum() and saving block.
+    /// @param found_inf in device memory (host memory for an optimizer on the host); not owned. Null: no
+    ///         flag.
+    /// @throws InvalidArgument for memory that the device cannot use.
     void set_found_inf(const float* found_inf);
-    /// Norm of all gradients that are set, times the factor and 1 / grad scale (formula: step.h).
+    /// Euclidean norm of all gradients that are set, times the gradient factor and 1 / loss scale. Bad
+    /// elements are left out. Blocks on a device. Formula: flashoptim::grad_norm.
     [[nodiscard]] double grad_norm();
-    /// The same, but nobody waits, and the next step() (not step_parameter) also multiplies gradients by
-    /// min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does.
-    /// @return where the norm comes to lie, in memory of the device (of the host where there is none); until the next call
-    /// @throws InvalidArgument for a norm that is negative or NaN.
+    /// Computes the same norm without blocking. The next step() (not step_parameter()) also multiplies
+    /// gradients by min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does.
+    /// @return address of the norm, in device memory (host memory for an optimizer on the host); valid until
+    ///         the next call
+    /// @throws InvalidArgument for a max_norm that is negative or NaN.
     const double* clip_grad_norm(double max_norm);
 
-    /// Steps every parameter that has a gradient. @throws NonFiniteError under NonFinite::kError: nothing was stepped, bad
-    /// elements are counted. @throws InvalidArgument where a step count is the largest that 63 bits hold.
+    /// Steps every parameter that has a gradient.
+    /// @throws NonFiniteError under NonFinite::kError. Nothing was stepped; bad elements were counted.
+    /// @throws InvalidArgument if a step count is already 2^63 - 1.
     StepReport step();
-    /// Steps one parameter (gradient release). It must have a gradient.
+    /// Steps one parameter, for gradient release.
+    /// @throws InvalidArgument if it has no gradient; otherwise as step().
     StepReport step_parameter(ParameterId parameter);
 
-    /// Steps that this parameter has made.
+    /// Number of steps that a parameter has made.
     [[nodiscard]] std::int64_t step_count(ParameterId parameter) const;
+    /// Sets the number of steps that a parameter has made.
     /// @throws InvalidArgument for a negative number.
     void set_step_count(ParameterId parameter, std::int64_t steps);
-    /// Elements of this parameter that were skipped since it was added.
+    /// Number of bad elements of a parameter since it was added. Blocks on a device.
     [[nodiscard]] std::uint64_t bad_elements(ParameterId parameter) const;
 
-    /// Full-precision weights in memory order, numel floats.
+    /// The master weight in memory order, numel floats.
     [[nodiscard]] std::vector<float> master(ParameterId parameter) const;
+    /// Copies the master weight into `to`, in memory order.
+    /// @throws InvalidArgument for another size.
     void copy_master(ParameterId parameter, std::span<float> to) const;
-    /// Writes a full-precision weight: the weight and its correction. @throws InvalidArgument for another size.
+    /// Sets a master weight: writes the stored weight and its correction. `values` are in memory order.
+    /// @throws InvalidArgument for another size.
     void set_master(ParameterId parameter, std::span<const float> values);
-    /// Takes what the weight holds now for the master: clears its correction. Without this a weight that was written from outside
-    /// keeps its correction, which moves the master by at most half a unit in the last place of the stored weight: a clamp or a
-    /// mask between steps loses nothing. Only this, set_master and loading a state replace corrections.
+    /// Makes the stored weight the master weight: clears the correction. Otherwise a weight that the caller
+    /// writes between steps keeps its correction, which moves the master by at most half a unit in the last
+    /// place of the stored weight; so a clamp or a mask loses nothing. Only this function, set_master() and
+    /// loading replace corrections.
     void refresh_masters(ParameterId parameter);
+    /// The same for every parameter.
     void refresh_masters();
 
-    /// fp32 values of a moment in memory order; empty where the rule has none.
+    /// The first moment as fp32 in memory order. Empty if the rule has none.
     [[nodiscard]] std::vector<float> first_moment(ParameterId parameter) const;
+    /// The second moment (not its root) as fp32 in memory order. Empty if the rule has none.
     [[nodiscard]] std::vector<float> second_moment(ParameterId parameter) const;
 
-    /// The state buffers of a parameter: in memory of the host as they lie, so that writing into `bytes` replaces them; of a
-    /// device's copies.
+    /// The state buffers of a parameter. On the host the bytes are the buffers themselves: writing them
+    /// replaces the state. On a device they are copies.
     [[nodiscard]] std::vector<StateTensor> state(ParameterId parameter);
-    /// The same of the stored weight, under the name "weight".
+    /// The stored weight in the same way, under the name "weight".
     [[nodiscard]] StateTensor stored_weight(ParameterId parameter);
-    /// Replaces a buffer, or the stored weight, by bytes such as these functions give, unchecked but for their number.
-    /// @throws InvalidArgument for a name that the parameter does not have or another number of bytes.
+    /// Replaces one buffer, or the stored weight, by bytes that state() or stored_weight() returned. Only
+    /// their number is checked.
+    /// @throws InvalidArgument for a name that the parameter does not have, or another number of bytes.
     void set_stored(ParameterId parameter, std::string_view name, std::span<const std::byte> bytes);
-    /// Takes over the hyperparameters of every group and what was saved of parameters: all of it, or nothing where this throws (a
-    /// device that fails while it copies leaves its part of the buffers undefined).
-    /// @throws InvalidArgument for another number of groups, hyperparameters that the rule cannot take, and what set_stored refuses;
-    /// std::bad_alloc
+    /// Loads the hyperparameters of every group and the saved state of parameters: all of it, or nothing if
+    /// it throws. A device that fails during the copy leaves its part of the buffers undefined.
+    /// @throws InvalidArgument for another number of groups, hyperparameters out of their range, or what
+    ///         set_stored() refuses.
+    /// @throws std::bad_alloc if there is no memory.
     void restore(std::span<const Hyperparameters> groups, std::span<const SavedState> states);
+    /// Which buffers the parameter has.
     [[nodiscard]] const StoragePlan& storage(ParameterId parameter) const;
+    /// How the parameter's elements are counted.
     [[nodiscard]] const Layout& layout(ParameterId parameter) const;
     /// SGD: whether the momentum buffer has been filled.
     [[nodiscard]] bool has_momentum(ParameterId parameter) const;
+    /// SGD: says whether the momentum buffer has been filled.
     void set_has_momentum(ParameterId parameter, bool has);
 
+    /// The memory that the optimizer uses now, with the caller's weights and gradients.
     [[nodiscard]] MemoryReport memory_report() const;
 
 protected:
-    /// @throws InvalidArgument for hyperparameters as add_group, a number of threads that is negative, or a backend that this build or
-    /// processor does not have (one that FLASHOPTIM_BACKEND names is looked for in the first step).
+    /// @throws InvalidArgument for hyperparameters as add_group(), a negative number of threads, or a backend
+    ///         that this build or processor does not have. A backend that FLASHOPTIM_BACKEND names is checked
+    ///         in the first step.
     Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options);
 
 private:
@@ -197,46 +264,59 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-/// Throws InvalidArgument that names the first hyperparameter out of its range for this rule. Those that the rule does not
-/// read must be finite. fully_decoupled weight decay needs an initial_learning_rate.
+/// Checks hyperparameters. A rule's own must lie in their ranges, all others must be finite. fully_decoupled
+/// weight decay needs an initial_learning_rate.
+/// @throws InvalidArgument names the first that fails.
 void check_hyperparameters(Rule rule, const Hyperparameters& hyperparameters);
 
+/// Hyperparameters of SGD and SGDW.
 struct SGDOptions {
     double learning_rate = 1e-3, momentum = 0.0, dampening = 0.0, weight_decay = 0.0;
     bool nesterov = false, maximize = false;
-    bool fully_decoupled = false;  // SGDW
+    /// SGDW: weights decay by weight_decay * learning_rate / the first learning rate.
+    bool fully_decoupled = false;
 };
+/// Hyperparameters of Adam.
 struct AdamOptions {
     double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.0;
     bool maximize = false;
 };
+/// Hyperparameters of AdamW.
 struct AdamWOptions {
     double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 1e-2;
     bool maximize = false;
-    bool fully_decoupled = false;  // weights decay by weight_decay * learning_rate / the first learning rate
+    /// Weights decay by weight_decay * learning_rate / the first learning rate.
+    bool fully_decoupled = false;
 };
+/// Hyperparameters of Lion.
 struct LionOptions {
     double learning_rate = 1e-4, beta1 = 0.9, beta2 = 0.99, weight_decay = 0.0;
     bool maximize = false;
+    /// Weights decay by weight_decay * learning_rate / the first learning rate.
     bool fully_decoupled = false;
 };
 
+/// SGD with momentum and an L2 term in the gradient, as torch.optim.SGD (docs/optimizers/sgd.md).
 class SGD : public Optimizer {
 public:
     explicit SGD(const SGDOptions& rule = {}, const OptimizerOptions& options = {});
 };
+/// SGD with momentum and decoupled weight decay (docs/optimizers/sgd.md).
 class SGDW : public Optimizer {
 public:
     explicit SGDW(const SGDOptions& rule = {}, const OptimizerOptions& options = {});
 };
+/// Adam with an L2 term in the gradient, as torch.optim.Adam (docs/optimizers/adam.md).
 class Adam : public Optimizer {
 public:
     explicit Adam(const AdamOptions& rule = {}, const OptimizerOptions& options = {});
 };
+/// Adam with decoupled weight decay, as torch.optim.AdamW (docs/optimizers/adamw.md).
 class AdamW : public Optimizer {
 public:
     explicit AdamW(const AdamWOptions& rule = {}, const OptimizerOptions& options = {});
 };
+/// Lion: the sign of an interpolated momentum, with decoupled weight decay (docs/optimizers/lion.md).
 class Lion : public Optimizer {
 public:
     explicit Lion(const LionOptions& rule = {}, const OptimizerOptions& options = {});
