@@ -1,4 +1,4 @@
-// The element types that tensors and state buffers have, their sizes and names.
+// The element types of tensors and state buffers, their sizes and names.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -12,9 +12,12 @@
 
 namespace flashoptim {
 
+/// Element type of a tensor or a state buffer. Weights and gradients are floating, codes and corrections are
+/// integers.
 enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kUInt8, kInt16 };
 
-/// Bytes of one element. Kernels use it: it is inlined everywhere, so that no instruction set's copy is left for others.
+/// Bytes of one element. Always inlined: kernels of several instruction sets use it and must not share one
+/// copy.
 FLASHOPTIM_INLINE constexpr std::size_t size_of(DType dtype) {
     switch (dtype) {
         case DType::kFloat32:
@@ -30,7 +33,7 @@ FLASHOPTIM_INLINE constexpr std::size_t size_of(DType dtype) {
     return 0;
 }
 
-/// "float32", "bfloat16", ... as NumPy and PyTorch spell them.
+/// The name of a type as NumPy and PyTorch spell it: "float32", "bfloat16", ...
 constexpr std::string_view name_of(DType dtype) {
     switch (dtype) {
         case DType::kFloat32:

@@ -1,4 +1,4 @@
-// The one error type of the library. Every message is one line that names the thing and the remedy.
+// The errors of the library. Every message is one line that names the thing and the remedy.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -9,7 +9,7 @@
 
 namespace flashoptim {
 
-/// Base of everything that the library throws on purpose.
+/// Base of all exceptions of the library except std::bad_alloc.
 class Error : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -19,12 +19,12 @@ class InvalidArgument : public Error {
     using Error::Error;
 };
 
-/// A file or folder that is missing, cannot be read or written, or a full disk.
+/// A file or folder that is missing or cannot be read or written, or a full disk.
 class IoError : public Error {
     using Error::Error;
 };
 
-/// A file whose content is not what it has to be: malformed, truncated, wrong key, shape or dtype.
+/// A file with wrong content: malformed, truncated, or with an unexpected key, shape or dtype.
 class FormatError : public Error {
     using Error::Error;
 };

@@ -1,4 +1,5 @@
-// The number formats alone: moments to codes and back, weights to a split and back. Nothing here steps.
+// The number formats without an optimizer: moments to codes and back, weights to stored weights and
+// corrections and back.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -11,42 +12,59 @@
 
 namespace flashoptim {
 
+/// Which moment: the first is signed, the second is not negative.
 enum class Moment : std::uint8_t { kFirst, kSecond };
 
-/// Encodes fp32 moments to nearest (u = 1/2) into buffers as `plan_storage` sized them. `values` are m, or v (not its root).
-/// @param storage kNative or kPaper (kFloat32 copies)
-/// @throws InvalidArgument for a NaN or infinite value, a negative v, a value too large for the format, buffers of another size, or
-/// buffers that overlap.
+/// Encodes fp32 moments, rounding to nearest (u = 1/2 in docs/formats.md).
+/// @param moment  which moment
+/// @param storage kNative or kPaper; kFloat32 copies
+/// @param layout  how the elements are counted
+/// @param values  m, or v (not its root), in memory order
+/// @param codes   one byte per element, as plan_storage() sizes them
+/// @param scales  one 16-bit scale per group, as plan_storage() sizes them
+/// @throws InvalidArgument for a value that is NaN, infinite or too large for the format, a negative v,
+///         buffers of another size, or buffers that overlap.
 void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
                      std::span<std::uint16_t> scales);
 
-/// The reverse.
-/// @throws InvalidArgument for buffers of another size, or that overlap.
+/// Decodes moments: the reverse of quantize_moment().
+/// @throws InvalidArgument for buffers of another size, or buffers that overlap.
 void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                        std::span<float> values);
 
-/// Whether codes and scales are ones that a step of this plan writes. In `native`: no code -128 (m) or 255 (v), scales 0 or
-/// at least 2^-100 (m), 2^-60 (v) and finite, codes 0 where the scale is 0, fp32 moments finite. In `paper`: scales not negative and
-/// not NaN; they may be infinite (a group maximum of 65520 or more), and fp32 moments NaN or infinite, as bad gradients make them
-/// where the check is off. No v is negative. Empty buffers, of a moment that the rule does not have, pass.
-/// @throws FormatError that names `name` otherwise; InvalidArgument for buffers of another size than `layout` has.
+/// Checks that a step of this plan can have written these codes and scales.
+///
+/// Native: no code is -128 (m) or 255 (v); a scale is 0, or finite and at least 2^-100 (m) or 2^-60 (v);
+/// codes are 0 where the scale is 0; fp32 moments are finite. Paper: scales are neither negative nor NaN.
+/// They may be infinite (a group maximum of 65520 or more), and fp32 moments may be NaN or infinite, because
+/// bad gradients make them so when the check is off. No v is negative. The empty buffers of a moment that the
+/// rule does not have pass.
+/// @throws FormatError names `name` if the check fails.
+/// @throws InvalidArgument for buffers of another size than `layout` has.
 void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
                   std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                   std::string_view name);
 
-/// Splits fp32 weights into a stored weight and a correction, to nearest (off = 0x80). Inf and NaN become Inf and NaN with
-/// correction 0. `plan` says dtype, bits and whether the split is the paper's; sizes are in elements of numel.
-/// @throws InvalidArgument for 16-bit weights where buffers overlap; so does join_weights.
+/// Splits master weights into stored weights and corrections, rounding to nearest (off = 0x80 in
+/// docs/formats.md). Inf and NaN become Inf and NaN with a correction of 0.
+/// @param plan        says the weight's dtype, the bits of the master weight and whether the split is the
+///         paper's
+/// @param masters     fp32 weights
+/// @param weights     as many elements as `masters`, of the plan's weight dtype
+/// @param corrections as many int8 (24 bits) or int16 (32 bits); may be null where the plan has none
+/// @throws InvalidArgument if the weights have 16 bits and buffers overlap.
 void split_weights(const StoragePlan& plan, std::span<const float> masters, void* weights, void* corrections);
 
-/// The reverse: full-precision weights.
+/// Joins stored weights and corrections to master weights: the reverse of split_weights().
+/// @throws InvalidArgument as split_weights().
 void join_weights(const StoragePlan& plan, const void* weights, const void* corrections,
                   std::span<float> masters);
 
-/// The corrections that bring stored weights nearest to `masters`, for weights that somebody else rounded; clamped to what a
-/// correction holds. In the native split 0 where either is NaN or the stored weight is infinite.
+/// Computes the corrections that bring given stored weights nearest to `masters`, for weights that other code
+/// rounded. A correction is clamped to its integer range. In the native split it is 0 if the weight or the
+/// master is NaN, or if the weight is infinite.
 void correct_weights(const StoragePlan& plan, std::span<const float> masters, const void* weights,
                      void* corrections);
 
