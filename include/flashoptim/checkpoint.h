@@ -1,5 +1,5 @@
-// Tensors in files: safetensors files, and checkpoint folders that a killed run or a full disk cannot break.
-// At the end: saving and loading an optimizer of the core in them. Any framework's tensor type never stands here.
+// Tensors in files: safetensors files, and checkpoint folders that a killed process or a full disk cannot
+// break. At the end: saving and loading an optimizer of the core. No framework's tensor type appears here.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -23,7 +23,7 @@ class Optimizer;
 
 namespace flashoptim::checkpoint {
 
-/// Element type of a tensor in a safetensors file, in the order in which the format's own writer ranks them.
+/// Element type of a tensor in a safetensors file, in the order in which the format's own writer sorts them.
 enum class StorageType : std::uint8_t {
     kBool,
     kUInt8,
@@ -43,63 +43,71 @@ enum class StorageType : std::uint8_t {
 /// Bytes of one element.
 std::size_t element_size(StorageType type);
 
-/// The name that stands in the file: "F32", "BF16", "U8", ...
+/// The name of a type in the file: "F32", "BF16", "U8", ...
 std::string_view storage_type_name(StorageType type);
 
 /// Free key/value text in the header of a safetensors file (`__metadata__`).
 using Metadata = std::map<std::string, std::string>;
 
-/// One tensor to be written. `bytes` is borrowed until the writing function returns: the elements in row
-/// order, little-endian. An empty shape is a scalar; a dimension of 0 makes a tensor without bytes.
+/// One tensor to be written.
 struct TensorData {
-    std::string name;
-    StorageType dtype = StorageType::kFloat32;
-    std::vector<std::int64_t> shape;
-    std::span<const std::byte> bytes;
+    std::string name;                           ///< unique in its file
+    StorageType dtype = StorageType::kFloat32;  ///< element type
+    std::vector<std::int64_t> shape;            ///< empty: a scalar; a dimension of 0: no elements
+    std::span<const std::byte>
+        bytes;  ///< elements, row-major, little-endian; borrowed until the write returns
 };
 
 /// One tensor of a file that was opened.
 struct TensorInfo {
-    std::string name;
-    StorageType dtype = StorageType::kFloat32;
-    std::vector<std::int64_t> shape;
-    std::uint64_t offset = 0;      ///< of the first byte, from the start of the file
-    std::uint64_t byte_count = 0;  ///< product of `shape` times the element size
+    std::string name;                           ///< unique in its file
+    StorageType dtype = StorageType::kFloat32;  ///< element type
+    std::vector<std::int64_t> shape;            ///< empty: a scalar; a dimension of 0: no elements
+    std::uint64_t offset = 0;                   ///< position of the first byte in the file
+    std::uint64_t byte_count = 0;               ///< product of `shape` times the element size
 };
 
-/// A safetensors file opened for reading. Opening checks the whole header against the length of the file; the
-/// tensors are read when asked for, straight into the caller's memory (nothing is mapped, so a file shortened
-/// later is an error and not a crash). Copies share the open file. Thread-safe: any number of threads may
-/// read at once.
+/// A safetensors file that is open for reading.
+///
+/// Opening checks the whole header against the length of the file. Tensors are read on request, directly into
+/// the caller's memory. Nothing is mapped, so a file that is shortened later is an error and not a crash.
+/// Copies share the open file. Thread-safe: any number of threads may read at once.
 class SafetensorsFile {
 public:
-    /// Throws IoError if the file cannot be read and FormatError if it is not a complete, valid safetensors
-    /// file.
+    /// Opens a file.
+    /// @throws IoError if the file cannot be read.
+    /// @throws FormatError if it is not a complete, valid safetensors file.
     static SafetensorsFile open(const std::filesystem::path& file);
 
+    /// The path that was opened.
     const std::filesystem::path& path() const;
+    /// The key/value text of the header.
     const Metadata& metadata() const;
-    std::uint64_t byte_count() const;  ///< length of the file
+    /// Length of the file.
+    std::uint64_t byte_count() const;
 
-    /// All tensors, in the order in which they lie in the file.
+    /// All tensors, in the order of the file.
     std::span<const TensorInfo> tensors() const;
 
     /// The tensor of that name, or null.
     const TensorInfo* find(std::string_view name) const;
 
-    /// The tensor of that name. Throws FormatError if there is none.
+    /// The tensor of that name.
+    /// @throws FormatError if there is none.
     const TensorInfo& tensor(std::string_view name) const;
 
-    /// The tensor of that name with that dtype and shape. Throws FormatError that says what the file has
-    /// instead.
+    /// The tensor of that name with that dtype and shape.
+    /// @throws FormatError says what the file has instead.
     const TensorInfo& tensor(std::string_view name, StorageType dtype,
                              std::span<const std::int64_t> shape) const;
 
-    /// Reads a tensor of this file into `out`, which has exactly `tensor.byte_count` bytes (else
-    /// InvalidArgument). Throws IoError.
+    /// Reads a tensor of this file into `out`.
+    /// @throws InvalidArgument if `out` does not have exactly `tensor.byte_count` bytes.
+    /// @throws IoError if the file cannot be read.
     void read(const TensorInfo& tensor, std::span<std::byte> out) const;
 
-    /// Reads a tensor of this file into new memory. Throws IoError.
+    /// Reads a tensor of this file into new memory.
+    /// @throws IoError if the file cannot be read.
     std::vector<std::byte> read(const TensorInfo& tensor) const;
 
 private:
@@ -109,74 +117,89 @@ private:
     std::shared_ptr<const State> state_;
 };
 
-/// Writes `tensors` as one safetensors file and returns its length in bytes. Tensors are ordered by element
-/// type, then name, and lie without holes, each aligned to its element size; no second copy of them is made.
-/// The file appears under its name complete or not at all. Throws InvalidArgument (bad name, shape or byte
-/// count) before the disk is touched, and IoError.
+/// Writes `tensors` as one safetensors file. The file appears under its name complete or not at all. Tensors
+/// are sorted by element type, then by name, and lie without holes, each aligned to its element size. No
+/// second copy of them is made.
+/// @return the length of the file in bytes
+/// @throws InvalidArgument for a bad name, shape or byte count, before the disk is touched.
+/// @throws IoError if the file cannot be written.
 std::uint64_t write_safetensors(const std::filesystem::path& file, std::span<const TensorData> tensors,
                                 const Metadata& metadata = {});
 
-/// Replaces `file` by `content`, or makes it: whoever looks sees the old content or the new one, also after a
-/// kill or on a full disk. Its permissions stay. Missing folders above it are made. A character device or pipe, and whatever this
-/// process has open that the path is another name of (/dev/stdout, /dev/fd/3), is written to directly, where it stands. Throws
-/// IoError.
+/// Makes or replaces `file`. A reader sees the old content or the new one, even after a kill or on a full
+/// disk. The file keeps its permissions. Missing folders above it are made. A character device, a pipe, or a
+/// path that is another name of a file that this process has open (/dev/stdout, /dev/fd/3) is written to
+/// directly, at its current position.
+/// @throws IoError if the file cannot be written.
 void write_file(const std::filesystem::path& file, std::string_view content);
 
-/// One tensor file of a checkpoint: `name` "weights" becomes weights.safetensors.
+/// One tensor file of a checkpoint.
 struct TensorFile {
-    std::string name;
-    std::vector<TensorData> tensors;
-    Metadata metadata = {};
+    std::string name;                 ///< "weights" becomes weights.safetensors
+    std::vector<TensorData> tensors;  ///< its tensors
+    Metadata metadata = {};           ///< key/value text of its header
 };
 
-/// Writes a checkpoint folder and returns its bytes on disk. `metadata_json` is the caller's own JSON
-/// document, kept to the byte. Everything is first written beside `folder` under a temporary name and synced
-/// to the disk, then takes its place in one rename: a kill, a full disk or a power cut at any moment leaves
-/// the old checkpoint or the new one, complete, to be opened under `folder`. What killed saves of this user left beside it
-/// is removed, where it is proved to be that: nothing else ever is. A folder is replaced only if it is empty or holds the files of
-/// a checkpoint and nothing else, also nothing that came while this was writing. Its permissions stay. Missing folders above it are
-/// made. Throws InvalidArgument before the disk is touched, and IoError, after which the old checkpoint is as
-/// it was.
+/// Writes a checkpoint folder.
+///
+/// Everything is written beside `folder` under a temporary name and synced to the disk. One rename then puts
+/// it in place. After a kill, a full disk or a power cut at any moment, `folder` opens as the old checkpoint
+/// or the new one, complete.
+///
+/// A folder is replaced only if it is empty or holds the files of a checkpoint and nothing else; this is
+/// checked again after writing. The folder keeps its permissions. Missing folders above it are made.
+/// Leftovers of killed saves of the same user are removed, and nothing that is not proved to be one.
+/// @param folder        where the checkpoint is to lie
+/// @param metadata_json the caller's own JSON document, kept byte for byte
+/// @param files         the tensor files
+/// @return its bytes on disk
+/// @throws InvalidArgument before the disk is touched.
+/// @throws IoError if it cannot be written. The old checkpoint is as it was.
 std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json,
                     std::span<const TensorFile> files);
 
-/// Whether there is something at `folder`, or a checkpoint that a save killed at the wrong moment had moved aside from there: whether
-/// Checkpoint::open has something to open. Changes nothing. Throws IoError.
+/// Whether Checkpoint::open has something to open: anything at `folder`, or a checkpoint that a killed save
+/// had moved aside from there. Changes nothing.
+/// @throws IoError if the folder cannot be read.
 bool exists(const std::filesystem::path& folder);
 
-/// Removes the checkpoint at `folder`; nothing happens if there is none. It is gone in one step, as far as readers can tell; only
-/// on a full disk its files go one by one.
-/// Throws IoError if there is a link, or a folder that is not empty and holds anything but the files of a checkpoint, or if it
-/// cannot be removed; it is then as it was, or may be removed again.
+/// Removes the checkpoint at `folder`; does nothing if there is none. For readers it disappears in one step;
+/// on a full disk its files disappear one by one.
+/// @throws IoError if `folder` is a link, holds anything but the files of a checkpoint, or cannot be removed.
+///         It is then as it was, or may be removed again.
 void remove(const std::filesystem::path& folder);
 
-/// Whether a tensor file's checksum is compared when it is opened (one more pass over the file) or trusted.
+/// Whether opening a tensor file compares its checksum, which takes one more pass over the file.
 enum class Verify : std::uint8_t { kChecksum, kNothing };
 
-/// A checkpoint folder opened for reading. It stays readable and unchanged when a writer replaces the folder
-/// meanwhile. Copies share the open files; thread-safe.
+/// A checkpoint folder that is open for reading. It stays readable and unchanged when a writer replaces the
+/// folder. Copies share the open files. Thread-safe.
 class Checkpoint {
 public:
-    /// Newest version of the folder's format, which `write` writes. `open` reads this one and all earlier
-    /// ones.
+    /// Newest version of the folder's layout. write() writes it; open() reads it and all earlier ones.
     static constexpr int kVersion = 1;
 
-    /// Opens every file of the checkpoint and compares its length. Reading changes nothing on the disk: a checkpoint that a save killed
-    /// at the wrong moment had moved aside is opened where it lies. Throws IoError if there is none at
-    /// `folder` or it cannot be read; FormatError if it is foreign, of a newer version, truncated or
-    /// incomplete.
+    /// Opens every file of the checkpoint and compares its length. Changes nothing on the disk: a checkpoint
+    /// that a killed save had moved aside is opened there.
+    /// @throws IoError if there is none at `folder` or it cannot be read.
+    /// @throws FormatError if it is not a checkpoint, of a newer version, truncated or incomplete.
     static Checkpoint open(const std::filesystem::path& folder);
 
+    /// The path that was opened.
     const std::filesystem::path& folder() const;
+    /// The JSON document that write() was given.
     const std::string& metadata_json() const;
-    std::uint64_t byte_count() const;  ///< of all files together
+    /// Length of all files together.
+    std::uint64_t byte_count() const;
 
     /// Names of the tensor files ("weights", ...), sorted.
     std::vector<std::string> file_names() const;
+    /// Whether there is a tensor file of that name.
     bool contains(std::string_view name) const;
 
-    /// The tensor file of that name. Throws FormatError if the checkpoint has none, its checksum differs or
-    /// it is malformed; IoError.
+    /// Opens the tensor file of that name.
+    /// @throws FormatError if there is none, its checksum differs or it is malformed.
+    /// @throws IoError if it cannot be read.
     SafetensorsFile file(std::string_view name, Verify verify = Verify::kChecksum) const;
 
 private:
@@ -189,38 +212,50 @@ private:
 
 namespace flashoptim {
 
+/// What save_optimizer() saves.
 struct SaveOptions {
     bool weights = true;  ///< false: state only, for programs that save the weights themselves
 };
 
-/// Saves the optimizer as a checkpoint folder (checkpoint::write: complete or not at all) and returns its bytes on disk: state
-/// and weights exactly as they lie, step counts, hyperparameters of every group. Not saved: gradients, the gradient factor,
-/// counters of bad elements and OptimizerOptions. A run that goes on from it computes the same bits as one that never stopped.
-/// Throws InvalidArgument for two parameters of one name, and IoError.
+/// Saves an optimizer as a checkpoint folder, complete or not at all (checkpoint::write). Saved are weights
+/// and state byte for byte, step counts, and the hyperparameters of every group. Not saved are gradients, the
+/// gradient factor, counters of bad elements and OptimizerOptions. A run that continues from it computes the
+/// same bits as one that never stopped.
+/// @return its bytes on disk
+/// @throws InvalidArgument for two parameters of one name.
+/// @throws IoError if it cannot be written.
 std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
                              const SaveOptions& options = {});
 
+/// What load_optimizer() loads.
 struct LoadOptions {
-    /// Weights are loaded too, if the checkpoint has them. Otherwise those in memory have to be the ones that were saved.
+    /// Also loads the weights if the checkpoint has them. Otherwise the weights in memory must be those that
+    /// were saved.
     bool weights = true;
-    /// State in another format, with other master bits or in another stride order is decoded and encoded again to nearest.
-    /// false: that is an error.
+    /// Decodes state of another format, other master bits or another stride order and encodes it again, to
+    /// nearest. false: such state is an error.
     bool convert = true;
 };
 
+/// What load_optimizer() did.
 struct LoadReport {
     bool weights = false;                ///< whether weights were loaded
-    std::vector<std::string> converted;  ///< parameters whose state was brought into another format or order
+    std::vector<std::string> converted;  ///< parameters whose state was converted
 };
 
-/// Loads what save_optimizer wrote into an optimizer of the same rule with the same groups and, in any order, the same parameters
-/// by name, shape, dtype and shard. Hyperparameters become those of the checkpoint.
+/// Loads a checkpoint of save_optimizer(). The optimizer must have the same rule, the same number of groups,
+/// and the same parameters by name, shape, dtype and shard, in any order. Its hyperparameters become those of
+/// the checkpoint.
 ///
-/// Where the format of a correction changes (native or paper, master bits), the full-precision weight is split anew and the weight in
-/// memory is written too, whatever LoadOptions::weights says; it may move by one unit of its last place.
+/// If the format of a correction changes (native or paper, master bits), the master weight is split again and
+/// the stored weight is written too, whatever LoadOptions::weights says. It may move by one unit in the last
+/// place.
 ///
-/// Everything is read and checked first, which takes the memory of a second copy of the state. Throws FormatError that names the
-/// parameter and the remedy, InvalidArgument for two parameters of one name, and IoError; the optimizer is then as it was.
+/// Everything is read and checked before anything changes, which takes the memory of a second copy of the
+/// state.
+/// @throws FormatError names the parameter and the remedy. The optimizer is as it was.
+/// @throws InvalidArgument for two parameters of one name. The optimizer is as it was.
+/// @throws IoError if the checkpoint cannot be read. The optimizer is as it was.
 LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
                           const LoadOptions& options = {});
 

@@ -1,4 +1,5 @@
-// A CUDA device for the framework-free optimizers: their weights, gradients and state in its memory, their steps on its stream.
+// A CUDA device for the framework-free optimizers. Weights, gradients and state lie in its memory; steps run
+// on its stream.
 //
 //     flashoptim::OptimizerOptions options;
 //     options.device = std::make_shared<flashoptim::cuda::Device>(0, stream);
@@ -18,27 +19,31 @@ namespace flashoptim::cuda {
 
 struct DeviceQueue;
 
-/// All work is enqueued on one stream of one device, whatever device is current.
+/// A CUDA device and one of its streams. All work is enqueued on this stream, whatever device is current.
 class Device final : public flashoptim::Device {
 public:
-    /// `stream` is a cudaStream_t of the device; null is the default stream. It must outlive the optimizers of the device, or
-    /// be changed. @throws Error for a device that does not exist.
+    /// @param device CUDA's number of the device
+    /// @param stream a cudaStream_t of the device; null is the default stream. It must outlive the optimizers
+    ///         of the device, or be replaced by set_stream().
+    /// @throws Error for a device that does not exist.
     explicit Device(int device = 0, void* stream = nullptr);
     ~Device() override;
     Device(const Device&) = delete;
     Device& operator=(const Device&) = delete;
 
+    /// CUDA's number of the device.
     [[nodiscard]] int index() const;
+    /// The stream on which work is enqueued.
     [[nodiscard]] void* stream() const;
-    /// For all that follows. What is under way on the former stream must come before it: the caller sees to that, as with every
-    /// other use of his tensors on two streams.
+    /// Replaces the stream for all further work. The caller orders the work that is still running on the
+    /// former stream before it, as for any other use of the tensors on two streams.
     void set_stream(void* stream);
 
     std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
     void copy_to_host(void* to, const void* from, std::size_t bytes) override;
     void copy_from_host(void* to, const void* from, std::size_t bytes) override;
     void clear(void* data, std::size_t bytes) override;
-    /// Refuses memory of the host that is not registered with CUDA, and memory of another device.
+    /// Refuses host memory that is not registered with CUDA, and memory of another device.
     void check_memory(const void* data, const std::string& name) override;
     std::unique_ptr<DeviceStepper> stepper() override;
 
