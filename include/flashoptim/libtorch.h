@@ -1,5 +1,5 @@
-// The optimizers as LibTorch knows them, gradient release and casting of models. What the numbers mean and how they are
-// stepped is in the core; nothing here computes.
+// LibTorch optimizers, gradient release and casting of models. The core steps the numbers; nothing here
+// computes.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -23,8 +23,8 @@
 
 namespace flashoptim::libtorch {
 
-/// One option of a parameter group, and whether it was set by its setter. An option that was neither set nor changed
-/// takes the value of the optimizer's defaults.
+/// One option of a parameter group, and whether it was set by its setter. An option that was neither set nor
+/// changed takes the value of the optimizer's defaults.
 template <class T>
 struct Option {
     T value;
@@ -44,22 +44,23 @@ public:                                                                    \
 private:                                                                   \
     Option<T> name##_
 
-/// What the options of every rule can be asked.
+/// Interface of the options of every rule.
 class FlashOptions : public torch::optim::OptimizerOptions {
 public:
     [[nodiscard]] virtual Hyperparameters hyperparameters() const = 0;
     [[nodiscard]] virtual StorageOptions storage() const = 0;
     [[nodiscard]] virtual NonFinite nonfinite_policy() const = 0;
     [[nodiscard]] virtual bool checks_gradients() const = 0;
-    /// Takes over from `defaults` what was not set here. @throws InvalidArgument if they are another rule's options.
+    /// Takes the options that were not set here from `defaults`.
+    /// @throws InvalidArgument if they are another rule's options.
     virtual void inherit(const torch::optim::OptimizerOptions& defaults) = 0;
-    /// Remembers the learning rate as the first one, if the rule asks for it and none is remembered; called when the group
-    /// is added.
+    /// Stores the learning rate as the first one, if the rule needs it and none is stored. Called when the
+    /// group is added.
     virtual void remember_first_learning_rate() = 0;
-    /// The values of all options by their names, as archives hold them.
+    /// The values of all options by their names in archives.
     [[nodiscard]] virtual std::vector<std::pair<std::string, c10::IValue>> values() const = 0;
-    /// The way back: `read` gives the value of a name, none if there is none.
-    /// @throws FormatError for one that is missing or out of its range.
+    /// Sets all options. `read` returns the value of a name, or none.
+    /// @throws FormatError for an option that is missing or out of its range.
     virtual void set_values(
         const std::function<std::optional<c10::IValue>(const std::string& name)>& read) = 0;
 };
@@ -84,7 +85,8 @@ protected:
     FLASHOPTIM_OPTION(NonFinite, nonfinite) { NonFinite::kSkipElement };
     /// Format::kPaper only: false takes such gradients as they are.
     FLASHOPTIM_OPTION(bool, check_gradients) { true };
-    /// Format::kNative keeps the moments of smaller tensors in fp32; the second holds for one-dimensional tensors.
+    /// Format::kNative keeps the moments of smaller tensors in fp32; the second holds for one-dimensional
+    /// tensors.
     FLASHOPTIM_OPTION(std::int64_t, min_quantized_numel) { kDefaultMinQuantizedNumel };
     FLASHOPTIM_OPTION(std::int64_t, min_quantized_numel_1d) { kDefaultMinQuantizedNumel1d };
 
@@ -135,8 +137,8 @@ public:
     FLASHOPTIM_OPTION(bool, nesterov) { false };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
-    /// decay that is decoupled from it is refused otherwise.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's
+    /// peak here: decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -160,8 +162,8 @@ public:
     FLASHOPTIM_OPTION(double, eps) { 1e-8 };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
-    /// decay that is decoupled from it is refused otherwise.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's
+    /// peak here: decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -174,8 +176,8 @@ public:
     FLASHOPTIM_OPTION(Betas, betas) { Betas(0.9, 0.99) };
     /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
     FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's peak here:
-    /// decay that is decoupled from it is refused otherwise.
+    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's
+    /// peak here: decay that is decoupled from it is refused otherwise.
     FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
     friend struct OptionFields;
 };
@@ -188,8 +190,9 @@ extern template class CommonOptions<AdamOptions>;
 extern template class CommonOptions<AdamWOptions>;
 extern template class CommonOptions<LionOptions>;
 
-/// What an optimizer keeps of one parameter. Tensors that its storage does not have are undefined. Tensors of elements have
-/// the parameter's shape and strides; scales have the shape (rows, groups in a row), in the paper's format (groups).
+/// What an optimizer keeps of one parameter. Tensors that its storage does not have are undefined. Tensors of
+/// elements have the parameter's shape and strides; scales have the shape (rows, groups in a row), in the
+/// paper's format (groups).
 class FlashParamState : public torch::optim::OptimizerParamState {
     TORCH_ARG(std::int64_t, step) = 0;
     /// Elements that were skipped because their gradient was not finite or huge.
@@ -250,122 +253,140 @@ public:
 
 struct OptimizerImpl;
 
-/// Base of the optimizers: a torch::optim::Optimizer over flashoptim::step.
+/// Base of the LibTorch optimizers: a torch::optim::Optimizer over flashoptim::step.
 ///
-/// Parameters are leaf tensors on the CPU, or on CUDA devices where the library was built with CUDA, of float32, bfloat16 or
-/// float16, dense in any stride order and at a multiple of their elements' size. Everything that takes a parameter takes the very
-/// tensor that is in a parameter group and throws InvalidArgument for another one. A state is made on the parameter's device when it
-/// has its first gradient. A parameter that is taken out of its group loses its state.
+/// Parameters are leaf tensors of float32, bfloat16 or float16, dense in any stride order, at an address that
+/// is a multiple of their element's size. They lie on the CPU, or on CUDA devices if the library was built
+/// with CUDA. A function that takes a parameter takes the tensor that is in a parameter group and throws
+/// InvalidArgument for any other. The state of a parameter is made on its device with its first gradient. A
+/// parameter that is taken out of its group loses its state.
 ///
-/// Full-precision weights survive what is done to parameters between steps: a clamp, a mask, an exchange with an average,
-/// set_data(), a module that is loaded. Each keeps the correction, which moves the full-precision weight by at most half a unit in
-/// the last place of the stored one. Where dtype, strides or device have changed (Module::to) the next step or other use of the
-/// state converts it; only the shape must not change. Only what gives full-precision weights replaces corrections: set_master,
-/// refresh_masters, load_state_tensors and load. So a module and its optimizer may be loaded in either order.
+/// Master weights survive changes of a parameter between steps: a clamp, a mask, an exchange with an average,
+/// set_data(), loading of the module. The parameter keeps its correction, which moves the master weight by at
+/// most half a unit in the last place of the stored weight. If dtype, strides or device change (Module::to),
+/// the next use of the state converts it. The shape must not change. Only set_master, refresh_masters,
+/// load_state_tensors and load replace corrections. So a module and its optimizer may be loaded in either
+/// order.
 ///
-/// Errors are flashoptim::Error, std::bad_alloc, and those of torch and of closures. After one nothing has changed: no parameter, no
-/// state, no option (under NonFinite::kError bad elements are counted; of parameters on several devices those of each device are
-/// stepped together or not at all).
+/// Errors: flashoptim::Error, std::bad_alloc, and exceptions of torch and of closures. A call that throws
+/// changes no parameter, no state and no option. (Under NonFinite::kError bad elements are counted. If
+/// parameters lie on several devices, the parameters of one device are stepped together or not at all.)
 ///
-/// Thread-safety: one optimizer serves one thread at a time (with GradientRelease: any number of backward passes); different
-/// optimizers may be used in different threads at once.
+/// Thread-safety: one optimizer serves one thread at a time; with GradientRelease any number of backward
+/// passes. Different optimizers may be used in different threads at once.
 class FlashOptimizer : public torch::optim::Optimizer {
 public:
     ~FlashOptimizer() override;
     FlashOptimizer(FlashOptimizer&&) noexcept;
     FlashOptimizer& operator=(FlashOptimizer&&) noexcept;
 
+    /// The update rule.
     [[nodiscard]] Rule rule() const;
 
-    /// Adds a group; options that it did not set are those of defaults(). (LibTorch 2.13's own function forgets the options of
-    /// groups whose type is not LibTorch's.) @throws InvalidArgument for a parameter or option that cannot be; it is named.
+    /// Adds a group. Options that the group does not set are those of defaults(). (LibTorch 2.13's own
+    /// function drops the options of groups whose type is not LibTorch's.)
+    /// @throws InvalidArgument names the bad parameter or option.
     void add_param_group(const torch::optim::OptimizerParamGroup& group);
 
     /// Evaluates the closure, if there is one, and steps every parameter that has a gradient.
     /// @return the closure's loss
-    /// @throws InvalidArgument for a gradient that is sparse, of another shape, of a dtype other than float32, bfloat16 and
-    ///         float16 or on another device, or while a CUDA graph is captured, whose replays would repeat one step count;
-    ///         NonFiniteError under NonFinite::kError.
+    /// @throws InvalidArgument for a gradient that is sparse, of another shape, of a dtype other than
+    ///         float32, bfloat16 and float16, or on another device; or while a CUDA graph is captured,
+    ///         because its replays would repeat one step count.
+    /// @throws NonFiniteError under NonFinite::kError.
     torch::Tensor step(LossClosure closure = nullptr) override;
-    /// What the last step() did. Elements that it skipped on CUDA under NonFinite::kSkipElement are not waited for and are 0
-    /// here; bad_elements() has them. Nor does it say that found_inf kept back a step on CUDA that did not wait. Under
-    /// GradientRelease, where each parameter is a step: what the last one of them did; bad_elements() has the sums.
+    /// What the last step() did. A step on CUDA under NonFinite::kSkipElement does not block; its report has
+    /// 0 bad elements and does not say whether found_inf skipped it. bad_elements() has the counts. Under
+    /// GradientRelease each parameter is a step, and this is the report of the last one.
     [[nodiscard]] const StepReport& last_step() const;
-    /// Clears gradients, also those of set_gradient. (Not virtual in LibTorch: called through a torch::optim::Optimizer& it
-    /// clears only the parameters' own.)
+    /// Clears gradients, including those of set_gradient(). (LibTorch's function is not virtual: called
+    /// through a torch::optim::Optimizer& it clears only the parameters' own gradients.)
     void zero_grad(bool set_to_none = true);
 
-    /// Gives a gradient instead of parameter.grad(), for one in another dtype (fp32 sums for bf16 parameters). The tensor is
-    /// kept, not copied, and read by each step until zero_grad(); an undefined tensor takes it back.
+    /// Sets a gradient to use in place of parameter.grad(), for one in another dtype (fp32 sums for bf16
+    /// parameters). The tensor is kept, not copied, and each step reads it until zero_grad(). An undefined
+    /// tensor removes it.
     /// @throws InvalidArgument as step(), and under GradientRelease, which steps by parameter.grad() only.
     void set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient);
-    /// Multiplies every gradient as it is read: 1 / loss scale times clip coefficient. 1 at first. Must be finite.
+    /// Sets a factor for all gradients, 1 at first: 1 / loss scale times clip coefficient. Must be finite.
     void set_gradient_factor(double factor);
-    /// Loss scale: gradients are also multiplied by 1 / scale, as fp32, from now on. The tensor has one float32 element, on any
-    /// device, and is read when a step runs, so that nobody waits for one beside the parameters (the host does for parameters on
-    /// the CPU). It is kept, not copied; an undefined tensor takes it back.
+    /// Sets a loss scale: steps and norms also multiply gradients by 1 / scale, in fp32. The tensor has one
+    /// float32 element on any device. It is kept, not copied, and read when a step runs, so that a scale on
+    /// the parameters' device does not block (for parameters on the CPU the host reads it). An undefined
+    /// tensor removes it.
     /// @throws InvalidArgument for another dtype or number of elements.
     void set_grad_scale(const torch::Tensor& scale);
-    /// The same kind of tensor: where it is not 0 when a step runs, nothing is stepped and nothing counted, as where torch's
-    /// GradScaler finds an infinity. Steps of parameters on CUDA are then counted there, and their state has the count only after
-    /// step_count(), has_momentum(), bad_elements() or save(), which wait.
+    /// Sets a flag, a tensor of the same kind, as torch's GradScaler computes it. If it is not 0 when a step
+    /// runs, that step changes nothing and counts nothing. CUDA then counts the steps of its parameters
+    /// itself; step_count(), has_momentum(), bad_elements() and save() block and bring the counts into the
+    /// state.
     void set_found_inf(const torch::Tensor& found_inf);
-    /// Norm of all gradients times the factor and 1 / grad scale; bad elements are left out. The same bits with any number of
-    /// threads. Waits for gradients on CUDA.
+    /// Euclidean norm of all gradients times the factor and 1 / loss scale. Bad elements are left out. The
+    /// bits do not depend on the threads. Blocks for gradients on CUDA.
     [[nodiscard]] double grad_norm();
-    /// The same as a float64 tensor on the device of the gradients (on the CPU if some are there), for which nobody waits.
-    /// The next step() also multiplies gradients by min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does;
-    /// zero_grad() takes it back.
-    /// @throws InvalidArgument for a norm that is negative or NaN, and under GradientRelease.
+    /// Computes the same norm as a float64 tensor on the device of the gradients (the CPU if some lie there),
+    /// without blocking. The next step() also multiplies gradients by min(1, max_norm / (norm + 1e-6)), as
+    /// torch's clip_grad_norm_ does; zero_grad() cancels that.
+    /// @throws InvalidArgument for a max_norm that is negative or NaN, and under GradientRelease.
     torch::Tensor clip_grad_norm(double max_norm);
 
-    /// Threads of a step. Until they are set: those that at::get_num_threads() says at each step, which all such optimizers share.
-    /// Results do not depend on them.
+    /// Sets the threads of a step. Until then a step uses at::get_num_threads(), and all such optimizers
+    /// share one pool. The bits do not depend on the threads.
     void set_threads(int threads);
+    /// Threads of a step.
     [[nodiscard]] int threads() const;
 
-    /// Bytes that weights, states and gradients take at this moment.
+    /// The memory that weights, states and gradients use now.
     [[nodiscard]] MemoryReport memory_report() const;
-    /// Elements of a parameter (of all) whose gradient was not finite or huge; counted also where it kept a whole step back. Waits
-    /// for the steps on CUDA, whose counts the parameter's state has only then.
+    /// Number of bad elements of a parameter, also of steps that were skipped as a whole. Blocks for steps on
+    /// CUDA; only then does the parameter's state have the count.
     [[nodiscard]] std::int64_t bad_elements(const torch::Tensor& parameter) const;
+    /// Number of bad elements of all parameters.
     [[nodiscard]] std::int64_t bad_elements() const;
 
-    /// Full-precision weights: a new fp32 tensor of the parameter's shape and strides.
+    /// The master weight: a new fp32 tensor with the parameter's shape and strides.
     [[nodiscard]] torch::Tensor master(const torch::Tensor& parameter);
-    /// Writes full-precision weights: the parameter and its correction.
+    /// Sets the master weight: writes the parameter and its correction.
     void set_master(const torch::Tensor& parameter, const torch::Tensor& values);
-    /// Takes what a parameter holds now (all parameters hold) for the full-precision weight: clears its correction.
+    /// Makes the stored weight the master weight: clears the correction.
     void refresh_masters(const torch::Tensor& parameter);
+    /// The same for every parameter.
     void refresh_masters();
 
-    /// The state of a parameter for checkpoints: name and tensor, sharing memory with the optimizer. Empty before the first
-    /// step and for rules that keep none. Names: "error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq",
-    /// "exp_avg_sq_scales", "momentum_buffer", "momentum_buffer_scales".
+    /// The state of a parameter for checkpoints: names and tensors, which share memory with the optimizer.
+    /// Empty before the first step and for rules without state. Names: "error_bits", "exp_avg",
+    /// "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales", "momentum_buffer", "momentum_buffer_scales".
     [[nodiscard]] std::vector<std::pair<std::string, torch::Tensor>> state_tensors(
         const torch::Tensor& parameter);
-    /// Replaces it by copies of `tensors`; an empty map by the state before the first step. Also sets has_momentum if there is
-    /// a momentum buffer. Step counts are set apart.
-    /// @param saved_strides  strides of the parameter when the state was saved, if they were others: then the first use of the
-    ///                       state decodes its moments and encodes them again
-    /// @throws FormatError for a name that is missing or unknown, another dtype or shape, or values that no step writes.
+    /// Replaces the state of a parameter by copies of `tensors`. An empty map gives the state before the
+    /// first step. Also sets has_momentum if there is a momentum buffer. Step counts are set separately.
+    /// @param parameter     in a group of this optimizer
+    /// @param tensors       by the names of state_tensors()
+    /// @param saved_strides strides of the parameter when the state was saved, if they were others. The first
+    ///         use of the state then decodes its moments and encodes them again.
+    /// @throws FormatError for a name that is missing or unknown, another dtype or shape, or values that no
+    ///         step writes.
     void load_state_tensors(const torch::Tensor& parameter,
                             const std::map<std::string, torch::Tensor>& tensors,
                             at::IntArrayRef saved_strides = {});
-    /// Steps that a parameter has made.
+    /// Number of steps that a parameter has made.
     [[nodiscard]] std::int64_t step_count(const torch::Tensor& parameter) const;
+    /// Sets the number of steps that a parameter has made.
     void set_step_count(const torch::Tensor& parameter, std::int64_t steps);
+    /// Sets the number of bad elements of a parameter.
     void set_bad_elements(const torch::Tensor& parameter, std::int64_t elements);
     /// SGD: whether the momentum buffer has been filled.
     [[nodiscard]] bool has_momentum(const torch::Tensor& parameter) const;
+    /// SGD: says whether the momentum buffer has been filled.
     void set_has_momentum(const torch::Tensor& parameter, bool has);
 
-    /// Options of all groups and states of all parameters, by position: equal states give equal archives. The work grows with
-    /// the number of parameters.
+    /// Saves the options of all groups and the states of all parameters, by position. Equal states give equal
+    /// archives. The time is proportional to the number of parameters.
     void save(torch::serialize::OutputArchive& archive) const override;
-    /// A state of another dtype or memory order than its parameter has now is converted at its first use: before or after load()
-    /// the module may be loaded that it belongs to.
-    /// @throws FormatError for an archive of another optimizer, of other groups or shapes, or one that is damaged.
+    /// Loads an archive. A state of another dtype or memory order than its parameter's is converted at its
+    /// first use, so the module may be loaded before or after.
+    /// @throws FormatError for an archive of another optimizer, of other groups or shapes, or one that is
+    ///         damaged.
     void load(torch::serialize::InputArchive& archive) override;
 
 protected:
@@ -421,22 +442,25 @@ public:
 
 struct ReleaseControl;
 
-/// Steps each parameter inside backward(), as soon as its gradient is complete, and frees the gradient at once: gradients of
-/// the whole model never exist together. A parameter used in several places is stepped once, after its last contribution.
+/// Steps each parameter inside backward() as soon as its gradient is complete, and frees that gradient at
+/// once. So the gradients of the whole model never exist together. A parameter that is used in several places
+/// is stepped once, after its last contribution.
 ///
-/// While it lives step() and zero_grad() of the optimizer do nothing and say so once; but parameters that were put into a group's list
-/// after it was made have no hook: step() steps them, one by one, and zero_grad() clears their gradients. Each backward() is a step
-/// (so no accumulation over several, and no clipping by the norm of all gradients), and NonFinite::kSkipStep and kError hold per
-/// parameter; errors come out of backward(). The optimizer may be moved or destroyed meanwhile; the handle must not be
-/// destroyed or moved during a backward(). Backward passes in several threads take turns.
+/// While the handle lives, step() and zero_grad() of the optimizer do nothing and say so once. Parameters
+/// that were put into a group's list later have no hook: step() steps them and zero_grad() clears their
+/// gradients. Each backward() is a step. So gradients cannot be accumulated over several, nor clipped by the
+/// norm of all gradients, and NonFinite::kSkipStep and kError hold per parameter. Errors come out of
+/// backward(). The optimizer may be moved or destroyed while the handle lives. The handle must not be moved
+/// or destroyed during a backward(). Backward passes in several threads take turns.
 ///
 ///     flashoptim::libtorch::AdamW optimizer(model->parameters(), {1e-3});
 ///     flashoptim::libtorch::GradientRelease release(optimizer);
 ///     for (auto& batch : *loader) loss_of(model, batch).backward();  // steps
 class GradientRelease {
 public:
-    /// @throws InvalidArgument if the optimizer has such a handle already, or a parameter another post-accumulate hook or a
-    ///         gradient (backward() would add to it: call zero_grad() first).
+    /// Installs a hook on each parameter of the optimizer.
+    /// @throws InvalidArgument if the optimizer has a handle already, or a parameter has another
+    ///         post-accumulate hook or a gradient, to which backward() would add (call zero_grad() first).
     explicit GradientRelease(FlashOptimizer& optimizer);
     ~GradientRelease();
     GradientRelease(GradientRelease&&) noexcept;
@@ -449,20 +473,22 @@ private:
     std::shared_ptr<ReleaseControl> control_;
 };
 
+/// Options of cast_model().
 struct CastOptions {
-    /// Names of modules, parameters or buffers to leave as they are, dotted as named_parameters() gives them; `*` stands for
-    /// any characters. A module's name keeps everything in it. Buffers that 16 bits do not hold belong here: rotary
-    /// frequencies, averages, schedules. (LibTorch's buffers are all saved, and so are all cast.)
+    /// Names of modules, parameters or buffers to leave as they are, with dots as in named_parameters(). `*`
+    /// matches any characters. A module's name keeps everything in it. Buffers that need more than 16 bits
+    /// belong here: rotary frequencies, averages, schedules. (LibTorch saves all buffers, so all are cast.)
     std::vector<std::string> keep;
 };
 
-/// Casts floating-point parameters and buffers (and gradients) of a model in place, before an optimizer is made of it. Integers,
-/// complex numbers and floating-point types of 8 bits stay. Tensors that share memory (ties, views, transposed ties) have their
-/// shapes and strides and share memory afterwards; if one of them is kept, all of them are. A model on `meta` is cast, too.
-/// Layers with running statistics (BatchNorm, InstanceNorm that tracks them: whatever has a buffer "running_mean") keep
-/// theirs: their statistics would stall in 16 bits, and LibTorch's normalisation takes 16-bit input beside fp32 weights.
-/// @throws InvalidArgument for a dtype other than float32, bfloat16 and float16, a name in `keep` that matches nothing, or a
-///         tensor that was made in inference mode; nothing has changed.
+/// Casts floating-point parameters, buffers and gradients of a model in place. Call it before making an
+/// optimizer. Integers, complex numbers and floating-point types of 8 bits stay. Tensors that share memory
+/// (ties, views, transposed ties) keep their shapes and strides and share memory afterwards; if one of them
+/// is kept, all are. A model on `meta` may be cast. Layers with running statistics (a buffer "running_mean",
+/// as BatchNorm has) are kept: the statistics would stop moving in 16 bits, and LibTorch's normalisation
+/// takes 16-bit input beside fp32 weights.
+/// @throws InvalidArgument for a dtype other than float32, bfloat16 and float16, a name in `keep` that
+///         matches nothing, or a tensor that was made in inference mode; nothing has changed.
 void cast_model(torch::nn::Module& model, torch::Dtype dtype = torch::kBFloat16,
                 const CastOptions& options = {});
 

@@ -1,4 +1,4 @@
-// The version of the library, for C and C++ and for the build, which reads it from here. Format versions never stand here.
+// The version of the library, for C, C++ and the build, which reads it here. Versions of formats are not here.
 #pragma once
 
 #define FLASHOPTIM_VERSION_MAJOR 0
