@@ -1,4 +1,4 @@
-# The commands of the house, each on one line. How a thing is done stands in scripts/, how it is built in CMakeLists.txt.
+# The commands, each with its one-line description. scripts/ has how they work, CMakeLists.txt how things are built.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTHON_IN_VENV := .venv/bin/python
@@ -7,7 +7,7 @@ CONFIGURE := cmake --preset release --log-level=WARNING
 BUILD := cmake --build --preset release
 
 .DEFAULT_GOAL := help
-.PHONY: help build compilers cuda demo test test-integrations bench sanitize format lint clean
+.PHONY: help build compilers cuda demo docs test test-integrations bench sanitize format lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,6 +32,12 @@ demo:  ## train a transformer with FlashOptim beside standard optimizers; ends w
 	@$(CONFIGURE)
 	@$(BUILD) --target flashoptim_command
 	@scripts/demo.sh
+
+docs:  ## the documents and the API reference as HTML, into build/docs/html; warnings are errors
+	@$(SETUP) --docs
+	@$(CONFIGURE)
+	@$(BUILD) --target flashoptim_operators
+	@$(PYTHON_IN_VENV) scripts/docs.py
 
 test:  ## every test, the linters and the build without Torch; ends with the ten slowest steps and a summary
 	@$(SETUP) --dev

@@ -9,11 +9,14 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import docs
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
@@ -96,10 +99,16 @@ def clang_tidy(fix: bool = False) -> bool:
         return all(list(pool.map(check, (path for path in core if path.suffix == ".cpp"))))
 
 
+def doxygen(fix: bool = False) -> bool:
+    """Doc comments of the public headers. Without Doxygen, which `make docs` installs, they are not read."""
+    return shutil.which("doxygen") is None or docs.doxygen()
+
+
 LINTERS: dict[str, Callable[[bool], bool]] = {
     "clang-format": clang_format,
     "ruff": ruff,
     "mypy": mypy,
+    "doxygen": doxygen,
     "clang-tidy": clang_tidy,
 }
 

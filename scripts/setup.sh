@@ -3,6 +3,7 @@
 #   scripts/setup.sh          what building and running need
 #   scripts/setup.sh --dev    also what testing and linting need
 #   scripts/setup.sh --bench  also the optimizers that the benchmark compares with
+#   scripts/setup.sh --docs   also Doxygen and Sphinx
 # What is there already is used and nothing is fetched twice: the second call returns at once and needs no network. As root on a
 # machine with apt-get, missing Debian packages are installed; elsewhere they are named. PYTHON chooses the interpreter of a new
 # .venv. FLASHOPTIM_TORCH_INDEX chooses where torch comes from: a wheel index, or `pypi` for PyPI alone; without it Linux takes
@@ -10,11 +11,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dev=false bench=false
+dev=false bench=false docs=false
 case "${1:-}" in
     "") ;;
     --dev) dev=true ;;
     --bench) bench=true ;;
+    --docs) docs=true ;;
     *) sed -n '2,6p' "$0" >&2; exit 2 ;;
 esac
 
@@ -49,6 +51,7 @@ has_header fmt/format.h|libfmt-dev|fmt-devel|fmt|fmt
 has_header gtest/gtest.h|libgtest-dev|gtest-devel|gtest|googletest
 has_header benchmark/benchmark.h|libbenchmark-dev|google-benchmark-devel|benchmark|google-benchmark
 TABLE
+    ! $docs || echo 'has doxygen|doxygen|doxygen|doxygen|doxygen'
 }
 # These come from PyPI where the machine has none, or are done without.
 wants() {
@@ -139,3 +142,4 @@ install_python run requirements.txt
 if ! has_cmake || ! has ninja; then install_python build requirements-build.txt; fi
 if $dev; then install_python dev requirements-dev.txt; fi
 if $bench; then install_python bench requirements-bench.txt; fi
+if $docs; then install_python docs requirements-docs.txt; fi

@@ -71,8 +71,8 @@ public:
     /// Takes over the stepper.
     explicit CountingStepper(std::unique_ptr<DeviceStepper> stepper) : stepper_(std::move(stepper)) {}
 
-    DeviceStepper& operator*() const { return *stepper_; }
-    DeviceStepper* operator->() const { return stepper_.get(); }
+    DeviceStepper& operator*() const { return *stepper_; }        ///< the stepper
+    DeviceStepper* operator->() const { return stepper_.get(); }  ///< the stepper
 
     /// Steps items; keys[n] identifies items[n]. Blocks only after many different lists without a collect().
     template <class Add>

@@ -47,10 +47,10 @@ private:                                                                   \
 /// Interface of the options of every rule.
 class FlashOptions : public torch::optim::OptimizerOptions {
 public:
-    [[nodiscard]] virtual Hyperparameters hyperparameters() const = 0;
-    [[nodiscard]] virtual StorageOptions storage() const = 0;
-    [[nodiscard]] virtual NonFinite nonfinite_policy() const = 0;
-    [[nodiscard]] virtual bool checks_gradients() const = 0;
+    [[nodiscard]] virtual Hyperparameters hyperparameters() const = 0;  ///< those of the group
+    [[nodiscard]] virtual StorageOptions storage() const = 0;           ///< how its parameters are stored
+    [[nodiscard]] virtual NonFinite nonfinite_policy() const = 0;       ///< what bad gradients do
+    [[nodiscard]] virtual bool checks_gradients() const = 0;            ///< whether they are looked for
     /// Takes the options that were not set here from `defaults`.
     /// @throws InvalidArgument if they are another rule's options.
     virtual void inherit(const torch::optim::OptimizerOptions& defaults) = 0;
@@ -218,7 +218,7 @@ public:
 class SGDParamState : public FlashParamState {
 public:
     [[nodiscard]] std::string first_moment_name() const override { return "momentum_buffer"; }
-    [[nodiscard]] const torch::Tensor& momentum_buffer() const { return first_moment(); }
+    [[nodiscard]] const torch::Tensor& momentum_buffer() const { return first_moment(); }  ///< m
     [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
         return std::make_unique<SGDParamState>(*this);
     }
@@ -231,8 +231,8 @@ public:
 };
 class AdamParamState : public FlashParamState {
 public:
-    [[nodiscard]] const torch::Tensor& exp_avg() const { return first_moment(); }
-    [[nodiscard]] const torch::Tensor& exp_avg_sq() const { return second_moment(); }
+    [[nodiscard]] const torch::Tensor& exp_avg() const { return first_moment(); }      ///< m
+    [[nodiscard]] const torch::Tensor& exp_avg_sq() const { return second_moment(); }  ///< v
     [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
         return std::make_unique<AdamParamState>(*this);
     }
@@ -245,7 +245,7 @@ public:
 };
 class LionParamState final : public FlashParamState {
 public:
-    [[nodiscard]] const torch::Tensor& exp_avg() const { return first_moment(); }
+    [[nodiscard]] const torch::Tensor& exp_avg() const { return first_moment(); }  ///< m
     [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
         return std::make_unique<LionParamState>(*this);
     }

@@ -64,6 +64,7 @@ struct StorageOptions {
 struct BufferPlan {
     DType dtype = DType::kFloat32;
     std::int64_t count = 0;
+    /// Size of the buffer.
     [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(count) * size_of(dtype); }
     bool operator==(const BufferPlan&) const = default;
 };

@@ -227,7 +227,7 @@ def cast_model(
         dtype: what to cast to: float64, float32, bfloat16 or float16.
         selective: leave batch and instance norms, which keep running statistics, as they are.
         full_precision_layers: layers that stay in fp32, by patterns of `fnmatch` on their dotted names or by themselves
-            ("head" is `model.head` alone; "*.head" the heads of all parts). The floating-point tensors that they are given are
+            ("head" is `model.head` alone; `"*.head"` the heads of all parts). The floating-point tensors that they are given are
             cast to fp32, by position or by keyword, inside of tuples, lists, dicts and dataclasses too.
         full_precision_recast_layers: the same, and their outputs are cast to `dtype` for the layers behind them.
         keep_buffers: buffers that stay although they are persistent, by patterns on their dotted names or those of
