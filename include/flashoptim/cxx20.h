@@ -1,5 +1,5 @@
-// Gives one error with its remedy, instead of hundreds, if the language is older than C++20. Every public header
-// includes this first and is then empty. c_api.h and version.h, which C reads too, need neither.
+// Gives one error with its remedy, instead of hundreds, if the language is older than C++20. Every public
+// header includes this first and is then empty. c_api.h and version.h, which C reads too, need neither.
 #pragma once
 
 #if __cplusplus >= 202002L

@@ -1,4 +1,5 @@
-// The version of the library, for C, C++ and the build, which reads it here. Versions of formats are not here.
+// The version of the library, for C, C++ and the build, which reads it here. Versions of formats are not
+// here.
 #pragma once
 
 #define FLASHOPTIM_VERSION_MAJOR 0

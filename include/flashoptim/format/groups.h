@@ -1,4 +1,5 @@
-// The constants by which moments are grouped and small tensors are spared. The layout of one tensor is in layout.h.
+// Constants: the size of a group of moments, and the size below which moments stay fp32. layout.h has the
+// layout of a tensor.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -8,11 +9,14 @@
 
 namespace flashoptim {
 
-/// Elements that share one scale. Groups start anew in each row of a tensor, so that a cut between rows splits none.
+/// Elements that share one scale. Groups start anew in each row of a tensor, so a cut between rows splits no
+/// group.
 constexpr std::int64_t kGroupSize = 32;
-/// Rows shorter than this keep fp32 moments in the native format: a scale for fewer elements would save nothing.
+/// Rows shorter than this keep fp32 moments in the native format: a scale for fewer elements would save
+/// nothing.
 constexpr std::int64_t kMinQuantizedRow = 8;
-/// Tensors with fewer elements keep fp32 moments in the native format; they cost nothing and are the sensitive ones.
+/// Tensors with fewer elements keep fp32 moments in the native format. They need little memory and are the
+/// sensitive ones.
 constexpr std::int64_t kDefaultMinQuantizedNumel = 4096;
 /// The same for tensors of one dimension (norm weights and biases).
 constexpr std::int64_t kDefaultMinQuantizedNumel1d = 65537;

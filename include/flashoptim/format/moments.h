@@ -1,4 +1,4 @@
-// An old moment as the rules see it, whatever its format, and what a format needs of the rule's constants.
+// An old moment as a rule reads it in any format, and the constants that a format takes from a rule.
 #pragma once
 
 #include "flashoptim/cxx20.h"

@@ -1,11 +1,12 @@
-// How a moment lies in memory in the native format: 8-bit codes of a piecewise-linear square law, one sticky bfloat16 scale
-// for each group. The uncompressed fp32 moments are here too: they follow the same rules with another storage.
+// How the native format stores a moment: 8-bit codes of a piecewise-linear square law, with one sticky
+// bfloat16 scale for each group. Uncompressed fp32 moments are here too: they follow the same rules with
+// another storage.
 //
 // Every moment format offers
 //     FirstCode, SecondCode             types in memory
 //     kGrouped                          whether groups of 32 share a scale
-//     kCarriesScaled                    whether it hands out m/(1-beta1) and v/(1-beta2), so that the gradient enters a new
-//                                       moment without a multiplication
+//     kCarriesScaled                    whether it returns m/(1-beta1) and v/(1-beta2), so that the gradient
+//                                       is added to a moment without a multiplication
 //     OldFirst<L>, OldSecond<L>         an old moment as the rules see it (format/moments.h)
 //     first_scalars, second_scalars     what a step needs of the rule's constants
 // and a grouped one
@@ -14,7 +15,7 @@
 //     first_code<L>, second_code<L>     codes of new moments
 // and for units of vectors (step/lanes/)
 //     first_in_unit, second_in_unit     units of vector j
-//     first_sum, second_sum             codes of new moments in the bits kCodeShift and above, to be flipped by kFirstFlip
+//     first_sum, second_sum             codes of new moments in the bits kCodeShift and above, flipped by kFirstFlip
 //     kDivides                          whether these take the reciprocal of the factor beside it
 #pragma once
 
@@ -29,7 +30,8 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// half(x) = F((B(x) >> 1) + 0x1FC00000): the square root at powers of 4, within 6 % of it elsewhere. half(0) is 2^-63.5.
+/// half(x) = F((B(x) >> 1) + 0x1FC00000): the square root at powers of 4, within 6 % of it elsewhere. half(0)
+/// is 2^-63.5.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float half_law(typename L::Float x) {
     return L::from_bits((L::bits(x) >> 1U) + 0x1FC00000U);
@@ -61,14 +63,16 @@ struct NativeMoments {
     /// sign(q) * twice(|q|) / 2; the first moment is this times s / 8192. `code` is sign-extended.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float first_unit(typename L::UInt code) {
-        // The factor 2^-64 puts the exponent where doubling the bits needs no subtraction, so that zero stays zero.
+        // The factor 2^-64 puts the exponent where doubling the bits needs no subtraction, so that zero stays
+        // zero.
         const auto bits = L::bits(L::to_float(code) * L::broadcast(0x1p-64F));
         return L::from_bits(L::merge_bits(kSignBit, bits, bits << 1U));
     }
     /// twice(c) * 2^-15; the root of the second moment is this times s / 2.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float second_unit(typename L::UInt code) {
-        // The factor 2^-71 puts the exponent where doubling the bits needs no subtraction, so that zero stays zero.
+        // The factor 2^-71 puts the exponent where doubling the bits needs no subtraction, so that zero stays
+        // zero.
         return L::from_bits(L::bits(L::to_float(code) * L::broadcast(0x1p-71F)) << 1U);
     }
     /// The code of a first moment: m * encode = m / s * 16384; dither = dither_above_384 of its place.
@@ -89,7 +93,8 @@ struct NativeMoments {
             const auto z = m * encode;
             y = L::smaller_magnitude(z, half_law<L>(absolute<L>(z)));
         }
-        // The sum is rounded to the grid of 2^-15 and floored; as part of the format this absorbs the rounding of factors.
+        // The sum is rounded to the grid of 2^-15 and floored; as part of the format this absorbs the
+        // rounding of factors.
         return L::bits(L::from_bits(dither) + y);
     }
     /// The code of a second moment: root * encode = 2 r / s; dither = dither_above_256 of its place.
@@ -137,7 +142,8 @@ struct NativeMoments {
         const auto fresh = L::select(L::less(largest, L::broadcast(tiny)), L::broadcast(0.0F), grown);
         return L::select(L::either(too_large, too_small), fresh, old_scale);
     }
-    /// `decay` multiplies the old moment, `gain` the gradient; carried units times `measure` are the moment itself.
+    /// `decay` multiplies the old moment, `gain` the gradient; carried units times `measure` are the moment
+    /// itself.
     static FLASHOPTIM_INLINE MomentScalars first_scalars(double decay, double gain, double measure) {
         return {static_cast<float>(decay * static_cast<double>(kFirstUnit)), static_cast<float>(gain),
                 static_cast<float>(measure), static_cast<float>(kFirstUnits * measure)};

@@ -1,5 +1,6 @@
-// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign momentum, square
-// root variance, fp16 scales, and a correction normalised by the unit in the last place. One rounding per operation, no fma.
+// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign
+// momentum, square root variance, fp16 scales, and a correction normalised by the unit in the last place. One
+// rounding per operation, no fma.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -67,7 +68,7 @@ struct PaperBfloat16 {
     }
 
 private:
-    /// The power of two that a value begins with; the smallest normal one for what is below.
+    /// The largest power of two that is not above a value; the smallest normal one for smaller values.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float binade(typename L::Float value) {
         return L::from_bits(L::max_bits(L::bits(value) & kInfinityBits, L::broadcast_bits(1U << 23U)));
@@ -353,7 +354,8 @@ private:
     static FLASHOPTIM_INLINE typename L::Float second_level(typename L::Float x) {
         return x * 255.0F + 0.5F;
     }
-    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a code (a is at least 1e-12).
+    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a code (a is at
+    /// least 1e-12).
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float group_quotient(typename L::Float x, typename L::Float a,
                                                               typename L::Float reciprocal) {

@@ -1,15 +1,15 @@
-// How a master weight lies in memory: 16 bits that forward and backward see, and a correction beside them.
-// The native split is an integer split of the magnitude; the scheme of the paper is in format/paper.h.
+// How a master weight is stored: 16 bits for forward and backward, and a correction. The native split is an
+// integer split of the magnitude; the scheme of the paper is in format/paper.h.
 //
 // Every weight format offers
 //     Stored, Correction         integer (or float) types in memory; Correction is void where there is none
-//     kProtected                 whether a step saturates instead of overflowing and leaves Inf and NaN weights alone
+//     kProtected                 whether a step saturates and leaves Inf and NaN weights alone
 //     decode<L>(hi, lo)          the master weight; hi zero-extended, lo sign-extended
-//     encode<L>(w, dither, hi, lo)  the reverse, for a w that is not NaN; dither = 32 bits, kNearestDither outside a step
+//     encode<L>(w, dither, hi, lo)  the reverse, for a w that is not NaN; kNearestDither outside a step
 //     is_special<L>(hi)          whether the stored weight is Inf or NaN
-// and a protected one, for whole units of vectors (step/lanes/) of ordinary weights, whose magnitude is neither below zero nor
-// kOrdinary or more
-//     decode_in_unit<L>(hi, lo, j)  vector j of the unit; Inf, NaN or at least kOrdinary for a weight that is not ordinary
+// and a protected one, for whole units of vectors (step/lanes/) of ordinary weights, whose magnitude is
+// neither below zero nor kOrdinary or more
+//     decode_in_unit<L>(hi, lo, j)  vector j of the unit; at least kOrdinary or NaN for other weights
 //     encode_unit<L>(w, dither, place, hi, lo)  from DitherTables, or what has the like members, at `place`
 #pragma once
 
@@ -57,7 +57,8 @@ struct Bfloat16Grid {
     }
 };
 
-/// The grid of 31 bits whose upper half is a binary16: 5 exponent and 26 fraction bits, spacing 2^-40 below 2^-14.
+/// The grid of 31 bits whose upper half is a binary16: 5 exponent and 26 fraction bits, spacing 2^-40 below
+/// 2^-14.
 struct Float16Grid {
     static constexpr std::uint32_t kMaxHigh = 0x7bffU;
     static constexpr std::uint32_t kInfinityHigh = 0x7c00U;
@@ -80,7 +81,8 @@ struct Float16Grid {
     static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
         const auto mag = L::min_bits(L::bits(w) & kMagnitudeBits, L::broadcast_bits(kLargest));
         const auto normal = (mag - kRebias) << 3U;
-        // Multiples of 2^-40, to nearest even: at 2^23 floats are integers, so the addition rounds; above it x is one.
+        // Multiples of 2^-40, to nearest even: at 2^23 floats are integers, so the addition rounds; above it
+        // x is one.
         const auto small = L::min_bits(mag, L::broadcast_bits(kSmallestNormal));
         const auto x = L::from_bits(small) * L::broadcast(0x1p40F);
         const auto rounded = (x + L::broadcast(0x1p23F)) - L::broadcast(0x1p23F);
@@ -91,7 +93,8 @@ struct Float16Grid {
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt value_bits(typename L::UInt magnitude) {
         constexpr std::uint32_t kFractionEnd = 1U << 26U;
-        // fp32 has three fraction bits less: to nearest even (they are zero in every pattern that `magnitude` makes).
+        // fp32 has three fraction bits less: to nearest even (they are zero in every pattern that `magnitude`
+        // makes).
         const auto normal = ((magnitude + 3U + ((magnitude >> 3U) & 1U)) >> 3U) + kRebias;
         const auto small = L::bits(L::to_float(magnitude) * L::broadcast(0x1p-40F));
         const auto value =
@@ -106,7 +109,8 @@ struct Float16Grid {
     }
 };
 
-/// Master weights of 16 + `kBits` bits: `hi` is the upper half of the magnitude rounded, `lo` what is missing.
+/// Master weights of 16 + `kBits` bits: `hi` is the upper half of the magnitude rounded, `lo` what is
+/// missing.
 template <class Grid, int kBits, class CorrectionType>
 struct SplitWeight {
     using Stored = std::uint16_t;

@@ -16,7 +16,8 @@ FLASHOPTIM_INLINE typename L::Float bfloat16_to_float(typename L::UInt bits) {
     return L::from_bits(bits << 16U);
 }
 
-/// bfloat16 bits nearest to each fp32 value, ties to even; overflow gives Inf, a NaN becomes the quiet NaN of its sign.
+/// bfloat16 bits nearest to each fp32 value, ties to even; overflow gives Inf, a NaN becomes the quiet NaN of
+/// its sign.
 template <class L>
 FLASHOPTIM_INLINE typename L::UInt float_to_bfloat16(typename L::Float value) {
     const auto bits = L::bits(value);

@@ -1,13 +1,13 @@
-// What lets the ground headers (numeric, format, rule) compile for the host and as CUDA device code, and more than once in one
-// program: for several instruction sets.
+// Compiler macros for the headers of numeric/, format/ and rule/: they compile for the host and as CUDA
+// device code, and for several instruction sets in one program.
 #pragma once
 
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-// The inline namespace of everything that computes. A file whose compiler may use an instruction set of its own names it before it
-// includes anything: then no two files share a function, and the linker cannot give one processor another's instructions. Plain
-// data that such files exchange stays outside of it.
+// The inline namespace of all code that computes. A file that is compiled for an instruction set of its own
+// defines it before any include. Then no two files share a function, and the linker cannot give a processor
+// instructions that it lacks. Plain data that such files exchange is outside of it.
 #if !defined(FLASHOPTIM_ISA)
 #define FLASHOPTIM_ISA isa_baseline
 #endif
@@ -20,7 +20,7 @@
 #define FLASHOPTIM_INLINE inline
 #endif
 
-// Before a loop over a few vectors that are to stay in registers.
+// Unrolls a loop over a few vectors, so that they stay in registers.
 #if defined(__CUDA_ARCH__) || (defined(__clang__) && !defined(__CUDACC__))
 #define FLASHOPTIM_UNROLL _Pragma("unroll")
 #elif defined(__CUDACC__)

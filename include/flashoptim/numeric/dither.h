@@ -1,5 +1,6 @@
-// The dither: a low-discrepancy sequence in the step count and the element's place, and its table for one step.
-// It depends on the element's index in the whole tensor only, so results do not depend on how a tensor is cut.
+// The dither: a low-discrepancy sequence in the step count and the element's place, and its table for one
+// step. It depends on the element's index in the whole tensor only, so results do not depend on how a tensor
+// is cut.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -19,9 +20,10 @@ constexpr std::uint32_t kDitherSaltSecond = 0xAAAAAAABU;
 /// u = 1/2, that is rounding to nearest, for whatever is encoded outside a step.
 constexpr std::uint32_t kNearestDither = 0x80000000U;
 
-/// All dither of one step count, shared by every tensor of that count. Two periods, so that a block of one period may begin
-/// anywhere in the first. The gaps keep the tables, which are read at the same places, from lying 4 KiB apart: such loads and
-/// stores are taken for one another.
+/// All dither of one step count, shared by every tensor of that count. A table has two periods, so that a
+/// block of one period may begin anywhere in the first. The gaps keep the tables from lying 4 KiB apart: they
+/// are read at the same index, and a processor confuses loads and stores whose addresses differ by 4 KiB
+/// (aliasing).
 struct DitherTables {
     static constexpr int kEntries = 2 * kDitherPeriod;
     alignas(64) std::uint32_t weight[kEntries];  // dither_bits
@@ -39,7 +41,8 @@ struct DitherTables {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// 32 dither bits of the element `place` (index in the whole tensor mod 512) in step `step` (1 in the first step).
+/// 32 dither bits of the element `place` (index in the whole tensor mod 512) in step `step` (1 in the first
+/// step).
 FLASHOPTIM_INLINE std::uint32_t dither_bits(std::uint32_t step, std::uint32_t place, std::uint32_t salt) {
     constexpr std::uint32_t kStepIncrement = 0x9E3779B9U;   // 2^32 / golden ratio
     constexpr std::uint32_t kPlaceIncrement = 0xC13FA9A9U;  // 2^32 / plastic number

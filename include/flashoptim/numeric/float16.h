@@ -14,14 +14,16 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 template <class L>
 FLASHOPTIM_INLINE typename L::Float float16_to_float(typename L::UInt bits) {
     const auto magnitude = bits & 0x7fffU;
-    // Exponent and fraction moved into place; the product with 2^112 moves the bias from 15 to 127, subnormals included.
+    // Exponent and fraction moved into place; the product with 2^112 moves the bias from 15 to 127,
+    // subnormals included.
     const auto scaled = L::bits(L::from_bits(magnitude << 13U) * L::broadcast(0x1p112F));
     const auto special = L::less_bits(L::broadcast_bits(0x7bffU), magnitude);
     const auto value = L::select_bits(special, kInfinityBits | (magnitude << 13U), scaled);
     return L::from_bits(value | ((bits & 0x8000U) << 16U));
 }
 
-/// binary16 bits nearest to each fp32 value, ties to even; overflow gives Inf, a NaN becomes the quiet NaN of its sign.
+/// binary16 bits nearest to each fp32 value, ties to even; overflow gives Inf, a NaN becomes the quiet NaN of
+/// its sign.
 template <class L>
 FLASHOPTIM_INLINE typename L::UInt float_to_float16(typename L::Float value) {
     constexpr std::uint32_t kSmallestNormal = 0x38800000U;  // 2^-14

@@ -1,6 +1,7 @@
-// Correctly rounded quotients by a divisor that serves many, without a division for each: a product with the reciprocal, put
-// right by the remainder (Markstein 1990; Muller et al., Handbook of Floating-Point Arithmetic, 2nd ed., section 4.7). Lanes say
-// with kHasFastFma whether that pays; the others divide. The bits are those of the division.
+// Correctly rounded quotients by a divisor that is used often, without a division for each: a product with
+// the reciprocal, corrected by the remainder (Markstein 1990; Muller et al., Handbook of Floating-Point
+// Arithmetic, 2nd ed., section 4.7). Lanes with kHasFastFma use it; the others divide. The bits are those of
+// the division.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -10,7 +11,7 @@
 
 namespace flashoptim {
 
-/// A divisor of one step and its reciprocal. Where the reciprocal is 0 the divisor is divided by.
+/// A divisor of one step and its reciprocal. If the reciprocal is 0, the divisor is used.
 struct StepDivisor {
     float value = 1.0F;
     float reciprocal = 1.0F;
@@ -20,12 +21,13 @@ struct StepDivisor {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// From here on remainders are not subnormal, and up to there no product overflows.
+/// Between these bounds remainders are not subnormal and products do not overflow.
 constexpr float kSmallestDividend = 0x1p-100F, kLargestDividend = 0x1p90F;
 
-/// x / d from 1/d rounded to nearest, for d in [2^-40, 2^90]. Right for an |x| in [kSmallestDividend, kLargestDividend] whose
-/// quotient is at least 2^-120, and for zero but for its sign; otherwise the quotient is tiny too. One step leaves an error of at
-/// most one unit in the last place, from which the second is exact.
+/// x / d from 1/d rounded to nearest, for d in [2^-40, 2^90]. Right for an |x| in [kSmallestDividend,
+/// kLargestDividend] whose quotient is at least 2^-120, and for zero but for its sign; otherwise the quotient
+/// is tiny too. One step leaves an error of at most one unit in the last place, from which the second is
+/// exact.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float corrected_quotient(typename L::Float x, typename L::Float d,
                                                        typename L::Float reciprocal) {
@@ -46,7 +48,7 @@ FLASHOPTIM_INLINE typename L::Float integer_quotient(typename L::Float n, float 
     }
 }
 
-/// What a step needs to divide by `d`.
+/// The divisor `d` with its reciprocal.
 FLASHOPTIM_INLINE StepDivisor divisor_of(float d) {
     StepDivisor divisor;
     divisor.value = d;

@@ -1,6 +1,7 @@
-// Lanes of width one: the vocabulary in which formats and rules are written, for one element at a time.
-// These lanes are the reference that every other backend is compared with, and they are the CUDA thread's lanes too.
-// Every operation is one that IEEE 754 fixes exactly; nothing here approximates, contracts or flushes to zero.
+// Lanes of width one: the vocabulary in which formats and rules are written, for one element at a time. These
+// lanes are the reference that every other backend is compared with, and they are the CUDA thread's lanes
+// too. Every operation is one that IEEE 754 fixes exactly; nothing here approximates, contracts or flushes to
+// zero.
 #pragma once
 
 #include "flashoptim/cxx20.h"
