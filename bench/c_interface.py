@@ -1,4 +1,4 @@
-"""The core through its C interface, for benchmarks, and for tests of what stands beside it: no torch operator is in between."""
+"""The core through its C interface, for benchmarks and tests that must not go through a torch operator."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Times the optimizer step beside its peers, in turns in one process, and writes JSON, a Markdown table and a plot.
+"""Times the optimizer step beside its peers, in turns in one process. Writes JSON, a Markdown table and a
+plot.
 
-Ours is called through the C interface; the peers are PyTorch's own optimizers, its mixed-precision step with fp32 masters,
-DeepSpeed's CPU Adam, and the 8-bit AdamW of bitsandbytes and torchao, as far as they can be imported. Every figure is a median
-over rounds in which all contestants and the memory's bandwidth were measured one after another; ratios are medians of the ratios
-within a round. Nothing here is a test.
+Ours is called through the C interface. The peers are PyTorch's own optimizers, its mixed-precision step with
+fp32 masters, DeepSpeed's CPU Adam, and the 8-bit AdamW of bitsandbytes and torchao, if they can be imported.
+Every figure is a median over rounds; a round measures all contestants and the memory bandwidth one after
+another. Ratios are medians of the ratios within a round. Nothing here is a test.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from report import cores_to_bound, plot, processor, summary, tables
 
 
 def seconds(step: Callable[[], None], least: float = 2e-2, slow: float = 0.5) -> float:
-    """Seconds of one step, as the mean of as many as take `least`, after one that finds caches and pages as others left them.
+    """Seconds of one step: the mean of as many steps as take `least`, after a first one that warms caches and
+    pages.
 
     A step slower than `slow` hardly notices and is taken alone.
     """
@@ -182,7 +184,8 @@ def main() -> None:
     }
     (arguments.out / "compare.json").write_text(json.dumps(document, indent=1) + "\n")
     table = (
-        f"{document['processor']}, {document['cores']} cores, torch {torch.__version__}, {document['date']}.\n\n"
+        f"{document['processor']}, {document['cores']} cores, torch {torch.__version__}, "
+        + f"{document['date']}.\n\n"
         + "\n".join([*summary(results), *cores_to_bound(results), *tables(results)])
     )
     (arguments.out / "compare.md").write_text(table)

@@ -1,4 +1,5 @@
-"""Who is timed by compare.py: this library through its C interface, and its peers; and the parameter lists of known models."""
+"""The contestants of compare.py: this library through its C interface, its peers, and parameter lists of
+known models."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ class Torch:
 
 
 class Mixed:
-    """PyTorch's usual mixed precision: cast the bf16 gradient, step the fp32 master fused, cast it to the bf16 weight."""
+    """PyTorch's usual mixed precision: casts the bf16 gradient, steps the fp32 master, casts it to bf16."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.weights = [made_up(shape, torch.bfloat16) for shape in shapes]

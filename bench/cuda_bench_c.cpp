@@ -1,4 +1,5 @@
-// The CUDA step with a few C functions, for bench/cuda_compare.py: AdamW or Lion over tensors of the caller, with states of its own.
+// C functions for bench/cuda_compare.py: the CUDA step of AdamW or Lion over the caller's tensors, with its
+// own states.
 #include <cuda_runtime_api.h>
 
 #include <cstdint>

@@ -1,10 +1,11 @@
-"""Times the optimizer step on a GPU beside its peers, in turns, and writes JSON and a Markdown table.
+"""Times the optimizer step on a GPU beside its peers, in turns. Writes JSON and a Markdown table.
 
-Ours is called through bench/cuda_bench_c.cpp and, as a row of its own, as its users call it from PyTorch; the peers are PyTorch's
-fused AdamW on fp32 weights, the authors' package `flashoptim` and the 8-bit AdamW of bitsandbytes, as far as they can be imported and
-fit into memory. Every figure is a median over rounds in which all contestants and the bandwidth of a copy were measured one after
-another, by CUDA events. Each parameter list has a process of its own: one that a contestant ends is begun again without it. Results
-are written after each. Nothing here is a test.
+Ours is called through bench/cuda_bench_c.cpp and, in a row of its own, from PyTorch. The peers are PyTorch's
+fused AdamW on fp32 weights, the authors' package `flashoptim` and the 8-bit AdamW of bitsandbytes, if they
+can be imported and fit into memory. Every figure is a median over rounds; a round measures all contestants
+and the bandwidth of a copy one after another, by CUDA events. Each parameter list has its own process. If a
+contestant ends the process, it is started again without it. Results are written after each list. Nothing here
+is a test.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def write(out: Path, versions: dict[str, str], results: list[dict[str, Any]], le
 
 
 def run_case(command: list[str], title: str, seconds: float) -> dict[str, Any] | str:
-    """The result of a case from a process of its own, or why there is none. A contestant that ends the process is left out in the
-    next one, and is a row that says so."""
+    """The result of a case from a process of its own, or why there is none. A contestant that ends the
+    process is left out of the next one; its row says so."""
     ended: dict[str, str] = {}
     deadline = time.monotonic() + seconds
     while True:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import torch
 
 Shapes = Sequence[tuple[int, ...]]
-# Bytes that a step must move for each parameter: weight, correction and moments read and written, scales, gradient read.
+# Bytes that a step moves for each parameter: weight, correction, moments and scales both ways, gradient read.
 BYTES = {"native": 12.25, "fp32": 28.0, "authors": 12.25, "bitsandbytes": 10.0 + 16 / 256}
 COPY_BYTES = 1 << 31
-# Triton compiles the authors' kernels anew for a step count that is a multiple of 16: that is to lie before what is timed, where it does
-# not pass unnoticed beside the time of a large list.
+# Triton compiles the authors' kernels again for a step count that is a multiple of 16. Warm-up steps keep
+# that out of the timing, unless the list is so large that it does not matter.
 WARM_UPS = 17
 WARM_UPS_OF_LARGE = 3
 LARGE = 1 << 29
@@ -38,7 +38,7 @@ def llama_8b() -> Shapes:
 
 
 def cases() -> dict[str, Shapes]:
-    """The parameter lists; first those that say most, for whoever has little time. No tensor has 2^31 elements: peers count them in 32
+    """The parameter lists, the most telling first. No tensor has 2^31 elements: peers count them in 32
     bits."""
     return {
         "1 G parameters": [(262144, 4096)],
@@ -135,7 +135,8 @@ def bitsandbytes(shapes: Shapes) -> Callable[[], Any]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A name, the bytes that it moves for a parameter, the bytes that it keeps, its package and what makes its step."""
+    """A contestant: name, bytes moved and bytes kept for a parameter, package, and a function that makes its
+    step."""
 
     name: str
     traffic: float
@@ -193,8 +194,8 @@ def still_runs() -> None:
 def measure(
     title: str, shapes: Shapes, who: list[Contestant], rounds: int, begin: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Rounds in which each in turn is timed; `begin` is told whose turn it is. Those that do not fit into memory together are made
-    anew in each round."""
+    """Times each contestant in turn, in rounds. `begin` is called with the name of each. Contestants that do
+    not fit into memory together are made again in each round."""
     import torch
 
     count = sum(math.prod(shape) for shape in shapes)
@@ -240,7 +241,7 @@ def measure(
             continue
         ms = statistics.median(times[c.name])
         row: dict[str, Any] = {"name": c.name, "ms": ms, "times": times[c.name]}
-        # What fits into the cache together does not come from memory: it has no share of the memory's bandwidth.
+        # A list that fits into the cache does not come from memory, so it has no share of the bandwidth.
         if c.traffic * count >= 4 * cache:
             rate = c.traffic * count / (ms * 1e-3)
             row |= {"bytes_per_second": rate, "share": rate / bandwidth}

@@ -1,4 +1,5 @@
-"""A decoder of the Llama architecture in plain PyTorch, for the demonstrations on a GPU. Knows no optimizer."""
+"""A decoder of the Llama architecture in plain PyTorch, for the demonstrations on a GPU. It contains no
+optimizer."""
 
 from __future__ import annotations
 
@@ -121,7 +122,7 @@ def make_decoder(
                 parameter.fill_(1.0)
             else:
                 last = name.startswith("blocks.") and name.endswith(("down.weight", "output.weight"))
-                # Drawn in fp32, so that every dtype begins with the same weights; by rows, for the sake of memory.
+                # Drawn in fp32, so that every dtype has the same initial weights; by rows, to save memory.
                 for rows in parameter.split(8192):
                     drawn = torch.empty(rows.shape, device=device)
                     rows.copy_(drawn.normal_(0.0, residual if last else 0.02, generator=generator))

@@ -1,10 +1,12 @@
-"""Demonstration: trains an 8 B Llama with random weights for some steps on one GPU, by the Python package and by torch.
+"""Demonstration: trains an 8 B Llama with random weights for some steps on one GPU, by the Python package and
+by torch.
 
     python bench/gpu_llama.py                                    # on a GPU; out/gpu-llama.json and .md
     python bench/gpu_llama.py --device cpu --model tiny --steps 3 --sequence 64
 
-Each row is a process of its own: peak memory of torch's allocator (of the process on the CPU) and tokens per second. What does not fit
-is a row too. Activations are checkpointed in all of them; the data are random tokens.
+Each row is a process of its own: peak memory of torch's allocator (on the CPU: of the process) and tokens per
+second. A contestant that does not fit has a row too. All of them checkpoint activations; the data are random
+tokens.
 """
 
 from __future__ import annotations
@@ -117,7 +119,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {row['name']} | {row['failure']} | | | |")
             continue
         lines.append(
-            f"| {row['name']} | {row['peak_bytes'] / 2**30:.1f} | {row['peak_bytes'] / row['parameters']:.2f} "
+            f"| {row['name']} | {row['peak_bytes'] / 2**30:.1f} "
+            f"| {row['peak_bytes'] / row['parameters']:.2f} "
             f"| {row['tokens_per_second']:,.0f} | {row['first_loss']:.3f}, {row['last_loss']:.3f} |"
         )
     return "\n".join(lines) + "\n"
@@ -138,9 +141,8 @@ def main() -> int:
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)  # what a process of a row is told
     arguments = parser.parse_args()
     if arguments.dry_run:
-        print(
-            f"{arguments.model} on {arguments.device}: {arguments.steps} steps each of {', '.join(ROWS.values())}"
-        )
+        runs = ", ".join(ROWS.values())
+        print(f"{arguments.model} on {arguments.device}: {arguments.steps} steps each of {runs}")
         return 0
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.exit(2, "gpu_llama: torch sees no CUDA device; choose --device cpu with a small --model\n")
@@ -153,7 +155,8 @@ def main() -> int:
     document = {"device": gpu, "torch": torch.__version__, **settings, "rows": rows}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "gpu-llama.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = f"{arguments.model}, {gpu}, batches of {arguments.batch} x {arguments.sequence} tokens\n\n{table(rows)}"
+    batches = f"batches of {arguments.batch} x {arguments.sequence} tokens"
+    text = f"{arguments.model}, {gpu}, {batches}\n\n{table(rows)}"
     (arguments.out / "gpu-llama.md").write_text(text)
     print(text, end="")
     return 0

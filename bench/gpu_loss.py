@@ -1,9 +1,10 @@
-"""Demonstration: trains a model of GPT-2's size on text with fp32 AdamW and with FlashAdamW, paper and native, and draws the losses.
+"""Demonstration: draws the losses of a model of GPT-2's size on text with fp32 AdamW and FlashAdamW, paper
+and native.
 
     python bench/gpu_loss.py --text FOLDER                       # on a GPU; out/gpu-loss.json and .png
     python bench/gpu_loss.py --text README.md --device cpu --model tiny --steps 20 --batch 4 --sequence 64
 
-Bytes are tokens. Every run has the same initial weights and the same batches; the last tenth of the text is held out.
+Bytes are tokens. Every run has the same initial weights and batches. The last tenth of the text is held out.
 """
 
 from __future__ import annotations
@@ -137,10 +138,8 @@ def main() -> int:
         least = 20 * (arguments.sequence + 1)
         parser.exit(2, f"gpu_loss: --text {arguments.text} has {len(text)} bytes; give at least {least}\n")
     if arguments.dry_run:
-        runs = ", ".join(RUNS.values())
-        print(
-            f"{arguments.model} on {arguments.device}, {len(text):,} bytes: {arguments.steps} steps each of {runs}"
-        )
+        runs = f"{arguments.steps} steps each of {', '.join(RUNS.values())}"
+        print(f"{arguments.model} on {arguments.device}, {len(text):,} bytes: {runs}")
         return 0
     is_cuda = arguments.device.startswith("cuda")
     if is_cuda and not torch.cuda.is_available():

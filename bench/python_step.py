@@ -1,9 +1,10 @@
-"""Times the step of the Python package over many small tensors, where Python costs more than arithmetic, beside torch.optim.AdamW.
+"""Times the step of the Python package beside torch.optim.AdamW over many small tensors, where Python costs
+the most.
 
     PYTHONPATH=build/release/python python bench/python_step.py
 
-Every figure is a median over rounds in which all contestants were measured one after another; the ratios are medians of the
-ratios within a round. One and two threads by default. Nothing here is a test.
+Every figure is a median over rounds; a round measures all contestants one after another. Ratios are medians
+of the ratios within a round. One and two threads by default. Nothing here is a test.
 """
 
 from __future__ import annotations

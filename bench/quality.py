@@ -1,10 +1,10 @@
-"""The quality study: every optimizer in every format from several seeds on one text, as a table with paired differences.
+"""The quality study: every optimizer in every format from several seeds on one text, with paired differences.
 
     .venv/bin/python bench/quality.py --data TEXT --out out/quality --table docs/quality-table.md
 
-Each run is `flashoptim train` on one thread, as many at a time as --jobs says; finished runs are kept, so that an interrupted study
-goes on where it was. For AdamW the native format is also trained with the loss (and eps) times 1e-2 and 1e-5: Adam does not care
-in exact arithmetic.
+Each run is `flashoptim train` on one thread; --jobs runs at a time. Finished runs are kept, so an interrupted
+study continues. For AdamW the native format is also trained with the loss and eps times 1e-2 and 1e-5, which
+exact Adam does not notice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Setting:
     clip: float
 
 
-# AdamW is not clipped, as its loss is scaled too. SGD and Lion are: without it each seed leaves the first plateau at its own time,
-# and the spread of that hides everything else.
+# AdamW is not clipped, because its loss is scaled too. SGD and Lion are clipped: otherwise each seed leaves
+# the first plateau at another time, and that spread hides everything else.
 OPTIMIZERS = {"sgd": Setting(0.1, 1.0), "adamw": Setting(1e-3, 0.0), "lion": Setting(1e-3, 1.0)}
 FORMATS = ("fp32", "paper", "native")
 LOSS_FACTORS = (1e-2, 1e-5)
@@ -123,9 +123,10 @@ def table(arguments: argparse.Namespace, losses: dict[Case, list[float]]) -> tup
             row += [f"{mean:+.4f}", f"{error:.4f}", "yes" if within else "no"]
         lines.append("| " + " | ".join(row) + " |")
     lines.append("")
+    seeds = ", ".join(map(str, arguments.seeds))
     lines.append(
-        f"{arguments.model}, {arguments.steps} steps of 8 x 128 tokens, seeds {', '.join(map(str, arguments.seeds))}; "
-        f"bound: {ALLOWED_NATS} nats or {ALLOWED_ERRORS:g} standard errors of the paired differences, whichever is larger."
+        f"{arguments.model}, {arguments.steps} steps of 8 x 128 tokens, seeds {seeds}; bound: "
+        f"{ALLOWED_NATS} nats or {ALLOWED_ERRORS:g} standard errors of the paired differences, whichever is larger."
     )
     return "\n".join(lines) + "\n", all_within
 

@@ -1,4 +1,4 @@
-"""What compare.py measured as text and pictures: ratios, tables, a plot. Nothing is timed here."""
+"""The measurements of compare.py as text and pictures: ratios, tables, a plot. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-# Bytes per second of all memory channels, as their makers give them: channels x transfers per second x 8 bytes.
+# Bytes per second of all memory channels, from data sheets: channels x transfers per second x 8 bytes.
 MACHINES = {
     "desktop, 2 channels of DDR5-5600": 2 * 5600e6 * 8,
     "server, 8 channels of DDR5-5600": 8 * 5600e6 * 8,
@@ -68,7 +68,8 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 
 
 def cores_to_bound(results: list[dict[str, Any]]) -> list[str]:
-    """How many cores of this kind draw the bandwidth of common machines: bandwidth / (bytes x parameters per second of a core)."""
+    """Cores of this kind that use up the bandwidth of a machine: bandwidth / (bytes x parameters/s of a
+    core)."""
     rates = {
         row["name"]: row["parameters_per_second"]
         for result in results

@@ -1,14 +1,15 @@
-"""How small a gradient may be beside the largest of its group of 32: each rule and format against fp32 moments.
+"""How small a gradient may be beside the largest of its group of 32: each rule and format against fp32
+moments.
 
     PYTHONPATH=build/release/python .venv/bin/python bench/small_gradients.py
 
-Trains a quadratic in which one weight of each group of 32 has the curvature 1 and the others the ratio r: w - w* plus noise
-of its own size, times that curvature. Weights are fp32, so that only the moments differ. For the weights of ratio r
-it prints how far they are from those of fp32 moments after the last step, as a part of the way that those have gone:
-0 is the same, 1 as if they had not moved.
+Trains a quadratic in which one weight of each group of 32 has the curvature 1 and the others the ratio r. The
+gradient is w - w* plus noise of its own size, times that curvature. Weights are fp32, so that only the
+moments differ. The figure is how far the weights of ratio r end from those of fp32 moments, relative to the
+distance that those have moved: 0 is the same, 1 is as if they had not moved.
 
-With --drift there is no minimum: gradients are -0.5 plus noise of size 1, times the curvature. Behind the figure stands how far the
-weights have gone in the mean, as a part of what those of fp32 moments have.
+With --drift there is no minimum: gradients are -0.5 plus noise of size 1, times the curvature. The second
+figure is how far the weights have moved in the mean, relative to those of fp32 moments.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// The optimizer step: parameters per second of each rule and format on every backend, and of AdamW in each format as a ratio to
-// AdamW in fp32, the two stepped in turns in one run. Never asserts a time.
+// Times the step: parameters per second of each rule and format on every backend, and AdamW in each format
+// relative to AdamW in fp32, stepped in turns in one run. Never asserts a time.
 #include <benchmark/benchmark.h>
 
 #include <chrono>
