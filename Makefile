@@ -1,4 +1,4 @@
-# The commands, each with its one-line description. scripts/ has how they work, CMakeLists.txt how things are built.
+# The commands. scripts/ has how they work, CMakeLists.txt how things are built.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTHON_IN_VENV := .venv/bin/python
@@ -23,11 +23,11 @@ cuda:  ## the CUDA backend for every GPU generation, into build/cuda (needs nvcc
 	    -DFLASHOPTIM_CUDA=ON -DFLASHOPTIM_CUDA_ARCHITECTURES=all
 	@cmake --build build/cuda --target flashoptim_cuda
 
-compilers:  ## the core, checkpoints and the C interface with every compiler that the README names (NAMES=... chooses)
+compilers:  ## core, checkpoints and C interface with the oldest and newest compilers (NAMES=...)
 	@$(SETUP)
 	@scripts/compilers.sh $(NAMES)
 
-demo:  ## train a transformer with FlashOptim beside standard optimizers; ends with the table of memory and loss
+demo:  ## train a transformer beside standard optimizers; ends with a table of memory and loss
 	@$(SETUP)
 	@$(CONFIGURE)
 	@$(BUILD) --target flashoptim_command
@@ -43,7 +43,7 @@ test:  ## every test, the linters and the build without Torch; ends with the ten
 	@$(SETUP) --dev
 	@$(PYTHON_IN_VENV) scripts/check.py test
 
-test-integrations:  ## the Python package with transformers, accelerate and Lightning, which it installs from PyPI
+test-integrations:  ## the Python package with transformers, accelerate and Lightning (from PyPI)
 	@$(SETUP) --dev
 	@$(CONFIGURE)
 	@$(BUILD) --target flashoptim_operators
@@ -56,11 +56,11 @@ bench:  ## the benchmarks: backends one by one, then the step beside its peers (
 	@[ -n "$(QUICK)" ] || build/release/bench/step_bench
 	@$(PYTHON_IN_VENV) bench/compare.py $(if $(QUICK),--quick)
 
-sanitize:  ## the tests of the core under the address, undefined-behaviour and thread sanitizers, and the command's bad inputs
+sanitize:  ## the core's tests and the command's bad inputs under sanitizers
 	@$(SETUP) --dev
 	@$(PYTHON_IN_VENV) scripts/check.py sanitize
 
-format:  ## rewrite C++ and Python in the house style
+format:  ## rewrite the layout of C++ and Python
 	@$(SETUP) --dev
 	@$(PYTHON_IN_VENV) scripts/lint.py --fix
 

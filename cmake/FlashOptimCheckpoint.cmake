@@ -1,5 +1,5 @@
-# Decides whether checkpoints and the C interface, which has them, are built: sets FLASHOPTIM_WITH_CHECKPOINT. nlohmann-json is needed
-# to build them, not to use them.
+# Decides whether checkpoints and the C interface, which has them, are built: sets FLASHOPTIM_WITH_CHECKPOINT.
+# nlohmann-json is needed to build them, not to use them.
 set(FLASHOPTIM_WITH_CHECKPOINT OFF)
 if(FLASHOPTIM_BUILD_CHECKPOINT STREQUAL "OFF")
     return()

@@ -62,8 +62,8 @@ if(FLASHOPTIM_TOP_LEVEL AND FLASHOPTIM_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCH
     set(CMAKE_CUDA_COMPILER_LAUNCHER "${FLASHOPTIM_CCACHE}")
 endif()
 
-# flashoptim_native_architectures(OUT): for the GPUs that the driver shows, the newest generation that this nvcc knows and that runs on
-# them, with its PTX for what is newer; 80 where no GPU of 8.0 or later answers.
+# flashoptim_native_architectures(OUT): for the GPUs that the driver shows, the newest generation that this
+# nvcc knows and that runs on them, with its PTX for what is newer; 80 where no GPU of 8.0 or later answers.
 function(flashoptim_native_architectures out)
     execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
         OUTPUT_VARIABLE shown ERROR_QUIET RESULT_VARIABLE status)
@@ -90,9 +90,9 @@ function(flashoptim_native_architectures out)
     set(${out} "${chosen}" PARENT_SCOPE)
 endfunction()
 
-# "all": machine code for every generation that has been measured or is planned for, and intermediate code (PTX), which the driver
-# compiles, for those between and after. What is given to others is built so. "native", which the presets choose, takes a fraction of
-# the time.
+# "all": machine code for every generation that has been measured or is planned for, and intermediate code
+# (PTX), which the driver compiles, for those between and after. What is given to others is built so.
+# "native", which the presets choose, takes a fraction of the time.
 set(FLASHOPTIM_CUDA_ARCHITECTURES all CACHE STRING "GPUs to compile for: 'all', 'native', or as CMAKE_CUDA_ARCHITECTURES")
 if(FLASHOPTIM_CUDA_ARCHITECTURES STREQUAL "native")
     flashoptim_native_architectures(FLASHOPTIM_CUDA_ARCHITECTURES)

@@ -1,10 +1,11 @@
-# What `cmake --install` puts where: libraries and their export sets (one per component), headers, the package files for CMake and
-# pkg-config. The libraries themselves are defined in their rooms.
+# What `cmake --install` puts where: libraries and their export sets (one per component), headers, the package
+# files for CMake and pkg-config. The libraries themselves are defined in their rooms.
 include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/flashoptim")
 set(flashoptim_components "")
 
-# flashoptim_install_library(TARGET COMPONENT EXPORT_NAME): installs TARGET, for consumers flashoptim::EXPORT_NAME, as COMPONENT.
+# flashoptim_install_library(TARGET COMPONENT EXPORT_NAME): installs TARGET, for consumers
+# flashoptim::EXPORT_NAME, as COMPONENT.
 macro(flashoptim_install_library target component export_name)
     if(TARGET ${target})
         set_target_properties(${target} PROPERTIES
@@ -32,7 +33,8 @@ flashoptim_install_library(flashoptim_checkpoint checkpoint checkpoint)
 flashoptim_install_library(flashoptim_c c c)
 flashoptim_install_library(flashoptim_torch torch torch)
 
-# Torch stays where it is. CMake leaves out link folders inside the source tree, where .venv lies, so this one is named.
+# Torch stays where it is. CMake leaves out link folders inside the source tree, where .venv lies, so this one
+# is named.
 foreach(target flashoptim_torch flashoptim_command)
     if(TARGET ${target})
         set_property(TARGET ${target} APPEND PROPERTY INSTALL_RPATH "${TORCH_INSTALL_PREFIX}/lib")
@@ -60,8 +62,9 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/flashoptimConfigVersion.
 install(FILES "${PROJECT_BINARY_DIR}/flashoptimConfig.cmake" "${PROJECT_BINARY_DIR}/flashoptimConfigVersion.cmake"
     DESTINATION "${package_folder}")
 
-# flashoptim_install_pkg_config(TARGET DESCRIPTION [REQUIRES...]): TARGET.pc, good from wherever the tree is moved. A static library
-# brings what it needs itself, so that `pkg-config --libs` alone links with either kind.
+# flashoptim_install_pkg_config(TARGET DESCRIPTION [REQUIRES...]): TARGET.pc, good from wherever the tree is
+# moved. A static library brings what it needs itself, so that `pkg-config --libs` alone links with either
+# kind.
 function(flashoptim_install_pkg_config target description)
     if(NOT TARGET ${target})
         return()

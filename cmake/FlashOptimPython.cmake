@@ -1,5 +1,5 @@
-# Decides whether the operators for PyTorch are built: sets FLASHOPTIM_TORCH_FOLDER, the torch package whose stable headers they are
-# compiled against. No CUDA toolkit is needed for that, whichever torch it is.
+# Decides whether the operators for PyTorch are built: sets FLASHOPTIM_TORCH_FOLDER, the torch package whose
+# stable headers they are compiled against. No CUDA toolkit is needed for that, whichever torch it is.
 
 set(FLASHOPTIM_TORCH_FOLDER "")
 if(NOT FLASHOPTIM_BUILD_PYTHON)
@@ -9,8 +9,8 @@ set(obstacle "")
 if(FLASHOPTIM_SANITIZE)
     set(obstacle "Python does not run under the sanitizers")
 else()
-    # Found already, or a wheel is built, which needs torch's headers and not LibTorch. An isolated build does not see the packages of
-    # the Python that runs it, but they are there (python/build_backend.py).
+    # Found already, or a wheel is built, which needs torch's headers and not LibTorch. An isolated build does
+    # not see the packages of the Python that runs it, but they are there (python/build_backend.py).
     set(site_packages "")
     if(SKBUILD AND Python_EXECUTABLE)
         execute_process(COMMAND "${Python_EXECUTABLE}" -c "import sysconfig; print(sysconfig.get_path('platlib'))"

@@ -1,6 +1,7 @@
 # How the build is put together: rooms, and switches with three values.
 
-# flashoptim_add_room(FOLDER): adds the room that lies in FOLDER, with its place in the build tree named after it.
+# flashoptim_add_room(FOLDER): adds the room that lies in FOLDER, with its place in the build tree named after
+# it.
 function(flashoptim_add_room folder)
     if(EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${folder}/CMakeLists.txt")
         add_subdirectory(${folder})
@@ -20,7 +21,8 @@ function(flashoptim_read_switch name)
     set(${name} ${value} PARENT_SCOPE)
 endfunction()
 
-# flashoptim_build_if_linked(TARGET): in a project that adds this one and installs nothing of it, TARGET is built only if used.
+# flashoptim_build_if_linked(TARGET): in a project that adds this one and installs nothing of it, TARGET is
+# built only if used.
 function(flashoptim_build_if_linked target)
     if(NOT FLASHOPTIM_TOP_LEVEL AND NOT FLASHOPTIM_INSTALL)
         set_target_properties(${target} PROPERTIES EXCLUDE_FROM_ALL ON)

@@ -1,11 +1,13 @@
-# flashoptim_add_test(NAME SOURCES a.cpp b.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds]): one GoogleTest executable whose
-# cases ctest knows one by one, as NAME.Suite.Case. Every case carries its room (the folder under tests/) as a label, so that
-# `ctest -L numeric` runs a room. A label with a meaning: threads (these run under the thread sanitizer).
+# flashoptim_add_test(NAME SOURCES a.cpp b.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds]): one
+# GoogleTest executable whose cases ctest knows one by one, as NAME.Suite.Case. Every case carries its room
+# (the folder under tests/) as a label, so that `ctest -L numeric` runs a room. A label with a meaning:
+# threads (these run under the thread sanitizer).
 
 find_package(GTest REQUIRED)
 include(GoogleTest)
 
-# The thread sanitizer of older compilers dies under the address randomisation of newer kernels; setarch -R switches that off.
+# The thread sanitizer of older compilers dies under the address randomisation of newer kernels; setarch -R
+# switches that off.
 if("thread" IN_LIST FLASHOPTIM_SANITIZE)
     find_program(FLASHOPTIM_SETARCH setarch)
     mark_as_advanced(FLASHOPTIM_SETARCH)

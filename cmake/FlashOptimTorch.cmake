@@ -1,5 +1,6 @@
-# Decides whether the rooms that need LibTorch are built, and finds it: sets FLASHOPTIM_WITH_TORCH. The repository's own .venv is
-# looked at first, then CMAKE_PREFIX_PATH, for example $(python -c 'import torch; print(torch.utils.cmake_prefix_path)').
+# Decides whether the rooms that need LibTorch are built, and finds it: sets FLASHOPTIM_WITH_TORCH. The
+# repository's own .venv is looked at first, then CMAKE_PREFIX_PATH, for example $(python -c 'import torch;
+# print(torch.utils.cmake_prefix_path)').
 
 set(FLASHOPTIM_WITH_TORCH FALSE)
 if(NOT FLASHOPTIM_TORCH STREQUAL "OFF")
@@ -31,11 +32,12 @@ if(NOT FLASHOPTIM_TORCH STREQUAL "OFF")
 
     if(NOT torch_obstacle)
         set(Torch_DIR "${FLASHOPTIM_TORCH_CONFIG}" CACHE PATH "Folder of TorchConfig.cmake" FORCE)
-        # Torch's package file warns of a library that its wheels do not carry; c10, which is linked anyway, stands in for it.
+        # Torch's package file warns of a library that its wheels do not carry; c10, which is linked anyway,
+        # stands in for it.
         find_library(kineto_LIBRARY NAMES kineto c10 PATHS "${FLASHOPTIM_TORCH_CONFIG}/../../../lib" NO_DEFAULT_PATH)
         mark_as_advanced(kineto_LIBRARY)
-        # A CUDA build of Torch adds its own generations of GPUs, of which nvcc may know not all, and its own switches to what every
-        # kernel behind is compiled with, and complains of CMAKE_CUDA_ARCHITECTURES.
+        # A CUDA build of Torch adds its own generations of GPUs, of which nvcc may know not all, and its own
+        # switches to what every kernel behind is compiled with, and complains of CMAKE_CUDA_ARCHITECTURES.
         set(cuda_settings CMAKE_CUDA_FLAGS CMAKE_CUDA_STANDARD CMAKE_CUDA_STANDARD_REQUIRED CMAKE_CUDA_ARCHITECTURES)
         foreach(name IN LISTS cuda_settings)
             set(kept_${name} "${${name}}")

@@ -1,4 +1,5 @@
-"""Settings of Sphinx, which makes build/docs/html of the documents here and of the doc comments. `make docs` runs it."""
+"""Settings of Sphinx, which makes build/docs/html of the documents here and of the doc comments. `make docs`
+runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Finetunes a Hugging Face causal language model with FlashAdamW or torch's AdamW, and says where the memory went.
+"""Finetunes a Hugging Face causal language model with FlashAdamW or torch's AdamW, and says where the memory
+went.
 
     python examples/finetune_llm.py                                  # a tiny random Llama, on this file's own bytes
     python examples/finetune_llm.py --model FOLDER --text FILE --optimizer torch
@@ -95,7 +96,8 @@ def load(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tensor]:
 def cast(model: torch.nn.Module) -> None:
     """bfloat16 weights, of which the optimizer keeps the rest of the 24 bits.
 
-    Rotary frequencies stay fp32 (saved ones have to be named), and so does what transformers itself never loads in bfloat16.
+    Rotary frequencies stay fp32 (saved ones have to be named), and so does what transformers itself never
+    loads in bfloat16.
     """
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     buffers = [name for name, _ in model.named_buffers() if {"inv_freq", *strict} & set(name.split("."))]

@@ -1,6 +1,7 @@
 """Trains a small network on MNIST with FlashAdamW: `python examples/mnist.py [FOLDER]`.
 
-FOLDER holds the four idx files of MNIST, unpacked. Without it the data are SYNTHETIC: ten blurred random patterns with noise.
+FOLDER holds the four idx files of MNIST, unpacked. Without it the data are SYNTHETIC: ten blurred random
+patterns with noise.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The test command behind `make test` and `make sanitize`: runs each step, times it, sums up.
 
-What is tested never stands here: the presets, tests/ and scripts/lint.py say that. The last line is always
-`N passed, N failed`, with `, N skipped` where something was skipped; the exit status is 1 where something failed.
+What is tested never stands here: the presets, tests/ and scripts/lint.py say that. The last line is always `N
+passed, N failed`, with `, N skipped` where something was skipped; the exit status is 1 where something
+failed.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Check:
         """The list of bad inputs on the command of a preset with sanitizers, on LibTorch as it is."""
         settings = {
             "FLASHOPTIM": str(ROOT / "build" / preset / "apps" / "flashoptim" / "flashoptim"),
-            # LibTorch keeps what it has until the end. The test's fork server is loaded before the sanitizer's runtime.
+            # LibTorch keeps what it has until the end. The test's fork server is loaded before the
+            # sanitizer's runtime.
             "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:hard_rss_limit_mb=6000",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
@@ -89,7 +91,8 @@ class Check:
             del os.environ[name]
 
     def cases(self, name: str, command: list[str]) -> None:
-        """Runs a test runner whose last argument is the JUnit file that it writes, and takes the cases from that file."""
+        """Runs a test runner whose last argument is the JUnit file that it writes, and takes the cases from
+        that file."""
         print(f"== {name}", flush=True)
         report = RESULTS / f"{name.replace(' ', '-')}.xml"
         report.parent.mkdir(parents=True, exist_ok=True)

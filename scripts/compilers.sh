@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Builds the core, checkpoints and the C interface with every compiler that the README promises, and runs their tests: the oldest
-# and newest GCC and Clang of this Debian, Clang with libc++, and Zig's Clang with musl for x86 and 64-bit ARM. Ends with a table.
-#   scripts/compilers.sh [NAME...]   all of them, or those named: gcc-oldest gcc-newest clang-oldest clang-newest libc++-oldest
-#                                    libc++-newest zig-x86_64-linux-musl zig-aarch64-linux-musl zig-aarch64-linux-gnu
-# As root on Debian the compilers are installed; elsewhere those that are missing are named and left out. Zig comes from PyPI into
-# build/compilers, and programs for another processor run under qemu-user where it is. Each takes about as long as `make build`.
-# Exit status: 0 where everything that is here was built and passed, 1 where something failed, 3 where nothing was tried.
+# Builds the core, checkpoints and the C interface with every compiler that the README names, and runs their
+# tests: the oldest and newest GCC and Clang of this Debian, Clang with libc++, and Zig's Clang with musl for
+# x86 and 64-bit ARM. Ends with a table.
+#   scripts/compilers.sh [NAME...]   all of them, or those named:
+#       gcc-oldest gcc-newest clang-oldest clang-newest libc++-oldest libc++-newest
+#       zig-x86_64-linux-musl zig-aarch64-linux-musl zig-aarch64-linux-gnu
+# As root on Debian missing compilers are installed; elsewhere they are named and left out. Zig comes from
+# PyPI into build/compilers. Programs for another processor run under qemu-user if it is installed. Each
+# compiler takes about as long as `make build`. Exit status: 0 if all that were tried passed, 1 if one failed,
+# 3 if none was tried.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/compilers
@@ -33,7 +36,8 @@ provide() {  # provide COMMAND PACKAGE...: installs where that can be done
 }
 row() { table+=("$(printf '%-24s %-34s %-8s %s' "$1" "$2" "$3" "$4")"); }
 
-# GoogleTest is compiled anew by compilers whose standard library is not that of Debian's; its sources come with libgtest-dev.
+# GoogleTest is compiled anew by compilers whose standard library is not that of Debian's; its sources come
+# with libgtest-dev.
 googletest() {  # googletest FOLDER CMAKE_OPTION...
     local folder=$1; shift
     [ -d "$folder/installed/lib" ] && return 0
@@ -133,7 +137,7 @@ one() {
         libc++-oldest) try_debian "$1" libc++ "$oldest_libcxx" libc++-"$oldest_libcxx"-dev libc++abi-"$oldest_libcxx"-dev ;;
         libc++-newest) clang=$(newest 'clang-'); try_debian "$1" libc++ "$clang" libc++-"$clang"-dev libc++abi-"$clang"-dev ;;
         zig-*) zig "${1#zig-}" ;;
-        *) sed -n '4,6p' "$0" >&2; exit 2 ;;
+        *) sed -n '5,7p' "$0" >&2; exit 2 ;;
     esac
 }
 

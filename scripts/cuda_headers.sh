@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Compiles the CUDA backend with the headers of CUDA 12.4, the oldest that it is written for, where only a newer nvcc is at hand: the
-# host's files with the C++ compiler, the kernels with clang, assembled by the ptxas of 12.4. Headers and ptxas come from PyPI.
-#   scripts/cuda_headers.sh      CLANG: clang 19 or later (default clang++-19); without one the kernels are left out, by name
-# Not part of `make test`. Clang knows neither __ldcs nor __stcs nor __grid_constant__, which CUDA 12.4 has: the first two are given to
-# it as ordinary loads and stores, the last it leaves out.
+# Compiles the CUDA backend with the headers of CUDA 12.4, the oldest supported version, if only a newer nvcc
+# is available: the host's files with the C++ compiler, the kernels with clang, assembled by the ptxas of
+# 12.4. Headers and ptxas come from PyPI.
+#   scripts/cuda_headers.sh      CLANG: clang 19 or later (default clang++-19); without it no kernels
+# Not part of `make test`. Clang lacks __ldcs, __stcs and __grid_constant__, which CUDA 12.4 has. The first
+# two are given to it as ordinary loads and stores; the last is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-build/cuda-headers}

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The main job on real input: trains a small Llama with fp32 AdamW, with the paper's format and with ours, each also with gradient
-# release, and ends with the table; then a model of 300 M parameters for three steps, where the operating system shows the memory.
+# The demonstration on real input: trains a small Llama with fp32 AdamW, with the paper's format and with
+# ours, each also with gradient release, and ends with the table. Then three steps of a model of 300 M
+# parameters, for which the operating system reports the memory.
 #   scripts/demo.sh               on text made of this repository's own documents and sources
-#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files (which make both models larger by
-#                                 their vocabulary)
-#   STEPS=N                       steps of the small model (400); OUT=DIR: where results go (out/demo)
-# `make demo` sets everything up first and passes DATA, STEPS and OUT on.
+#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files (whose vocabulary
+#                                 makes both models larger)
+#   STEPS=N                       steps of the small model (400); OUT=DIR: the folder of the results (out/demo)
+# `make demo` sets everything up first and passes on DATA, STEPS and OUT.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,7 +29,7 @@ echo "demo: llama-1m, a Llama of 1 M parameters on text, $steps steps of 8 x 128
 "$command" compare --data "$data" --model llama-1m --steps "$steps" --batch 8 --sequence 128 --warmup 40 --lr 1e-3 \
     --eval-every 50 --eval-batches 16 --with-gradient-release --out "$out/small" --overwrite
 
-# fp32 AdamW needs 16 bytes per parameter beside activations: about 6 GB here, 9 GB with the vocabulary of Llama 3's tokens.
+# fp32 AdamW needs 16 bytes per parameter beside activations: about 6 GB here, 9 GB with Llama 3's vocabulary.
 needed_kib=$((8 * 1024 * 1024))
 if [ -n "$(find "$data" -name '*.bin' -print -quit)" ]; then needed_kib=$((12 * 1024 * 1024)); fi
 available_kib=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo 2>/dev/null || true)

@@ -1,7 +1,8 @@
-"""The documents and the API reference as HTML, in build/docs/html: Doxygen reads the public headers, Sphinx makes the pages.
+"""The documents and the API reference as HTML, in build/docs/html: Doxygen reads the public headers, Sphinx
+makes the pages.
 
-A warning of either is an error, and so is a public function without a doc comment. `lint.py` calls the part that needs
-Doxygen alone.
+A warning of either is an error, and so is a public function without a doc comment. `lint.py` calls the part
+that needs Doxygen alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ XML = OUTPUT / "xml"
 
 
 def is_documented(function: ElementTree.Element) -> bool:
-    """Whether a function has a doc comment. Constructors and overrides may leave that to their class and their base."""
+    """Whether a function has a doc comment. Constructors and overrides may leave that to their class and
+    their base."""
     if function.find("type") is None or not "".join(function.find("type").itertext()):  # type: ignore[union-attr]
         return True
     if function.findtext("argsstring", "").rstrip("=0 ").endswith("override"):

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# One call on a machine with an NVIDIA GPU: builds the CUDA backend for it, runs the tests on the device and the benchmark, and
-# leaves JSON and tables in bench/results. In less than 10 minutes.
+# One call on a machine with an NVIDIA GPU: builds the CUDA backend for it, runs the tests on the device and
+# the benchmark, and writes JSON and tables to bench/results. It takes less than 10 minutes.
 #   scripts/gpu_check.sh                 tests and benchmark
-#   scripts/gpu_check.sh --demos TEXT    afterwards the demonstrations (up to an hour), into out/: an 8 B model; losses on TEXT,
-#                                        a file or folder
+#   scripts/gpu_check.sh --demos TEXT    then the demonstrations (up to an hour), into out/: an 8 B model;
+#                                        losses on TEXT, a file or folder
 #   --dry-run                            says what it would do and what is missing
-# Needs a CUDA toolkit, CMake, a C++ compiler and a Python whose torch sees the GPU: PYTHON, or the first of python3 and .venv that
-# has one (scripts/setup.sh may have put the CPU's torch into .venv). The C++ tests need GoogleTest and nlohmann-json, those of the
-# Python package pytest, and the comparison its peers (pip install flashoptim bitsandbytes): what is missing is left out and named at the
-# end. Exits with 1 where something failed, else with 3 where tests were left out, else with 0.
+# It needs a CUDA toolkit, CMake, a C++ compiler and a Python whose torch sees the GPU: PYTHON, or the first
+# of python3 and .venv that does (scripts/setup.sh may have put the CPU's torch into .venv). The C++ tests
+# need GoogleTest and nlohmann-json, the Python tests pytest, and the comparison its peers (pip install
+# flashoptim bitsandbytes). What is missing is left out and named at the end. Exits with 1 if something
+# failed, with 3 if tests were left out, else with 0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,7 +36,7 @@ leave_out() {
 has() { command -v "$1" > /dev/null 2>&1; }
 has_header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | "${CXX:-c++}" -E -x c++ - > /dev/null 2>&1; }
 sees_gpu() { "$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' > /dev/null 2>&1; }
-end=570  # everything but the demonstrations is to be done by then, in seconds
+end=570  # seconds for everything but the demonstrations
 step() {  # step SECONDS COMMAND...: runs it, or says it; no longer than what is left of the time
     local limit=$1 status=0
     shift
@@ -81,7 +82,7 @@ if [ -z "$python" ]; then  # of a dry run
     [ ! -x .venv/bin/python ] || python=.venv/bin/python
 fi
 
-# The compute capability without its point, as 90; where there is no GPU to ask, that of an H100.
+# The compute capability without its point, as 90; without a GPU that of an H100.
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ' || true)
 build=build/cuda-check
 generator=() torch_folder=() tests=OFF package=OFF
@@ -107,7 +108,7 @@ configure() {
 }
 build() { step 240 cmake --build "$build" --parallel "$(nproc)" --target "$@"; }
 
-# What does not build takes nothing else with it: the benchmark needs neither torch nor GoogleTest.
+# A failed build stops nothing else: the benchmark needs neither torch nor GoogleTest.
 if ! configure; then
     failed=1
     leave_out "the C++ tests and the Python package: the build could not be configured with them"
@@ -147,7 +148,7 @@ if [ "$dry_run" = 1 ]; then
     step 480 "$python" bench/cuda_compare.py --library "$library"
     if [ "$package" = ON ]; then "$python" bench/cuda_compare.py --library "$library" --dry-run; fi
 elif [ "$bench" = ON ]; then
-    # What build and tests have left, but for the time in which the benchmark ends.
+    # The time that build and tests have left, less what the benchmark needs to end.
     seconds=$((end - SECONDS - 20 > 30 ? end - SECONDS - 20 : 30))
     step 560 "$python" bench/cuda_compare.py --library "$library" --seconds "$seconds" || failed=1
 fi

@@ -84,7 +84,8 @@ def clang_tidy(fix: bool = False) -> bool:
         key.update(str(source.relative_to(ROOT)).encode() + source.read_bytes())
         stamp = stamps / key.hexdigest()
         if not stamp.exists():
-            # The flags are those of the compiler, which may know warnings and optimisations that clang does not.
+            # The flags are those of the compiler, which may know warnings and optimisations that clang does
+            # not.
             command = [BIN / "clang-tidy", "--quiet", "--extra-arg=-Wno-unknown-warning-option"]
             command += ["--extra-arg=-Wno-ignored-optimization-argument"]
             command += ["-p", COMPILE_COMMANDS.parent, source]

@@ -1,8 +1,10 @@
-"""Counts the machine instructions per parameter of a step kernel: compiles it, disassembles it and walks the loop over a chunk.
+"""Counts the machine instructions per parameter of a step kernel: compiles it, disassembles it and walks the
+loop over a chunk.
 
-The figure is the longest way through the loop that leaves out what hardly ever runs: calls (divisions and roots out of range, the
-one-by-one path), accesses of single bytes and of single 16-bit elements other than the scales (rows that are not whole), fp16
-gradients and the division that finds another row. A thread steps eight parameters in each turn.
+The figure is the longest way through the loop that leaves out what hardly ever runs: calls (divisions and
+roots out of range, the one-by-one path), accesses of single bytes and of single 16-bit elements other than
+the scales (rows that are not whole), fp16 gradients and the division that finds another row. A thread steps
+eight parameters in each turn.
 
 Needs nvcc and nvdisasm: `pip install nvidia-cuda-nvdisasm`, then `--nvdisasm PATH` unless it is in PATH.
 """

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Brings a machine to where this repository builds: compiler, libraries and a Python environment in .venv. Builds nothing itself.
-#   scripts/setup.sh          what building and running need
-#   scripts/setup.sh --dev    also what testing and linting need
+# Sets a machine up for this repository: compiler, libraries and a Python environment in .venv. Builds
+# nothing.
+#   scripts/setup.sh          for building and running
+#   scripts/setup.sh --dev    also for testing and linting
 #   scripts/setup.sh --bench  also the optimizers that the benchmark compares with
 #   scripts/setup.sh --docs   also Doxygen and Sphinx
-# What is there already is used and nothing is fetched twice: the second call returns at once and needs no network. As root on a
-# machine with apt-get, missing Debian packages are installed; elsewhere they are named. PYTHON chooses the interpreter of a new
-# .venv. FLASHOPTIM_TORCH_INDEX chooses where torch comes from: a wheel index, or `pypi` for PyPI alone; without it Linux takes
-# PyTorch's CPU index where that can be reached, as PyPI's own wheel for x86 brings gigabytes of CUDA libraries.
+# It uses what is there and fetches nothing twice: the second call returns at once and needs no network. As
+# root on a machine with apt-get it installs missing Debian packages; elsewhere it names them. PYTHON chooses
+# the interpreter of a new .venv. FLASHOPTIM_TORCH_INDEX chooses where torch comes from: a wheel index, or
+# `pypi` for PyPI alone. Without it Linux takes PyTorch's CPU index if that can be reached, because PyPI's own
+# wheel for x86 brings gigabytes of CUDA libraries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +22,7 @@ case "${1:-}" in
     *) sed -n '2,6p' "$0" >&2; exit 2 ;;
 esac
 
-# The environment's own programs must not be taken for the machine's.
+# Programs of the environment do not count as the machine's.
 venv="$PWD/.venv"
 PATH=":$PATH:"; PATH="${PATH//:$venv\/bin:/:}"; PATH="${PATH#:}"; PATH="${PATH%:}"
 python="${PYTHON:-python3}"
@@ -53,7 +55,7 @@ has_header benchmark/benchmark.h|libbenchmark-dev|google-benchmark-devel|benchma
 TABLE
     ! $docs || echo 'has doxygen|doxygen|doxygen|doxygen|doxygen'
 }
-# These come from PyPI where the machine has none, or are done without.
+# These come from PyPI if the machine has none, or are not needed.
 wants() {
     cat <<'TABLE'
 has_cmake|cmake|cmake|cmake|cmake
@@ -78,7 +80,7 @@ install_native() {
     if [ "$(id -u)" = 0 ] && has apt-get; then
         say "installing $packages"
         local log; log=$(mktemp)
-        # A package list may be there already, so fetch it only if the installation fails without.
+        # Fetch a package list only if the installation fails without one.
         if ! apt_install "$packages" >"$log" 2>&1 && ! { apt-get -qq update && apt_install "$packages"; } >"$log" 2>&1; then
             tail -n 5 "$log" >&2; rm -f "$log"
             fail "apt-get could not install $packages; see the lines above"

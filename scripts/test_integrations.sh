@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what requirements-integrations.txt names into build/integrations, which sees the packages of .venv, and runs the
-# tests that need it. .venv stays as it is.
+# Installs requirements-integrations.txt into build/integrations, an environment that sees the packages of
+# .venv, and runs the tests that need it. .venv does not change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Shows that one binary serves every torch, and that it can be built against each: builds the wheel once, installs it into a fresh
-# environment for each version of torch, runs the operators' tests there, and again with operators built against that torch's headers.
-# Not part of `make test`: PyPI's torch is several gigabytes a version.
+# Shows that one binary serves every version of torch and that it can be built against each. Builds the wheel
+# once, installs it into a fresh environment for each version of torch and runs the operators' tests there;
+# runs them again with operators built against that torch's headers. Not part of `make test`: PyPI's torch is
+# several gigabytes a version.
 #   scripts/torch_versions.sh [VERSION...]      default: 2.10.0 2.11.0 2.13.0
-# FLASHOPTIM_TORCH_INDEX chooses where torch comes from (a wheel index such as https://download.pytorch.org/whl/cpu; default PyPI),
-# PYTHON the interpreter, WORK a folder for the environments (default build/torch-versions).
+# FLASHOPTIM_TORCH_INDEX chooses where torch comes from (a wheel index such as
+# https://download.pytorch.org/whl/cpu; default PyPI), PYTHON the interpreter, WORK a folder for the
+# environments (default build/torch-versions).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 versions=("$@")
