@@ -1,4 +1,5 @@
-"""The examples of the README and of docs/optimizers, compiled and run exactly as printed; the tables of docs/optimizers.
+"""The examples of the README and of docs/optimizers, compiled and run exactly as printed; the tables of
+docs/optimizers.
 
 What a user loses if these fail: the first ten minutes, and figures of memory and defaults that are true.
 """
@@ -144,7 +145,8 @@ def test_page_example(page: Path, language: str, tmp_path: Path) -> None:
 
 
 def classes(page: Path) -> list[str]:
-    """The Python classes of a page: that of its example, and its form with decoupled decay on the same page."""
+    """The Python classes of a page: that of its example, and its form with decoupled decay on the same
+    page."""
     [name] = re.findall(r"flash\.(Flash\w+)\(", examples(page, "python")[0])
     return [name, f"{name}W"] if page.stem == "sgd" else [name]
 

@@ -1,5 +1,5 @@
-// What users of other implementations lost (stuck weights, NaN that spread, steps that depend on the loss's unit, refused
-// tensors): here each of them has a test in which it goes right.
+// What users of other implementations lost (stuck weights, NaN that spread, steps that depend on the loss's
+// unit, refused tensors): here each of them has a test in which it goes right.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -44,8 +44,8 @@ std::vector<std::byte> state_bytes(Optimizer& optimizer, Optimizer::ParameterId 
     return all;
 }
 
-/// Gradients as a small MLP's layers have them: a mean that wanders slowly beside noise of twice its size, rows whose sizes
-/// spread over half a decade (normal in log10) and elements within a row over a quarter.
+/// Gradients as a small MLP's layers have them: a mean that wanders slowly beside noise of twice its size,
+/// rows whose sizes spread over half a decade (normal in log10) and elements within a row over a quarter.
 class MlpGradients {
 public:
     explicit MlpGradients(std::size_t numel) : size_(numel), drift_(numel), random_(10) {
@@ -95,9 +95,10 @@ std::vector<float> train(double unit, int steps, std::size_t numel, double beta2
 
 // ------------------------------------------------------------------------------------------ small updates
 
-/// A 24-bit master at 1.0 under 1,000 updates of 1e-6: elsewhere it does not move at all. Below 1 the fp32 sum rounds 1e-6 to 17
-/// units of 2^-24, that is 1.3 % more than asked for; a unit of the stored grid is 2^-16 = 1.5 % of the way, and the dither of one
-/// element is within a few units of even after 1,000 steps, that of all elements together much closer.
+/// A 24-bit master at 1.0 under 1,000 updates of 1e-6: elsewhere it does not move at all. Below 1 the fp32
+/// sum rounds 1e-6 to 17 units of 2^-24, that is 1.3 % more than asked for; a unit of the stored grid is
+/// 2^-16 = 1.5 % of the way, and the dither of one element is within a few units of even after 1,000 steps,
+/// that of all elements together much closer.
 TEST(Behaviour, MasterAtOneMovesUnderSmallUpdates) {
     Fixture<SGD> sgd(SGDOptions{.learning_rate = 1e-6}, 1024);
     Fixture<AdamW> adamw(AdamWOptions{.learning_rate = 1e-6, .weight_decay = 0.0}, 1024);
@@ -136,8 +137,9 @@ TEST(Behaviour, OneHugeGradientLeavesItsGroupFinite) {
         const auto after = run.optimizer.master(run.p), calm = undisturbed.optimizer.master(undisturbed.p);
         for (std::size_t n = 0; n < kNumel; ++n) {
             ASSERT_TRUE(std::isfinite(after[n])) << n << " in step " << t;
-            // Exact Adam never takes a step above (1 - b1) / sqrt(1 - b2) / sqrt(1 - b1^2 / b2) = 7.27 times the learning
-            // rate, and quantised moments are held to that; half a unit of the master is far smaller.
+            // Exact Adam never takes a step above (1 - b1) / sqrt(1 - b2) / sqrt(1 - b1^2 / b2) = 7.27 times
+            // the learning rate, and quantised moments are held to that; half a unit of the master is far
+            // smaller.
             ASSERT_LE(std::fabs(static_cast<double>(after[n]) - static_cast<double>(before[n])), 7.3e-3) << n;
             // Other groups do not notice.
             if (n / 32 != kHuge / 32) {
@@ -150,8 +152,8 @@ TEST(Behaviour, OneHugeGradientLeavesItsGroupFinite) {
 
 // --------------------------------------------------------------------------------------------- bad gradients
 
-/// A NaN gradient: elsewhere its weight is NaN for ever. Here its element keeps weight and moments for this step, is counted,
-/// and learns again in the next.
+/// A NaN gradient: elsewhere its weight is NaN for ever. Here its element keeps weight and moments for this
+/// step, is counted, and learns again in the next.
 TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
     constexpr std::size_t kNumel = 256, kBad = 70;
     for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
@@ -180,7 +182,8 @@ TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
         const auto new_w = run.optimizer.master(run.p), new_m = run.optimizer.first_moment(run.p);
         const auto new_v = run.optimizer.second_moment(run.p), calm_w = calm.optimizer.master(calm.p);
         EXPECT_EQ(new_w[kBad], w[kBad]);
-        // Its code is kept, or encoded again under a new scale: within one cell, whose width in value is below 4 sqrt(z).
+        // Its code is kept, or encoded again under a new scale: within one cell, whose width in value is
+        // below 4 sqrt(z).
         EXPECT_NEAR(static_cast<double>(new_m[kBad]), static_cast<double>(m[kBad]), 0.05);
         EXPECT_NEAR(std::sqrt(static_cast<double>(new_v[kBad])), std::sqrt(static_cast<double>(v[kBad])),
                     0.02);
@@ -196,7 +199,8 @@ TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
     }
 }
 
-// ---------------------------------------------------------------------------------------- the unit of the loss
+// ---------------------------------------------------------------------------------------- the unit of the
+// loss
 
 /// Loss and eps times a power of two: the same weights to the bit, on a stream without underflow.
 TEST(Behaviour, PowersOfTwoInTheLossChangeNoBit) {
@@ -208,8 +212,9 @@ TEST(Behaviour, PowersOfTwoInTheLossChangeNoBit) {
     }
 }
 
-/// Gradients 1e-5 times as large: elsewhere the weights move 478 times too far. Here two runs differ by their quantisation
-/// alone, each at most 5 % of the distance moved (the bound of the test below): sqrt(2) of that between them.
+/// Gradients 1e-5 times as large: elsewhere the weights move 478 times too far. Here two runs differ by their
+/// quantisation alone, each at most 5 % of the distance moved (the bound of the test below): sqrt(2) of that
+/// between them.
 TEST(Behaviour, SmallGradientsMoveWeightsAsFar) {
     constexpr std::size_t kNumel = 4096;
     const auto start = train(1.0, 0, kNumel), plain = train(1.0, 200, kNumel),
@@ -222,9 +227,11 @@ TEST(Behaviour, SmallGradientsMoveWeightsAsFar) {
     EXPECT_LE(norm(apart), 0.071 * norm(moved));
 }
 
-// ------------------------------------------------------------------------------------------- distance to exact
+// ------------------------------------------------------------------------------------------- distance to
+// exact
 
-/// After 200 steps the native weights are at most 5 % of the distance moved away from exact AdamW in double (elsewhere 9.3 %).
+/// After 200 steps the native weights are at most 5 % of the distance moved away from exact AdamW in double
+/// (elsewhere 9.3 %).
 TEST(Behaviour, StaysCloseToExactAdamW) {
     constexpr std::size_t kNumel = 8192;
     constexpr double kRate = 1e-3, kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8, kDecay = 1e-2;
@@ -252,10 +259,11 @@ TEST(Behaviour, StaysCloseToExactAdamW) {
 
 // --------------------------------------------------------------------------------------------- memory orders
 
-/// channels_last weights and gradients in any order, also with holes: elsewhere refused. The weight is stepped where it lies,
-/// in memory order, so it has the bits of a contiguous tensor with those values.
+/// channels_last weights and gradients in any order, also with holes: elsewhere refused. The weight is
+/// stepped where it lies, in memory order, so it has the bits of a contiguous tensor with those values.
 TEST(Behaviour, AnyDenseOrderAndStridedGradientsAreStepped) {
-    // A convolution's weight [out, in, height, width] as PyTorch's channels_last lays it out: [out, height, width, in].
+    // A convolution's weight [out, in, height, width] as PyTorch's channels_last lays it out: [out, height,
+    // width, in].
     constexpr std::int64_t kOut = 8, kIn = 20, kHeight = 3, kWidth = 5,
                            kNumel = kOut * kIn * kHeight * kWidth;
     const std::vector<std::int64_t> shape = {kOut, kIn, kHeight, kWidth};
@@ -270,7 +278,8 @@ TEST(Behaviour, AnyDenseOrderAndStridedGradientsAreStepped) {
     const auto q =
         reference.add_parameter({contiguous.data(), DType::kBFloat16, {kOut, kHeight, kWidth, kIn}, {}});
 
-    // Three ways in which the same gradient may come: row-major, in the weight's order, and every third element of a buffer.
+    // Three ways in which the same gradient may come: row-major, in the weight's order, and every third
+    // element of a buffer.
     std::vector<float> in_order(kNumel), row_major(kNumel), spaced(3 * kNumel);
     for (int t = 0; t < 9; ++t) {
         for (auto& g : in_order) g = static_cast<float>(random.normal());
@@ -319,9 +328,11 @@ TEST(Behaviour, ExpandedGradientsAreReadAndExpandedWeightsRefusedByName) {
     }
 }
 
-// -------------------------------------------------------------------------------------------- state and shape
+// -------------------------------------------------------------------------------------------- state and
+// shape
 
-/// Values of another tensor's size are refused by name: elsewhere the state of another shape is loaded without a word.
+/// Values of another tensor's size are refused by name: elsewhere the state of another shape is loaded
+/// without a word.
 TEST(Behaviour, StateOfAnotherShapeIsRefused) {
     Fixture<AdamW> run(AdamWOptions{}, 256);
     EXPECT_THROW(run.optimizer.set_master(run.p, std::vector<float>(255)), InvalidArgument);
@@ -333,8 +344,8 @@ TEST(Behaviour, StateOfAnotherShapeIsRefused) {
     EXPECT_THROW(run.optimizer.copy_master(run.p, std::span(other)), InvalidArgument);
 }
 
-/// An optimizer can be handed over (elsewhere it can neither be pickled nor copied): moved, or rebuilt from its state buffers in
-/// another one, it goes on bit for bit.
+/// An optimizer can be handed over (elsewhere it can neither be pickled nor copied): moved, or rebuilt from
+/// its state buffers in another one, it goes on bit for bit.
 TEST(Behaviour, MovedAndRebuiltOptimizersGoOnBitForBit) {
     constexpr std::size_t kNumel = 512;
     const std::vector<std::int64_t> shape = {16, 32};
@@ -377,7 +388,8 @@ TEST(Behaviour, MovedAndRebuiltOptimizersGoOnBitForBit) {
     EXPECT_EQ(assigned.step_count(p), 14);
 }
 
-/// What a checkpoint holds for a parameter, in bytes (elsewhere 6.13, as corrections are written as bfloat16).
+/// What a checkpoint holds for a parameter, in bytes (elsewhere 6.13, as corrections are written as
+/// bfloat16).
 TEST(Behaviour, ACheckpointTakesFiveBytesForEachParameter) {
     constexpr std::size_t kNumel = 64 * 1024;
     Fixture<AdamW> adamw(AdamWOptions{}, kNumel);

@@ -1,5 +1,6 @@
-// What a format does over many steps: whether moments stay unbiased and small updates are kept. If these fail, training with the
-// native format drifts away from training with fp32 states although every single step is right.
+// What a format does over many steps: whether moments stay unbiased and small updates are kept. If these
+// fail, training with the native format drifts away from training with fp32 states although every single step
+// is right.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -30,8 +31,8 @@ struct Tally {
     double root = 0.0, exact_root = 0.0;
 };
 
-/// Feeds noisy gradients (mean 0.5, deviation 1, times the element's size) to AdamW with learning rate 0 and compares what it
-/// stores with the same averages in double.
+/// Feeds noisy gradients (mean 0.5, deviation 1, times the element's size) to AdamW with learning rate 0 and
+/// compares what it stores with the same averages in double.
 std::vector<Tally> run_moments(double beta1, double beta2, std::size_t numel, int steps, int warm_up) {
     OptimizerOptions options;
     options.storage.min_quantized_numel = 0;
@@ -70,12 +71,13 @@ std::vector<Tally> run_moments(double beta1, double beta2, std::size_t numel, in
     return tallies;
 }
 
-/// m: what is stored, averaged over the steps, differs from the exact average by less than the sampling error, that is by less
-/// than the standard error of the average gradient of one element, 1 / sqrt(steps) in units of its noise (each gradient enters m
-/// with a total weight of 1). Taken as the root mean square over the elements of a class, it bounds their scatter and their
-/// common bias. (Both are there: the low-discrepancy dither of an element in consecutive steps is not independent of what its
-/// last rounding left, which takes about 0.7 % from m at 1/100 of the group's largest and 0.2 % at 1/30.)
-/// sqrt(v): the mean ratio to the exact one is within what the format promises.
+/// m: what is stored, averaged over the steps, differs from the exact average by less than the sampling
+/// error, that is by less than the standard error of the average gradient of one element, 1 / sqrt(steps) in
+/// units of its noise (each gradient enters m with a total weight of 1). Taken as the root mean square over
+/// the elements of a class, it bounds their scatter and their common bias. (Both are there: the
+/// low-discrepancy dither of an element in consecutive steps is not independent of what its last rounding
+/// left, which takes about 0.7 % from m at 1/100 of the group's largest and 0.2 % at 1/30.) sqrt(v): the mean
+/// ratio to the exact one is within what the format promises.
 void expect_unbiased(double beta1, double beta2) {
     constexpr std::size_t kNumel = kExhaustive ? 4096 : 512;
     constexpr int kSteps = kExhaustive ? 10'000 : 5'000, kWarmUp = 1'000;
@@ -105,8 +107,8 @@ TEST(LongRun, MomentsAreUnbiasedWithShortAverages) { expect_unbiased(0.9, 0.95);
 
 // -------------------------------------------------------------------------------------------------- drift
 
-/// The part of a steady drift that master weights keep: every weight is asked to move by `relative` of itself in each of
-/// `steps` steps; the mean of what happened over what was asked for.
+/// The part of a steady drift that master weights keep: every weight is asked to move by `relative` of itself
+/// in each of `steps` steps; the mean of what happened over what was asked for.
 double drift_kept(Format format, int master_bits, double relative, int steps) {
     constexpr std::int64_t kNumel = 8192;
     OptimizerOptions options;
@@ -135,12 +137,12 @@ double drift_kept(Format format, int master_bits, double relative, int steps) {
     return sum / static_cast<double>(kNumel);
 }
 
-/// formats.md: 96 / 100 / 100 % at 1e-7, 1e-6, 1e-5 with 24 bits. The 4 % are fp32's, not the format's: 1e-7 of a weight 1.f is
-/// 0.84 (1 + f) units in its last place, which the sum w - lr g rounds to 1 below f = 0.79 and to 2 above; the mean of
-/// rounded over exact is (1/0.84) (integral of df / (1 + f) over [0, 0.79] + 2 times that over [0.79, 1]) = 0.96. The same sum
-/// at 1e-6 (8.4 to 16.8 units) gives 0.999 and at 1e-5 more. Dither is unbiased, so nothing is lost beyond that; its error after
-/// the last step is at most one unit of the 24-bit grid, 1.5e-5, in a drift of steps * relative, and it averages out over
-/// 8,192 weights.
+/// formats.md: 96 / 100 / 100 % at 1e-7, 1e-6, 1e-5 with 24 bits. The 4 % are fp32's, not the format's: 1e-7
+/// of a weight 1.f is 0.84 (1 + f) units in its last place, which the sum w - lr g rounds to 1 below f = 0.79
+/// and to 2 above; the mean of rounded over exact is (1/0.84) (integral of df / (1 + f) over [0, 0.79] + 2
+/// times that over [0.79, 1]) = 0.96. The same sum at 1e-6 (8.4 to 16.8 units) gives 0.999 and at 1e-5 more.
+/// Dither is unbiased, so nothing is lost beyond that; its error after the last step is at most one unit of
+/// the 24-bit grid, 1.5e-5, in a drift of steps * relative, and it averages out over 8,192 weights.
 TEST(LongRun, TwentyFourBitMastersKeepSmallUpdates) {
     EXPECT_NEAR(drift_kept(Format::kNative, 24, 1e-7, 1000), 0.96, 0.01);
     EXPECT_NEAR(drift_kept(Format::kNative, 24, 1e-6, 1000), 1.00, 0.01);
@@ -152,9 +154,10 @@ TEST(LongRun, OtherMastersKeepSmallUpdates) {
     EXPECT_NEAR(drift_kept(Format::kNative, 32, 1e-6, 1000), 1.00, 0.01);
     EXPECT_NEAR(drift_kept(Format::kNative, 16, 1e-5, 1000), 1.00, 0.02);
 }
-/// The paper's 24 bits round to nearest, so an update below half a unit of the correction (1.5e-5 of a weight at the lower end of
-/// its binade, 0.8e-5 at the upper) is lost in every step. At 1e-5 those weights move whose fraction f has
-/// 1 + f > 1.54, each by a whole unit: (integral of 3.07 / (1 + f) over [0.54, 1]) = 0.80 of what was asked for.
+/// The paper's 24 bits round to nearest, so an update below half a unit of the correction (1.5e-5 of a weight
+/// at the lower end of its binade, 0.8e-5 at the upper) is lost in every step. At 1e-5 those weights move
+/// whose fraction f has 1 + f > 1.54, each by a whole unit: (integral of 3.07 / (1 + f) over [0.54, 1]) =
+/// 0.80 of what was asked for.
 TEST(LongRun, ThePaperFormatLosesSmallUpdates) {
     EXPECT_LE(drift_kept(Format::kPaper, 24, 1e-7, 1000), 0.01);
     EXPECT_LE(drift_kept(Format::kPaper, 24, 1e-6, 1000), 0.01);

@@ -1,5 +1,6 @@
-// The native weight split: every fp32 pattern against its promises, the public functions against the written definition, and the
-// dither of a step. If these fail, master weights lose bits that a user was promised, or a step stores other weights.
+// The native weight split: every fp32 pattern against its promises, the public functions against the written
+// definition, and the dither of a step. If these fail, master weights lose bits that a user was promised, or
+// a step stores other weights.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -61,10 +62,11 @@ void expect_no_violation(SplitKind kind, double largest_share_not_nearest) {
     EXPECT_LE(static_cast<double>(result.not_nearest), largest_share_not_nearest * patterns);
 }
 
-// What forward and backward see differs from nearest-even where the lower 16 bits are 0x7f80 ... 0x7fff (24 bits: rounded twice)
-// or a tie at an even value: (128 + 1/2) / 65536 = 0.1961 % of bfloat16's patterns, and 1/131072 with 32 bits. Half of all fp32
-// patterns lie outside binary16's range; in it ties come once in 2^13, half of them at even values, and the 24-bit grid's
-// double rounding takes 16 of 2^13. Below 2^-14 the shares shrink.
+// What forward and backward see differs from nearest-even where the lower 16 bits are 0x7f80 ... 0x7fff (24
+// bits: rounded twice) or a tie at an even value: (128 + 1/2) / 65536 = 0.1961 % of bfloat16's patterns, and
+// 1/131072 with 32 bits. Half of all fp32 patterns lie outside binary16's range; in it ties come once in
+// 2^13, half of them at even values, and the 24-bit grid's double rounding takes 16 of 2^13. Below 2^-14 the
+// shares shrink.
 TEST(NativeSplit, Bfloat16Of24BitsKeepsItsBoundsForEveryPattern) {
     expect_no_violation(SplitKind::kBfloat16Of24, 0.00197);
 }
@@ -104,7 +106,8 @@ Split written_split(float x, DType dtype, int bits, std::uint32_t off) {
     if (std::isinf(x)) return {sign | (is_bfloat16 ? 0x7f80U : 0x7c00U), 0};
     std::uint64_t magnitude = bits_of(x) & 0x7fffffffU;
     if (!is_bfloat16) {
-        // e5m26: multiples of 2^-40 below 2^-14, to nearest even; above, the exponent counted from 2^-15 and 26 fraction bits.
+        // e5m26: multiples of 2^-40 below 2^-14, to nearest even; above, the exponent counted from 2^-15 and
+        // 26 fraction bits.
         const double size = std::fabs(static_cast<double>(x));
         if (size < 0x1p-14) {
             magnitude = static_cast<std::uint64_t>(std::rint(size * 0x1p40));
@@ -180,7 +183,8 @@ std::vector<float> probes() {
     return values;
 }
 
-/// Infinities, NaN (their payload is outside every promise), saturation and every rounding, through the public functions.
+/// Infinities, NaN (their payload is outside every promise), saturation and every rounding, through the
+/// public functions.
 TEST(NativeSplit, SplitWeightsFollowsTheWrittenDefinition) {
     const auto values = probes();
     for (const auto& storage : kStorages) {
@@ -225,7 +229,8 @@ TEST(NativeSplit, WithoutCorrectionRoundsToNearestEven) {
             if (std::isfinite(values[n])) {
                 nearest = (nearest & 0x8000U) | std::min(nearest & 0x7fffU, is_bfloat16 ? 0x7f7fU : 0x7bffU);
             }
-            // binary16 rounds by way of the 2^-40 grid: where that lands on a tie the even neighbour may be another one.
+            // binary16 rounds by way of the 2^-40 grid: where that lands on a tie the even neighbour may be
+            // another one.
             const double size = std::fabs(static_cast<double>(values[n]));
             const bool passes_grid = !is_bfloat16 && size < 0x1p-17;
             const auto distance = std::abs(static_cast<int>(weights[n]) - static_cast<int>(nearest));
@@ -264,8 +269,8 @@ TEST(NativeSplit, DecodesWhatNoEncoderWrites) {
     }
 }
 
-/// Writing a full-precision weight writes both halves by the split itself: against a weight that was rounded to nearest even the
-/// correction of a tie would be 128, which an int8 does not hold.
+/// Writing a full-precision weight writes both halves by the split itself: against a weight that was rounded
+/// to nearest even the correction of a tie would be 128, which an int8 does not hold.
 TEST(NativeSplit, SplittingWritesBothHalves) {
     // The tie 1 + 2^-8 rounds up in the split; nearest-even would keep 1.0 and need a correction of 128.
     const std::array<float, 1> tie = {1.0F + 0x1p-8F};
@@ -284,8 +289,8 @@ std::uint32_t written_dither(std::int64_t t, std::int64_t index) {
                                       static_cast<std::uint64_t>(index % 512) * 0xC13FA9A9U);
 }
 
-/// A step rounds with the dither of its count and of the element's index: another rounding is another format, and one without
-/// dither loses small updates. SGD with learning rate 1 computes w - g in one rounding.
+/// A step rounds with the dither of its count and of the element's index: another rounding is another format,
+/// and one without dither loses small updates. SGD with learning rate 1 computes w - g in one rounding.
 TEST(NativeSplit, AStepRoundsWithTheDitherOfItsCountAndPlace) {
     constexpr std::int64_t kNumel = 1500;  // almost three periods of the dither
     Random random(2);

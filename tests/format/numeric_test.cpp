@@ -14,7 +14,8 @@
 namespace flashoptim::test {
 namespace {
 
-/// A binary interchange format of 16 bits, computed in double: nothing of the library's bit arithmetic is used.
+/// A binary interchange format of 16 bits, computed in double: nothing of the library's bit arithmetic is
+/// used.
 struct Narrow {
     int fraction_bits;
     int smallest_exponent;  // of a normal number
@@ -152,8 +153,9 @@ TEST(Dither, NearestIsOneHalf) {
     EXPECT_EQ(float_of(dither_above_384(kNearestDither)), 384.5F);
 }
 
-/// Dithering is unbiased only if u is even over the steps of each element: in 4096 steps every sixteenth of [0, 1) is met
-/// 256 times. A golden-ratio sequence is never further than 2 from that (its discrepancy grows with log N).
+/// Dithering is unbiased only if u is even over the steps of each element: in 4096 steps every sixteenth of
+/// [0, 1) is met 256 times. A golden-ratio sequence is never further than 2 from that (its discrepancy grows
+/// with log N).
 TEST(Dither, IsEvenOverTheStepsOfEachElement) {
     for (const std::uint32_t salt : {kDitherSaltWeight, kDitherSaltFirst, kDitherSaltSecond}) {
         for (std::uint32_t place = 0; place < kDitherPeriod; place += 37) {

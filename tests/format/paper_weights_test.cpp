@@ -1,5 +1,6 @@
-// The paper's weights and corrections over a sample of all fp32 patterns, against bounds derived from its definition. Bit for bit it is
-// held against the authors' package in golden_test.cpp; here the figures by which the two formats are compared are checked.
+// The paper's weights and corrections over a sample of all fp32 patterns, against bounds derived from its
+// definition. Bit for bit it is held against the authors' package in golden_test.cpp; here the figures by
+// which the two formats are compared are checked.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -66,8 +67,9 @@ Found sample(float smallest, float largest) {
     return total;
 }
 
-/// Half a level of the correction, which spans half an ulp of hi with N levels: 2^-p / 2 / N of hi, p = 8 or 11. Where hi is a
-/// power of two and w below it, w is smaller by up to a quarter of an ulp (2^-p / 2). Forming the sum costs 2^-24 more.
+/// Half a level of the correction, which spans half an ulp of hi with N levels: 2^-p / 2 / N of hi, p = 8 or
+/// 11. Where hi is a power of two and w below it, w is smaller by up to a quarter of an ulp (2^-p / 2).
+/// Forming the sum costs 2^-24 more.
 double written_bound(int precision, double levels) {
     const double half_ulp = std::ldexp(1.0, -precision);
     return half_ulp * 0.5 / levels / (1.0 - half_ulp / 2) + 0x1p-24;
@@ -108,8 +110,9 @@ TEST(PaperSplit, Float16Of32Bits) {
     EXPECT_LE(found.error.value(), written_bound(11, 32767));
 }
 
-/// Units of vectors, which take ordinary weights only, write and read what the definition does: else a tensor would train
-/// differently on every second processor. Both correction widths, over a sample of the patterns and both sides of every boundary.
+/// Units of vectors, which take ordinary weights only, write and read what the definition does: else a tensor
+/// would train differently on every second processor. Both correction widths, over a sample of the patterns
+/// and both sides of every boundary.
 template <class Type, class Correction>
 void expect_units_follow_the_definition() {
     using W = PaperWeight<Type, Correction>;

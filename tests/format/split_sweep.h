@@ -1,5 +1,6 @@
-// Visits fp32 patterns, splits each into weight and correction and back, and checks the promises of the native split on the way.
-// A template over lanes, compiled once for each instruction set; nothing that is not inlined may stand here.
+// Visits fp32 patterns, splits each into weight and correction and back, and checks the promises of the
+// native split on the way. A template over lanes, compiled once for each instruction set; nothing that is not
+// inlined may stand here.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +50,8 @@ FLASHOPTIM_INLINE typename L::Mask implies(typename L::Mask premise, typename L:
     return L::either(L::negate(premise), conclusion);
 }
 
-/// bfloat16: the grid is fp32's own, so distances between magnitudes are distances in units of fp32's last place.
+/// bfloat16: the grid is fp32's own, so distances between magnitudes are distances in units of fp32's last
+/// place.
 template <class L, int kBits>
 struct Bfloat16Promise {
     using Scalar = Bfloat16Promise<ScalarLanes, kBits>;
@@ -67,15 +69,16 @@ struct Bfloat16Promise {
         ok = L::both(ok, L::equal_bits((hi & 0x8000U) << 16U, pattern & kSignBit));
         // 32 bits: exact. 24 bits: within half a unit of the grid, 128 units of fp32's last place.
         ok = L::both(ok, implies<L>(in_range, at_most_bits<L>(difference<L>(magnitude, result), kUnit / 2)));
-        // The stored weight: half a unit in its last place (0x8000), and with 24 bits half a unit of the grid more from
-        // rounding twice: 0x8080 / 0x10000 = 0.50196 ulp.
+        // The stored weight: half a unit in its last place (0x8000), and with 24 bits half a unit of the grid
+        // more from rounding twice: 0x8080 / 0x10000 = 0.50196 ulp.
         ok = L::both(ok, implies<L>(in_range, at_most_bits<L>(difference<L>(magnitude, high << 16U),
                                                               0x8000U + kUnit / 2)));
         // Beyond: saturated, never infinite.
         ok = L::both(ok, L::either(in_range, L::both(L::equal_bits(result, L::broadcast_bits(kLargest)),
                                                      L::equal_bits(high, L::broadcast_bits(0x7f7fU)))));
         if constexpr (kBits == 24) {
-            // |error| <= 2^7 * 2^-23 * 2^e <= 2^-16 |x| = 1.526e-5 |x|; both sides are exact floats above 2^-100.
+            // |error| <= 2^7 * 2^-23 * 2^e <= 2^-16 |x| = 1.526e-5 |x|; both sides are exact floats above
+            // 2^-100.
             const auto x = absolute<L>(L::from_bits(pattern));
             const auto error = absolute<L>(L::from_bits(result) - x);
             const Mask normal = L::both(in_range, L::less_bits(L::broadcast_bits(0x0d800000U), magnitude));
@@ -97,8 +100,8 @@ struct Float16Promise {
     using Scalar = Float16Promise<ScalarLanes, kBits>;
     using UInt = typename L::UInt;
     using Mask = typename L::Mask;
-    /// The last magnitude that is not saturated: e5m26 0x7bff7fff (32 bits), and 0x7bff7f7f, which still rounds to
-    /// q = 0x7bff7f (24 bits), as fp32 patterns.
+    /// The last magnitude that is not saturated: e5m26 0x7bff7fff (32 bits), and 0x7bff7f7f, which still
+    /// rounds to q = 0x7bff7f (24 bits), as fp32 patterns.
     static constexpr std::uint32_t kLastKept = kBits == 24 ? 0x477fefefU : 0x477fefffU;
     static constexpr float kCoarse = kBits == 24 ? 0x1p-9F : 0.0F;  // half a unit of the grid in ulps of hi
 
@@ -116,8 +119,8 @@ struct Float16Promise {
             ok =
                 L::both(ok, implies<L>(L::both(in_range, L::negate(small)), L::equal_bits(decoded, pattern)));
         } else {
-            // A unit of q is 2^-18 of the binade, half of it 2^-19; below 2^-14 half a unit is 2^-33, and bringing the
-            // value to the grid first costs up to 2^-41.
+            // A unit of q is 2^-18 of the binade, half of it 2^-19; below 2^-14 half a unit is 2^-33, and
+            // bringing the value to the grid first costs up to 2^-41.
             const Mask small = L::less(x, L::broadcast(0x1p-14F));
             ok = L::both(ok, implies<L>(small, at_most<L>(error, L::broadcast(0x1p-33F + 0x1p-41F))));
             ok =

@@ -1,4 +1,5 @@
-// What the tests of this room share: random numbers, bit patterns, jobs on all threads. Nothing here knows a number format.
+// Helpers of the tests of formats: random numbers, bit patterns, jobs on all threads. They know no number
+// format.
 #pragma once
 
 #include <atomic>
@@ -52,8 +53,8 @@ void parallel_for(std::int64_t jobs, Job job) {
     pool.run(jobs, [](void* context, std::int64_t n) { (*static_cast<Job*>(context))(n); }, &job);
 }
 
-/// Visits the fp32 patterns 0, stride, 2 * stride, ... on all threads and returns for how many `ok(pattern)` is false;
-/// the smallest of them goes to `first_bad`.
+/// Visits the fp32 patterns 0, stride, 2 * stride, ... on all threads and returns for how many `ok(pattern)`
+/// is false; the smallest of them goes to `first_bad`.
 template <class Ok>
 std::uint64_t count_violations(std::uint32_t stride, std::uint32_t& first_bad, Ok ok) {
     constexpr std::int64_t kJobs = 256;

@@ -1,6 +1,6 @@
 """Reads and writes safetensors files with numpy alone, so that the golden test needs no package besides it.
 
-Knows the container only; README.md says what the tensors mean. Never a general library: it trusts its input.
+It knows the container only; README.md says what the tensors mean. It trusts its input.
 """
 
 import json

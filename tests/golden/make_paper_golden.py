@@ -81,7 +81,8 @@ def file_tensor(tensor: torch.Tensor) -> Tensor:
 def rules() -> list[Case]:
     """The optimizers, each once, without a weight format.
 
-    The decay of sgdw, sgdw-plain and adamw-decouple-lr is chosen so that 1 - decay differs in double and in fp32.
+    The decay of sgdw, sgdw-plain and adamw-decouple-lr is chosen so that 1 - decay differs in double and in
+    fp32.
     """
     sgd = Case("sgd", "sgd", lr=1e-2)
     momentum = dataclasses.replace(sgd, name="sgd-momentum", momentum=0.9)

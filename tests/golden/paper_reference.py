@@ -1,7 +1,8 @@
-"""The `paper` number format and its optimizers in numpy: IEEE fp32, one rounding per operation, nothing fused.
+"""The `paper` number format and its optimizers in numpy: IEEE fp32, one rounding per operation, nothing
+fused.
 
-test_paper_golden.py holds it against what the authors' package computes. Never a fast implementation, and never
-anything of the `native` format.
+test_paper_golden.py holds it against what the authors' package computes. Never a fast implementation, and
+never anything of the `native` format.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Holds the numpy reference of the `paper` format against what the authors' package computed, bit for bit.
 
-If it fails, the description of the format (and what is built from it) no longer reads or continues the authors'
-states. Needs numpy only. A NaN equals any NaN: sign and payload belong to the processor that made it.
+If it fails, the description of the format (and what is built from it) no longer reads or continues the
+authors' states. Needs numpy only. A NaN equals any NaN: sign and payload belong to the processor that made
+it.
 """
 
 import json

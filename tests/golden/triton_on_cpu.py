@@ -1,7 +1,8 @@
 """Lets a package of Triton kernels run on CPU tensors under Triton's interpreter: IEEE fp32, nothing fused.
 
 Import it before the package. It replaces parts of torch and triton for the whole process, so it belongs into
-generators of reference data only, never into a test or a program that measures. For triton 3.9 and torch 2.13.
+generators of reference data only, never into a test or a program that measures. For triton 3.9 and torch
+2.13.
 """
 
 import os

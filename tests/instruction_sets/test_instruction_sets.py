@@ -1,8 +1,9 @@
 """What is compiled for one instruction set stays with it, and the processor is asked for all of it.
 
-The linker keeps one copy of a function that several files define. If that copy was compiled for another instruction set, a program
-dies of an illegal instruction on the processors that lack it, and which copy wins depends on the linker. Optimised builds inline
-such functions away, so the kernels are compiled here without optimisation.
+The linker keeps one copy of a function that several files define. If that copy was compiled for another
+instruction set, a program dies of an illegal instruction on the processors that lack it, and which copy wins
+depends on the linker. Optimised builds inline such functions away, so the kernels are compiled here without
+optimisation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The NEON lanes under an emulator: the same bits as the scalar reference on another processor.
 
-Where Debian's cross compiler and qemu-user are (g++-aarch64-linux-gnu, qemu-user), the core is compiled for 64-bit ARM by the
-project's own CMake and run. If this fails, a checkpoint of an x86 machine goes on differently on ARM.
+Where Debian's cross compiler and qemu-user are (g++-aarch64-linux-gnu, qemu-user), the core is compiled for
+64-bit ARM by the project's own CMake and run. If this fails, a checkpoint of an x86 machine goes on
+differently on ARM.
 """
 
 from __future__ import annotations

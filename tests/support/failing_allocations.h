@@ -1,7 +1,9 @@
-// Memory that ends: a chosen allocation of the process fails. For tests of what a failed allocation leaves behind.
+// Memory that ends: a chosen allocation of the process fails. For tests of what a failed allocation leaves
+// behind.
 //
-// Link flashoptim_failing_allocations: it replaces the operator new of the whole executable, of its shared libraries too, and mmap.
-// What comes from elsewhere (a device, a tensor library) asks allocation_may_succeed() first.
+// Link flashoptim_failing_allocations: it replaces the operator new of the whole executable, of its shared
+// libraries too, and mmap. What comes from elsewhere (a device, a tensor library) asks
+// allocation_may_succeed() first.
 //
 //     fail_each_allocation(
 //         [] { return Trained(); },                                     // a new one for each attempt; here memory is enough
@@ -20,7 +22,8 @@
 
 namespace flashoptim {
 
-/// Whether memory comes back behind the allocation that failed. Where it does not, the way back must do without it.
+/// Whether memory comes back behind the allocation that failed. Where it does not, the way back must do
+/// without it.
 enum class MemoryEnds : std::uint8_t { kForOneAllocation, kForGood };
 
 /// One attempt with too little memory.
@@ -37,12 +40,12 @@ std::int64_t allocations_made();
 /// Counts as an allocation, of any thread. False where it is to fail.
 bool allocation_may_succeed();
 
-/// Between pause_failures(true) and pause_failures(false) this thread's allocations succeed and do not count: for stand-ins of what
-/// keeps books in memory that a test does not mean.
+/// Between pause_failures(true) and pause_failures(false) this thread's allocations succeed and do not count:
+/// for stand-ins of what keeps books in memory that a test does not mean.
 void pause_failures(bool begins);
 
-/// While one lives, the allocation that comes after `successes` others fails, and all that follow if memory ends for good. Of all
-/// threads; one lives at a time.
+/// While one lives, the allocation that comes after `successes` others fails, and all that follow if memory
+/// ends for good. Of all threads; one lives at a time.
 class FailingAllocations {
 public:
     explicit FailingAllocations(std::int64_t successes, MemoryEnds ends = MemoryEnds::kForOneAllocation);
@@ -53,13 +56,15 @@ public:
     [[nodiscard]] bool has_failed() const;
 };
 
-/// Whether the core and the C API may let this error out for want of memory: std::bad_alloc, or a flashoptim::Error of one line.
+/// Whether the core and the C API may let this error out for want of memory: std::bad_alloc, or a
+/// flashoptim::Error of one line.
 testing::AssertionResult is_error_of_ours(const std::exception_ptr& error);
 /// As is_error_of_ours; a binding's tests pass one that knows its framework's errors, too.
 using MayLeave = testing::AssertionResult (*)(const std::exception_ptr& error);
 
-/// Calls act(subject) with a new subject = make() for every allocation that it makes, which fails, and check(subject, failure)
-/// behind each; twice over: memory comes back, or not. Ends when an attempt made fewer allocations.
+/// Calls act(subject) with a new subject = make() for every allocation that it makes, which fails, and
+/// check(subject, failure) behind each; twice over: memory comes back, or not. Ends when an attempt made
+/// fewer allocations.
 /// @return the allocations that failed; 0 says that the action allocates nothing
 template <class Make, class Act, class Check>
 std::int64_t fail_each_allocation(Make make, Act act, Check check, MayLeave may_leave = &is_error_of_ours) {

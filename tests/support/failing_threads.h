@@ -1,5 +1,5 @@
-// Threads that cannot be started, as where a limit of processes or of memory is reached. Link flashoptim_failing_threads: it stands
-// before the C library's pthread_create.
+// Threads that cannot be started, as where a limit of processes or of memory is reached. Link
+// flashoptim_failing_threads: it stands before the C library's pthread_create.
 #pragma once
 
 namespace flashoptim {

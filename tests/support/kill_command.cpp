@@ -1,6 +1,7 @@
-// kill_command N all|one PROGRAM [ARGUMENT...]: runs the program and kills it when it, or a process that it started, enters the N-th
-// system call that changes files, counted from 0: all of them, or only the one that made the call. Waits until all are gone. Exits with
-// 137 if it has killed, with the program's exit code if that was done before, with 125 where processes cannot be traced.
+// kill_command N all|one PROGRAM [ARGUMENT...]: runs the program and kills it when it, or a process that it
+// started, enters the N-th system call that changes files, counted from 0: all of them, or only the one that
+// made the call. Waits until all are gone. Exits with 137 if it has killed, with the program's exit code if
+// that was done before, with 125 where processes cannot be traced.
 #include <sys/stat.h>
 
 #include <cerrno>

@@ -1,5 +1,6 @@
-// Processes that are killed when they enter their n-th system call that can change what is on the disk: between two of those nothing
-// changes there, so these are all the states in which a dying process can leave it. Asserts nothing.
+// Processes that are killed when they enter their n-th system call that can change what is on the disk:
+// between two of those nothing changes there, so these are all the states in which a dying process can leave
+// it. Asserts nothing.
 #pragma once
 
 #include <fcntl.h>
@@ -30,7 +31,8 @@ inline constexpr std::array kCallsThatChangeFiles = {
 #endif
 };
 
-/// Makes the kernel stop this process, for whoever traces it, where it enters one of these calls. Returns whether it does.
+/// Makes the kernel stop this process, for whoever traces it, where it enters one of these calls. Returns
+/// whether it does.
 inline bool stop_at_calls_that_change_files() {
     std::vector<sock_filter> program = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))};
     for (const auto call : kCallsThatChangeFiles) {
@@ -43,7 +45,8 @@ inline bool stop_at_calls_that_change_files() {
            ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
 }
 
-/// Whether the call at which a traced process was stopped counts: not where it only opens a file to read it or tells somebody something.
+/// Whether the call at which a traced process was stopped counts: not where it only opens a file to read it
+/// or tells somebody something.
 inline bool changes_files(pid_t process) {
     __ptrace_syscall_info call{};
     if (::ptrace(PTRACE_GET_SYSCALL_INFO, process, sizeof call, &call) <= 0) return true;
@@ -64,8 +67,8 @@ struct KilledProcess {
     int exit_code = 0;        ///< of one that was done
 };
 
-/// Runs `action` in a child process, which exits with the code that it returns, and kills it when it enters its n-th call that changes
-/// files, counted from 0. Nothing where processes cannot be traced.
+/// Runs `action` in a child process, which exits with the code that it returns, and kills it when it enters
+/// its n-th call that changes files, counted from 0. Nothing where processes cannot be traced.
 template <typename Action>
 std::optional<KilledProcess> kill_at_call(int n, Action action) {
     const pid_t child = ::fork();
