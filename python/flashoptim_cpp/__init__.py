@@ -1,13 +1,13 @@
 """FlashOptim for PyTorch: optimizers whose weights, moments and gradients take 7 bytes per parameter."""
 
 from .cast_model import cast_model
-from .errors import NonFiniteError, NumericsError
 from .gradient_release import GradientReleaseHandle, enable_gradient_release
 from .masters import compute_ecc_bits, full_precision, reconstruct_fp32_param
-from .moment import Moment
+from .moment import Moment, dequantize, quantize
+from .nonfinite import NonFiniteError
 from .optimizer import FlashOptimizer
-from .quantize import dequantize, quantize
-from .rules import FlashAdam, FlashAdamW, FlashLion, FlashSGD, FlashSGDW
+from .optimizers import FlashAdam, FlashAdamW, FlashLion, FlashSGD, FlashSGDW
+from .table import NumericsError
 
 __all__ = [
     "FlashAdam",

@@ -1,91 +1,98 @@
-"""The C++ operators as typed functions: loads their library, gives torch.compile their shapes. No logic lives here.
+"""The C++ operators as typed functions: loads their library, gives torch.compile their shapes, knows where
+they run.
 
-Choices are integers, in the core's order: rule 0 SGD, 1 SGDW, 2 Adam, 3 AdamW, 4 Lion; format 0 native, 1 paper, 2 fp32;
-dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16; moment storage 0 native, 1 paper, 2 fp32; moment 0 first, 1 second.
+Choices are integers in the core's order. Rule 0 SGD, 1 SGDW, 2 Adam, 3 AdamW, 4 Lion. Format 0 native, 1
+paper, 2 fp32. Dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16. Moment storage 0 native, 1
+paper, 2 fp32.
 
-A layout is a tensor of 8 int64: numel, rows, row_length, whole_numel, whole_row_length, row_offset, column_offset, one_dimensional.
-A plan is one of 12: weight dtype, master_weight_bits, paper arithmetic, moment storage, correction dtype and count, dtype and count
-of the first moment, count of its scales, the same three of the second moment. The table of a step has a row of 24 for each weight:
-its layout, its plan, its row of hyperparameters, unfilled_at (SGD: the step count at which its momentum buffer is still to be
-filled, else -1), check_gradient, rule. A row of hyperparameters is 11 float64: lr, beta1, beta2, eps, weight_decay, momentum,
-dampening, initial_lr, nesterov, maximize, fully_decoupled.
+A layout is a tensor of 8 int64: numel, rows, row_length, whole_numel, whole_row_length, row_offset,
+column_offset, one_dimensional. A plan is one of 12: weight dtype, master_weight_bits, paper arithmetic,
+moment storage, dtype and count of the correction, then dtype and count of the first moment, count of its
+scales, and the same three of the second moment. The table of a step has a row of 24 for each weight: its
+layout, its plan, its row of hyperparameters, unfilled_at (SGD: the step count at which its momentum buffer is
+still to be filled, else -1), check_gradient, rule. A row of hyperparameters is 11 float64: lr, beta1, beta2,
+eps, weight_decay, momentum, dampening, initial_lr, nesterov, maximize, fully_decoupled.
 
-Layouts, plans, tables and hyperparameters lie on the CPU. Weights, gradients, states, counts and factors lie on one device, which is
-the CPU or a GPU that the build has kernels for. There a step, a count and a norm are enqueued on torch's current stream and nothing
-waits. Formats are encoded, decoded, split and joined by the CPU, wherever the tensors lie.
+Layouts, plans, tables and hyperparameters lie on the CPU. Weights, gradients, states, counts and factors lie
+on one device: the CPU, or a GPU that the build has kernels for. On a GPU a step, a count and a norm are
+enqueued on torch's current stream and do not block. The CPU encodes, decodes, splits and joins formats,
+wherever the tensors lie.
 
-What the core refuses raises ValueError, a moment that no step writes RuntimeError; nothing has changed then.
+What the core refuses raises ValueError, a moment that no step writes RuntimeError. Nothing has changed then.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import capture
+# mypy: disable-error-code="empty-body"
+# The functions below that have no body are signatures: _operator puts the operator of their name in their
+# place.
 
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
 # How the message of an argument that was refused begins.
 _REFUSED = "flashoptim_cpp refuses: "
 # What a plan says that finds no memory for its lists or kernels, before anything is enqueued.
 _NO_MEMORY = re.compile(r"(cudaMalloc|the load of a step's kernels) failed with cudaErrorMemoryAllocation")
+_Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_ops = torch.ops.flashoptim_cpp
 
 
 def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
     """The operator, with a ValueError for what it refuses: torch has one type of error for all.
 
-    Torch may hold the whole memory of a GPU without using it: then it gives back what it does not use, and the call
-    is made again.
+    Torch may hold the whole memory of a GPU without using it. Then it gives that back, and the
+    call is made again.
     """
 
-    def call(*arguments: object) -> _Result:
+    def call(*arguments: object, **named: object) -> _Result:
         try:
-            return operator(*arguments)
+            return operator(*arguments, **named)
         except RuntimeError as error:
             _, refused, why = str(error).partition(_REFUSED)
             if refused:
                 raise ValueError(why.partition("\n")[0]) from None
-            if not _NO_MEMORY.search(str(error)) or capture.is_capturing_now():
+            if not _NO_MEMORY.search(str(error)) or is_capturing_now():
                 raise
         torch.cuda.empty_cache()
-        return operator(*arguments)
+        return operator(*arguments, **named)
 
     return call
 
 
-_ops = torch.ops.flashoptim_cpp
-_layout = _checked(_ops.layout.default)
-_plan = _checked(_ops.plan.default)
-_step = _checked(_ops.step_.default)
-_count_bad = _checked(_ops.count_bad.default)
-_grad_norm = _checked(_ops.grad_norm.default)
-_check_hyperparameters = _checked(_ops.check_hyperparameters.default)
-_encode_moment = _checked(_ops.encode_moment.default)
-_decode_moment = _checked(_ops.decode_moment.default)
-_check_moment = _checked(_ops.check_moment.default)
-_split_weights = _checked(_ops.split_weights.default)
-_join_weights = _checked(_ops.join_weights.default)
-_correction_of = _checked(_ops.correction_of.default)
-_set_threads = _checked(_ops.set_threads.default)
-_backend = _checked(_ops.backend.default)
-_set_backend = _checked(_ops.set_backend.default)
+def _operator(signature: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The operator of this name, with the order and the defaults of the signature."""
+    operator: Callable[..., _Result] = _checked(getattr(_ops, signature.__name__).default)
+    parameters = inspect.signature(signature).parameters.values()
+    names = tuple(parameter.name for parameter in parameters)
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
 
-# 0: the build has no kernels for GPUs; 1: CUDA's; 2: emulated ones, which take tensors of the CPU as if they were a GPU's.
+    def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        return operator(**{**defaults, **dict(zip(names, arguments, strict=False)), **named})
+
+    call.__name__, call.__doc__ = signature.__name__, signature.__doc__
+    return call
+
+
+# 0: the build has no kernels for GPUs; 1: CUDA's; 2: emulated ones, which take tensors of the CPU as if they
+# were a GPU's.
 GPU_KERNELS: int = _ops.gpu_kernels.default()
 _GPU = "cpu" if GPU_KERNELS == 2 else "cuda"
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether steps on this device are the CUDA kernels', for whose results nobody waits."""
+    """Whether the CUDA kernels make the steps on this device. They do not block."""
     return device.type == _GPU
 
 
@@ -106,6 +113,61 @@ class StepPlan:
         self._end.atexit = False  # type: ignore[misc]  # the driver may be gone then
 
 
+# CUDA graphs
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is enqueued on this device now becomes part of a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def is_capturing_now() -> bool:
+    """Whether this thread is capturing a CUDA graph on the current device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def is_capturing_any(devices: Iterable[torch.device]) -> bool:
+    """Whether this thread is capturing a CUDA graph on any of these devices."""
+    return any(map(is_capturing, set(devices)))
+
+
+def refuse_in_capture(what: str, remedy: str) -> NoReturn:
+    """Raises RuntimeError for what must not happen in a capture; nothing has changed."""
+    raise RuntimeError(f"{what}, in the capture of a CUDA graph: {remedy}")
+
+
+# Fake tensors (torch's FakeTensorMode): shapes without memory, by which tools estimate what a training takes
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor, or the local part of a DTensor, has a device but no memory. Imports nothing."""
+    fakes = sys.modules.get("torch._subclasses.fake_tensor")
+    return fakes is not None and fakes.is_fake(tensor)
+
+
+def is_fake_mode_on() -> bool:
+    """Whether new tensors are fake here."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
+@contextmanager
+def real_values() -> Iterator[None]:
+    """Inside, new tensors have values also under FakeTensorMode: layouts and plans of fake tensors do."""
+    fakes = sys.modules.get("torch._subclasses.fake_tensor")
+    if fakes is None:
+        yield
+    else:
+        with fakes.unset_fake_temporarily():
+            yield
+
+
+# The operators
+
+
+@_operator
 def layout(
     shape: Sequence[int],
     strides: Sequence[int],
@@ -114,9 +176,9 @@ def layout(
     offset: Sequence[int],
 ) -> Tensor:
     """The layout of a dense tensor, or of a shard that begins at `offset` of the whole tensor."""
-    return _layout(shape, strides, whole_shape, whole_strides, offset)
 
 
+@_operator
 def plan(
     layout: Tensor,
     rule: int,
@@ -129,11 +191,9 @@ def plan(
     weight_dtype: int,
 ) -> Tensor:
     """Which buffers a parameter has; `master_weight_bits` 0 for None."""
-    return _plan(
-        layout, rule, momentum, format, master_weight_bits, quantize, min_numel, min_numel_1d, weight_dtype
-    )
 
 
+@_operator
 def step_(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -156,37 +216,19 @@ def step_(
 ) -> None:
     """One step of every weight, in place.
 
-    A buffer that a plan does not have is a tensor of no elements; a list of buffers is empty where no weight has one. `steps` are
-    0-dimensional int64: the counts before this step, each advanced by one. Gradients may be float32, bfloat16 or float16, of any
-    strides; they are multiplied by `gradient_factor * (1 / grad_scale * clip_coefficient)`, in fp32. Where `found_inf` is not 0
-    nothing changes. `nonfinite` 0 skips bad elements; 1 steps nothing where there is one. Either way they are added to
-    `bad_elements`. `learning_rates`, a float64 for each row of hyperparameters, take the place of rates that are NaN there. `plan`
-    is the number of a StepPlan, for tensors on a GPU; without one the call waits.
+    A buffer that a plan does not have is a tensor of no elements. A list of buffers is empty where no weight
+    has one. `steps` are 0-dimensional int64: the counts before this step, each advanced by one. Gradients may
+    be float32, bfloat16 or float16, of any strides. They are multiplied by `gradient_factor * (1 / grad_scale
+    * clip_coefficient)`, in fp32. Where `found_inf` is not 0 nothing changes. `nonfinite` 0 skips bad
+    elements; 1 steps nothing where there is one. Either way they are added to `bad_elements`.
+    `learning_rates`, a float64 for each row of hyperparameters, take the place of rates that are NaN there.
+    `plan` is the number of a StepPlan, for tensors on a GPU; without one the call blocks.
 
     Version counters stay as they are: call torch.autograd.graph.increment_version where they matter.
     """
-    _step(
-        weights,
-        gradients,
-        corrections,
-        first,
-        first_scales,
-        second,
-        second_scales,
-        steps,
-        bad_elements,
-        table,
-        hyperparameters,
-        grad_scale,
-        found_inf,
-        gradient_factor,
-        nonfinite,
-        clip_coefficient,
-        learning_rates,
-        plan,
-    )
 
 
+@_operator
 def count_bad(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -199,19 +241,9 @@ def count_bad(
     plan: int = 0,
 ) -> Tensor:
     """Bad gradient elements of each weight, int64. `corrections` only sharpen the L2 term of Adam and SGD."""
-    return _count_bad(
-        weights,
-        gradients,
-        corrections,
-        table,
-        hyperparameters,
-        grad_scale,
-        gradient_factor,
-        clip_coefficient,
-        plan,
-    )
 
 
+@_operator
 def grad_norm(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -221,74 +253,70 @@ def grad_norm(
     plan: int = 0,
 ) -> Tensor:
     """Euclidean norm of all gradients times the factor, float64; bad elements are left out."""
-    return _grad_norm(weights, gradients, table, hyperparameters, gradient_factor, plan)
 
 
+@_operator
 def check_hyperparameters(hyperparameters: Tensor, rule: int) -> None:
     """Refuses rows of hyperparameters that a step with this rule refuses."""
-    _check_hyperparameters(hyperparameters, rule)
 
 
+@_operator
 def encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
     """Codes in the shape and memory order of the fp32 `values`, and their scales, to nearest."""
-    return _encode_moment(values, layout, moment, storage)
 
 
+@_operator
 def decode_moment(codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int) -> Tensor:
     """The fp32 values that codes and scales stand for, in the codes' shape and memory order."""
-    return _decode_moment(codes, scales, layout, moment, storage)
 
 
+@_operator
 def check_moment(codes: Tensor, scales: Tensor, layout: Tensor, plan: Tensor, moment: int) -> None:
     """Raises RuntimeError for codes or scales that no step of this plan writes."""
-    _check_moment(codes, scales, layout, plan, moment)
 
 
+@_operator
 def split_weights(
     masters: Tensor, weight_dtype: int, master_weight_bits: int, paper: bool
 ) -> tuple[Tensor, Tensor]:
     """A weight and its correction (no elements where there is none) from a full-precision one, to nearest."""
-    return _split_weights(masters, weight_dtype, master_weight_bits, paper)
 
 
+@_operator
 def join_weights(weights: Tensor, corrections: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
     """The full-precision weight, fp32."""
-    return _join_weights(weights, corrections, master_weight_bits, paper)
 
 
+@_operator
 def correction_of(masters: Tensor, weights: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
     """The correction that brings a weight that somebody else rounded nearest to its full-precision value."""
-    return _correction_of(masters, weights, master_weight_bits, paper)
 
 
+@_operator
 def set_threads(threads: int) -> None:
     """Threads of every later step; 0: as many as torch.get_num_threads()."""
-    _set_threads(threads)
 
 
+@_operator
 def backend() -> int:
     """The instruction set that set_backend chose; 0: the fastest, or FLASHOPTIM_BACKEND's."""
-    return _backend()
 
 
+@_operator
 def set_backend(backend: int) -> None:
     """1 scalar, 2 portable, 3 avx2, 4 avx512, 5 avx512-vbmi, 6 neon; results do not depend on it."""
-    _set_backend(backend)
 
 
-@torch.library.register_fake("flashoptim_cpp::layout")
-def _fake_layout(*_: object) -> Tensor:
-    return torch.empty(8, dtype=torch.int64, device="cpu")
+# Their shapes, for torch.compile and FakeTensorMode
 
 
-@torch.library.register_fake("flashoptim_cpp::plan")
-def _fake_plan(*_: object) -> Tensor:
-    return torch.empty(12, dtype=torch.int64, device="cpu")
+def _register_fake(name: str, shapes: Callable[..., object]) -> None:
+    torch.library.register_fake(f"flashoptim_cpp::{name}", shapes)
 
 
-def _refuse_meta(**lists: Sequence[Tensor]) -> None:
-    """Fake tensors name the device that they stand for. A tensor that is on meta is a mistake: nothing would be done."""
-    for name, tensors in lists.items():
+def _refuse_meta(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Fake tensors name the device that they stand for. A tensor on meta is a mistake of the caller."""
+    for name, tensors in (("weights", weights), ("gradients", gradients)):
         for n, tensor in enumerate(tensors):
             if tensor.is_meta:
                 raise RuntimeError(
@@ -296,50 +324,24 @@ def _refuse_meta(**lists: Sequence[Tensor]) -> None:
                 )
 
 
-@torch.library.register_fake("flashoptim_cpp::step_")
-def _fake_step(weights: Sequence[Tensor], gradients: Sequence[Tensor], *_: object) -> None:
-    _refuse_meta(weights=weights, gradients=gradients)
-
-
 def _device_of(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> torch.device:
-    _refuse_meta(weights=weights, gradients=gradients)
+    _refuse_meta(weights, gradients)
     return weights[0].device if weights else torch.device("cpu")
 
 
-@torch.library.register_fake("flashoptim_cpp::count_bad")
-def _fake_count_bad(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    corrections: Sequence[Tensor],
-    table: Tensor,
-    hyperparameters: Tensor,
-    grad_scale: Tensor | None,
-    gradient_factor: float,
-    clip_coefficient: Tensor | None = None,
-    plan: int = 0,
-) -> Tensor:
+def _fake_step(weights: Sequence[Tensor], gradients: Sequence[Tensor], *_: object, **__: object) -> None:
+    _refuse_meta(weights, gradients)
+
+
+def _fake_count(weights: Sequence[Tensor], gradients: Sequence[Tensor], *_: object, **__: object) -> Tensor:
     return torch.empty(len(weights), dtype=torch.int64, device=_device_of(weights, gradients))
 
 
-@torch.library.register_fake("flashoptim_cpp::grad_norm")
-def _fake_grad_norm(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    table: Tensor,
-    hyperparameters: Tensor,
-    gradient_factor: float,
-    plan: int = 0,
-) -> Tensor:
+def _fake_norm(weights: Sequence[Tensor], gradients: Sequence[Tensor], *_: object, **__: object) -> Tensor:
     return torch.empty((), dtype=torch.float64, device=_device_of(weights, gradients))
 
 
-@torch.library.register_fake("flashoptim_cpp::check_hyperparameters")
-def _fake_check_hyperparameters(*_: object) -> None:
-    return None
-
-
-@torch.library.register_fake("flashoptim_cpp::encode_moment")
-def _fake_encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
+def _fake_encode(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
     if storage == 2:
         return torch.empty_like(values), values.new_empty(0, dtype=torch.bfloat16)
     # How many groups there are stands in the layout, which is data.
@@ -348,35 +350,32 @@ def _fake_encode_moment(values: Tensor, layout: Tensor, moment: int, storage: in
     return codes, values.new_empty(groups, dtype=torch.bfloat16 if storage == 0 else torch.float16)
 
 
-@torch.library.register_fake("flashoptim_cpp::decode_moment")
-def _fake_decode_moment(codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int) -> Tensor:
-    return torch.empty_like(codes, dtype=torch.float32)
-
-
-@torch.library.register_fake("flashoptim_cpp::check_moment")
-def _fake_check_moment(codes: Tensor, scales: Tensor, layout: Tensor, plan: Tensor, moment: int) -> None:
-    return None
-
-
 def _empty_correction(like: Tensor, dtype: torch.dtype, master_weight_bits: int) -> Tensor:
     if dtype == torch.float32 or master_weight_bits not in (24, 32):
         return like.new_empty(0, dtype=torch.int8)
     return torch.empty_like(like, dtype=torch.int8 if master_weight_bits == 24 else torch.int16)
 
 
-@torch.library.register_fake("flashoptim_cpp::split_weights")
-def _fake_split_weights(
+def _fake_split(
     masters: Tensor, weight_dtype: int, master_weight_bits: int, paper: bool
 ) -> tuple[Tensor, Tensor]:
-    dtype = _FLOATS[weight_dtype]
+    dtype = (torch.float32, torch.bfloat16, torch.float16)[weight_dtype]
     return torch.empty_like(masters, dtype=dtype), _empty_correction(masters, dtype, master_weight_bits)
 
 
-@torch.library.register_fake("flashoptim_cpp::join_weights")
-def _fake_join_weights(weights: Tensor, corrections: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
-    return torch.empty_like(weights, dtype=torch.float32)
-
-
-@torch.library.register_fake("flashoptim_cpp::correction_of")
-def _fake_correction_of(masters: Tensor, weights: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
+def _fake_correction(masters: Tensor, weights: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
     return _empty_correction(weights, weights.dtype, master_weight_bits)
+
+
+_register_fake("layout", lambda *_: torch.empty(8, dtype=torch.int64, device="cpu"))
+_register_fake("plan", lambda *_: torch.empty(12, dtype=torch.int64, device="cpu"))
+_register_fake("step_", _fake_step)
+_register_fake("count_bad", _fake_count)
+_register_fake("grad_norm", _fake_norm)
+_register_fake("check_hyperparameters", lambda *_: None)
+_register_fake("encode_moment", _fake_encode)
+_register_fake("decode_moment", lambda codes, *_: torch.empty_like(codes, dtype=torch.float32))
+_register_fake("check_moment", lambda *_: None)
+_register_fake("split_weights", _fake_split)
+_register_fake("join_weights", lambda weights, *_: torch.empty_like(weights, dtype=torch.float32))
+_register_fake("correction_of", _fake_correction)

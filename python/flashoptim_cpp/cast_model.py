@@ -1,18 +1,19 @@
 """Casts a model to 16 bits, but for the layers and buffers that should stay as they are."""
 
+import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import IntEnum
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from . import fsdp
-from .layer_casts import put_hooks
 from .memory import copies, is_wrapper, neighbours, sharing
+from .sharding import notice_dtypes, reshard
 
 # Their running statistics are averages over many steps, which 16 bits do not hold.
 _WITH_STATISTICS = (
@@ -25,7 +26,8 @@ _WITH_STATISTICS = (
     nn.InstanceNorm3d,
 )
 
-# Numbers in themselves. Floating-point types of 8 bits and less are codes that belong to scales, as integers do.
+# Numbers in themselves. Floating-point types of 8 bits and less are codes that belong to scales, as integers
+# do.
 _CASTABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Layers = Sequence[str | nn.Module]
@@ -72,12 +74,13 @@ def _refuse_unused(*options: _Patterns) -> None:
     for patterns in options:
         if left := patterns.unused():
             raise ValueError(
-                f"{patterns.option} has {left[0]}, which matches no buffer of the model; write names as named_buffers() gives them"
+                f"{patterns.option} has {left[0]}, which matches no buffer of the model; write names as "
+                "named_buffers() gives them"
             )
 
 
 def _layers(model: nn.Module, option: str, patterns: Layers | None) -> list[nn.Module]:
-    """The layers that are meant, by any of their names. As the authors' package has no error here, a misspelt one warns."""
+    """The layers that are meant, by any of their names. A misspelt one warns: the authors raise no error."""
     wanted = _Patterns(option, patterns or ())
     found = {
         id(module): module
@@ -147,7 +150,8 @@ def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Ten
     """A tensor that is made of others, in another dtype.
 
     Raises:
-        ValueError: where its type cannot do that, or would become another type (a quantised weight its plain values).
+        ValueError: where its type cannot do that, or would become another type (a quantised weight its plain
+            values).
     """
     kind = type(tensor.data).__name__
     remedy = "cast the model before its weights become that, or name its layer in full_precision_layers"
@@ -165,7 +169,7 @@ def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 
 
 def _exchange(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Gives a tensor, which stays the same object, another value of another dtype, and its gradient that dtype."""
+    """Gives a tensor, which stays the same object, a value of another dtype, and its gradient that dtype."""
     gradient, tensor.grad = tensor.grad if tensor.is_leaf else None, None
     if is_wrapper(tensor):
         _swap(tensor, value)
@@ -194,7 +198,8 @@ def _swap(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.dtype) -> None:
-    # What may be refused comes first; one after the other then, so that old and new weights never exist together.
+    # What may be refused comes first; one after the other then, so that old and new weights never exist
+    # together.
     special = [n for n, tensor in enumerate(tensors) if is_wrapper(tensor)]
     converted = {n: _converted(names[n], tensors[n], dtype) for n in special}
     for group in neighbours(tensors):
@@ -202,6 +207,129 @@ def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.d
         values = [converted.pop(n) for n in group if n in converted] or copies(members, dtype)
         for tensor, value in zip(members, values, strict=True):
             _exchange(tensor, value)
+
+
+# What layers in fp32 are given and hand on inside a model of 16 bits
+
+
+class _Met:
+    """What was met on the way: a tensor or container given twice is cast once and stays one object."""
+
+    def __init__(self) -> None:
+        self.tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.containers: dict[int, Any] = {}
+
+
+def _cast_floats(value: Any, dtype: torch.dtype, met: _Met | None = None) -> Any:  # noqa: ANN401
+    """The value with every floating-point tensor in it cast: in tuples, lists, dicts and dataclasses, nested.
+
+    A container of which nothing is cast is handed on itself; others are copied, so that the caller's stays as
+    it is.
+    """
+    met = met or _Met()
+    if not _has_floats(value, dtype, set()):
+        return value
+    if isinstance(value, torch.Tensor):
+        for old, new in met.tensors:
+            if old is value:
+                return new
+        cast = value.to(dtype)
+        met.tensors.append((value, cast))
+        return cast
+    if torch.compiler.is_compiling():  # which knows no identity of containers
+        return _rebuilt(value, dtype, met)
+    if id(value) not in met.containers:
+        met.containers[id(value)] = value  # for one that has itself in it
+        met.containers[id(value)] = _rebuilt(value, dtype, met)
+    return met.containers[id(value)]
+
+
+def _items(value: Any) -> list[Any]:  # noqa: ANN401
+    """What is in a container; nothing in anything else."""
+    if isinstance(value, (tuple, MutableSequence)):
+        return list(value)
+    if isinstance(value, MutableMapping):
+        return list(value.values())
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, one.name, None) for one in fields(value)]
+    return []
+
+
+def _has_floats(value: Any, dtype: torch.dtype, seen: set[int]) -> bool:  # noqa: ANN401
+    """Whether there is something to cast."""
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() and value.dtype != dtype
+    items = _items(value)
+    if not items:
+        return False
+    if not torch.compiler.is_compiling():
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+    return any(_has_floats(item, dtype, seen) for item in items)
+
+
+def _rebuilt(value: Any, dtype: torch.dtype, met: _Met) -> Any:  # noqa: ANN401
+    """A container of the same kind with cast items."""
+    if isinstance(value, (tuple, MutableSequence)):
+        return _sequence_like(value, [_cast_floats(item, dtype, met) for item in value])
+    if type(value) is dict:
+        return {key: _cast_floats(item, dtype, met) for key, item in value.items()}
+    result = copy.copy(value)
+    if isinstance(value, MutableMapping):
+        for key, item in value.items():
+            if _has_floats(item, dtype, set()):
+                result[key] = _cast_floats(item, dtype, met)
+        return result
+    for one in fields(value):
+        item = getattr(value, one.name, None)
+        if _has_floats(item, dtype, set()):
+            object.__setattr__(result, one.name, _cast_floats(item, dtype, met))  # frozen ones too
+    return result
+
+
+def _sequence_like(value: Any, items: list[Any]) -> Any:  # noqa: ANN401
+    if type(value) is list:
+        return items
+    if type(value) is tuple:
+        return tuple(items)
+    if isinstance(value, tuple):
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    result = copy.copy(value)
+    for n, item in enumerate(items):
+        result[n] = item
+    return result
+
+
+def _widen_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A forward pre-hook: whatever is given to the layer becomes fp32."""
+    met = _Met()
+    return _cast_floats(args, torch.float32, met), _cast_floats(kwargs, torch.float32, met)
+
+
+def _recast_outputs(module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401
+    """A forward hook: what the layer hands on has the dtype of the layers behind it."""
+    if not getattr(module, "_flashoptim_recasts", True):  # full_precision(): what follows is fp32, too
+        return output
+    dtype: Any = module._flashoptim_output_dtype
+    return _cast_floats(output, dtype)
+
+
+def _put_hooks(module: nn.Module, output_dtype: torch.dtype | None) -> None:
+    """Gives a layer its hooks once. `output_dtype` None leaves the outputs in fp32."""
+    if not getattr(module, "_has_fp32_input_hook", False):
+        module.register_forward_pre_hook(_widen_inputs, with_kwargs=True)
+        module._has_fp32_input_hook = True  # type: ignore[assignment]
+    if output_dtype is None:
+        return
+    if getattr(module, "_flashoptim_output_dtype", None) is None:
+        module.register_forward_hook(_recast_outputs)
+    module._flashoptim_output_dtype = output_dtype  # type: ignore[assignment]
+
+
+# The whole model
 
 
 def cast_model(
@@ -216,33 +344,39 @@ def cast_model(
 ) -> None:
     """Casts floating-point parameters and persistent buffers in place.
 
-    Integers, booleans, complex numbers and floating-point types of 8 bits stay as they are, and so do buffers that are not
-    persistent: they are tables that the model computes (rotary frequencies), which 16 bits do not hold. Tensors that share
-    memory (tied weights, views, transposed ties) share it afterwards; if one of them is to stay, all of them do. Parameters
-    stay the same objects, with their attributes and hooks, and gradients follow them, as in `model.to(dtype)`. A model on
-    `meta` and one under FSDP2 are cast in the same way.
+    Integers, booleans, complex numbers and floating-point types of 8 bits stay as they are, and so do buffers
+    that are not persistent: they are tables that the model computes (rotary frequencies), which 16 bits do
+    not hold. Tensors that share memory (tied weights, views, transposed ties) share it afterwards; if one of
+    them is to stay, all of them do. Parameters stay the same objects, with their attributes and hooks, and
+    gradients follow them, as in `model.to(dtype)`. A model on `meta` and one under FSDP2 are cast in the same
+    way.
 
     Args:
         model: the model.
         dtype: what to cast to: float64, float32, bfloat16 or float16.
         selective: leave batch and instance norms, which keep running statistics, as they are.
-        full_precision_layers: layers that stay in fp32, by patterns of `fnmatch` on their dotted names or by themselves
-            ("head" is `model.head` alone; `"*.head"` the heads of all parts). The floating-point tensors that they are given are
-            cast to fp32, by position or by keyword, inside of tuples, lists, dicts and dataclasses too.
-        full_precision_recast_layers: the same, and their outputs are cast to `dtype` for the layers behind them.
-        keep_buffers: buffers that stay although they are persistent, by patterns on their dotted names or those of
-            modules around them, or by modules: averages (EMA), schedules, quantisation scales. It wins over `cast_buffers`.
-        cast_buffers: buffers that are cast although they are not persistent: tables that are added to activations.
+        full_precision_layers: layers that stay in fp32, by patterns of `fnmatch` on their dotted names or by
+            themselves ("head" is `model.head` alone; `"*.head"` the heads of all parts). The floating-point
+            tensors that they are given are cast to fp32, by position or by keyword, inside of tuples, lists,
+            dicts and dataclasses too.
+        full_precision_recast_layers: the same, and their outputs are cast to `dtype` for the layers behind
+            them.
+        keep_buffers: buffers that stay although they are persistent, by patterns on their dotted names or
+            those of modules around them, or by modules: averages (EMA), schedules, quantisation scales. It
+            wins over `cast_buffers`.
+        cast_buffers: buffers that are cast although they are not persistent: tables that are added to
+            activations.
 
     Raises:
-        ValueError: for another dtype, a pattern in `keep_buffers` or `cast_buffers` that matches no buffer, and a tensor
-            that cannot be cast (of quantised weights, made in inference mode). Nothing has changed.
+        ValueError: for another dtype, a pattern in `keep_buffers` or `cast_buffers` that matches no buffer,
+            and a tensor that cannot be cast (of quantised weights, made in inference mode). Nothing has
+            changed.
     """
     if dtype not in _CASTABLE:
         raise ValueError(
             f"a model cannot be cast to {dtype}; choose torch.bfloat16, float16, float32 or float64"
         )
-    fsdp.reshard(model)
+    reshard(model)
     wide = _layers(model, "full_precision_layers", full_precision_layers)
     recast = _layers(model, "full_precision_recast_layers", full_precision_recast_layers)
     keep, cast = _Patterns("keep_buffers", keep_buffers), _Patterns("cast_buffers", cast_buffers)
@@ -252,17 +386,17 @@ def cast_model(
     for name, tensor in zip(names, tensors, strict=True):
         if not is_lazy(tensor) and tensor.is_inference():
             raise ValueError(
-                f"{name} was made in torch.inference_mode(), where it cannot be exchanged; make the model outside of it, or "
-                "deep-copy it there"
+                f"{name} was made in torch.inference_mode(), where it cannot be exchanged; make the model "
+                "outside of it, or deep-copy it there"
             )
     # Ordinary tensors, to be trained later, wherever this is called.
     with torch.inference_mode(False), torch.no_grad():
         _cast_in_place(names, tensors, dtype)
-    fsdp.notice_dtypes(model)
+    notice_dtypes(model)
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
     for module in wide:
-        put_hooks(module, None)
+        _put_hooks(module, None)
     for module in recast:
-        put_hooks(module, dtype)
+        _put_hooks(module, dtype)

@@ -1,4 +1,4 @@
-"""Gradient release: each parameter is stepped inside backward(), as soon as its gradient is there, which is then freed."""
+"""Gradient release: backward() steps each parameter as soon as its gradient is there, and frees it."""
 
 import gc
 import weakref
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from .backward_calls import is_second_step
+from .backward import is_second_step
 from .optimizer import FlashOptimizer
+from .states import states_of
 
 PreStep = Callable[[torch.Tensor, dict[str, Any]], bool]
 
 
 _NO_REPLICAS = (
-    "enable_gradient_release does not support DistributedDataParallel (DDP), which brings gradients back after they are freed; "
-    "use FSDP2 (fully_shard), or step() and zero_grad()"
+    "enable_gradient_release does not support DistributedDataParallel (DDP), which brings gradients back "
+    "after they are freed; use FSDP2 (fully_shard), or step() and zero_grad()"
 )
 # Where a module keeps the optimizers that step its parameters.
 _KEPT = "_flashoptim_release"
@@ -50,7 +51,7 @@ class GradientReleaseHandle:
         for keeper in self._keepers:
             keeper.remove(self._optimizer)
         self._keepers.clear()
-        self._optimizer._live.releases -= 1
+        states_of(self._optimizer).kept.releases -= 1
 
     @property
     def active(self) -> bool:
@@ -61,8 +62,9 @@ class GradientReleaseHandle:
 def _refuse_second_step(optimizer: FlashOptimizer, parameter: torch.Tensor) -> None:
     if is_second_step(parameter):
         raise RuntimeError(
-            f"{optimizer._name_of(parameter)} has its gradient in several pieces, one from each reentrant checkpoint that uses "
-            "it, and was stepped with the first: checkpoint with use_reentrant=False, or remove() the gradient release"
+            f"{states_of(optimizer).name_of(parameter)} has its gradient in several pieces, one from each "
+            "reentrant checkpoint that uses it, and was stepped with the first: checkpoint with "
+            "use_reentrant=False, or remove() the gradient release"
         )
 
 
@@ -76,15 +78,16 @@ def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torc
         alive = to_optimizer()
         if alive is None:
             raise RuntimeError(
-                "the optimizer that gradients are released to is gone, and the modules whose parameters it steps; "
-                "keep the optimizer as long as its parameters are trained"
+                "the optimizer that gradients are released to is gone, and the modules whose parameters it "
+                "steps; keep the optimizer as long as its parameters are trained"
             )
+        states = states_of(alive)
         # Autograd has a thread for each device.
-        with alive._release_lock:
+        with states.kept.release_lock:
             if is_first:  # the model may have been wrapped since
-                _refuse_replicas({tensor for tensor, _ in alive._tensors_and_groups()})
+                _refuse_replicas({tensor for tensor, _ in states.tensors_and_groups()})
                 is_first = False
-            group = None if parameter.grad is None else alive._group_of(parameter)
+            group = None if parameter.grad is None else states.group_of(parameter)
             if group is None:  # no gradient, or taken out of the groups: its gradient is the user's
                 return
             try:
@@ -122,12 +125,13 @@ def _refuse_wrappers(model: torch.nn.Module) -> None:
         raise TypeError(_NO_REPLICAS)
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise TypeError(
-            "enable_gradient_release does not support FullyShardedDataParallel (FSDP1); use FSDP2 (fully_shard)"
+            "enable_gradient_release does not support FullyShardedDataParallel (FSDP1); use FSDP2 "
+            "(fully_shard)"
         )
 
 
 def _is_replicated(parameters: set[torch.Tensor]) -> bool:
-    """Whether a DistributedDataParallel has one of the parameters, whichever module was given to whom. Torch has no list of them."""
+    """Whether a DistributedDataParallel has one of the parameters. Torch has no list of them."""
     from torch.distributed import is_available, is_initialized
 
     if not (is_available() and is_initialized()):
@@ -158,32 +162,35 @@ def enable_gradient_release(
 ) -> GradientReleaseHandle:
     """From now on backward() steps each parameter and frees its gradient.
 
-    step() and zero_grad() find only what has no hook: parameters outside the model, or unfrozen or exchanged since. Policies
-    for non-finite gradients hold for each parameter alone. The model may be under FSDP2.
+    step() and zero_grad() find only what has no hook: parameters outside the model, or unfrozen or exchanged
+    since. Policies for non-finite gradients hold for each parameter alone. The model may be under FSDP2.
 
-    A parameter is stepped once in a backward(): where reentrant checkpoints bring it a gradient in pieces, RuntimeError.
+    A parameter is stepped once in a backward(): where reentrant checkpoints bring it a gradient in pieces,
+    RuntimeError.
 
     Args:
         model: the model.
-        optimizer: the optimizer of its parameters. Those of its parameters that the optimizer does not have are left
-            alone.
+        optimizer: the optimizer of its parameters. Those of its parameters that the optimizer does not have
+            are left alone.
         grad_scaler: must be None.
         pre_step: called with a parameter and its group before each step; False skips the step.
 
     Raises:
-        TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1); the first backward() raises it
-            where the model is wrapped later.
+        TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1); the first
+            backward() raises it where the model is wrapped later.
         NotImplementedError: for a grad_scaler.
     """
     if grad_scaler is not None:
         raise NotImplementedError(
-            "gradients are released one by one, and GradScaler judges all of them; train in bfloat16 without it"
+            "gradients are released one by one, and GradScaler judges all of them; train in bfloat16 without "
+            "it"
         )
     _refuse_wrappers(model)
-    managed = {tensor for tensor, _ in optimizer._tensors_and_groups()}
+    states = states_of(optimizer)
+    managed = {tensor for tensor, _ in states.tensors_and_groups()}
     hook = _hook(optimizer, pre_step)
     released = [p for p in model.parameters() if p.requires_grad and p in managed]
     _refuse_replicas(set(released))
     hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in released]
-    optimizer._live.releases += 1
+    states.kept.releases += 1
     return GradientReleaseHandle(hooks, optimizer, _keep(optimizer, model, set(released)))

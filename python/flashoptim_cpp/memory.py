@@ -1,4 +1,4 @@
-"""Which tensors have memory in common, and copies that share it in the same way. No parameters and no models here."""
+"""Which tensors have memory in common, and copies that share it in the same way. No models here."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ class _Extent(NamedTuple):
 
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is made of others (DTensor, quantised weights), which says itself what operations do to it."""
+    """Whether the tensor is made of others (DTensor, quantised weights) and defines operations itself."""
     has_own_operations = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     return has_own_operations and not isinstance(tensor, FakeTensor)
 
@@ -46,7 +46,7 @@ def _span(tensor: torch.Tensor) -> int:
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
-    """Whether the storage holds every element. FSDP1 and others free the memory of a tensor that stays: reading it is a crash."""
+    """Whether the storage holds every element. FSDP1 frees storages of living tensors: reading is a crash."""
     if not is_plain(tensor) or tensor.numel() == 0:
         return True
     end = (int(tensor.storage_offset()) + _span(tensor)) * tensor.element_size()
@@ -64,7 +64,7 @@ def _extent(tensor: torch.Tensor, number: int) -> _Extent:
 
 
 def _runs(extents: Iterable[_Extent], may_touch: bool = False) -> Iterator[list[_Extent]]:
-    """Extents that follow each other without a gap: overlapping, or side by side in one storage where they `may_touch`."""
+    """Extents without a gap between them: overlapping, or side by side in one storage if they `may_touch`."""
     run: list[_Extent] = []
     end = 0
     for extent in sorted(extents, key=lambda extent: (repr(extent.space), extent.begin)):
@@ -124,7 +124,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 def _laid_out(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], list[_Extent]]:
-    """Those that are looked at as objects only (empty, not plain), by object; and the extents of the others."""
+    """By object those that are only objects (empty, not plain), and the extents of the others."""
     alone: dict[int, list[int]] = {}
     extents = []
     for n, tensor in enumerate(tensors):
@@ -138,8 +138,8 @@ def _laid_out(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], list[_E
 def sharing(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
     """The numbers of the tensors, together where they have elements in common.
 
-    Tensors are told apart by their memory: storage, offset, shape and strides. Empty ones, and those that are not plain,
-    have something in common only with themselves.
+    Tensors are told apart by their memory: storage, offset, shape and strides. Empty ones, and those that are
+    not plain, have something in common only with themselves.
     """
     groups, extents = _laid_out(tensors)
     for run in _runs(extents):
@@ -148,7 +148,8 @@ def sharing(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
 
 
 def neighbours(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The numbers of the tensors, together where they overlap or lie side by side in one storage: what is copied at once.
+    """The numbers of the tensors, together where they overlap or lie side by side in one storage: what is
+    copied at once.
 
     Only tensors of one dtype are put together.
     """

@@ -1,66 +1,90 @@
-"""A moment of a parameter as it is stored: codes and scales, or fp32 values."""
+"""Moments as they are stored: codes and scales, or fp32 values. Also quantize and dequantize."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from . import _operators as ops
-from .options import Storage
+from ._rules import FORMATS, Storage
 
-FIRST, SECOND = 0, 1
-
-_CODES = {FIRST: torch.int8, SECOND: torch.uint8}
+GROUP = 32  # elements that share a scale (docs/formats.md)
 _SCALES = {Storage.NATIVE: torch.bfloat16, Storage.PAPER: torch.float16}
+
+
+def codes_dtype(is_signed: bool) -> torch.dtype:
+    """The dtype of the codes of a moment."""
+    return torch.int8 if is_signed else torch.uint8
+
+
+def _encode(
+    values: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return ops.encode_moment(values, layout, 0 if is_signed else 1, int(storage))
+
+
+def _decode(
+    codes: torch.Tensor, scales: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
+) -> torch.Tensor:
+    return ops.decode_moment(codes, scales, layout, 0 if is_signed else 1, int(storage))
 
 
 @dataclass(eq=False)
 class Moment:
     """One moment (of this rank's part) of a parameter.
 
-    `codes` has the parameter's shape and strides: int8 or uint8 where quantized, else fp32 values. `scales` is flat, one
-    for each group, and empty where the moment is not quantized. A step writes both in place.
+    `codes` has the parameter's shape and strides: int8 or uint8 where quantized, else fp32 values. `scales`
+    is flat, one for each group, and empty where the moment is not quantized. A step writes both in place.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     layout: torch.Tensor
-    kind: int
+    is_signed: bool
     storage: Storage
     # SGD: the step count at which no gradient has reached the momentum buffer yet; -1: one has.
     unfilled_at: int = -1
 
     @classmethod
     def zeros(
-        cls, like: torch.Tensor, layout: torch.Tensor, kind: int, storage: Storage, groups: int, steps: int
+        cls,
+        like: torch.Tensor,
+        layout: torch.Tensor,
+        is_signed: bool,
+        storage: Storage,
+        groups: int,
+        steps: int,
     ) -> "Moment":
         """A moment of zeros for a weight that has done so many steps."""
-        dtype = torch.float32 if storage == Storage.FP32 else _CODES[kind]
+        dtype = torch.float32 if storage == Storage.FP32 else codes_dtype(is_signed)
         codes = torch.zeros_like(like, dtype=dtype, requires_grad=False)
         scales = like.new_zeros(groups, dtype=_SCALES.get(storage, torch.bfloat16), requires_grad=False)
-        return cls(codes, scales, layout, kind, storage, unfilled_at=steps)
+        return cls(codes, scales, layout, is_signed, storage, unfilled_at=steps)
 
     @classmethod
-    def encode(cls, values: torch.Tensor, layout: torch.Tensor, kind: int, storage: Storage) -> "Moment":
+    def encode(
+        cls, values: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
+    ) -> "Moment":
         """Encodes fp32 values, which lie in the layout's memory order, to nearest.
 
         Raises:
             ValueError: for values that the format does not hold.
         """
         if storage == Storage.FP32:
-            return cls(values, values.new_empty(0, dtype=torch.bfloat16), layout, kind, storage)
-        codes, scales = ops.encode_moment(values, layout, kind, int(storage))
-        return cls(codes, scales, layout, kind, storage)
+            return cls(values, values.new_empty(0, dtype=torch.bfloat16), layout, is_signed, storage)
+        return cls(*_encode(values, layout, is_signed, storage), layout, is_signed, storage)
 
     def materialize(self) -> torch.Tensor:
-        """The values in fp32, in the parameter's shape; the stored tensor itself where it is not quantized."""
+        """The values in fp32, in the parameter's shape; the stored tensor itself if it is not quantized."""
         if not self.is_quantized():
             return self.codes
-        return ops.decode_moment(self.codes, self.scales, self.layout, self.kind, int(self.storage))
+        return _decode(self.codes, self.scales, self.layout, self.is_signed, self.storage)
 
     def set_data(self, data: torch.Tensor) -> None:
         """Stores other values, encoded to nearest."""
         values = torch.empty_like(self.codes, dtype=torch.float32).copy_(data)
-        encoded = Moment.encode(values, self.layout, self.kind, self.storage)
+        encoded = Moment.encode(values, self.layout, self.is_signed, self.storage)
         self.codes.copy_(encoded.codes)
         self.scales.copy_(encoded.scales)
         self.unfilled_at = -1
@@ -68,7 +92,7 @@ class Moment:
     def stored_as(self, like: torch.Tensor, layout: torch.Tensor, storage: Storage) -> "Moment":
         """The same values in another storage, or in the memory order of another tensor of the same shape."""
         values = torch.empty_like(like, dtype=torch.float32, requires_grad=False).copy_(self.materialize())
-        moment = Moment.encode(values, layout, self.kind, storage)
+        moment = Moment.encode(values, layout, self.is_signed, storage)
         moment.unfilled_at = self.unfilled_at
         return moment
 
@@ -118,6 +142,9 @@ class Moment:
         return f"Moment(shape={self.shape}, storage={self.storage.name.lower()})"
 
 
+# Scales as files hold them
+
+
 def scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
     """Scales in as many dimensions as the parameter has, so that cutting its rows cuts them too."""
     extents = [1] * max(1, len(shape))
@@ -126,3 +153,109 @@ def scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int
         extents[long[0]] = rows
     extents[long[min(1, len(long) - 1)]] = groups_per_row
     return tuple(extents)
+
+
+# The groups of the format "paper" run over the part of a rank, so its scales alone have no place in the whole
+# tensor. They are repeated for each element, which can be cut as the parameter is. That many elements are
+# decoded at a time: each takes a group of its own, 5 bytes for each of its 32 places.
+_CHUNK = 1 << 16
+
+
+def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of a dense tensor in the order of their addresses."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def scales_by_element(scales: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The scale of each element, in the shape and the memory order of `like`, from one for each group."""
+    by_element = torch.empty_like(like, dtype=scales.dtype, requires_grad=False)
+    _in_memory_order(by_element).copy_(scales.repeat_interleave(GROUP)[: like.numel()])
+    return by_element
+
+
+def scales_by_group(by_element: torch.Tensor) -> torch.Tensor | None:
+    """One scale for each group again; None where a group has several: it was cut otherwise when saved."""
+    bits = _in_memory_order(by_element).view(torch.int16)
+    missing = -bits.numel() % GROUP
+    groups = torch.cat([bits, bits[-1:].expand(missing)]).view(-1, GROUP)
+    if not torch.equal(groups, groups[:, :1].expand_as(groups)):
+        return None
+    return groups[:, 0].contiguous().view(by_element.dtype)
+
+
+def decode_by_element(
+    codes: torch.Tensor, by_element: torch.Tensor, is_signed: bool, check: Callable[[Moment], object]
+) -> torch.Tensor:
+    """The fp32 values of codes that have a scale each, in their shape and memory order.
+
+    `check` sees the codes and scales first, as moments in which every element has a group of its own.
+    """
+    values = torch.empty_like(codes, dtype=torch.float32)
+    flat, scales, result = map(_in_memory_order, (codes, by_element, values))
+    for start in range(0, codes.numel(), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        alone = flat.new_zeros(flat[part].numel(), GROUP)
+        alone[:, 0] = flat[part]
+        shape = (alone.numel(),)
+        layout = ops.layout(shape, (1,), shape, (1,), (0,))
+        moment = Moment(alone.view(-1), scales[part].clone(), layout, is_signed, Storage.PAPER)
+        check(moment)
+        result[part] = moment.materialize().view(-1, GROUP)[:, 0]
+    return values
+
+
+# The public functions
+
+
+def _choices(moment: str, format: str) -> tuple[bool, Storage]:
+    if moment not in ("first", "second"):
+        raise ValueError(f'moment={moment!r} is unknown; use "first" or "second"')
+    if format not in ("native", "paper"):
+        raise ValueError(f'format={format!r} is unknown; use "native" or "paper"')
+    return moment == "first", FORMATS[format]
+
+
+def _layout(tensor: torch.Tensor) -> torch.Tensor:
+    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    return ops.layout(shape, strides, shape, strides, (0,) * len(shape))
+
+
+def quantize(
+    tensor: torch.Tensor,
+    *,
+    moment: Literal["first", "second"] = "first",
+    format: Literal["native", "paper"] = "native",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encodes values to nearest, in groups of 32.
+
+    Args:
+        tensor: floating-point values; dense, in any memory order. A second moment is not negative.
+        moment: the law: "first" signed, int8 codes; "second" of the root, uint8 codes.
+        format: of the codes.
+
+    Returns:
+        Codes in the tensor's shape and memory order, and one scale for each group (bfloat16, in "paper"
+            float16).
+
+    Raises:
+        ValueError: for values that the format does not hold.
+    """
+    is_signed, storage = _choices(moment, format)
+    values = tensor.detach().float()
+    return _encode(values, _layout(values), is_signed, storage)
+
+
+def dequantize(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    moment: Literal["first", "second"] = "first",
+    format: Literal["native", "paper"] = "native",
+) -> torch.Tensor:
+    """Decodes what :func:`quantize` returned, to fp32.
+
+    Raises:
+        ValueError: for codes or scales of another dtype or size.
+    """
+    is_signed, storage = _choices(moment, format)
+    return _decode(codes, scales.reshape(-1), _layout(codes), is_signed, storage)

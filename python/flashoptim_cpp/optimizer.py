@@ -1,8 +1,7 @@
-"""FlashOptimizer: torch's protocol of an optimizer over the fused step. Number formats and arithmetic are in C++."""
+"""FlashOptimizer: torch's protocol of an optimizer over the fused step. All arithmetic is in C++."""
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, cast
@@ -10,70 +9,50 @@ from typing import Any, Literal, cast
 import torch
 from torch.optim.optimizer import ParamsT
 
-from . import exports, masters
+from . import _operators as ops
+from . import masters
 from . import state_dict as saving
-from .capture import is_capturing_any
-from .clipping import Clipping
-from .corrections import correction_in
-from .errors import NonFiniteError
-from .fake import is_fake
-from .gradients import grad_norm
-from .live_state import LiveState
-from .nonfinite import follow_zero_redundancy
-from .numerics import check_learning_rates, measure
-from .options import DEFAULT_BITS, DEFAULT_FUSED, Default, Group, check_group, number
-from .report import config_text, memory_report
+from ._rules import Group, number
+from .nonfinite import NonFiniteError, listed
+from .options import POLICIES, Default, DefaultFlag, check_group
+from .parameter import correction_in
 from .sharding import all_reduce_max, is_sharded, local_like
-from .states import OptimizerStates
+from .states import Clipping, StatefulOptimizer, States, follow_zero_redundancy, states_of
+from .table import check_learning_rates, judge, largest_weight
 
 Bits = Literal[16, 24, 32] | None
-# 24 and True, and known not to be the caller's wish.
-DEFAULT_MASTER_WEIGHT_BITS = cast(Bits, DEFAULT_BITS)
-DEFAULT_FUSED_ARGUMENT = cast(bool, DEFAULT_FUSED)
 NonFinite = Literal["skip_element", "skip_step", "error"]
-
+# 24 and True, and known not to be the caller's wish.
+DEFAULT_BITS = cast(Bits, Default(24))
+DEFAULT_FUSED = cast(bool, DefaultFlag(True))
 # Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
 _ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
 
-# Attributes that a copy does not take over: those of _begin, and what schedulers wrap.
-_OF_ONE_PROCESS = {
-    "_live",
-    "_places",
-    "_parameters",
-    "_departed",
-    "_tables",
-    "_plans",
-    "_bad",
-    "_sums",
-    "_captured",
-    "_release_lock",
-    "_warned",
-    "step",
-}
 
+class FlashOptimizer(StatefulOptimizer):
+    """An optimizer whose weights, corrections, moments and gradients take 7 bytes per parameter or less.
 
-class FlashOptimizer(OptimizerStates):
-    """Optimizers that keep the weight's correction, the moments and the gradient in 7 bytes per parameter or less.
-
-    This class is the common part of :class:`FlashSGD`, :class:`FlashSGDW`, :class:`FlashAdam`, :class:`FlashAdamW` and
-    :class:`FlashLion`. Every argument but `params`, `compress_state_dict` and `check_numerics` may also stand in a
-    parameter group.
+    This class is the common part of :class:`FlashSGD`, :class:`FlashSGDW`, :class:`FlashAdam`,
+    :class:`FlashAdamW` and :class:`FlashLion`. Every argument but `params`, `compress_state_dict` and
+    `check_numerics` may also stand in a parameter group.
 
     Args:
         params: parameters, (name, parameter) pairs or parameter groups.
         lr: learning rate, a number or a tensor of one element.
         quantize: keep the moments as 8-bit codes; otherwise in fp32.
-        compress_state_dict: `state_dict()` holds codes and scales, so that a run resumes bit for bit; otherwise fp32
-            moments, which torch's own optimizers load.
-        master_weight_bits: precision of the weights that are updated. 24 and 32 keep a correction of 1 or 2 bytes beside
-            each 16-bit weight, 16 rounds with dither, None to nearest.
-        check_numerics: raise :class:`NumericsError` where the learning rate is too small to move the largest weights.
-        fused: the step is always fused. True, where it is given, lets GradScaler leave unscaling to the step, as with
-            torch's fused optimizers; frameworks refuse to clip gradients by value or norm then.
+        compress_state_dict: `state_dict()` holds codes and scales, so that a run resumes bit for bit;
+            otherwise fp32 moments, which torch's own optimizers load.
+        master_weight_bits: precision of the weights that are updated. 24 and 32 keep a correction of 1 or 2
+            bytes beside each 16-bit weight, 16 rounds with dither, None to nearest.
+        check_numerics: raise :class:`NumericsError` where the learning rate is too small to move the largest
+            weights.
+        fused: the step is always fused. True, where it is given, lets GradScaler leave unscaling to the step,
+            as with torch's fused optimizers; frameworks refuse to clip gradients by value or norm then.
         defaults: hyperparameters of the subclass.
-        format: "native", "paper" (that of arXiv 2602.23349 and its authors' package) or "fp32" (uncompressed moments).
-        nonfinite: what to do with gradients that are NaN, infinite or at least 2^48: "skip_element" leaves those
-            elements as they are, "skip_step" changes nothing in that step, "error" the same and raises
+        format: "native", "paper" (that of arXiv 2602.23349 and its authors' package) or "fp32" (uncompressed
+            moments).
+        nonfinite: what to do with gradients that are NaN, infinite or at least 2^48: "skip_element" leaves
+            those elements as they are, "skip_step" changes nothing in that step, "error" the same and raises
             :class:`NonFiniteError`. They are counted, see :meth:`bad_elements`.
         check_gradients: False takes every gradient as it is; for the format "paper" alone.
         maximize: maximize the objective.
@@ -93,9 +72,9 @@ class FlashOptimizer(OptimizerStates):
         lr: float | torch.Tensor = 1e-3,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
+        master_weight_bits: Bits = DEFAULT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
+        fused: bool | None = DEFAULT_FUSED,
         defaults: dict[str, Any] | None = None,
         *,
         format: Literal["native", "paper", "fp32"] = "native",
@@ -132,26 +111,22 @@ class FlashOptimizer(OptimizerStates):
         check_group(self.rule, options)
         self._compress_state_dict = compress_state_dict
         self._check_numerics = check_numerics
-        self._begin()
         super().__init__(params, options)
-        self.state = defaultdict(LiveState)
-        self._check_weights(bits, was_asked)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            follow_zero_redundancy()
-
-    def _check_weights(self, bits: int | None, was_asked: bool) -> None:
-        dtypes = {tensor.dtype for tensor, _ in self._tensors_and_groups()}
+        dtypes = {tensor.dtype for tensor, _ in states_of(self).tensors_and_groups()}
         is_in_vain = dtypes == {torch.float32} and bits is not None
         if is_in_vain and was_asked and _ALLOW_INEFFECTIVE_BITS not in os.environ:
             raise ValueError(
-                f"master_weight_bits={bits} has no effect when all parameters are fp32; leave it out or cast the model"
+                f"master_weight_bits={bits} has no effect when all parameters are fp32; leave it out or cast "
+                "the model"
             )
         if bits is None and dtypes - {torch.float32}:
             warnings.warn(
-                "master_weight_bits=None with non-fp32 parameters is pure low-precision training: updates smaller than "
-                "half a unit in the last place are lost; consider master_weight_bits=24",
+                "master_weight_bits=None with non-fp32 parameters is pure low-precision training: updates "
+                "smaller than half a unit in the last place are lost; consider master_weight_bits=24",
                 stacklevel=3,
             )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            follow_zero_redundancy()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, with options of their own where the group has them.
@@ -168,15 +143,13 @@ class FlashOptimizer(OptimizerStates):
             group.setdefault("initial_lr", number(whole["lr"]))
         super().add_param_group(group)
         if group["accumulate_fp32"]:
-            self._sums.add(group["params"])
+            states_of(self).kept.sums.add(group["params"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether GradScaler is to leave unscaling to the step: where a caller asks for it, or gradients are fp16, which
-        GradScaler refuses to unscale.
-        """
+        """Whether GradScaler leaves unscaling to the step: if asked for, or for fp16, which it refuses."""
         return any(group.get("fused") for group in self.param_groups) or any(
-            tensor.dtype == torch.float16 for tensor, _ in self._tensors_and_groups()
+            tensor.dtype == torch.float16 for tensor, _ in states_of(self).tensors_and_groups()
         )
 
     # Steps
@@ -195,14 +168,16 @@ class FlashOptimizer(OptimizerStates):
         Raises:
             NonFiniteError: for a bad gradient where `nonfinite` is "error".
             NumericsError: where `check_numerics` is set and the learning rate too small.
-            ValueError: for a gradient, a state or options that do not fit. Nothing is changed in all of these cases.
+            ValueError: for a gradient, a state or options that do not fit. Nothing is changed in all of these
+                cases.
         """
-        self._opt_called = True  # what a scheduler asks for
+        states = states_of(self)
+        states.kept.opt_called = True  # what a scheduler asks for
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._follow_groups()
+        states.follow_groups()
         tensors, groups, gradients = [], [], []
         for group in self.param_groups:
             for tensor in group["params"]:
@@ -212,13 +187,13 @@ class FlashOptimizer(OptimizerStates):
                     groups.append(group)
                     gradients.append(gradient)
         # The clip coefficient belongs to the current gradients. A step that fails keeps it for the retry.
-        clip = self._live.clip_coefficient()
+        clip = states.kept.clip_coefficient()
         try:
-            self._step(list(self._places), tensors, groups, gradients, clip)
+            self._step(states, list(states.kept.places), tensors, groups, gradients, clip)
         except NonFiniteError:
-            self._live.clipping = None
+            states.kept.clipping = None
             raise
-        self._live.clipping = None
+        states.kept.clipping = None
         return loss
 
     @torch._disable_dynamo
@@ -233,73 +208,66 @@ class FlashOptimizer(OptimizerStates):
         Raises:
             ValueError: for a tensor that is not a parameter of this optimizer. See also :meth:`step`.
         """
-        own = self._find_group(p)
+        states = states_of(self)
+        own = states.find_group(p)
         if p.grad is not None:
             # While gradients are released there is no coefficient of these.
-            clip = None if self._live.releases else self._live.clip_coefficient()
-            self._step([p], [p], [own if group is None else group], [p.grad], clip)
-            self._opt_called = True
+            clip = None if states.kept.releases else states.kept.clip_coefficient()
+            self._step(states, [p], [p], [own if group is None else group], [p.grad], clip)
+            states.kept.opt_called = True
 
     def _step(
         self,
+        states: States,
         judged: list[torch.Tensor],
         tensors: list[torch.Tensor],
         groups: list[Group],
         gradients: list[torch.Tensor],
         clip: torch.Tensor | None,
     ) -> None:
-        if tensors and is_fake(tensors[0]):
+        if tensors and ops.is_fake(tensors[0]):
             for tensor, group in zip(tensors, groups, strict=True):
-                self._prepare(tensor, group)
+                states.prepare(tensor, group)
             return
-        if self._is_probe(tensors, gradients):
+        if _is_probe(states, tensors, gradients):
             return
-        tables = self._tables_for(tensors, groups) if tensors else []
+        tables = states.tables_for(tensors, groups) if tensors else []
         if self._check_numerics:
-            check_learning_rates(self.rule, tables)
-        parts = self._gradients_of(tables, tensors, gradients)
+            check_learning_rates(tables)
+        parts = states.gradients_of(tables, tensors, gradients)
         if len(tables) > 1:  # the operator sees one of them
             for table, own in zip(tables, parts, strict=True):
                 table.check(own)
-        is_refused, found_inf = self._bad.judge(self, judged, tables, parts, clip)
-        if is_refused:
+        bad, factors = states.kept.bad, states.factors(clip)
+        policies = {group["nonfinite"] for group in self.param_groups}
+        verdict = judge(judged, tables, parts, factors, policies, bad.take_ranks())
+        if verdict.policy != POLICIES[0]:
+            for table, counts in zip(tables, verdict.counts, strict=True):
+                bad.take_refused(table.counter, counts)
+            if verdict.policy == "error":
+                where = listed([states.name_of(judged[n]) for n in verdict.bad])
+                raise NonFiniteError(
+                    "gradients are NaN, infinite or at least 2^48: "
+                    f"{where or 'of parameters of another rank'}; nothing was stepped: lower the learning "
+                    'rate or the loss scale, or use nonfinite="skip_element"'
+                )
             return
-        grad_scale, _ = self._amp()
         is_captured = any(table.is_captured() for table in tables)
         for table, own in zip(tables, parts, strict=True):
-            table.step(own, clip, grad_scale, found_inf)
+            table.step(own, factors._replace(found_inf=verdict.found_inf))
             if not is_captured:
-                self._bad.take(table)
+                bad.take(table.counter)
 
     @torch.no_grad()
     def _ensure_state_initialized(self, p: torch.Tensor, hparams: dict[str, Any] | None = None) -> None:
-        """Makes the state that the first step of a parameter would make. The authors' tests call it by this name."""
-        self._prepare(p, self._find_group(p))
-
-    def _is_probe(self, tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:
-        """Whether this is the step with learning rate 0 and gradients of 0 by which torch.distributed.checkpoint makes
-        an optimizer create its states. It creates them, and is no step.
-        """
-        # The states first: a learning rate may lie on a GPU.
-        if any(self.state.values()) or is_capturing_any(tensor.device for tensor in tensors):
-            return False
-        if any(number(group["lr"]) != 0.0 for group in self.param_groups):
-            return False
-        if self._bad.ranks is not None:  # the other ranks of ZeroRedundancyOptimizer may have gradients
-            return False
-        moves = any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
-        shared = [tensor for tensor, _ in self._tensors_and_groups() if is_sharded(tensor)]
-        if shared:
-            moves = bool(all_reduce_max(torch.tensor(int(moves), device=shared[0].device), shared))
-        if moves:
-            return False
-        self._prepare_all(tensors)
-        return True
+        """Makes the state that the first step of a parameter would make. The authors' tests call it."""
+        states_of(self).prepare(p)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients."""
-        self._follow_groups()
-        self._live.clipping = None
+        states = states_of(self)
+        states.follow_groups()
+        states.kept.clipping = None
         super().zero_grad(set_to_none=set_to_none)
 
     # Gradients and numerics
@@ -308,30 +276,33 @@ class FlashOptimizer(OptimizerStates):
     def grad_norm(self) -> torch.Tensor:
         """The Euclidean norm of all gradients (float64, 0-dimensional); bad elements are left out.
 
-        It lies on the parameters' device, and on the CPU where they lie on several of which that is one. A collective where
-        parameters are sharded.
+        It lies on the parameters' device, and on the CPU where they lie on several of which that is one. A
+        collective where parameters are sharded.
         """
-        return grad_norm(self)
+        return states_of(self).grad_norm()
 
     def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
-        """Scales the gradients of the next step so that their norm is at most `max_norm`; returns the norm before.
+        """Scales the gradients of the next step so that their norm is at most `max_norm`; returns the norm
+        before.
 
-        The gradients stay as they are: they are scaled as the step reads them. On a GPU nobody waits for the norm. The
-        coefficient belongs to these gradients: it is taken back by :meth:`zero_grad`, and where none of them is left.
+        The gradients stay as they are: they are scaled as the step reads them. On a GPU this does not block.
+        The coefficient belongs to these gradients: it is taken back by :meth:`zero_grad`, and where none of
+        them is left.
 
         Raises:
             RuntimeError: while gradients are released: there is no norm of all then.
             ValueError: for a norm that is negative or NaN.
         """
-        if self._live.releases:
+        states = states_of(self)
+        if states.kept.releases:
             raise RuntimeError("gradients cannot be clipped by their norm while they are released one by one")
         if not float(max_norm) >= 0.0:
             raise ValueError(f"max_norm is {float(max_norm)}; give 0 or more")
         norm = self.grad_norm()
         # A quotient, as the core forms it: a number over a tensor would be a product with the reciprocal.
         coefficient = torch.full_like(norm, float(max_norm)) / (norm + 1e-6)
-        gradients = (tensor.grad for tensor, _ in self._tensors_and_groups())
-        self._live.clipping = Clipping(
+        gradients = (tensor.grad for tensor, _ in states.tensors_and_groups())
+        states.kept.clipping = Clipping(
             coefficient.clamp(max=1.0).float(), (gradient for gradient in gradients if gradient is not None)
         )
         return norm
@@ -339,27 +310,29 @@ class FlashOptimizer(OptimizerStates):
     def bad_elements(self) -> dict[str | int, int]:
         """How many gradient elements were NaN, infinite or at least 2^48, by the parameter's name or number.
 
-        Waits for GPUs.
+        Blocks until GPUs are done.
         """
-        self._bad.collect()
-        self._follow_groups()
+        states = states_of(self)
+        states.kept.bad.collect()
+        states.follow_groups()
         counts = {}
-        for tensor in self._places:
-            parameter = self._parameters.get(tensor)
-            key = self._places.key(tensor, self.param_groups)
+        for tensor in states.kept.places:
+            parameter = states.kept.parameters.get(tensor)
+            key = states.kept.places.key(tensor, states.groups)
             counts[key] = 0 if parameter is None else parameter.bad_elements
         return counts
 
     @torch.no_grad()
     def recompute_param_stats(self) -> None:
-        """Measures the weights anew for `check_numerics`; otherwise the first step does, and the first after loading."""
-        for tensor, _ in self._tensors_and_groups():
-            parameter = self._parameters[tensor] = self._look_at(tensor)
-            parameter.max_abs = measure(parameter)
+        """Measures the weights anew for `check_numerics`, as the first step and the one after loading do."""
+        states = states_of(self)
+        for tensor, _ in states.tensors_and_groups():
+            parameter = states.kept.parameters[tensor] = states.look_at(tensor)
+            parameter.max_abs = largest_weight(parameter)
 
     def memory_report(self) -> dict[str, float]:
-        """Bytes on this rank: weights, corrections, moments, scales, gradients, total; parameters, bytes_per_parameter."""
-        return memory_report(self)
+        """Bytes on this rank: weights, corrections, moments, scales, gradients; their sum per parameter."""
+        return states_of(self).memory()
 
     # State and weights
 
@@ -367,55 +340,74 @@ class FlashOptimizer(OptimizerStates):
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """The state as a dict. Its tensors are the optimizer's own; see docs/python.md for the keys."""
-        return saving.state_dict(self, self._compress_state_dict)
+        return self._state_dict(self._compress_state_dict)
 
     @torch._disable_dynamo
     @torch.no_grad()
     def state_dict_fp32(self) -> dict[str, Any]:
         """The state in plain fp32 tensors, as the optimizer of torch.optim with the same rule loads it."""
-        return saving.state_dict(self, compress=False, plain=True)
+        return self._state_dict(compress=False, plain=True)
+
+    def _state_dict(self, compress: bool, plain: bool = False) -> dict[str, Any]:
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        result = saving.state_dict(states_of(self), compress, plain)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, result)
+            result = result if changed is None else changed
+        return result
 
     @torch._disable_dynamo
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this package, of torch.optim or of the authors' package.
 
-        Hyperparameters come from the state dict; how states are stored is this optimizer's own affair, and states in
-        another format are converted. Model and optimizer may be loaded in either order: a correction in another storage is
-        converted when the state is next used.
+        Hyperparameters come from the state dict; how states are stored is this optimizer's own affair, and
+        states in another format are converted. Model and optimizer may be loaded in either order: a
+        correction in another storage is converted when the state is next used.
 
         Raises:
             ValueError: for what does not fit; the optimizer is exactly as it was.
         """
-        saving.load_state_dict(self, state_dict)
+        states_of(self).follow_groups()
+        given = saving.checked_whole(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, given)
+            given = given if changed is None else saving.checked_whole(changed)
+        saving.load_state_dict(states_of(self), given)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def full_precision(self, model: torch.nn.Module) -> AbstractContextManager[torch.nn.Module]:
-        """A context inside which the model's parameters are full-precision weights; see :func:`full_precision`."""
+        """A context in which the model's parameters are full-precision weights: :func:`full_precision`."""
         return masters.full_precision(model, self)
 
     @torch.no_grad()
     def get_fp32_model_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
         """A copy of the model's state dict with every weight in full precision.
 
-        Names, order, metadata and extra states are those of `model.state_dict()`. bfloat16 and float16 entries become fp32, others
-        keep their dtype; tied weights and views share memory as there, and nothing is shared with the model.
+        Names, order, metadata and extra states are those of `model.state_dict()`. bfloat16 and float16
+        entries become fp32, others keep their dtype; tied weights and views share memory as there, and
+        nothing is shared with the model.
 
         Args:
-            model: the model, or its DistributedDataParallel or DataParallel, whose prefix `module.` is left out.
+            model: the model, or its DistributedDataParallel or DataParallel, whose prefix `module.` is left
+                out.
 
         Raises:
             TypeError: for a model under FSDP1.
         """
-        return exports.get_fp32_model_state_dict(self, model)
+        return masters.get_fp32_model_state_dict(states_of(self), model)
 
     @torch.no_grad()
     def set_fp32_model_state_dict(
         self, model: torch.nn.Module, fp32_state_dict: Mapping[str, Any], *, strict: bool = False
-    ) -> exports.IncompatibleKeys:
-        """Sets weights and corrections from full-precision weights, the inverse of :meth:`get_fp32_model_state_dict`.
+    ) -> masters.IncompatibleKeys:
+        """Sets weights and corrections from full-precision weights, the inverse of
+        :meth:`get_fp32_model_state_dict`.
 
-        Buffers and extra states are set, too. What the state dict does not name stays as it is; what it names in vain is a
-        warning. Names may have the wrapper's prefix where the model is wrapped.
+        Buffers and extra states are set, too. What the state dict does not name stays as it is; what it names
+        in vain is a warning. Names may have the wrapper's prefix where the model is wrapped.
 
         Args:
             model: as in :meth:`get_fp32_model_state_dict`.
@@ -426,20 +418,20 @@ class FlashOptimizer(OptimizerStates):
             `missing_keys` and `unexpected_keys`.
 
         Raises:
-            ValueError: for a weight that is not fp32 or has another shape, and a state dict that has none of the model's
-                names; nothing has changed.
+            ValueError: for a weight that is not fp32 or has another shape, and a state dict that has none of
+                the model's names; nothing has changed.
             TypeError: for a model under FSDP1.
         """
-        return exports.set_fp32_model_state_dict(self, model, fp32_state_dict, strict)
+        return masters.set_fp32_model_state_dict(states_of(self), model, fp32_state_dict, strict)
 
     @torch._disable_dynamo
     @torch.no_grad()
     def refresh_masters(self, params: Iterable[torch.Tensor] | None = None) -> None:
         """Takes weights as they are now for the full-precision ones: drops their corrections.
 
-        A correction stays whatever is written to a weight, so that a clamp, a mask or an exchange of weights does not lose what
-        is below the weight's precision. It moves the full-precision weight by at most half a unit in the last place of the
-        stored one. Call this where the written weights are to be exact.
+        A correction stays whatever is written to a weight, so that a clamp, a mask or an exchange of weights
+        does not lose what is below the weight's precision. It moves the full-precision weight by at most half
+        a unit in the last place of the stored one. Call this where the written weights are to be exact.
 
         Args:
             params: the parameters that were written; all by default.
@@ -447,27 +439,48 @@ class FlashOptimizer(OptimizerStates):
         Raises:
             ValueError: for a tensor that is not a parameter of this optimizer; nothing has changed.
         """
-        self._follow_groups()
-        tensors = list(self._places) if params is None else list(params)
-        groups = [self._find_group(tensor) for tensor in tensors]
+        states = states_of(self)
+        states.follow_groups()
+        tensors = list(states.kept.places) if params is None else list(params)
+        groups = [states.find_group(tensor) for tensor in tensors]
         for tensor, group in zip(tensors, groups, strict=True):
             correction = correction_in(self.state.get(tensor, {}))
             if correction is not None:
                 correction.zero_()
-                self._prepare(tensor, group)
-
-    # Copies
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What subclasses and users have put here goes along; hooks, and what _begin makes anew, do not.
-        kept = {key: value for key, value in self.__dict__.items() if key not in _OF_ONE_PROCESS}
-        kept = {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
-        return kept | {"_copied_storages": self._storages()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._begin()
-        super().__setstate__(state)
-        self._follow_groups()
+                states.prepare(tensor, group)
 
     def __repr__(self) -> str:
-        return config_text(self)
+        lines = [
+            f"{type(self).__name__} (",
+            f"    compress_state_dict: {self._compress_state_dict}",
+            f"    check_numerics: {self._check_numerics}",
+            f"    gradient_release: {states_of(self).kept.releases > 0}",
+        ]
+        for n, group in enumerate(self.param_groups):
+            lines += ["", f"Parameter Group {n}"]
+            lines += [
+                f"    {key}: {group[key]}" for key in sorted(group) if key not in ("params", "param_names")
+            ]
+        return "\n".join([*lines, ")"])
+
+
+def _is_probe(states: States, tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:
+    """Whether this is the step with learning rate 0 and gradients of 0 by which torch.distributed.checkpoint
+    makes an optimizer create its states. It creates them, and is no step.
+    """
+    # The states first: a learning rate may lie on a GPU.
+    if any(states.state.values()) or ops.is_capturing_any(tensor.device for tensor in tensors):
+        return False
+    if any(number(group["lr"]) != 0.0 for group in states.groups):
+        return False
+    if states.kept.bad.ranks is not None:  # the other ranks of ZeroRedundancyOptimizer may have gradients
+        return False
+    moves = any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
+    shared = [tensor for tensor, _ in states.tensors_and_groups() if is_sharded(tensor)]
+    if shared:
+        moves = bool(all_reduce_max(torch.tensor(int(moves), device=shared[0].device), shared))
+    if moves:
+        return False
+    for tensor in tensors:
+        states.prepare(tensor)
+    return True

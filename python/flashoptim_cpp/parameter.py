@@ -1,50 +1,221 @@
-"""A parameter as the optimizer sees it: where its memory lies, how it is stored, what its state holds."""
+"""A parameter as the optimizer sees it: how its weight is stored, what its state holds, which buffers it has.
 
-from collections.abc import Iterable
+A correction stays whatever anybody writes to its weight. A stale one moves the full-precision weight by at
+most half a unit in the last place of the stored weight.
+"""
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from . import _operators as ops
-from .corrections import WeightStorage
-from .fake import real_values
-from .memory import has_several_parts
+from ._rules import FORMATS, MOMENTS, WEIGHT_DTYPES, Group, Rule, Storage, shown
+from .memory import has_memory, has_several_parts
 from .moment import Moment
-from .options import FORMATS, WEIGHT_DTYPES, Group, Rule, Storage, number
 from .sharding import is_sharded, local_of, place_of
 
 State = dict[str, Any]
 
+# Corrections
+
+# A correction of so many bits together with its weight, and its dtype.
+CORRECTION_DTYPES = {24: torch.int8, 32: torch.int16}
+# Where a state holds the correction of its weight, and one that belongs to the weight in the dtype that it
+# had before.
+CORRECTION, FORMER = "error_bits", "error_bits::former"
+
+
+def correction_in(state: State) -> torch.Tensor | None:
+    """The correction that a state holds, of the weight as it is or as it was."""
+    return state.get(CORRECTION, state.get(FORMER))
+
+
+class WeightStorage(NamedTuple):
+    """How a weight and its correction are read together."""
+
+    weight_dtype: int  # an index of WEIGHT_DTYPES
+    bits: int  # 0: there is no correction, also for fp32 weights
+    paper: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weight."""
+        return WEIGHT_DTYPES[self.weight_dtype]
+
+
+def ordered(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The same values, on the device and in the memory order of `like`."""
+    if values.stride() == like.stride() and values.device == like.device:
+        return values
+    return torch.empty_like(like, dtype=values.dtype, requires_grad=False).copy_(values)
+
+
+def join(weight: torch.Tensor, correction: torch.Tensor | None, storage: WeightStorage) -> torch.Tensor:
+    """Full-precision weights, fp32, in the memory order of `weight`.
+
+    A weight may have been cast since its correction was made: elements that the former dtype holds are joined
+    in that dtype. Other elements were written since then in a higher precision and are whole.
+    """
+    weight = weight.detach()
+    if correction is None or storage.bits not in CORRECTION_DTYPES:
+        return weight.to(torch.float32, copy=True)
+    narrow = weight.to(storage.dtype)
+    joined = ops.join_weights(narrow, ordered(correction, narrow), storage.bits, bool(storage.paper))
+    if weight.dtype == storage.dtype:
+        return joined
+    return torch.where(narrow.to(weight.dtype) == weight, joined, weight.float())
+
+
+def split_over(weight: torch.Tensor, masters: torch.Tensor, storage: WeightStorage) -> torch.Tensor:
+    """The correction that brings a weight, which stays as it is, nearest to full-precision ones."""
+    narrow = weight.detach().to(storage.dtype)
+    return ops.correction_of(masters, narrow, storage.bits, bool(storage.paper))
+
+
+# The state
+
+# What follows a moment's name where a state dict holds its codes and scales, and the entry with the weight's
+# strides.
+QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
+
+_OF_MOMENTS = tuple(name + suffix for name in MOMENTS for suffix in ("", QUANTIZED, SCALES))
+_TAKES_APART = "torch.distributed.checkpoint.state_dict"
+
+
+class LiveState(dict[str, Any]):
+    """Moments, step count and correction of a parameter, and what others keep there.
+
+    A state dict has other names: it holds codes and scales apart. torch.distributed.checkpoint looks for
+    nothing in a flattened state dict but the names that it finds when it iterates over this. So it finds
+    every name that a state dict may have.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        asks_for_names = sys._getframe(1).f_globals.get("__name__") == _TAKES_APART
+        return iter(self._saved_names() if asks_for_names else self.keys())
+
+    def _saved_names(self) -> dict[str, None]:
+        # Of every rule and storage: a state may be loaded where there is none yet, or one in another storage.
+        return dict.fromkeys((*self.keys(), "step", CORRECTION, STRIDES, *_OF_MOMENTS))
+
+
+def _is_empty(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, dict) and not value
+
+
+def without_empty(raw: dict[str, Any]) -> dict[str, Any]:
+    """A state of a state dict without what a flattened one did not have: torch puts an empty dict there.
+
+    A state in which nothing else is left was not there at all.
+    """
+    empty = {key for key, value in raw.items() if _is_empty(value)}
+    if len(empty) == len(raw):
+        return {}
+    absent = empty & {CORRECTION, FORMER}
+    if sum(name in raw for name in _OF_MOMENTS) == len(_OF_MOMENTS):  # torch has asked for all of them
+        absent |= empty & {*_OF_MOMENTS, STRIDES}
+    return {key: value for key, value in raw.items() if key not in absent}
+
+
+# Beginnings of the names under which optimizers, these and others, keep their buffers.
+_OF_OPTIMIZERS = (*MOMENTS, "max_exp_avg", "state1", "state2", "__bnb_optimizer_quant_state__")
+# Names of ours, and of torch.optim's other optimizers.
+_OF_EVERY_RULE = ("step", CORRECTION, FORMER, STRIDES)
+_OF_OTHERS = (
+    "acc_delta",
+    "col_var",
+    "exp_inf",
+    "grad_avg",
+    "mu_product",
+    "row_var",
+    "square_avg",
+    "step_size",
+    "sum",
+)
+
+
+def is_foreign(key: object) -> bool:
+    """Whether an entry of a state is somebody else's: it is named unlike the buffers of any optimizer."""
+    if not isinstance(key, str):
+        return True
+    return not (key in _OF_EVERY_RULE or key in _OF_OTHERS or key.startswith(_OF_OPTIMIZERS))
+
+
+def check_names(keys: Iterable[object], rule: Rule, name: str) -> None:
+    """Refuses names of buffers in a state that this rule does not have.
+
+    Raises:
+        ValueError: that names them.
+    """
+    own = {moment.name + suffix for moment in rule.moments for suffix in ("", QUANTIZED, SCALES)}
+    own |= {"step", CORRECTION, STRIDES}
+    others = sorted(str(key) for key in keys if key not in own and not is_foreign(key))
+    if any(key.startswith("max_exp_avg") for key in others):
+        raise ValueError(
+            f"{name}: its state has {others[0]}, of amsgrad, which is not supported; delete these entries to "
+            "go on without it"
+        )
+    if others:
+        raise ValueError(
+            f"{name}: its state has {', '.join(others)}: buffers of another optimizer; delete them, or "
+            "rename what is yours"
+        )
+
+
+def _copied(value: Any, device: torch.device) -> Any:  # noqa: ANN401
+    if isinstance(value, torch.Tensor):
+        if not has_memory(local_of(value)):
+            raise ValueError("its memory was freed")
+        return value.detach().to(device, copy=True)
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _copied(inner, device)) for key, inner in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(_copied(inner, device) for inner in value)
+    return copy.deepcopy(value)
+
+
+def foreign_entries(raw: State, device: torch.device, name: str) -> State:
+    """What somebody else keeps in a state, in tensors of its own: on the parameter's device, as torch does
+    it, else as it is.
+
+    Raises:
+        ValueError: for what cannot be copied.
+    """
+    entries = {}
+    for key in filter(is_foreign, raw):
+        try:
+            entries[key] = _copied(raw[key], device)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a tensor on `meta`, a dict that holds itself, its own __deepcopy__
+            raise ValueError(f"{name}: {key} in its state cannot be copied: {shown(error)}") from None
+    return entries
+
+
+# The parameter
+
 
 class Plan(NamedTuple):
-    """Which buffers a parameter has: a plan of the operators by name."""
+    """Which buffers a parameter has."""
 
-    weight_dtype: int
-    bits: int  # effective: 0 also for fp32 weights
-    paper: int
-    moments: int
-    correction_dtype: int
+    row: tuple[int, ...]  # as the operators read it
+    weight: WeightStorage
+    storage: Storage  # of the moments
     correction_count: int
-    first_dtype: int
-    first_count: int
-    first_groups: int
-    second_dtype: int
-    second_count: int
-    second_groups: int
+    moments: tuple[tuple[int, int], ...]  # numbers of elements and of scales; (0, 0): there is no such moment
 
-    @property
-    def storage(self) -> Storage:
-        """How the moments lie."""
-        return Storage(self.moments)
 
-    @property
-    def weight_storage(self) -> WeightStorage:
-        """What says how weight and correction are to be read together."""
-        return WeightStorage(self.weight_dtype, self.bits, self.paper)
-
-    def groups(self, kind: int) -> int:
-        """Scales of a moment."""
-        return self.second_groups if kind else self.first_groups
+def _plan(row: list[int]) -> Plan:
+    weight_dtype, bits, paper, storage, _, correction_count, *moments = row
+    counts = tuple(zip(moments[1::3], moments[2::3], strict=True))
+    return Plan(
+        tuple(row), WeightStorage(weight_dtype, bits, paper), Storage(storage), correction_count, counts
+    )
 
 
 def strides_of(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -75,7 +246,7 @@ def layout_of(parameter: torch.Tensor, name: str) -> torch.Tensor:
         _, offset = place_of(parameter)
         whole, whole_strides = tuple(parameter.shape), strides_of(parameter)
     try:
-        with real_values():
+        with ops.real_values():
             return ops.layout(shape, strides, whole, whole_strides, offset)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
@@ -85,16 +256,17 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, 
     """The buffers of a parameter of this layout under the options of its group.
 
     Raises:
-        ValueError: for a weight's dtype that cannot be stepped, and a vector that is cut inside a group of 32.
+        ValueError: for a weight's dtype that cannot be stepped, and a vector that is cut inside a group of
+            32.
     """
     if dtype not in WEIGHT_DTYPES:
         raise ValueError(f"{name} is {dtype}; cast it to float32, bfloat16 or float16")
     try:
-        with real_values():
+        with ops.real_values():
             row = ops.plan(
                 layout,
-                int(rule),
-                number(group.get("momentum", 0.0)),
+                rule.number,
+                float(any(True for _, moment in rule.moments_in(group) if moment.needs)),
                 int(FORMATS[group["format"]]),
                 group["master_weight_bits"] or 0,
                 bool(group["quantize"]),
@@ -104,7 +276,7 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, 
             )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return Plan(*row.tolist())
+    return _plan(row.tolist())
 
 
 class Parameter:
@@ -150,9 +322,9 @@ class Parameter:
             self._strides = strides_of(self.local)
 
     def split(self, masters: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Writes full-precision weights into the stored weight; returns their correction, of no elements if there is none."""
+        """Writes full-precision weights into the stored weight; returns their correction, maybe empty."""
         values = torch.empty_like(self.local, dtype=torch.float32, requires_grad=False).copy_(masters)
-        weight, correction = ops.split_weights(values, plan.weight_dtype, plan.bits, bool(plan.paper))
+        weight, correction = ops.split_weights(values, *plan.weight[:2], bool(plan.weight.paper))
         with torch.no_grad():
             self.local.copy_(weight)
         if self.is_sharded:
@@ -166,6 +338,17 @@ class Parameter:
         if "error_bits" in state and self.local.numel():
             state["error_bits"].copy_(correction)
 
-    def moment_like(self, kind: int, plan: Plan, steps: int) -> Moment:
-        """A moment of zeros, after so many steps."""
-        return Moment.zeros(self.local, self.layout, kind, plan.storage, plan.groups(kind), steps)
+    def moment_of_zeros(self, n: int, is_signed: bool, plan: Plan, steps: int) -> Moment:
+        """The moment of this number, after so many steps without a gradient."""
+        return Moment.zeros(self.local, self.layout, is_signed, plan.storage, plan.moments[n][1], steps)
+
+
+@dataclass(eq=False)
+class Counter:
+    """Bad elements that the steps of a list of parameters have counted."""
+
+    parameters: list[Parameter]
+    counts: torch.Tensor  # int64, on their device
+    turns: int = 0  # steps, or refusals of one
+    seen_turns: int = field(default=0, repr=False)  # of them the host knows of
+    is_left: bool = False  # its list is stepped no more

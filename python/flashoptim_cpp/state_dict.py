@@ -1,23 +1,38 @@
 """State dicts: what is written, and how one is taken in whole or not at all."""
 
+import copy
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from . import element_scales
-from .conversion import foreign_entries, restore, saved_correction
-from .corrections import CORRECTION, WeightStorage
-from .live_state import QUANTIZED, SCALES, STRIDES, LiveState, without_empty
-from .moment import Moment, scales_shape
-from .options import STORAGE_OPTIONS, Group, Storage
-from .parameter import Parameter, State, integers, row_major, strides_of
-from .reading import Saved, is_foreign, saved_storage
-from .saved_groups import check_parameters_of, checked_whole, merged_group, saved_numbers
+from ._rules import Group, Rule, Storage, shown
+from .conversion import Saved, restore, saved_storage
+from .moment import GROUP, Moment, scales_by_element, scales_shape
+from .options import STORAGE_OPTIONS, check_group
+from .parameter import (
+    CORRECTION,
+    CORRECTION_DTYPES,
+    QUANTIZED,
+    SCALES,
+    STRIDES,
+    LiveState,
+    Parameter,
+    State,
+    WeightStorage,
+    correction_in,
+    foreign_entries,
+    integers,
+    is_foreign,
+    join,
+    row_major,
+    split_over,
+    strides_of,
+    without_empty,
+)
 from .sharding import local_of, place_of, wrap
-
-if TYPE_CHECKING:
-    from .optimizer import FlashOptimizer
+from .states import States
 
 StateDict = dict[str, Any]
 
@@ -29,25 +44,25 @@ def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
     """The scales as they are written: in a shape that can be cut as the parameter is."""
     tensor, scales = parameter.tensor, moment.scales
     numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
-    in_rows = moment.storage == Storage.NATIVE or (whole_row_length % 32 == 0 and not is_vector)
+    in_rows = moment.storage == Storage.NATIVE or (whole_row_length % GROUP == 0 and not is_vector)
     is_row_major = strides_of(parameter.local) == row_major(parameter.local)
     if moment.storage == Storage.PAPER and parameter.local.dtype == torch.bfloat16:
         scales = scales.view(torch.bfloat16)  # so that the authors' package reads the same bytes
     if not parameter.is_sharded:
         if not in_rows or not is_row_major or numel == 0:
             return scales
-        return scales.view(scales_shape(tensor.shape, rows, -(-row_length // 32)))
+        return scales.view(scales_shape(tensor.shape, rows, -(-row_length // GROUP)))
     if not in_rows:
-        return wrap(element_scales.repeated(scales, parameter.local), tensor)
+        return wrap(scales_by_element(scales, parameter.local), tensor)
     whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
-    whole = scales_shape(tensor.shape, whole_rows, -(-whole_row_length // 32))
-    part = scales_shape(tensor.shape, rows, -(-row_length // 32))
+    whole = scales_shape(tensor.shape, whole_rows, -(-whole_row_length // GROUP))
+    part = scales_shape(tensor.shape, rows, -(-row_length // GROUP))
     if numel == 0:
         part = tuple(0 if n == 0 else size for n, size in zip(parameter.local.shape, part, strict=True))
     wrapped = wrap(scales.view(part), tensor, whole)
     if place_of(wrapped)[0] != part and numel > 0:
         raise ValueError(
-            f"{parameter.name}: its scales cannot be cut as {tensor.placements} cuts it; "  # type: ignore[attr-defined]
+            f"{parameter.name}: its scales cannot be cut as {getattr(tensor, 'placements', None)} cuts it; "
             "construct the optimizer with compress_state_dict=False"
         )
     return wrapped
@@ -64,7 +79,20 @@ def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: boo
     return {name + QUANTIZED: codes, name + SCALES: _saved_scales(parameter, moment)}
 
 
-def saved_state(
+def _saved_correction(
+    parameter: Parameter, state: State, group: Group
+) -> tuple[torch.Tensor, WeightStorage] | None:
+    """The correction as the group asks for it, for the dtype that its weight had then."""
+    correction, stored, bits = correction_in(state), parameter.stored_as, group["master_weight_bits"]
+    if correction is None or stored is None or bits not in CORRECTION_DTYPES:
+        return None
+    wanted = WeightStorage(stored.weight_dtype, int(bits), int(group["format"] == "paper"))
+    if wanted != stored and stored.bits in CORRECTION_DTYPES:
+        correction = split_over(parameter.local, join(parameter.local, correction, stored), wanted)
+    return correction, wanted
+
+
+def _saved_state(
     parameter: Parameter, state: State, group: Group, compress: bool, corrections: bool = True
 ) -> State:
     """What a state dict holds of a parameter. Tensors are the optimizer's own, not copies."""
@@ -76,7 +104,7 @@ def saved_state(
             saved.update(_saved_moment(parameter, name, value, compress))
         elif is_foreign(name):
             saved[name] = value
-    correction = saved_correction(parameter, state, group) if corrections else None
+    correction = _saved_correction(parameter, state, group) if corrections else None
     if correction is not None:
         bits, storage = correction
         if storage.paper and bits.dtype == torch.int16:
@@ -89,52 +117,152 @@ def saved_state(
 
 
 def _name_of_weights(dtypes: set[torch.dtype]) -> str | None:
-    """What the corrections of a group belong to: its one 16-bit dtype; float32 where it has none, None where it has both."""
+    """The one 16-bit dtype that a group's corrections belong to; float32 if it has none, None if both."""
     narrow = dtypes - {torch.float32} or {torch.float32}
     return str(narrow.pop()).removeprefix("torch.") if len(narrow) == 1 else None
 
 
-def state_dict(optimizer: "FlashOptimizer", compress: bool, plain: bool = False) -> StateDict:
-    """The state dict, hooks included. `plain` leaves out what torch's own optimizers do not know."""
-    for before in optimizer._optimizer_state_dict_pre_hooks.values():
-        before(optimizer)
-    optimizer._follow_groups()
+def state_dict(states: States, compress: bool, plain: bool = False) -> StateDict:
+    """The state dict of an optimizer. `plain` leaves out what torch's own optimizers do not know."""
+    states.follow_groups()
     numbers: dict[torch.Tensor, int] = {}
     groups = []
-    for group in optimizer.param_groups:
+    for group in states.groups:
         for tensor in group["params"]:
             numbers.setdefault(tensor, len(numbers))
-        # Every key of the group, as torch takes a flattened state dict apart by them. True would make torch's loading cast step
-        # counts to fp32.
+        # Every key of the group, as torch takes a flattened state dict apart by them. True would make torch's
+        # loading cast step counts to fp32.
         packed = {key: value for key, value in group.items() if key != "params"} | {"fused": None}
         if plain:
             packed = {key: value for key, value in packed.items() if key not in _OURS}
         else:
             packed["master_bytewidth"] = int(group["master_weight_bits"] or 0) // 8
         groups.append(packed | {"params": [numbers[tensor] for tensor in group["params"]]})
-    states = {}
-    for group, packed in zip(optimizer.param_groups, groups, strict=True):
+    entries = {}
+    for group, packed in zip(states.groups, groups, strict=True):
         dtypes = set()
         for tensor in group["params"]:
-            dtype = tensor.dtype
-            state = optimizer.state.get(tensor)
+            dtype, number = tensor.dtype, numbers[tensor]
+            state = states.state.get(tensor)
             if state and all(map(is_foreign, state.keys())):
-                states[numbers[tensor]] = dict(state)
+                entries[number] = dict(state)
             elif state:
-                parameter = optimizer._prepare(tensor, group, writes=False)
-                states[numbers[tensor]] = saved_state(
-                    parameter, optimizer.state[tensor], group, compress, not plain
-                )
-                if CORRECTION in states[numbers[tensor]] and parameter.stored_as is not None:
+                parameter = states.prepare(tensor, group, writes=False)
+                entries[number] = _saved_state(parameter, states.state[tensor], group, compress, not plain)
+                if CORRECTION in entries[number] and parameter.stored_as is not None:
                     dtype = parameter.stored_as.dtype
             dtypes.add(dtype)
         if not plain:
             packed["weight_dtype"] = _name_of_weights(dtypes)
-    result: StateDict = {"state": states, "param_groups": groups}
-    for after in optimizer._optimizer_state_dict_post_hooks.values():
-        changed = after(optimizer, result)
-        result = result if changed is None else changed
-    return result
+    return {"state": entries, "param_groups": groups}
+
+
+# Loading
+
+# Options of this optimizer that a state dict does not change.
+_KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "fused")
+# What a saved group says of its states, and of another rule of torch.
+_OF_FILES = ("params", "master_bytewidth", "weight_dtype", "decoupled_weight_decay")
+
+
+def checked_whole(given: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A copy of a state dict that has states and parameter groups, as far as their types go.
+
+    Raises:
+        ValueError: that says what is missing or of another type.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"a state dict is a dict with 'state' and 'param_groups', not {type(given).__name__}"
+        )
+    for key, kinds in (("state", (Mapping,)), ("param_groups", (list, tuple))):
+        if key not in given:
+            raise ValueError(f"the state dict has no {key!r}; it must have 'state' and 'param_groups'")
+        if not isinstance(given[key], kinds):
+            raise ValueError(
+                f"{key!r} of the state dict is {type(given[key]).__name__}, which holds no such thing"
+            )
+    seen = set()
+    for n, group in enumerate(given["param_groups"]):
+        where = f"parameter group {n} of the state dict"
+        if not isinstance(group, Mapping):
+            raise ValueError(f"{where} is {type(group).__name__}; it must be a dict")
+        if not isinstance(group.get("params"), list | tuple):
+            raise ValueError(f"{where} has no list 'params'; it must have the numbers of its parameters")
+        for number in group["params"]:
+            if isinstance(number, bool) or not isinstance(number, int | str):
+                raise ValueError(f"{where} has {shown(number)} in 'params'; it must have numbers, or names")
+            if number in seen:
+                raise ValueError(f"{where} has parameter {number} a second time")
+            seen.add(number)
+        names = group.get("param_names")
+        if names is None:
+            continue
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{where} has 'param_names' that are no list of names")
+    return dict(given)
+
+
+def _check_parameters_of(groups: list[Group], saved: list[Group]) -> None:
+    """Refuses other numbers of groups or parameters.
+
+    Raises:
+        ValueError: that says both numbers.
+    """
+    if len(groups) != len(saved):
+        raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
+    for n, (group, other) in enumerate(zip(groups, saved, strict=True)):
+        if len(group["params"]) != len(other["params"]):
+            raise ValueError(
+                f"parameter group {n} of the state dict has {len(other['params'])} parameters, "
+                f"that of this optimizer {len(group['params'])}"
+            )
+
+
+def _saved_numbers(group: Group, saved: Group) -> list[int | str]:
+    """The number in the state dict of each parameter of the group: by name where both have the same names,
+    else by place.
+
+    torch.distributed.checkpoint has names in the numbers' place, and has brought them into this optimizer's
+    order.
+    """
+    names, saved_names = group.get("param_names") or [], saved.get("param_names") or []
+    numbers = list(saved["params"])
+    if any(isinstance(number, str) for number in numbers):
+        return numbers
+    if sorted(names) != sorted(saved_names) or len(names) != len(numbers):
+        return numbers
+    by_name = dict(zip(saved_names, numbers, strict=True))
+    return [by_name[name] for name in names]
+
+
+def _merged_group(rule: Rule, group: Group, saved: Group) -> Group:
+    """The group after loading: hyperparameters of the file, storage of this optimizer.
+
+    Raises:
+        ValueError: for a value that cannot be copied, or that nobody writes, also of an option that is not
+            taken over.
+    """
+    try:
+        merged = copy.deepcopy({key: value for key, value in saved.items() if key not in _OF_FILES})
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"a parameter group of the state dict cannot be copied: {shown(error)}") from None
+    for key in _KEPT:
+        merged[key] = group.get(key)
+    for key, value in group.items():
+        merged.setdefault(key, value)
+    for own in ("params", "param_names"):
+        merged.pop(own, None)
+        if own in group:
+            merged[own] = group[own]
+    for argument, numbers in rule.arguments.items():
+        if len(numbers) > 1 and isinstance(merged.get(argument), list):
+            merged[argument] = tuple(merged[argument])
+    check_group(rule, merged)
+    check_group(rule, merged | {key: saved[key] for key in _KEPT if key in saved})
+    return merged
 
 
 def _differs(saved: Saved, group: Group) -> bool:
@@ -145,72 +273,64 @@ def _differs(saved: Saved, group: Group) -> bool:
     return saved.format != group["format"] or other_bits
 
 
-def load_state_dict(optimizer: "FlashOptimizer", given: StateDict) -> None:
-    """Takes in a state dict. Everything is read and checked before anything changes.
+def load_state_dict(states: States, given: StateDict) -> None:
+    """Takes in a state dict that `checked_whole` has seen. Everything is read and checked before anything
+    changes.
 
     Raises:
         ValueError: for what does not fit.
     """
-    optimizer._follow_groups()
-    given = checked_whole(given)
-    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
-        changed = before(optimizer, given)
-        given = given if changed is None else checked_whole(changed)
     saved_states, saved_groups = given["state"], given["param_groups"]
-    check_parameters_of(optimizer.param_groups, saved_groups)
-    merged = [
-        merged_group(optimizer.rule, *pair) for pair in zip(optimizer.param_groups, saved_groups, strict=True)
-    ]
-    states: dict[torch.Tensor, State] = {}
+    _check_parameters_of(states.groups, saved_groups)
+    merged = [_merged_group(states.rule, *pair) for pair in zip(states.groups, saved_groups, strict=True)]
+    restored: dict[torch.Tensor, State] = {}
     storages: dict[Parameter, WeightStorage] = {}
     taken = set()
     conversions: dict[str, None] = {}
     for group, saved_group in zip(merged, saved_groups, strict=True):
         storage = saved_storage(saved_group)
-        for tensor, number in zip(group["params"], saved_numbers(group, saved_group), strict=True):
+        for tensor, number in zip(group["params"], _saved_numbers(group, saved_group), strict=True):
             taken.add(number)
             raw = saved_states.get(number, {})
             if not isinstance(raw, dict):
-                name = optimizer._name_of(tensor)
+                name = states.name_of(tensor)
                 raise ValueError(f"{name}: its state is {type(raw).__name__}; it must be a dict")
             raw = without_empty(raw)
             if all(map(is_foreign, raw)):  # nothing, or what others keep of one that was never stepped
                 if raw:
-                    entries = foreign_entries(raw, local_of(tensor).device, optimizer._name_of(tensor))
-                    states[tensor] = LiveState(entries)
+                    entries = foreign_entries(raw, local_of(tensor).device, states.name_of(tensor))
+                    restored[tensor] = LiveState(entries)
                 continue
-            parameter = optimizer._look_at(tensor)
-            states[tensor], storages[parameter] = restore(parameter, raw, storage, optimizer.rule, group)
+            parameter = states.look_at(tensor)
+            restored[tensor], storages[parameter] = restore(parameter, raw, storage, states.rule, group)
             if _differs(storage, group):
                 now = Saved(group["format"], group["master_weight_bits"] or 0)
                 conversions[f"from {storage} to {now}"] = None
     unknown = [str(number) for number in saved_states if number not in taken]
     if unknown:
         raise ValueError(f"the state dict has state of parameters that no group has: {', '.join(unknown)}")
-    _apply(optimizer, merged, states, storages)
+    _apply(states, merged, restored, storages)
     if conversions:
         warnings.warn(f"the loaded optimizer state was converted {', and '.join(conversions)}", stacklevel=4)
-    for after in optimizer._optimizer_load_state_dict_post_hooks.values():
-        after(optimizer)
 
 
 def _apply(
-    optimizer: "FlashOptimizer",
+    states: States,
     merged: list[Group],
-    states: dict[torch.Tensor, State],
+    restored: dict[torch.Tensor, State],
     storages: dict[Parameter, WeightStorage],
 ) -> None:
     # In place: hooks and schedulers keep their groups.
-    for group, changed in zip(optimizer.param_groups, merged, strict=True):
+    for group, changed in zip(states.groups, merged, strict=True):
         lr = group["lr"]
         if isinstance(lr, torch.Tensor):  # graphs that were captured with it go on reading it
             changed["lr"] = lr.fill_(float(changed["lr"]))
         group.clear()
         group.update(changed)
     # In place, too: whatever wraps the optimizer has this very mapping.
-    optimizer.state.clear()
-    optimizer.state.update(states)
-    optimizer._forget()
+    states.state.clear()
+    states.state.update(restored)
+    states.forget()
     for parameter, stored_as in storages.items():
-        optimizer._parameters[parameter.tensor] = parameter
+        states.kept.parameters[parameter.tensor] = parameter
         parameter.stored_as = stored_as

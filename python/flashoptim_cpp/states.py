@@ -1,168 +1,305 @@
-"""The part of an optimizer that knows where each parameter's memory and state lie, and gathers them for a step."""
+"""What an optimizer keeps beside its saved state, and the states of its parameters as their groups ask for
+them.
+
+:class:`States` is what the rest of the package sees of an optimizer: prepared parameters, the tables of a
+step, gradients.
+"""
 
 import itertools
 import threading
-import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, NoReturn
+from dataclasses import dataclass, field
+from functools import cache
+from operator import is_
+from typing import Any, ClassVar, NoReturn
 
 import torch
+from torch.optim.optimizer import ParamsT, register_optimizer_step_pre_hook
+from torch.utils.weak import TensorWeakRef
 
-from ._operators import StepPlan, can_step, is_gpu
-from .accumulation import Fp32Sums
-from .capture import is_capturing_any, refuse
+from . import _operators as ops
+from ._rules import Group, Rule
+from .backward import Fp32Sums
 from .conversion import fit
-from .corrections import WeightStorage
-from .fake import is_fake, is_mode_on
-from .gradients import refuse_several_parts
-from .live import Live, Places, live_attribute
-from .live_state import LiveState
+from .moment import Moment
 from .nonfinite import BadElements
-from .options import Group, Rule
-from .parameter import Parameter, State
-from .sharding import local_like
-from .table import Table
+from .parameter import LiveState, Parameter, State, WeightStorage, correction_in
+from .sharding import local_like, local_of, shard_key, sum_over_shards
+from .table import Factors, Table, refuse_several_parts
 
 # Sets of parameters whose tables are kept, beside those of each parameter alone (gradients released).
 _MOST_SETS = 16
+_ABSENT: Any = object()
 
 
-class OptimizerStates(torch.optim.Optimizer):
-    """Keeps the states of parameters as their groups ask for them, whatever others do to weights and states."""
+class Clipping:
+    """The coefficient of the gradients whose norm it was made from.
+
+    `zero_grad()` of the optimizer takes it back. That of the model, or `p.grad = None`, is not told to an
+    optimizer: so the coefficient is gone, too, when all of those gradients are.
+    """
+
+    def __init__(self, coefficient: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
+        self._coefficient = coefficient
+        self._gradients = [TensorWeakRef(gradient) for gradient in gradients]
+
+    def coefficient(self) -> torch.Tensor | None:
+        """The coefficient while one of the gradients is left."""
+        while self._gradients and self._gradients[-1]() is None:
+            self._gradients.pop()
+        return self._coefficient if self._gradients else None
+
+
+class Places:
+    """Where each parameter stands in the groups.
+
+    Anybody may change the lists of the groups, or the list of groups, between two calls. So what is kept here
+    is compared with them: wholly by `follow`, and in one place by `find`.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self._sizes: list[int] = []
+        self._firsts: list[int] = []
+        self._places: dict[torch.Tensor, tuple[int, int]] = {}
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self._places)
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        return tensor in self._places
+
+    def follow(self, groups: list[Group]) -> bool:
+        """Takes over the lists as they are now; whether they have changed."""
+        lists = [group["params"] for group in groups]
+        sizes = list(map(len, lists))
+        tensors = list(itertools.chain.from_iterable(lists))
+        if sizes == self._sizes and all(map(is_, tensors, self._tensors)):
+            return False
+        self._tensors, self._sizes, self._firsts = tensors, sizes, []
+        self._places.clear()
+        for g, members in enumerate(lists):
+            self._firsts.append(len(self._places))
+            for n, tensor in enumerate(members):
+                self._places.setdefault(tensor, (g, n))
+        return True
+
+    def find(self, tensor: torch.Tensor, groups: list[Group]) -> Group | None:
+        """The group of a parameter; None where it stood when `follow` was called, and stands no more."""
+        g, n = self._places.get(tensor, (len(groups), 0))
+        if g >= len(groups):
+            return None
+        members = groups[g]["params"]
+        return groups[g] if n < len(members) and members[n] is tensor else None
+
+    def key(self, tensor: torch.Tensor, groups: list[Group]) -> str | int:
+        """The name of a parameter that `find` finds, or its number over all groups.
+
+        Names that are not as many as the parameters are not theirs any more.
+        """
+        g, n = self._places[tensor]
+        names = groups[g].get("param_names")
+        return names[n] if names and len(names) == len(groups[g]["params"]) else self._firsts[g] + n
+
+
+@dataclass(eq=False)
+class Kept:
+    """What each process and copy of an optimizer makes anew, and what its methods set.
+
+    A wrapper may copy the optimizer's `__dict__` (Lightning) or hand on what it does not have (Fabric), and
+    take its class. A method that is called on the wrapper must not assign attributes: they would be the
+    wrapper's. It changes this object.
+    """
+
+    places: Places = field(default_factory=Places)
+    parameters: dict[torch.Tensor, Parameter] = field(default_factory=dict)
+    departed: dict[torch.Tensor, None] = field(
+        default_factory=dict
+    )  # in no group any more, but still with a state
+    # What the corrections of a copied or loaded optimizer belong to.
+    storages: dict[torch.Tensor, WeightStorage] = field(default_factory=dict)
+    tables: dict[tuple[int, ...], list[Table]] = field(default_factory=dict)
+    captured: list[Table] = field(default_factory=list)  # used in CUDA graphs, which read them at each replay
+    plans: dict[torch.device, ops.StepPlan] = field(default_factory=dict)
+    bad: BadElements = field(default_factory=BadElements)
+    sums: Fp32Sums = field(default_factory=Fp32Sums)
+    release_lock: Any = field(
+        default_factory=threading.RLock
+    )  # the same thread again: pre_step may go backward itself
+    releases: int = 0  # models whose gradients are released
+    clipping: Clipping | None = None
+    grad_scale: Any = _ABSENT
+    found_inf: Any = _ABSENT
+    opt_called: Any = _ABSENT
+
+    def clip_coefficient(self) -> torch.Tensor | None:
+        """That of the gradients which are there."""
+        return None if self.clipping is None else self.clipping.coefficient()
+
+
+def _kept_attribute(name: str) -> Any:  # noqa: ANN401
+    """An attribute that others set and delete on an optimizer or its wrapper (GradScaler, schedulers)."""
+
+    def get(optimizer: "StatefulOptimizer") -> Any:  # noqa: ANN401
+        value = getattr(optimizer._kept, name)
+        if value is _ABSENT:
+            raise AttributeError(f"{type(optimizer).__name__} has no attribute {name}")
+        return value
+
+    def assign(optimizer: "StatefulOptimizer", value: Any) -> None:  # noqa: ANN401
+        setattr(optimizer._kept, name, value)
+
+    def delete(optimizer: "StatefulOptimizer") -> None:
+        setattr(optimizer._kept, name, _ABSENT)
+
+    return property(get, assign, delete)
+
+
+class StatefulOptimizer(torch.optim.Optimizer):
+    """What the package's functions take: an optimizer of torch, of which they see :class:`States`."""
 
     rule: ClassVar[Rule]
+    grad_scale = _kept_attribute("grad_scale")
+    found_inf = _kept_attribute("found_inf")
+    _opt_called = _kept_attribute("opt_called")
 
-    grad_scale = live_attribute("grad_scale")
-    found_inf = live_attribute("found_inf")
-    _opt_called = live_attribute("_opt_called")
+    def __init__(self, params: ParamsT, options: dict[str, Any]) -> None:
+        self._kept = Kept()
+        super().__init__(params, options)
+        self.state = defaultdict(LiveState)
 
-    def _begin(self) -> None:
-        """What is made anew by each process and copy. Methods change these objects and never assign others (see Live)."""
-        self._live = Live()
-        self._places = Places()
-        self._parameters: dict[torch.Tensor, Parameter] = {}
-        self._departed: dict[torch.Tensor, None] = {}  # in no group any more, but still with a state
-        self._copied_storages: dict[torch.Tensor, WeightStorage] = {}
-        self._tables: dict[tuple[int, ...], list[Table]] = {}
-        self._bad = BadElements()
-        self._sums = Fp32Sums()
-        self._plans: dict[torch.device, StepPlan] = {}
-        self._captured: list[Table] = []  # used in CUDA graphs, which need them as long as they are replayed
-        self._release_lock = threading.RLock()  # the same thread again: pre_step may go backward itself
-        self._warned: set[str] = set()
+    def __getstate__(self) -> dict[str, Any]:
+        # What subclasses and users have put here goes along; hooks, the step that schedulers wrap, and Kept
+        # do not.
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("_kept", "step")}
+        kept = {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
+        return kept | {"_storages": states_of(self).storages()}
 
-    def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(text, stacklevel=4)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._kept = Kept(storages=state.pop("_storages", {}))
+        super().__setstate__(state)
+        states_of(self).follow_groups()
+
+
+def states_of(optimizer: StatefulOptimizer) -> "States":
+    """An optimizer's states as its groups are now. Use them at once: others may change groups and states."""
+    return States(optimizer.rule, optimizer.param_groups, optimizer.state, optimizer._kept)
+
+
+class States:
+    """The states of parameters as their groups ask for them, whatever others do to weights and states."""
+
+    def __init__(self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, Any], kept: Kept) -> None:
+        self.rule, self.groups, self.state, self.kept = rule, groups, state, kept
 
     # Groups and names
 
-    def _tensors_and_groups(self) -> Iterator[tuple[torch.Tensor, Group]]:
-        for group in self.param_groups:
+    def tensors_and_groups(self) -> Iterator[tuple[torch.Tensor, Group]]:
+        for group in self.groups:
             for tensor in group["params"]:
                 yield tensor, group
 
-    def _follow_groups(self) -> None:
-        """Lets go of what belonged to parameters that are in no group any more, as soon as their state is gone too."""
-        if self._places.follow(self.param_groups):
-            self._drop_tables(list(self._tables))
-            self._departed.clear()
-            known = (*self._parameters, *self._copied_storages)
-            self._departed.update((tensor, None) for tensor in known if tensor not in self._places)
-        for tensor in [departed for departed in self._departed if not self.state.get(departed)]:
-            del self._departed[tensor]
-            self._copied_storages.pop(tensor, None)
-            self._bad.forget(self._parameters.pop(tensor, None))
-        wide = [group["params"] for group in self.param_groups if group.get("accumulate_fp32")]
-        self._sums.follow(itertools.chain.from_iterable(wide))
+    def follow_groups(self) -> None:
+        """Lets go of what belonged to parameters that are in no group any more and have no state."""
+        if self.kept.places.follow(self.groups):
+            self._drop_tables(list(self.kept.tables))
+            self.kept.departed.clear()
+            known = (*self.kept.parameters, *self.kept.storages)
+            self.kept.departed.update((tensor, None) for tensor in known if tensor not in self.kept.places)
+        for tensor in [departed for departed in self.kept.departed if not self.state.get(departed)]:
+            del self.kept.departed[tensor]
+            self.kept.storages.pop(tensor, None)
+            self.kept.bad.forget(self.kept.parameters.pop(tensor, None))
+        wide = [group["params"] for group in self.groups if group.get("accumulate_fp32")]
+        self.kept.sums.follow(itertools.chain.from_iterable(wide))
 
-    def _group_of(self, tensor: torch.Tensor) -> Group | None:
+    def group_of(self, tensor: torch.Tensor) -> Group | None:
         """The group that a parameter is in now."""
-        group = self._places.find(tensor, self.param_groups)
+        group = self.kept.places.find(tensor, self.groups)
         if group is None:
-            self._follow_groups()
-            group = self._places.find(tensor, self.param_groups)
+            self.follow_groups()
+            group = self.kept.places.find(tensor, self.groups)
         return group
 
-    def _find_group(self, tensor: torch.Tensor) -> Group:
-        group = self._group_of(tensor)
+    def find_group(self, tensor: torch.Tensor) -> Group:
+        """The group that a parameter is in now; ValueError where it is in none."""
+        group = self.group_of(tensor)
         if group is None:
             raise ValueError(f"a parameter of shape {tuple(tensor.shape)} is not managed by this optimizer")
         return group
 
-    def _name_of(self, tensor: torch.Tensor) -> str:
-        self._find_group(tensor)
-        key = self._places.key(tensor, self.param_groups)
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """The name of a parameter, or its number, as errors show it."""
+        self.find_group(tensor)
+        key = self.kept.places.key(tensor, self.groups)
         return f"parameter {key}" if isinstance(key, int) else key
 
     # Parameters and their states
 
-    def _look_at(self, tensor: torch.Tensor) -> Parameter:
+    def look_at(self, tensor: torch.Tensor) -> Parameter:
         """The parameter as it is now; it is not yet kept if it is new."""
-        name = self._name_of(tensor)
-        parameter = self._parameters.get(tensor)
+        name = self.name_of(tensor)
+        parameter = self.kept.parameters.get(tensor)
         if parameter is None or (parameter.is_reshaped() and not self.state.get(tensor)):
-            return Parameter(tensor, name, self._copied_storages.get(tensor))
+            return Parameter(tensor, name, self.kept.storages.get(tensor))
         parameter.name = name
         parameter.look()
         return parameter
 
-    def _prepare(self, tensor: torch.Tensor, group: Group, writes: bool = True) -> Parameter:
-        """The parameter with a state that fits its memory and its group.
+    def prepare(self, tensor: torch.Tensor, group: Group | None = None, writes: bool = True) -> Parameter:
+        """The parameter with a state that fits its memory and its group, by default the one that it is in.
 
-        Without `writes` the weight stays as it is: the correction of a weight that was cast is still that of the former dtype
-        then.
+        Without `writes` the weight stays as it is: the correction of a weight that was cast is still that of
+        the former dtype then.
         """
-        if is_mode_on() and not is_fake(tensor):
+        if ops.is_fake_mode_on() and not ops.is_fake(tensor):
             raise ValueError(
-                f"{self._name_of(tensor)} has memory, and its state would have none under FakeTensorMode: step it outside, or make "
-                "the model inside"
+                f"{self.name_of(tensor)} has memory, and its state would have none under FakeTensorMode: "
+                "step it outside, or make the model inside"
             )
-        parameter = self._look_at(tensor)
+        parameter = self.look_at(tensor)
         state = self.state[tensor]
         if not isinstance(state, LiveState):
             state = self.state[tensor] = LiveState(state)
-        fit(parameter, state, self.rule, group, writes)
-        self._parameters[tensor] = parameter
-        self._copied_storages.pop(tensor, None)
+        fit(parameter, state, self.rule, self.find_group(tensor) if group is None else group, writes)
+        self.kept.parameters[tensor] = parameter
+        self.kept.storages.pop(tensor, None)
         return parameter
 
-    def _prepare_all(self, tensors: Iterable[torch.Tensor]) -> None:
-        for tensor in tensors:
-            self._prepare(tensor, self._find_group(tensor))
-
-    def _storages(self) -> dict[torch.Tensor, WeightStorage]:
+    def storages(self) -> dict[torch.Tensor, WeightStorage]:
         """What the corrections belong to, where that is known."""
-        known = {tensor: parameter.stored_as for tensor, parameter in self._parameters.items()}
-        return self._copied_storages | {t: s for t, s in known.items() if s is not None and t in self.state}
+        known = {tensor: parameter.stored_as for tensor, parameter in self.kept.parameters.items()}
+        return self.kept.storages | {t: s for t, s in known.items() if s is not None and t in self.state}
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """After the states were exchanged."""
-        self._drop_tables(list(self._tables))
-        self._copied_storages.clear()
-        for parameter in self._parameters.values():
+        self._drop_tables(list(self.kept.tables))
+        self.kept.storages.clear()
+        for parameter in self.kept.parameters.values():
             parameter.plan = parameter.stored_as = None
             parameter.max_abs = None
 
     # Tables
 
-    def _tables_for(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
+    def tables_for(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
         """What the operators need for these parameters; one table for each device."""
         key = tuple(map(id, tensors))
-        tables = self._tables.get(key)
+        tables = self.kept.tables.get(key)
         if tables is None or not self._are_current(tables, tensors, groups):
-            if is_capturing_any(tensor.device for tensor in tensors):
+            if ops.is_capturing_any(tensor.device for tensor in tensors):
                 self._refuse_new_table(tensors)
             self._drop_tables([key])
             if len(key) > 1:
                 self._drop_old_sets()
-            tables = self._tables[key] = self._make_tables(tensors, groups)
-        elif len(key) > 1 and len(self._tables) > 1:
-            self._tables[key] = self._tables.pop(key)  # the set that was not used for longest goes first
+            tables = self.kept.tables[key] = self._make_tables(tensors, groups)
+        elif len(key) > 1 and len(self.kept.tables) > 1:
+            self.kept.tables[key] = self.kept.tables.pop(
+                key
+            )  # the set that was not used for longest goes first
         for table in tables:
-            if table.is_captured() and table not in self._captured:
-                self._captured.append(table)
+            if table.is_captured() and table not in self.kept.captured:
+                self.kept.captured.append(table)
         return tables
 
     def _refuse_new_table(self, tensors: list[torch.Tensor]) -> None:
@@ -170,21 +307,25 @@ class OptimizerStates(torch.optim.Optimizer):
         bare = [tensor for tensor in tensors if not self.state.get(tensor)]
         what = "states, or which parameters have a gradient, have changed since the last step"
         if bare:
-            what = f"{self._name_of(bare[0])} has no state yet"
-        refuse(what, "take a step, or call grad_norm(), with the same gradients before")
+            what = f"{self.name_of(bare[0])} has no state yet"
+        ops.refuse_in_capture(what, "take a step, or call grad_norm(), with the same gradients before")
 
     def _drop_tables(self, keys: list[tuple[int, ...]]) -> None:
         for key in keys:
-            for table in self._tables.pop(key, ()):
-                if table not in self._captured:  # a graph that is replayed goes on counting
-                    self._bad.leave(table)
+            for table in self.kept.tables.pop(key, ()):
+                if table not in self.kept.captured:  # a graph that is replayed goes on counting
+                    self.kept.bad.leave(table.counter)
 
     def _drop_old_sets(self) -> None:
-        """Makes room for another set of parameters, and lets go of states that are the parameters' no more."""
+        """Makes room for another set of parameters, and drops states that the parameters have no more."""
         self._drop_tables(
-            [key for key, tables in self._tables.items() if not all(t.has_states(self.state) for t in tables)]
+            [
+                key
+                for key, tables in self.kept.tables.items()
+                if not all(t.has_states(self.state) for t in tables)
+            ]
         )
-        sets = [key for key in self._tables if len(key) > 1]
+        sets = [key for key in self.kept.tables if len(key) > 1]
         self._drop_tables(sets[: max(0, len(sets) + 1 - _MOST_SETS)])
 
     def _are_current(self, tables: list[Table], tensors: list[torch.Tensor], groups: list[Group]) -> bool:
@@ -198,10 +339,10 @@ class OptimizerStates(torch.optim.Optimizer):
     def _make_tables(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
         by_device: dict[torch.device, tuple[list[Parameter], list[State], list[Group]]] = {}
         for tensor in tensors:
-            if not can_step(tensor.device):
+            if not ops.can_step(tensor.device):
                 self._refuse_device(tensor)
         for tensor, group in zip(tensors, groups, strict=True):
-            parameter = self._prepare(tensor, group)
+            parameter = self.prepare(tensor, group)
             parameters, states, their_groups = by_device.setdefault(parameter.local.device, ([], [], []))
             parameters.append(parameter)
             states.append(self.state[tensor])
@@ -210,7 +351,10 @@ class OptimizerStates(torch.optim.Optimizer):
             _refuse_shared_memory(parameters)
         return [
             Table(
-                self.rule, *lists, self._bad.counter(lists[0], device), self._plan_for(device, len(tensors))
+                self.rule,
+                *lists,
+                self.kept.bad.counter(lists[0], device),
+                self._plan_for(device, len(tensors)),
             )
             for device, lists in by_device.items()
         ]
@@ -218,27 +362,30 @@ class OptimizerStates(torch.optim.Optimizer):
     def _refuse_device(self, tensor: torch.Tensor) -> NoReturn:
         remedy = "give it memory (to_empty()) and load it" if tensor.is_meta else "move it to the CPU"
         raise ValueError(
-            f"{self._name_of(tensor)} is on {tensor.device}, where this build of flashoptim_cpp steps nothing: {remedy}"
+            f"{self.name_of(tensor)} is on {tensor.device}, where this build of flashoptim_cpp steps "
+            f"nothing: {remedy}"
         )
 
-    def _plan_for(self, device: torch.device, tensors: int) -> StepPlan | None:
-        """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter alone.
+    def _plan_for(self, device: torch.device, tensors: int) -> ops.StepPlan | None:
+        """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter
+        alone.
 
         Those take turns in each step where gradients are released, and would be uploaded each time.
         """
-        if not is_gpu(device):
+        if not ops.is_gpu(device):
             return None
         if tensors == 1:
-            return StepPlan()
-        if device not in self._plans:
-            self._plans[device] = StepPlan()
-        return self._plans[device]
+            return ops.StepPlan()
+        if device not in self.kept.plans:
+            self.kept.plans[device] = ops.StepPlan()
+        return self.kept.plans[device]
 
     # What a step is given
 
-    def _gradients_of(
+    def gradients_of(
         self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
     ) -> list[list[torch.Tensor]]:
+        """This rank's part of each gradient, by table."""
         is_plain = set(map(type, gradients)) <= {torch.Tensor}
         if len(tables) == 1 and not tables[0].is_sharded and is_plain:
             return [gradients]
@@ -249,14 +396,67 @@ class OptimizerStates(torch.optim.Optimizer):
                 refuse_several_parts(own, table.parameters)
         return parts
 
-    def _amp(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What GradScaler has put here: the loss scale, and whether it found an infinite gradient.
-
-        It puts the number 0 where no parameter has a gradient.
-        """
-        given = self._live.grad_scale, self._live.found_inf
+    def factors(self, clip: torch.Tensor | None) -> Factors:
+        """The clip coefficient and what GradScaler has put here (the number 0 if there are no gradients)."""
+        given = self.kept.grad_scale, self.kept.found_inf
         grad_scale, found_inf = (value if isinstance(value, torch.Tensor) else None for value in given)
-        return grad_scale, found_inf
+        return Factors(clip, grad_scale, found_inf)
+
+    def grad_norm(self) -> torch.Tensor:
+        """The norm of all gradients, float64, on their device; a collective where parameters are sharded."""
+        self.follow_groups()
+        home = _home([local_of(tensor).device for tensor, _ in self.tensors_and_groups()])
+        first = next(iter(self.kept.places), None)
+        if first is not None and ops.is_fake(first):
+            return local_of(first).detach().new_zeros((), dtype=torch.float64)
+        by_place: dict[object, list[tuple[torch.Tensor, dict]]] = {}
+        for tensor, group in self.tensors_and_groups():
+            by_place.setdefault(shard_key(tensor), []).append((tensor, group))
+        total = torch.zeros((), dtype=torch.float64, device=home)
+        for members in by_place.values():
+            chosen = [(t, g) for t, g in members if t.grad is not None]
+            square = torch.zeros((), dtype=torch.float64, device=home)
+            tensors = [tensor for tensor, _ in chosen]
+            for table in self.tables_for(tensors, [group for _, group in chosen]) if chosen else ():
+                grads = {tensor: tensor.grad for tensor in table.tensors if tensor.grad is not None}
+                gradients = [local_like(grad, tensor) for tensor, grad in grads.items()]
+                refuse_several_parts(gradients, table.parameters)
+                norm = table.grad_norm(gradients)
+                square += norm.to(home, non_blocking=home.type != "cpu") ** 2
+            total += sum_over_shards(square, members[0][0])
+        return total.sqrt()
+
+    # What a report says
+
+    def memory(self) -> dict[str, float]:
+        """Bytes on this rank, by what they hold, and their sum by parameter."""
+        report = dict.fromkeys(("weights", "corrections", "moments", "scales", "gradients"), 0)
+        parameters = 0
+        for tensor, _ in self.tensors_and_groups():
+            local = local_of(tensor)
+            parameters += local.numel()
+            report["weights"] += local.nbytes
+            if tensor.grad is not None:
+                report["gradients"] += local_of(tensor.grad).nbytes
+            state = self.state.get(tensor, {})
+            correction = correction_in(state)
+            report["corrections"] += 0 if correction is None else correction.nbytes
+            for moment in state.values():
+                if isinstance(moment, Moment):
+                    report["moments"] += moment.codes.nbytes
+                    report["scales"] += moment.scales.nbytes
+        total = sum(report.values())
+        return report | {
+            "total": total,
+            "parameters": parameters,
+            "bytes_per_parameter": total / parameters if parameters else 0.0,
+        }
+
+
+def _home(devices: list[torch.device]) -> torch.device:
+    """Where parts of a norm are brought together: on the first GPU if all are on GPUs."""
+    cpu = torch.device("cpu")
+    return cpu if cpu in devices or not devices else devices[0]
 
 
 def _refuse_shared_memory(parameters: list[Parameter]) -> None:
@@ -267,6 +467,22 @@ def _refuse_shared_memory(parameters: list[Parameter]) -> None:
             raise ValueError(f"{parameter.name} stands in the groups more than once: leave it in one place")
         if parameter.local.data_ptr() < former.local.data_ptr() + former.local.nbytes:
             raise ValueError(
-                f"{parameter.name} shares memory with {former.name}; optimize one of them, or the tensor that both are "
-                "parts of"
+                f"{parameter.name} shares memory with {former.name}; optimize one of them, or the tensor "
+                "that both are parts of"
             )
+
+
+@cache
+def follow_zero_redundancy() -> None:
+    """From now on a ZeroRedundancyOptimizer tells the optimizer inside, before each step, who the other ranks
+    are.
+
+    It gives each rank an optimizer of its own for a part of the parameters, which knows nothing of the rest.
+    """
+    register_optimizer_step_pre_hook(_tell_ranks)
+
+
+def _tell_ranks(outer: Any, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+    inside = getattr(outer, "optim", None)
+    if isinstance(inside, StatefulOptimizer) and hasattr(outer, "process_group"):
+        states_of(inside).kept.bad.ranks = outer.process_group, outer.join_device

@@ -1,21 +1,75 @@
-"""What one call of the step operator needs, made once for a set of parameters and kept while nothing about them changes."""
+"""What a step of a list of parameters needs and what forbids it.
 
+A table holds what one call of the step operator is given. It is made once for a list of parameters and kept
+while nothing about them changes. Before a step the gradients, the learning rate and the policies for
+non-finite gradients are checked.
+"""
+
+import math
 import re
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import _operators as ops
-from . import capture
-from .counters import Counter
-from .gradients import refusal_of
-from .moment import FIRST, SECOND, Moment
-from .options import POLICIES, Group, Rule, check_lr_size, hyperparameters, storage_key
-from .parameter import Parameter, State, local_of
+from ._rules import WEIGHT_DTYPES, Group, Rule, number, row_of
+from .memory import has_several_parts
+from .moment import Moment
+from .options import POLICIES, check_lr_size, storage_key
+from .parameter import Counter, Parameter, State
+from .sharding import all_reduce_max, is_sharded, local_of
+
+# Gradients
+
+_SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+_PLAIN = torch.Tensor.__torch_dispatch__
+
+
+def refusal_of(gradient: torch.Tensor, parameter: Parameter) -> Exception | None:
+    """Why a gradient, or this rank's part of one, cannot be stepped; None where it can."""
+    name, local = f"the gradient of {parameter.name}", parameter.local
+    if not isinstance(gradient, torch.Tensor):
+        return ValueError(f"{name} is a {type(gradient).__name__}: give a tensor")
+    if gradient.is_nested:
+        return ValueError(f"{name} is a nested tensor: give a dense one")
+    if gradient.layout in _SPARSE:
+        return RuntimeError(f"{name} is sparse: make it dense (for an embedding: sparse=False)")
+    if gradient.layout != torch.strided:
+        return ValueError(f"{name} has the layout {gradient.layout}: make it strided")
+    if gradient.device != local.device:
+        return ValueError(f"{name} is on {gradient.device}: it must be on {local.device}")
+    if gradient.dtype not in WEIGHT_DTYPES:
+        return ValueError(f"{name} is {gradient.dtype}: give float32, bfloat16 or float16")
+    if gradient.shape != local.shape:
+        return ValueError(f"{name} has the shape {tuple(gradient.shape)}: it must be {tuple(local.shape)}")
+    if ops.is_fake(gradient) != ops.is_fake(local):
+        return ValueError(f"{name} is fake, and its weight is not, or the other way round: give both memory")
+    if hasattr(type(gradient), "__tensor_flatten__") or type(gradient).__torch_dispatch__ is not _PLAIN:
+        return ValueError(f"{name} is a {type(gradient).__name__}: give a plain tensor")
+    return None
+
+
+def refuse_several_parts(gradients: list[torch.Tensor], parameters: list[Parameter]) -> None:
+    """A step with such a gradient would be several, and nothing would say so."""
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if isinstance(gradient, torch.Tensor) and has_several_parts(gradient):
+            kind = type(gradient).__name__
+            raise ValueError(f"the gradient of {parameter.name} is a {kind}: give a plain tensor")
+
+
+# The table
 
 _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
+
+
+class Factors(NamedTuple):
+    """What gradients are multiplied by in a step, and whether GradScaler has found an infinity."""
+
+    clip: torch.Tensor | None = None
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
 
 
 def _contents(states: list[State]) -> list[int]:
@@ -45,7 +99,7 @@ class Table:
         self.device = parameters[0].local.device
         self.is_on_gpu = ops.is_gpu(self.device)
         self._plan = plan
-        self.counter, self.bad = counter, counter.counts
+        self.counter = counter
         self._given_groups = groups
         self.groups: list[Group] = []
         self.group_of: list[int] = []
@@ -53,14 +107,14 @@ class Table:
             if not self.groups or self.groups[-1] is not group:
                 self.groups.append(group)
             self.group_of.append(len(self.groups) - 1)
-        self._keys = [storage_key(group) for group in self.groups]
+        self._keys = [storage_key(rule, group) for group in self.groups]
         self._pointers = [weight.data_ptr() for weight in self.weights]
         self._dtypes = [weight.dtype for weight in self.weights]
         self._contents = _contents(states)
         # So that no identity is given to another object.
         self._held = [tuple(state.values()) for state in states]
         self._gather_buffers()
-        self.rows = self._table()
+        self.rows = torch.tensor(self._rows(), dtype=torch.int64, device="cpu")
         self._numbers: list[tuple[float, ...]] = []
         self._hyperparameters = self._checked = _NOTHING
         self._rates: torch.Tensor | None = None
@@ -73,45 +127,41 @@ class Table:
         def listed(buffers: list[torch.Tensor]) -> list[torch.Tensor]:
             return buffers if any(buffer is not _NOTHING for buffer in buffers) else []
 
-        moments = [[self._moment(n, kind) for n in range(len(self.states))] for kind in (FIRST, SECOND)]
-        self.corrections = listed(
-            [
-                state["error_bits"] if parameter.plan and parameter.plan.correction_count else _NOTHING
-                for parameter, state in zip(self.parameters, self.states, strict=True)
-            ]
-        )
-        self.codes = [listed([m.codes if m else _NOTHING for m in moments[kind]]) for kind in (FIRST, SECOND)]
-        self.scales = [
-            listed([m.scales if m and m.is_quantized() else _NOTHING for m in moments[kind]])
-            for kind in (FIRST, SECOND)
+        corrections = [
+            state["error_bits"] if parameter.plan and parameter.plan.correction_count else _NOTHING
+            for parameter, state in zip(self.parameters, self.states, strict=True)
         ]
+        self.corrections = listed(corrections)
+        # For each moment its codes, then its scales.
+        self.moments: list[list[torch.Tensor]] = []
+        for kind in range(2):
+            moments = [self._moment(n, kind) for n in range(len(self.states))]
+            scales = [m.scales if m and m.is_quantized() else _NOTHING for m in moments]
+            self.moments += [listed([m.codes if m else _NOTHING for m in moments]), listed(scales)]
 
     def _moment(self, n: int, kind: int) -> Moment | None:
         plan = self.parameters[n].plan
         assert plan is not None
-        if not (plan.second_count if kind else plan.first_count):
+        if plan.moments[kind][0] == 0:
             return None
-        moment = self.states[n][self.rule.moments[kind]]
+        moment = self.states[n][self.rule.moments[kind].name]
         assert isinstance(moment, Moment)
         return moment
-
-    def _table(self) -> torch.Tensor:
-        return torch.tensor(self._rows(), dtype=torch.int64, device="cpu")
 
     def _rows(self) -> list[list[int]]:
         rows = []
         for n, parameter in enumerate(self.parameters):
             group = self.groups[self.group_of[n]]
-            moment = self._moment(n, FIRST)
+            moment = self._moment(n, 0) if self.rule.moments[0].needs else None
             assert parameter.plan is not None
             rows.append(
                 [
                     *parameter.layout.tolist(),
-                    *parameter.plan,
+                    *parameter.plan.row,
                     self.group_of[n],
-                    moment.unfilled_at if self.rule.is_sgd and moment else -1,
+                    moment.unfilled_at if moment else -1,
                     int(group["check_gradients"]),
-                    int(self.rule),
+                    self.rule.number,
                 ]
             )
         return rows
@@ -133,18 +183,18 @@ class Table:
             return False
         if not self.has_states(state) or _contents(self.states) != self._contents:
             return False
-        return self._keys == [storage_key(group) for group in self.groups]
+        return self._keys == [storage_key(self.rule, group) for group in self.groups]
 
     def is_captured(self) -> bool:
         """Whether what is enqueued now becomes part of a CUDA graph."""
-        return capture.is_capturing(self.device)
+        return ops.is_capturing(self.device)
 
     def stops(self) -> torch.Tensor:
         """For each parameter 1 if its bad elements stop the whole step, else 0."""
         policies = [self.groups[n]["nonfinite"] != POLICIES[0] for n in self.group_of]
         if policies != self._policies:
             if self.is_captured():
-                capture.refuse(
+                ops.refuse_in_capture(
                     "nonfinite of a parameter group has changed since the last step", "take a step before"
                 )
             self._policies = policies
@@ -158,14 +208,14 @@ class Table:
 
     def hyperparameters(self) -> torch.Tensor:
         """One row for each group."""
-        numbers = [hyperparameters(group, self.lr_is_on_gpu(group)) for group in self.groups]
+        numbers = [row_of(self.rule, group, self.lr_is_on_gpu(group)) for group in self.groups]
         if numbers != self._numbers:
             self._numbers = numbers
             self._hyperparameters = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         return self._hyperparameters
 
     def _learning_rates(self) -> torch.Tensor | None:
-        """Learning rates that lie on a GPU, for each group, in this table's memory, where a graph reads them again."""
+        """Learning rates on a GPU, for each group, in this table's memory, where a graph reads them again."""
         chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self.lr_is_on_gpu(group)]
         if not chosen:
             return None
@@ -187,7 +237,7 @@ class Table:
         return self._plan.number if self._plan else 0
 
     def _explained(self, error: Exception, gradients: list[torch.Tensor]) -> Exception:
-        """The error of an operator, which knows tensors by their place in its lists and not every kind of them."""
+        """The error of an operator, with names: it knows tensors by their place in its lists."""
 
         def named(match: re.Match[str]) -> str:
             argument, name = match[1], self.parameters[int(match[2])].name
@@ -205,7 +255,8 @@ class Table:
         """Refuses what a step would, where another table must not step before that is known.
 
         Raises:
-            ValueError: for options out of range, and a gradient that is on another device, or of another dtype or shape.
+            ValueError: for options out of range, and a gradient that is on another device, or of another
+                dtype or shape.
             RuntimeError: for a sparse gradient.
         """
         self._check_options()
@@ -224,12 +275,10 @@ class Table:
         for n, group in enumerate(self.groups):
             if self.lr_is_on_gpu(group):  # the host does not know it
                 known[n, 0] = 0.0
-        ops.check_hyperparameters(known, self.rule)
+        ops.check_hyperparameters(known, self.rule.number)
         self._checked = numbers
 
-    def count_bad(
-        self, gradients: list[torch.Tensor], clip: torch.Tensor | None, grad_scale: torch.Tensor | None
-    ) -> torch.Tensor:
+    def count_bad(self, gradients: list[torch.Tensor], factors: Factors) -> torch.Tensor:
         """Bad elements of each gradient, on the device of this table."""
         try:
             return ops.count_bad(
@@ -237,9 +286,9 @@ class Table:
                 gradients,
                 self.rows,
                 self.hyperparameters(),
-                self._here(grad_scale),
+                self._here(factors.grad_scale),
                 corrections=self.corrections,
-                clip_coefficient=self._here(clip),
+                clip_coefficient=self._here(factors.clip),
                 plan=self._plan_number,
             )
         except Exception as error:
@@ -254,30 +303,25 @@ class Table:
         except Exception as error:
             raise self._explained(error, gradients) from None
 
-    def step(
-        self,
-        gradients: list[torch.Tensor],
-        clip: torch.Tensor | None,
-        grad_scale: torch.Tensor | None,
-        found_inf: torch.Tensor | None,
-    ) -> None:
-        """One step; bad elements are added to `bad`."""
+    def step(self, gradients: list[torch.Tensor], factors: Factors) -> None:
+        """One step; bad elements are added to the counter."""
+        first, first_scales, second, second_scales = self.moments
         try:
             ops.step_(
                 self.weights,
                 gradients,
                 self.corrections,
-                self.codes[FIRST],
-                self.scales[FIRST],
-                self.codes[SECOND],
-                self.scales[SECOND],
+                first,
+                first_scales,
+                second,
+                second_scales,
                 self.steps,
-                self.bad,
+                self.counter.counts,
                 self.rows,
                 self.hyperparameters(),
-                self._here(grad_scale),
-                self._here(found_inf),
-                clip_coefficient=self._here(clip),
+                self._here(factors.grad_scale),
+                self._here(factors.found_inf),
+                clip_coefficient=self._here(factors.clip),
                 learning_rates=self._learning_rates(),
                 plan=self._plan_number,
             )
@@ -285,3 +329,168 @@ class Table:
             raise self._explained(error, gradients) from None
         self.counter.turns += 1
         torch.autograd.graph.increment_version(self.tensors)
+
+
+# Policies for gradients that are NaN, infinite or at least 2^48
+
+
+class Verdict(NamedTuple):
+    """What the policies say of a step, here or on another rank with parts or others of the parameters."""
+
+    policy: str  # "skip_element": the step is made
+    found_inf: torch.Tensor | None  # not 0: the step of the operators changes nothing
+    counts: list[torch.Tensor]  # bad elements of each table, where the step is not made
+    bad: list[int]  # the numbers of the parameters that forbid it
+
+
+def judge(
+    judged: list[torch.Tensor],
+    tables: list[Table],
+    gradients: list[list[torch.Tensor]],
+    factors: Factors,
+    policies: set[str],
+    ranks: tuple[Any, torch.device] | None,
+) -> Verdict:
+    """Whether the policies forbid a step of the tables.
+
+    On GPUs the host does not know the verdict: it becomes the `found_inf` of the step. What "skip_step"
+    leaves out is added to the tables' counters there.
+
+    Args:
+        judged: the parameters of all ranks, in the same order on each.
+        tables: of those that have a gradient here.
+        gradients: those of each table.
+        factors: of the gradients.
+        policies: of all groups.
+        ranks: the process group of a ZeroRedundancyOptimizer, whose ranks step other parameters, and a device
+            of theirs.
+    """
+    found_inf = factors.found_inf
+    if policies == {POLICIES[0]}:
+        return Verdict(POLICIES[0], found_inf, [], [])
+    is_on_gpu = all(ops.is_gpu(local_of(tensor).device) for tensor in judged)
+    waits = ranks is not None or "error" in policies or not is_on_gpu
+    if waits and ops.is_capturing_any(table.device for table in tables):
+        policy = "error" if "error" in policies else "skip_step"
+        other = "skip_step" if ranks is None and is_on_gpu else "skip_element"
+        ops.refuse_in_capture(
+            f'nonfinite="{policy}" would wait for the counts of bad gradients', f'use nonfinite="{other}"'
+        )
+    counted = [table.count_bad(own, factors) for table, own in zip(tables, gradients, strict=True)]
+    if not waits:
+        return Verdict(POLICIES[0], _verdict_on_gpu(judged, tables, counted, found_inf), [], [])
+    if found_inf is not None and float(found_inf) != 0.0:
+        counted = [torch.zeros_like(counts) for counts in counted]  # GradScaler skips the step itself
+    levels = _levels(judged, tables, counted)
+    worst = _largest(int(levels.max()) if judged else 0, ranks)
+    return Verdict(POLICIES[worst], found_inf, counted, levels.nonzero().flatten().tolist())
+
+
+def _verdict_on_gpu(
+    judged: list[torch.Tensor],
+    tables: list[Table],
+    counted: list[torch.Tensor],
+    found_inf: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """1 where the policies or `found_inf` forbid a step, else 0. What they leave out is counted here."""
+    if not judged:
+        return found_inf
+    verdict = torch.zeros((), dtype=torch.float32, device=local_of(judged[0]).device)
+    for table, counts in zip(tables, counted, strict=True):
+        stops = (counts * table.stops()).any()
+        verdict = verdict.maximum(stops.to(verdict.device, torch.float32, non_blocking=True))
+    shared = [tensor for tensor in judged if is_sharded(tensor)]
+    if shared:
+        all_reduce_max(verdict, shared)
+    found = verdict
+    if found_inf is not None:  # GradScaler skips the step itself, and its bad elements are not ours
+        given = (found_inf.reshape(()) != 0).to(verdict.device, torch.float32, non_blocking=True)
+        found, verdict = verdict.maximum(given), verdict * (1.0 - given)
+    for table, counts in zip(tables, counted, strict=True):
+        left_out = verdict.to(table.device, torch.int64, non_blocking=True)
+        table.counter.counts.add_(counts * left_out)
+    return found
+
+
+def _largest(verdict: int, ranks: tuple[Any, torch.device] | None) -> int:
+    if ranks is None:
+        return verdict
+    group, device = ranks
+    everyones = torch.tensor(verdict, device=device)
+    torch.distributed.all_reduce(everyones, torch.distributed.ReduceOp.MAX, group=group)
+    return int(everyones)
+
+
+def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch.Tensor]) -> torch.Tensor:
+    """For each parameter the number of its policy if it has bad elements, on any rank with a part of it."""
+    place = {tensor: n for n, tensor in enumerate(judged)}
+    levels = torch.zeros(len(judged), dtype=torch.int64, device="cpu")
+    for table, counts in zip(tables, counted, strict=True):
+        for n in counts.cpu().nonzero().flatten().tolist():
+            policy = table.groups[table.group_of[n]]["nonfinite"]
+            levels[place[table.tensors[n]]] = POLICIES.index(policy)
+    shared = [tensor for tensor in judged if is_sharded(tensor)]
+    return all_reduce_max(levels.to(shared[0].device), shared).cpu() if shared else levels
+
+
+# The learning rate
+
+_EXPONENT_BITS = {torch.float16: 5, torch.bfloat16: 8, torch.float32: 8}
+# A step of just less than half a unit in the last place is lost.
+_ROUNDED_AWAY = 0.49
+# An update |m|/sqrt(v) times the learning rate may be small; a tenth of it is the authors' guess for Adam.
+_ADAM_STEP = 0.1
+
+
+class NumericsError(RuntimeError):
+    """The learning rate is too small to move the weights in the precision that they are stored in."""
+
+
+def largest_weight(parameter: Parameter) -> float:
+    """The largest absolute weight; a collective where the parameter is sharded."""
+    local = local_of(parameter.tensor).detach()
+    largest = local.abs().max().float() if local.numel() else torch.zeros((), device=local.device)
+    if parameter.is_sharded:
+        largest = all_reduce_max(largest, [parameter.tensor])
+    return float(largest)
+
+
+def check_learning_rates(tables: list[Table]) -> None:
+    """Checks each parameter of a step.
+
+    Raises:
+        NumericsError: where the learning rate is too small for one. Nothing was changed.
+    """
+    for table in tables:
+        waits_for_lr = any(map(table.lr_is_on_gpu, table.groups))
+        if (waits_for_lr or any(p.max_abs is None for p in table.parameters)) and table.is_captured():
+            ops.refuse_in_capture(
+                "check_numerics would wait for " + ("lr" if waits_for_lr else "the largest weights"),
+                "use check_numerics=False, or a number as lr and a step before",
+            )
+        for parameter, n in zip(table.parameters, table.group_of, strict=True):
+            _check_learning_rate(table.rule, parameter, table.groups[n])
+
+
+def _check_learning_rate(rule: Rule, parameter: Parameter, group: Group) -> None:
+    """Compares the smallest step with the distance between neighbouring weights at the largest.
+
+    Raises:
+        NumericsError: where the step is smaller. Nothing was changed.
+    """
+    if parameter.max_abs is None:
+        parameter.max_abs = largest_weight(parameter)
+    largest, lr = parameter.max_abs, number(group["lr"])
+    if lr == 0.0 or largest <= 0.0 or not math.isfinite(largest):
+        return
+    dtype = parameter.tensor.dtype
+    bits = max(8 * dtype.itemsize, group["master_weight_bits"] or 0)
+    mantissa_bits = bits - 1 - _EXPONENT_BITS[dtype] + math.log2(_ROUNDED_AWAY)
+    resolution = 2.0 ** (math.floor(math.log2(largest)) - mantissa_bits)
+    step = lr * (_ADAM_STEP if rule.divides_by_root else 1.0)
+    if resolution > step:
+        raise NumericsError(
+            f"{parameter.name}: learning rate {lr:.3g} makes steps of {step:.5g}, less than the resolution "
+            f"{resolution:.5g} of its largest weight {largest:.5g} ({dtype}, master_weight_bits={bits}); "
+            "raise the learning rate or master_weight_bits, or set check_numerics=False"
+        )

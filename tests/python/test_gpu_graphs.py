@@ -18,7 +18,8 @@ import flashoptim_cpp as flash
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
-from flashoptim_cpp import capture, counters
+from flashoptim_cpp import nonfinite
+from flashoptim_cpp.states import states_of
 from gpu_support import EMULATED, GPU, IS_REAL, give_gradients, needs_gpu, needs_real_gpu, on_gpu
 from support import ADAMW, assert_same, gradients, run, same_bits, snapshot
 
@@ -40,7 +41,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> Capture:
                     yield
             return
         with monkeypatch.context() as patch:
-            patch.setattr(capture, "is_capturing", lambda device: device.type == GPU)
+            patch.setattr(operators, "is_capturing", lambda device: device.type == GPU)
             yield
 
     return context
@@ -120,13 +121,13 @@ def test_what_waits_is_not_captured(capturing: Capture) -> None:
 
 def test_a_captured_norm_keeps_what_the_graph_reads(capturing: Capture) -> None:
     _, optimizer = warm()
-    (tables,) = optimizer._tables.values()
+    (tables,) = states_of(optimizer).kept.tables.values()
     with capturing():
         optimizer.clip_grad_norm_(1.0)
-    assert optimizer._captured == tables
+    assert states_of(optimizer).kept.captured == tables
     with capturing():
         optimizer.clip_grad_norm_(1.0)
-    assert optimizer._captured == tables
+    assert states_of(optimizer).kept.captured == tables
 
 
 @needs_real_gpu
@@ -219,20 +220,20 @@ def test_counts_of_sets_that_are_kept_no_more_are_kept() -> None:
         for n, p in enumerate(given):
             p.grad = torch.full_like(p, float("nan")) if n in (first, first + 1) else None
         optimizer.step()
-    assert len(optimizer._tables) <= 16
+    assert len(states_of(optimizer).kept.tables) <= 16
     counts = list(optimizer.bad_elements().values())
     assert counts == [8] + [16] * 22 + [8]
 
 
 def test_released_gradients_send_their_counts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    send = counters.Board.send
+    send = nonfinite.Board.send
 
     def count(board: Any) -> None:
         sent.extend([1] if board._coming is None else [])
         send(board)
 
-    monkeypatch.setattr(counters.Board, "send", count)
+    monkeypatch.setattr(nonfinite.Board, "send", count)
     given = on_gpu()
     holder = torch.nn.ParameterList(given)
     optimizer = ADAMW(given)

@@ -13,6 +13,7 @@ import flashoptim_cpp as flash
 import pytest
 import support
 import torch
+from flashoptim_cpp.states import States
 from support import RULES, Rule
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -109,7 +110,7 @@ def test_what_cannot_be_stepped_is_named_and_nothing_changes(
     make, error, message = REFUSED[kind]
     given = support.parameters(shapes=[SHAPE] * 4)
     optimizer: Any = flash.FlashAdamW([(f"layer{n}", p) for n, p in enumerate(given)], nonfinite=policy)
-    whole = flash.FlashAdamW._make_tables
+    whole = States._make_tables
 
     def halves(self: Any, tensors: list[Any], groups: list[Any]) -> list[Any]:
         if len(tensors) == 1:
@@ -117,7 +118,7 @@ def test_what_cannot_be_stepped_is_named_and_nothing_changes(
         return [*whole(self, tensors[:2], groups[:2]), *whole(self, tensors[2:], groups[2:])]
 
     if devices == 2:
-        monkeypatch.setattr(flash.FlashAdamW, "_make_tables", halves)
+        monkeypatch.setattr(States, "_make_tables", halves)
     support.run(optimizer, given, 1)
     before = support.snapshot(optimizer)
     value = make()

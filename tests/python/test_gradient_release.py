@@ -321,7 +321,7 @@ def test_pieces_that_pre_step_refuses_are_no_steps() -> None:
 
 def test_a_thread_of_the_engine_knows_its_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's nodes run in a thread of the engine's, whose stack begins there. Here a thread stands in for it."""
-    from flashoptim_cpp import backward_calls
+    from flashoptim_cpp import backward as backward_calls
 
     found: list[bool] = []
     p = torch.nn.Parameter(torch.ones(3))

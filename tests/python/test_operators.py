@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
-from flashoptim_cpp import capture
 from operator_calls import BACKENDS, DTYPES, FORMATS, RULES, Call
 from support import same_bits
 
@@ -300,7 +299,7 @@ def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(emptied) == 3
     with pytest.raises(RuntimeError, match="launch"):  # tensors may have been stepped
         failing(1, "the launch of a step's kernel failed with cudaErrorMemoryAllocation (out of memory)")(7)
-    monkeypatch.setattr(capture, "is_capturing_now", lambda: True)
+    monkeypatch.setattr(operators, "is_capturing_now", lambda: True)
     with pytest.raises(RuntimeError, match="cudaMalloc failed"):
         failing(1)(7)
     assert len(emptied) == 3

@@ -14,6 +14,7 @@ import flashoptim_cpp as flash
 import pytest
 import support
 import torch
+from flashoptim_cpp.states import States, states_of
 from support import ADAMW, RULES, SGD, Rule
 
 
@@ -363,8 +364,8 @@ def test_a_coefficient_is_not_copied_without_its_gradients() -> None:
         p.grad = g
     optimizer.clip_grad_norm_(1e-3)
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert twin._live.clip_coefficient() is None
-    assert optimizer._live.clip_coefficient() is not None
+        assert states_of(twin).kept.clip_coefficient() is None
+    assert states_of(optimizer).kept.clip_coefficient() is not None
 
 
 @pytest.mark.parametrize("norm", [-1.0, float("nan")])
@@ -403,17 +404,17 @@ def test_check_numerics() -> None:
 
 def of_two_devices(monkeypatch: pytest.MonkeyPatch, given: list[torch.nn.Parameter]) -> Any:
     """An optimizer of two groups that steps the second as if it lay on another device."""
-    make = flash.FlashOptimizer._make_tables
+    make = States._make_tables
 
     def make_two(self: Any, tensors: list[torch.Tensor], groups: list[Any]) -> Any:
         first = sum(group is groups[0] for group in groups)
         rest = make(self, tensors[first:], groups[first:]) if first < len(tensors) else []
         return make(self, tensors[:first], groups[:first]) + rest
 
-    monkeypatch.setattr(flash.FlashOptimizer, "_make_tables", make_two)
+    monkeypatch.setattr(States, "_make_tables", make_two)
     optimizer = flash.FlashAdamW([{"params": given[:2]}, {"params": given[2:]}])
     support.run(optimizer, given, 2)
-    assert [len(tables) for tables in optimizer._tables.values()] == [2]
+    assert [len(tables) for tables in states_of(optimizer).kept.tables.values()] == [2]
     return optimizer
 
 

@@ -1,24 +1,130 @@
-"""Gradients of 16-bit parameters that are added up in fp32, also under DistributedDataParallel.
+"""What happens inside backward(): gradients of 16-bit parameters that are added up in fp32, also under
+DistributedDataParallel, and calls of backward() inside one another, as reentrant checkpoints make them.
 
-DistributedDataParallel takes gradients of the parameter's dtype only. So where there are several processes a gradient is fp32
-between two backward() and the parameter's own dtype inside: what is new, and what is not averaged yet. What the ranks have
-averaged before is put aside and added in fp32 at the end.
+DistributedDataParallel takes gradients of the parameter's dtype only. So where there are several processes a
+gradient is fp32 between two backward() and the parameter's own dtype inside: what is new, and what is not
+averaged yet. What the ranks have averaged before is put aside and added in fp32 at the end.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
-from .backward_calls import call_at_end, is_inside
 from .sharding import is_sharded
+
+# Calls of backward() inside one another
+
+# Every call of the engine from Python has a frame of this function on its thread's stack.
+_ENGINE: CodeType | None = getattr(
+    getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None
+)
+# The oldest frame of a thread of the engine: it has one for each GPU.
+_NODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__code__
+_KEY = "_flashoptim_stepped"
+
+
+class _Stepped:
+    """Parameters that were stepped in one outermost call. It lives as long as the call."""
+
+    def __init__(self) -> None:
+        self.ids: set[int] = set()
+
+
+# By the number of autograd's task: one for the outermost call, and one for each that is inside.
+_by_task: weakref.WeakValueDictionary[int, _Stepped] = weakref.WeakValueDictionary()
+
+
+class _AtEnd:
+    """Calls a function when the outermost call is over, which drops this."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def __del__(self) -> None:
+        self._function()
+
+
+def _calls_on(frame: FrameType | None) -> tuple[list[FrameType], bool]:
+    """The engine's calls on a stack, newest first, and whether the thread is one of the engine's own."""
+    calls, oldest = [], None
+    while frame is not None:
+        if frame.f_code is _ENGINE:
+            calls.append(frame)
+        oldest, frame = frame, frame.f_back
+    return calls, oldest is not None and oldest.f_code is _NODE
+
+
+def _outermost(calls: list[FrameType], is_engines: bool) -> dict[str, Any] | None:
+    """The keywords of the outermost call, its own dict; None where it is not known which one it is."""
+    if is_engines or not calls:  # it waits in another thread
+        stacks = [_calls_on(frame) for frame in sys._current_frames().values()]
+        others = [found[-1] for found, engines in stacks if found and not engines]
+        if len(others) != 1:
+            return None
+        calls = others
+    keywords = calls[-1].f_locals.get("kwargs")
+    return keywords if isinstance(keywords, dict) else None
+
+
+def is_inside() -> bool:
+    """Whether this thread is in a backward() that another one has called."""
+    calls, is_engines = _calls_on(sys._getframe(1))
+    return len(calls) > 1 or (is_engines and bool(calls))
+
+
+def call_at_end(function: Callable[[], None]) -> bool:
+    """Has a function called when the outermost backward() is over; False where it is not known which one that
+    is.
+
+    Autograd's own callbacks are called at the end of the innermost one.
+    """
+    keywords = _outermost(*_calls_on(sys._getframe(1)))
+    if keywords is None:
+        return False
+    end = _AtEnd(function)
+    keywords[f"{_KEY}_{id(end)}"] = end
+    return True
+
+
+def _stepped_so_far() -> _Stepped | None:
+    task = torch._C._current_graph_task_id()
+    stepped = _by_task.get(task)
+    if stepped is None:
+        keywords = _outermost(*_calls_on(sys._getframe(1)))
+        if keywords is None:
+            return None
+        # Torch has taken the call's keywords over before; nothing else than the frame refers to this dict.
+        stepped = _by_task[task] = keywords.setdefault(_KEY, _Stepped())
+    return stepped
+
+
+def is_second_step(parameter: torch.Tensor) -> bool:
+    """Whether the parameter was stepped before in the backward() that this thread is in; from now on it was.
+
+    A backward() as such brings each parameter its whole gradient at once. Those that it calls inside bring
+    pieces.
+    """
+    stepped = _stepped_so_far()
+    if stepped is None:
+        return False
+    if id(parameter) in stepped.ids:
+        return True
+    stepped.ids.add(id(parameter))
+    return False
+
+
+# Sums in fp32
 
 # On a sum: its version as it was left here, and what of it all ranks have averaged; None: the whole.
 _MARK = "_flashoptim_averaged"
-# DistributedDataParallel makes its buckets anew in the second or third forward(), and moves gradients into them.
+# DistributedDataParallel makes its buckets anew in the second or third forward(), and moves gradients into
+# them.
 _UNTIL_REBUILT = 3
 
 
@@ -46,7 +152,7 @@ class _Sum:
         self._averages = 0
 
     def be_last(self) -> None:
-        """Lets other hooks have the new gradient first: what changes it after this one is the average of the ranks."""
+        """Lets other hooks see the new gradient first: only the average of the ranks changes it later."""
         hooks: Any = self.tensor._post_accumulate_grad_hooks
         last = self.handles[-1].id
         if next(reversed(hooks)) != last:
@@ -141,7 +247,7 @@ class Fp32Sums:
             self.add(tensors)
 
     def add(self, tensors: Iterable[torch.Tensor]) -> None:
-        """From now on the gradients of these parameters, too, are fp32, frozen ones as soon as they are trained."""
+        """Adds parameters whose gradients are fp32 from now on, frozen ones as soon as they are trained."""
         for tensor in tensors:
             if id(tensor) not in self._sums and tensor.dtype != torch.float32 and tensor.is_leaf:
                 self._sums[id(tensor)] = self._attach(tensor)
@@ -155,7 +261,8 @@ class Fp32Sums:
         tensor.requires_grad_(True)  # a frozen one takes no hooks
         before, after = self._hooks(id(tensor))
         if is_sharded(tensor):
-            # FSDP puts gradients of the parameter's own dtype there; they are widened before the next is added.
+            # FSDP puts gradients of the parameter's own dtype there; they are widened before the next is
+            # added.
             own.handles.append(tensor.register_post_accumulate_grad_hook(after))
         else:
             own.handles.append(tensor.register_hook(before))
@@ -192,7 +299,7 @@ class Fp32Sums:
         return before, after
 
     def _open(self) -> None:
-        """Once in each call of autograd: lets all gradients be what DistributedDataParallel expects, until it ends."""
+        """Once in each call of autograd: lets all gradients be what DistributedDataParallel expects."""
         task = torch._C._current_graph_task_id()
         if task in self._tasks:
             return
@@ -200,7 +307,8 @@ class Fp32Sums:
         inside = is_inside()
         if not self._is_open:
             self._is_open = True
-            # The ranks may average after a backward() inside another has ended: the sums are whole when the outermost one has.
+            # The ranks may average after a backward() inside another has ended: the sums are whole when the
+            # outermost one has.
             ends_outside = inside and self._end_outside()
             for own in self._sums.values():
                 own.be_last()

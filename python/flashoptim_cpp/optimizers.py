@@ -1,20 +1,15 @@
 """The optimizers: their arguments, in the authors' order, and their defaults."""
 
+import functools
 import inspect
-from typing import Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from .optimizer import (
-    DEFAULT_FUSED_ARGUMENT,
-    DEFAULT_MASTER_WEIGHT_BITS,
-    Bits,
-    FlashOptimizer,
-    NonFinite,
-)
-from .options import Rule
+from ._rules import RULES
+from .optimizer import DEFAULT_BITS, DEFAULT_FUSED, Bits, FlashOptimizer, NonFinite
 
 OptimizerClass = TypeVar("OptimizerClass", bound=type[FlashOptimizer])
 
@@ -34,24 +29,33 @@ class Options(TypedDict, total=False):
     differentiable: bool
 
 
-def _spell_out_options(cls: OptimizerClass) -> OptimizerClass:
-    """Shows the keyword-only arguments and their defaults in the signature, for help() and editors."""
-    own = inspect.signature(cls.__init__)
-    common = inspect.signature(FlashOptimizer.__init__).parameters.values()
-    named = [
-        parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    named += [parameter for parameter in common if parameter.kind is parameter.KEYWORD_ONLY]
-    cls.__init__.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+def _optimizer(cls: OptimizerClass) -> OptimizerClass:
+    """Gives a class the constructor that its `__init__`, a signature without a body, describes.
+
+    What :class:`FlashOptimizer` does not take is a hyperparameter. The keyword-only arguments are spelled out
+    for help() and editors.
+    """
+    declared = cls.__init__
+    signature = inspect.signature(declared)
+    common = inspect.signature(FlashOptimizer.__init__).parameters
+
+    @functools.wraps(declared)
+    def construct(*given: Any, **named: Any) -> None:  # noqa: ANN401
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        options = arguments.pop("options")
+        hyperparameters = {name: arguments.pop(name) for name in [*arguments] if name not in common}
+        FlashOptimizer.__init__(**arguments, **options, defaults=hyperparameters)
+
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    own += [parameter for parameter in common.values() if parameter.kind is parameter.KEYWORD_ONLY]
+    construct.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    cls.__init__ = construct  # type: ignore[method-assign]
     return cls
 
 
-def _refuse_amsgrad(amsgrad: bool) -> None:
-    if amsgrad:
-        raise ValueError("amsgrad=True is not supported; leave it out")
-
-
-@_spell_out_options
+@_optimizer
 class FlashSGD(FlashOptimizer):
     """SGD with momentum and L2 weight decay, like `torch.optim.SGD`.
 
@@ -59,13 +63,14 @@ class FlashSGD(FlashOptimizer):
         params: parameters, (name, parameter) pairs or parameter groups.
         lr: learning rate.
         momentum: factor of the momentum buffer; 0 keeps none.
-        dampening: the gradient enters the buffer times 1 - dampening. In the format "paper" from the first step on.
+        dampening: the gradient enters the buffer times 1 - dampening. In the format "paper" from the first
+            step on.
         weight_decay: times the weight is added to the gradient.
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         options: see :class:`FlashOptimizer`.
     """
 
-    rule = Rule.SGD
+    rule = RULES["SGD"]
 
     def __init__(
         self,
@@ -77,31 +82,14 @@ class FlashSGD(FlashOptimizer):
         nesterov: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
+        master_weight_bits: Bits = DEFAULT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
+        fused: bool | None = DEFAULT_FUSED,
         **options: Unpack[Options],
-    ) -> None:
-        defaults = {
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-        }
-        super().__init__(
-            params,
-            lr,
-            quantize,
-            compress_state_dict,
-            master_weight_bits,
-            check_numerics,
-            fused,
-            defaults,
-            **options,
-        )
+    ) -> None: ...
 
 
-@_spell_out_options
+@_optimizer
 class FlashSGDW(FlashSGD):
     """SGD with momentum and decoupled weight decay.
 
@@ -116,7 +104,7 @@ class FlashSGDW(FlashSGD):
         options: see :class:`FlashOptimizer`.
     """
 
-    rule = Rule.SGDW
+    rule = RULES["SGDW"]
 
     def __init__(
         self,
@@ -129,33 +117,14 @@ class FlashSGDW(FlashSGD):
         decouple_lr: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
+        master_weight_bits: Bits = DEFAULT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
+        fused: bool | None = DEFAULT_FUSED,
         **options: Unpack[Options],
-    ) -> None:
-        defaults = {
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "decouple_lr": decouple_lr,
-        }
-        FlashOptimizer.__init__(
-            self,
-            params,
-            lr,
-            quantize,
-            compress_state_dict,
-            master_weight_bits,
-            check_numerics,
-            fused,
-            defaults,
-            **options,
-        )
+    ) -> None: ...
 
 
-@_spell_out_options
+@_optimizer
 class FlashAdam(FlashOptimizer):
     """Adam with L2 weight decay, like `torch.optim.Adam`.
 
@@ -169,7 +138,7 @@ class FlashAdam(FlashOptimizer):
         options: see :class:`FlashOptimizer`.
     """
 
-    rule = Rule.ADAM
+    rule = RULES["Adam"]
 
     def __init__(
         self,
@@ -180,29 +149,16 @@ class FlashAdam(FlashOptimizer):
         weight_decay: float = 0.0,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
+        master_weight_bits: Bits = DEFAULT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
+        fused: bool | None = DEFAULT_FUSED,
         *,
         amsgrad: bool = False,
         **options: Unpack[Options],
-    ) -> None:
-        _refuse_amsgrad(amsgrad)
-        defaults = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": False}
-        super().__init__(
-            params,
-            lr,
-            quantize,
-            compress_state_dict,
-            master_weight_bits,
-            check_numerics,
-            fused,
-            defaults,
-            **options,
-        )
+    ) -> None: ...
 
 
-@_spell_out_options
+@_optimizer
 class FlashAdamW(FlashAdam):
     """Adam with decoupled weight decay, like `torch.optim.AdamW`.
 
@@ -217,7 +173,7 @@ class FlashAdamW(FlashAdam):
         options: see :class:`FlashOptimizer`.
     """
 
-    rule = Rule.ADAMW
+    rule = RULES["AdamW"]
 
     def __init__(
         self,
@@ -229,36 +185,16 @@ class FlashAdamW(FlashAdam):
         decouple_lr: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
+        master_weight_bits: Bits = DEFAULT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
+        fused: bool | None = DEFAULT_FUSED,
         *,
         amsgrad: bool = False,
         **options: Unpack[Options],
-    ) -> None:
-        _refuse_amsgrad(amsgrad)
-        defaults = {
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decouple_lr": decouple_lr,
-            "amsgrad": False,
-        }
-        FlashOptimizer.__init__(
-            self,
-            params,
-            lr,
-            quantize,
-            compress_state_dict,
-            master_weight_bits,
-            check_numerics,
-            fused,
-            defaults,
-            **options,
-        )
+    ) -> None: ...
 
 
-@_spell_out_options
+@_optimizer
 class FlashLion(FlashOptimizer):
     """Lion (arXiv 2302.06675) with decoupled weight decay.
 
@@ -271,7 +207,7 @@ class FlashLion(FlashOptimizer):
         options: see :class:`FlashOptimizer`.
     """
 
-    rule = Rule.LION
+    rule = RULES["Lion"]
 
     def __init__(
         self,
@@ -282,20 +218,8 @@ class FlashLion(FlashOptimizer):
         decouple_lr: bool = False,
         quantize: bool = True,
         compress_state_dict: bool = True,
-        master_weight_bits: Bits = DEFAULT_MASTER_WEIGHT_BITS,
+        master_weight_bits: Bits = DEFAULT_BITS,
         check_numerics: bool = False,
-        fused: bool | None = DEFAULT_FUSED_ARGUMENT,
+        fused: bool | None = DEFAULT_FUSED,
         **options: Unpack[Options],
-    ) -> None:
-        defaults = {"betas": betas, "weight_decay": weight_decay, "decouple_lr": decouple_lr}
-        super().__init__(
-            params,
-            lr,
-            quantize,
-            compress_state_dict,
-            master_weight_bits,
-            check_numerics,
-            fused,
-            defaults,
-            **options,
-        )
+    ) -> None: ...

@@ -1,0 +1,242 @@
+"""The core's table of rules: moments, hyperparameters, ranges and defaults. No other file restates it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from numbers import Real
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from .memory import has_memory
+
+Group = dict[str, Any]
+
+
+class Storage(IntEnum):
+    """How moments are stored, as the operators count it. Format names are these in lower case."""
+
+    NATIVE = 0
+    PAPER = 1
+    FP32 = 2
+
+
+FORMATS: Final = {storage.name.lower(): storage for storage in Storage}
+# The core's data types of weights and gradients, in its order.
+WEIGHT_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class MomentTraits(NamedTuple):
+    """A moment of a rule."""
+
+    name: str  # as it stands in a state and in files
+    is_signed: bool
+    needs: str | None  # the argument that must not be 0 for this moment to exist; None: it always exists
+
+
+class Range(NamedTuple):
+    """The values that a hyperparameter may have."""
+
+    minimum: float
+    maximum: float
+    minimum_open: bool
+    maximum_open: bool
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, float)
+        above = value > self.minimum if self.minimum_open else value >= self.minimum
+        return above and (value < self.maximum if self.maximum_open else value <= self.maximum)
+
+    def __str__(self) -> str:
+        if self.maximum == math.inf:
+            return "finite and positive" if self.minimum_open else "finite and not negative"
+        above = "more than" if self.minimum_open else "at least"
+        return (
+            f"{above} {self.minimum:g} and {'less than' if self.maximum_open else 'at most'} {self.maximum:g}"
+        )
+
+
+class Hyperparameter(NamedTuple):
+    """A number that a rule reads."""
+
+    name: str
+    default: float  # in Python
+    range: Range
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A row of the core's table."""
+
+    number: int  # as the operators count rules
+    name: str
+    is_coupled: bool  # weight decay is an L2 term of the gradient
+    moments: tuple[MomentTraits, ...]
+    arguments: Mapping[str, tuple[Hyperparameter, ...]]  # Python's, each with the numbers that it holds
+
+    @property
+    def divides_by_root(self) -> bool:
+        """Whether the update is divided by the root of a moment; its biases are corrected by the step."""
+        return any(not moment.is_signed for moment in self.moments)
+
+    def moments_in(self, group: Mapping[str, Any]) -> Iterator[tuple[int, MomentTraits]]:
+        """The moments that parameters of this group have, with their numbers."""
+        for n, moment in enumerate(self.moments):
+            if moment.needs is None or group[moment.needs] != 0:
+                yield n, moment
+
+
+def _rule(number: int, row: Mapping[str, Any]) -> Rule:
+    arguments = {h["name"]: h["python"] for h in row["hyperparameters"]}
+    moments = [
+        MomentTraits(m["name"], m["sign"] == "signed", arguments.get(m["present"])) for m in row["moments"]
+    ]
+    numbers: dict[str, tuple[Hyperparameter, ...]] = {}
+    for h in row["hyperparameters"]:
+        default = h["default"] if h.get("python_default") is None else h["python_default"]
+        maximum = math.inf if h["maximum"] is None else h["maximum"]
+        limits = Range(h["minimum"], maximum, h["minimum_open"], h["maximum_open"] or maximum == math.inf)
+        own = Hyperparameter(h["name"], default, limits)
+        numbers[h["python"]] = (*numbers.get(h["python"], ()), own)
+    return Rule(number, row["name"], row["decay"] == "coupled", tuple(moments), numbers)
+
+
+def _stand_in() -> list[dict[str, Any]]:
+    """The table as the operators will give it."""
+
+    def number(
+        name: str, python: str, default: float, maximum: float | None = None, **more: object
+    ) -> dict[str, object]:
+        limits = {"minimum": 0.0, "maximum": maximum, "minimum_open": False, "maximum_open": False}
+        return {"name": name, "python": python, "default": default, "python_default": None, **limits, **more}
+
+    def moment(name: str, sign: str = "signed", present: str = "always") -> dict[str, str]:
+        return {"name": name, "sign": sign, "present": present}
+
+    lr = number("learning_rate", "lr", 1e-3)
+    momentum = [number("momentum", "momentum", 0.0, 1.0), number("dampening", "dampening", 0.0, 1.0)]
+    betas = [
+        number("beta1", "betas", 0.9, 1.0, maximum_open=True),
+        number("beta2", "betas", 0.999, 1.0, maximum_open=True),
+    ]
+    decay, decay_of_adamw = (
+        number("weight_decay", "weight_decay", 0.0),
+        number("weight_decay", "weight_decay", 1e-2),
+    )
+    adam = [moment("exp_avg"), moment("exp_avg_sq", "non_negative")]
+    buffer = [moment("momentum_buffer", present="momentum")]
+    epsilon = number("epsilon", "eps", 1e-8)
+    lion = [number("beta1", "betas", 0.9, 1.0), number("beta2", "betas", 0.99, 1.0)]
+    rows = [
+        ("SGD", "coupled", buffer, [lr, *momentum, decay]),
+        ("SGDW", "decoupled", buffer, [lr, *momentum, decay]),
+        ("Adam", "coupled", adam, [lr, *betas, epsilon, decay]),
+        ("AdamW", "decoupled", adam, [lr, *betas, epsilon, decay_of_adamw]),
+        ("Lion", "decoupled", [moment("exp_avg")], [lr, *lion, decay]),
+    ]
+    keys = ("name", "decay", "moments", "hyperparameters")
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+RULES: Final = {row["name"]: _rule(number, row) for number, row in enumerate(_stand_in())}
+# The names of the moments of all rules.
+MOMENTS: Final = tuple(dict.fromkeys(moment.name for rule in RULES.values() for moment in rule.moments))
+# The numbers in a row of hyperparameters, before the learning rate that decay is measured by and three flags.
+_COLUMNS: Final = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "momentum", "dampening")
+
+
+def shown(value: object) -> str:
+    """A value as an error of one line shows it."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def number(value: Any) -> float:  # noqa: ANN401
+    """A hyperparameter, which may be a tensor of one element."""
+    return float(value)
+
+
+def _checked_number(value: Any, name: str) -> float:  # noqa: ANN401
+    """A hyperparameter as a float; infinite where it is too large for one.
+
+    Raises:
+        ValueError: if it is neither a real number nor a tensor of one.
+    """
+    if isinstance(value, torch.Tensor):
+        is_number = value.numel() == 1 and value.layout == torch.strided and value.device.type != "meta"
+        is_number = is_number and has_memory(value)
+        if not is_number or value.is_complex() or value.dtype == torch.bool:
+            raise ValueError(
+                f"{name} is a tensor of shape {tuple(value.shape)} and {value.dtype}; it must have one real "
+                "number"
+            )
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}={shown(value)} is {type(value).__name__}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _check_range(value: Any, name: str, what: str, limits: Range) -> None:  # noqa: ANN401
+    if _checked_number(value, name) not in limits:
+        raise ValueError(f"Invalid {what}: {shown(value)}; it must be {limits}")
+
+
+def check_numbers(rule: Rule, group: Mapping[str, Any]) -> None:
+    """Checks every hyperparameter of a group, in torch.optim's words.
+
+    Raises:
+        ValueError: that names the argument, its value and what it may be.
+    """
+    for argument, numbers in rule.arguments.items():
+        value = group[argument]
+        if len(numbers) == 1:
+            what = "learning rate" if argument == "lr" else f"{numbers[0].name} value"
+            _check_range(value, argument, what, numbers[0].range)
+            continue
+        if not isinstance(value, tuple | list) or len(value) != len(numbers):
+            raise ValueError(f"{argument}={shown(value)} must be {len(numbers)} numbers")
+        one = argument.removesuffix("s")
+        for n, (item, own) in enumerate(zip(value, numbers, strict=True)):
+            _check_range(item, f"a {one}", f"{one} parameter at index {n}", own.range)
+    if "initial_lr" in group:
+        _check_range(group["initial_lr"], "initial_lr", "initial_lr", rule.arguments["lr"][0].range)
+    if group["decouple_lr"]:
+        if rule.is_coupled:
+            others = ", ".join(other.name for other in RULES.values() if not other.is_coupled)
+            raise ValueError(f"decouple_lr needs a rule with decoupled weight decay: {others}")
+        if group["weight_decay"] != 0 and number(initial_lr(group)) == 0.0:
+            raise ValueError(
+                "decouple_lr measures weight decay by initial_lr, which is 0; set it to the schedule's peak"
+            )
+
+
+def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The learning rate that decoupled weight decay is measured by.
+
+    It stands in groups with `decouple_lr` alone, or where a scheduler put it: a scheduler takes it for its
+    own base.
+    """
+    return group.get("initial_lr", group["lr"])
+
+
+def row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> tuple[float, ...]:
+    """The numbers of a group as the operators read them; NaN for a learning rate that they read on a GPU."""
+    values = dict.fromkeys(_COLUMNS, 0.0)
+    for argument, numbers in rule.arguments.items():
+        items = (group[argument],) if len(numbers) == 1 else group[argument]
+        for own, item in zip(numbers, items, strict=True):
+            is_read_there = lr_is_on_gpu and argument == "lr"
+            values[own.name] = math.nan if is_read_there else number(item)
+    return (
+        *values.values(),
+        number(initial_lr(group)) if group["decouple_lr"] else 0.0,
+        float(group.get("nesterov", False)),
+        float(group["maximize"]),
+        float(group["decouple_lr"]),
+    )
