@@ -1,7 +1,9 @@
-"""Builds the package by scikit-build-core, against the torch that is installed already: only where there is none is one fetched.
+"""Builds the package by scikit-build-core, against the torch that is installed already: only
+where there is none is one fetched.
 
-An isolated build does not see what is installed, and PyPI's torch is gigabytes; its headers are all that a build needs, and those of
-any version from 2.10 on make the same library. cmake/FlashOptimPython.cmake looks in the same folder.
+An isolated build does not see what is installed, and PyPI's torch is gigabytes; its headers are all
+that a build needs, and those of any version from 2.10 on make the same library.
+cmake/FlashOptimPython.cmake looks in the same folder.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Runs the authors' package on the CPU, in a process of its own, and answers in files. Never imported by a test.
+"""Runs the authors' package on the CPU, in a process of its own, and answers in
+files. Never imported by a test.
 
     python authors_worker.py TOOL REQUEST ANSWER
 
-TOOL is authors_on_cpu.py, which lets their Triton kernels run without a GPU and changes torch for the whole process. REQUEST
-is a list of jobs saved by torch.save: a rule's class name and arguments, weights, gradients (one for each step) and, if any, a
-state dict to begin with. ANSWER holds for each job the weights and the state after every step, and the last state dict.
+TOOL is authors_on_cpu.py, which lets their Triton kernels run without a GPU and changes torch for the whole
+process. REQUEST is a list of jobs saved by torch.save: a rule's class name and arguments, weights, gradients
+(one for each step) and, if any, a state dict to begin with. ANSWER holds for each job the weights and the
+state after every step, and the last state dict.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import sys
 import warnings
 from typing import Any
 
-# Torch's AVX kernels fuse the multiplication and addition of add(alpha), which their SGD without momentum uses.
+# Torch's AVX kernels fuse the multiplication and addition of add(alpha), which
+# their SGD without momentum uses.
 os.environ["ATEN_CPU_CAPABILITY"] = "default"
 
 
@@ -28,7 +31,8 @@ def load_tool(path: str) -> None:
 
 
 def round_powers_correctly() -> None:
-    """numpy's fp32 power, which the tool uses, is one unit off for 1 to 20 % of the steps, and a GPU's for others."""
+    """numpy's fp32 power, which the tool uses, is one unit off for 1 to 20 % of the
+    steps, and a GPU's for others."""
     import numpy as np
     import triton.language as tl
     import triton.language.extra.libdevice as libdevice

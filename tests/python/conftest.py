@@ -1,4 +1,5 @@
-"""Where these tests find the package: the installed one, else the one that the build left in build/release/python."""
+"""Where these tests find the package: the installed one, else the one that the build
+left in build/release/python."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ sys.path.append(str(BUILT.parents[2] / "bench"))
 
 @pytest.fixture(autouse=True)
 def same_start() -> Iterator[None]:
-    """Random numbers start alike in each test, and a test that changes the number of threads does not keep it."""
+    """Random numbers start alike in each test, and a test that changes the number
+    of threads does not keep it."""
     import torch
 
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Checks of gradients that are accumulated in fp32 under DistributedDataParallel; distributed_checks.py lists them."""
+"""Checks of gradients that are accumulated in fp32 under DistributedDataParallel;
+distributed_checks.py lists them."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 Tensor = torch.Tensor
 
-# The first gradient and those after it. In bfloat16 256 + 1 is 256; in fp32 the sum is 260, which bfloat16 can hold, three
-# times it, too: what DistributedDataParallel sends stays exact.
+# The first gradient and those after it. In bfloat16 256 + 1 is 256; in fp32 the sum is 260, which bfloat16
+# can hold, three times it, too: what DistributedDataParallel sends stays exact.
 CONTRIBUTIONS = (256, 1, 1, 1, 1)
 # Which of these backward() the ranks bring together.
 MODES = {
@@ -49,7 +50,8 @@ class Layers(torch.nn.Module):
 
 
 def summed(wrapped: Any, mode: str, varies: bool, rank: int, size: int) -> list[Tensor | None]:
-    """The gradients after the backward() of a mode; only rank 0 contributes, `size` times what the mean is to be."""
+    """The gradients after the backward() of a mode; only rank 0 contributes, `size`
+    times what the mean is to be."""
     dtype = wrapped.module.always.weight.dtype
     for n, (value, together) in enumerate(zip(CONTRIBUTIONS, MODES[mode], strict=True)):
         x = torch.full((1, 8), value * size if rank == 0 else 0).to(dtype).requires_grad_()
@@ -162,7 +164,8 @@ def accumulated_among_others(folder: Path, rank: int, size: int) -> None:
 
 
 class Checkpoints(torch.nn.Module):
-    """Three layers, of which some are in reentrant checkpoints: a backward() of their own inside the whole one."""
+    """Three layers, of which some are in reentrant checkpoints: a backward() of
+    their own inside the whole one."""
 
     PLACES = {"whole": [(0, 3)], "each": [(0, 1), (1, 2), (2, 3)], "first": [(0, 2)], "last": [(1, 3)]}  # noqa: RUF012
 
@@ -183,7 +186,8 @@ class Checkpoints(torch.nn.Module):
 
 
 def accumulated_in_reentrant_checkpoints(folder: Path, rank: int, size: int) -> None:
-    """The ranks average when the outermost backward() ends, and the sums of an fp32 model are there after it."""
+    """The ranks average when the outermost backward() ends, and the sums of an
+    fp32 model are there after it."""
     if size > 2:
         return
 

@@ -16,7 +16,8 @@ POLICY = MixedPrecisionPolicy()
 
 
 def casts_of_shards(folder: Path, rank: int, size: int) -> None:
-    """The same model whether it is cast before it is sharded, after that, or after a forward and a backward."""
+    """The same model whether it is cast before it is sharded, after that, or
+    after a forward and a backward."""
     found: list[dict[str, torch.Tensor]] = []
     for when in ("before", "after", "later"):
         torch.manual_seed(0)

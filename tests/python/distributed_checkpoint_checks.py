@@ -33,7 +33,8 @@ CASES: dict[str, tuple[Rule, dict[str, Any]]] = {
     "sgd": (SGD, {}),
     "adamw-paper": (ADAMW, {"format": "paper"}),
 }
-# Of a group's largest value: half a code of a first moment, where its law is steepest (1/127), and a half of fp16 in the scale.
+# Of a group's largest value: half a code of a first moment, where its law is steepest (1/127), and
+# a half of fp16 in the scale.
 PAPER_ROUNDING = 0.0085
 
 
@@ -80,7 +81,8 @@ def resumed(folder: Path, name: str, saved: int) -> tuple[torch.nn.Module, Any]:
 
 
 def load(folder: Path, rank: int, size: int) -> None:
-    """Loads what 1, 2, 3 and 4 ranks saved (the other cases: one other number), and trains on to the same bits.
+    """Loads what 1, 2, 3 and 4 ranks saved (the other cases: one other number),
+    and trains on to the same bits.
 
     The groups of `paper` run over the part of a rank: there the same number of ranks saves and loads.
     """
@@ -133,7 +135,8 @@ def flattened_save(folder: Path, rank: int, size: int) -> None:
 
 
 def flattened_load(folder: Path, rank: int, size: int) -> None:
-    """Loads what another number of ranks saved, and trains on to the same bits; `paper` under the same cut."""
+    """Loads what another number of ranks saved, and trains on to the same bits;
+    `paper` under the same cut."""
     for name, (rule, storage) in FLATTENED.items():
         others = (1, 2, 3, 4) if name == "adamw" and size == 2 else (size % 4 + 1,)
         for saved in (size,) if name == "adamw-paper" else others:
@@ -155,7 +158,8 @@ def flattened_load(folder: Path, rank: int, size: int) -> None:
 
 
 def the_order_of_loading(folder: Path, rank: int, size: int) -> None:
-    """set_state_dict() loads the optimizer before the model: the run goes on bit for bit, in other storages too."""
+    """set_state_dict() loads the optimizer before the model: the run goes on bit for
+    bit, in other storages too."""
     storages: list[Any] = [({}, {}), ({"format": "paper"}, {}), ({}, {"master_weight_bits": 32})]
     for old, new in storages[: 1 if size == 4 else 3]:
         network = sharded(torch.bfloat16)
@@ -188,7 +192,8 @@ def the_order_of_loading(folder: Path, rank: int, size: int) -> None:
 
 
 def paper_under_another_cut(folder: Path, rank: int, size: int) -> None:
-    """Weights and masters are exact; moments whose groups are cut otherwise now are decoded and encoded once more."""
+    """Weights and masters are exact; moments whose groups are cut otherwise now are
+    decoded and encoded once more."""
     for saved in (1, 2, 3, 4):
         network, optimizer = resumed(folder, "adamw-paper", saved)
         found = gather(network, optimizer)
@@ -256,7 +261,8 @@ def full_state_dict(folder: Path, rank: int, size: int) -> None:
 
 
 def full_state_dict_in_paper(folder: Path, rank: int, size: int) -> None:
-    """The same for groups that run over the part of a rank: exact into the same cut, encoded once more into another."""
+    """The same for groups that run over the part of a rank: exact into the same cut,
+    encoded once more into another."""
     options = StateDictOptions(full_state_dict=True)
     network, plain = sharded(torch.bfloat16), Network().bfloat16()
     optimizer = flash.FlashAdamW(network.parameters(), format="paper")

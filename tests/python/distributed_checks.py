@@ -153,7 +153,8 @@ def gradient_norm(folder: Path, rank: int, size: int) -> None:
 
 
 def masters_of_shards(folder: Path, rank: int, size: int) -> None:
-    """get/set_fp32_model_state_dict work on shards, also while the model holds gathered parameters after an evaluation."""
+    """get/set_fp32_model_state_dict work on shards, also while the model holds gathered
+    parameters after an evaluation."""
     network = sharded(torch.bfloat16)
     optimizer = flash.FlashAdamW(network.parameters())
     for step in range(2):
@@ -176,9 +177,11 @@ def masters_of_shards(folder: Path, rank: int, size: int) -> None:
 
 
 def full_precision_of_shards(folder: Path, rank: int, size: int) -> None:
-    """Evaluated, exported and written in fp32 under FSDP2, before the first forward, after it and with mixed precision.
+    """Evaluated, exported and written in fp32 under FSDP2, before the first forward,
+    after it and with mixed precision.
 
-    What comes out is what the full-precision weights give in a plain model; training goes on as if nothing had been.
+    What comes out is what the full-precision weights give in a plain model; training
+    goes on as if nothing had been.
     """
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for policy in (MixedPrecisionPolicy(), mixed):
@@ -218,7 +221,8 @@ def full_precision_of_shards(folder: Path, rank: int, size: int) -> None:
 
 
 def zero_redundancy(folder: Path, rank: int, size: int) -> None:
-    """Each rank keeps a part of the states; weights and consolidated states are those of a plain optimizer."""
+    """Each rank keeps a part of the states; weights and consolidated states are
+    those of a plain optimizer."""
     network, twin = support.model(), support.model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -246,7 +250,8 @@ def zero_redundancy(folder: Path, rank: int, size: int) -> None:
 
 
 def zero_redundancy_agrees(folder: Path, rank: int, size: int) -> None:
-    """A NaN in a parameter that one rank steps keeps all ranks back; later steps go on, whatever the learning rate."""
+    """A NaN in a parameter that one rank steps keeps all ranks back; later steps go on,
+    whatever the learning rate."""
     for policy in ("skip_step", "error"):
         network = support.model()
         with warnings.catch_warnings():

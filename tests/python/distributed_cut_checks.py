@@ -1,4 +1,5 @@
-"""Checks of how parameters are cut: rows, columns, blocks, copies; whatever the cut, the bits are those of the whole tensor."""
+"""Checks of how parameters are cut: rows, columns, blocks, copies; whatever the cut, the bits
+are those of the whole tensor."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def unsharded_has_the_same_bits(folder: Path, rank: int, size: int) -> None:
 
 
 def shards_that_cut_groups_are_refused(folder: Path, rank: int, size: int) -> None:
-    """A long one-dimensional parameter is cut at multiples of 32 or refused by name; an even cut is stepped."""
+    """A long one-dimensional parameter is cut at multiples of 32 or refused by
+    name; an even cut is stepped."""
     layer = torch.nn.Module()
     layer.register_parameter("table", torch.nn.Parameter(torch.ones(81920, dtype=torch.bfloat16)))
     fully_shard(layer)
@@ -67,7 +69,8 @@ def shards_that_cut_groups_are_refused(folder: Path, rank: int, size: int) -> No
 
 
 def other_cuts(folder: Path, rank: int, size: int) -> None:
-    """Cuts between columns, in two dimensions, and on top of tensor parallelism: the bits of the whole tensor.
+    """Cuts between columns, in two dimensions, and on top of tensor
+    parallelism: the bits of the whole tensor.
 
     A piece of a row that begins inside a group of 32 is refused by name.
     """
@@ -104,7 +107,8 @@ def other_cuts(folder: Path, rank: int, size: int) -> None:
 
 
 def hybrid_and_tensor_parallel(folder: Path, rank: int, size: int) -> None:
-    """FSDP2 in copies (HSDP), and FSDP2 over tensor parallelism: trained by backward, checked against a plain step."""
+    """FSDP2 in copies (HSDP), and FSDP2 over tensor parallelism: trained by backward,
+    checked against a plain step."""
     if size != 4:
         return
     for kind in ("hybrid", "tensor"):

@@ -49,7 +49,8 @@ def fully_shard_by_layers(network: Network, policy: MixedPrecisionPolicy) -> Net
 def step_with(
     network: torch.nn.Module, optimizer: Any, step: int, spoil: str | None = None, take: bool = True
 ) -> None:
-    """Gives every parameter its part of a gradient that depends on the step and the name's place alone, and steps."""
+    """Gives every parameter its part of a gradient that depends on the step and the
+    name's place alone, and steps."""
     for place, (name, p) in enumerate(network.named_parameters()):
         made = torch.Generator().manual_seed(100 * step + place)
         whole = (torch.randn(p.shape, generator=made) * 1e-2).to(p.dtype)

@@ -2,8 +2,9 @@
 
     python distributed_worker.py FOLDER
 
-Imports torch once and forks: first every number of ranks trains and saves, then every number of ranks loads what every
-number saved. FOLDER/results.json maps "check-ranks" to "ok" or to what went wrong. Never run by pytest itself.
+Imports torch once and forks: first every number of ranks trains and saves, then every number of
+ranks loads what every number saved. FOLDER/results.json maps "check-ranks" to "ok" or to what went
+wrong. Never run by pytest itself.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def leave(status: int) -> None:
 
 
 def run_rank(folder: Path, phase: str, names: list[str], rank: int, size: int) -> None:
-    """The named checks in one process; ends at the first that fails, as the other ranks may wait for it for ever."""
+    """The named checks in one process; ends at the first that fails, as the other
+    ranks may wait for it for ever."""
     torch.set_num_threads(1)
     store = folder / f"store-{phase}-{size}-{names[0]}"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
@@ -62,7 +64,8 @@ def fork_rank(folder: Path, phase: str, names: list[str], rank: int, size: int) 
 
 
 def wait(children: list[int]) -> None:
-    """Until all have ended. Where one fails the others get a moment to fail too, and are ended by their process ids."""
+    """Until all have ended. Where one fails the others get a moment to fail too, and are
+    ended by their process ids."""
     end = time.monotonic() + DEADLINE
     while children and time.monotonic() < end:
         for child in list(children):

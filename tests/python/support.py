@@ -1,4 +1,5 @@
-"""What several of these tests need: the table of rules, parameters, gradients, comparisons. No test lives here."""
+"""What several of these tests need: the table of rules, parameters, gradients,
+comparisons. No test lives here."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def environment() -> dict[str, str]:
 
 
 def child(*arguments: str, **variables: str) -> str:
-    """What a Python of its own prints that ends well, with these arguments and environment variables beside `environment`'s."""
+    """What a Python of its own prints that ends well, with these arguments and environment
+    variables beside `environment`'s."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=Path(__file__).resolve().parent,
@@ -99,7 +101,8 @@ def clones(given: Iterable[Tensor], dtype: torch.dtype | None = None) -> list[to
 
 
 def gradients(given: Iterable[Tensor], step: int, scale: float = 1e-2) -> list[Tensor]:
-    """Gradients that depend on the step and the position in the list only, whatever the parameters' dtype and device."""
+    """Gradients that depend on the step and the position in the list only, whatever the
+    parameters' dtype and device."""
     made = torch.Generator().manual_seed(1000 + step)
     return [(torch.randn(p.shape, generator=made) * scale).to(p.device, p.dtype) for p in given]
 
@@ -147,7 +150,8 @@ def largest(values: Iterable[float]) -> float:
 
 
 def has_moved(before: Tensor, after: Tensor) -> bool:
-    """Whether all values are numbers before and after, and differ somewhere: a NaN differs from everything."""
+    """Whether all values are numbers before and after, and differ somewhere: a
+    NaN differs from everything."""
     before, after = local(before).detach(), local(after).detach()
     return not has_nan(before) and not has_nan(after) and not torch.equal(before, after)
 
@@ -185,7 +189,8 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Two optimizers (or snapshots of them) hold the same weights and states, bit for bit, and numbers in them."""
+    """Two optimizers (or snapshots of them) hold the same weights and states, bit
+    for bit, and numbers in them."""
     a, b = (value if isinstance(value, dict) else snapshot(value) for value in (a, b))
     assert not (found := differences(a, b)), found
 

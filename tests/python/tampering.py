@@ -1,4 +1,5 @@
-"""State dicts of every source, and every way to tamper with one: entries, options and wholes of the wrong kind."""
+"""State dicts of every source, and every way to tamper with one: entries, options
+and wholes of the wrong kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Gradients of 16-bit parameters that are added up in fp32, in one process; distributed_accumulation_checks.py has several.
+"""Gradients of 16-bit parameters that are added up in fp32, in one process;
+distributed_accumulation_checks.py has several.
 
 What a user loses if these fail: the small gradients of most micro-batches, to the sum of those before.
 """

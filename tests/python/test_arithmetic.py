@@ -18,7 +18,8 @@ STEPS = 50
 
 
 def moving_gradients(given: list[torch.nn.Parameter], step: int) -> list[Tensor]:
-    """Magnitudes from 0.5 to 1.5 of either sign, so that no root of a variance is small against its gradients."""
+    """Magnitudes from 0.5 to 1.5 of either sign, so that no root of a variance is
+    small against its gradients."""
     made = torch.Generator().manual_seed(step)
     signed = (torch.rand(p.shape, generator=made) * 2 - 1 for p in given)
     return [(value.sign() * 0.5 + value).to(p.dtype) for p, value in zip(given, signed, strict=True)]
@@ -27,8 +28,9 @@ def moving_gradients(given: list[torch.nn.Parameter], step: int) -> list[Tensor]
 def bound(weights: list[torch.nn.Parameter], lr: float, largest: float) -> float:
     """What rounding can do in STEPS steps.
 
-    A step rounds a weight at most four times, and its update carries an error of less than 128 roundings of the
-    largest update: a moment sums up to 1/(1 - beta) = 10 terms, three roundings each, a variance's likewise.
+    A step rounds a weight at most four times, and its update carries an error of less than 128
+    roundings of the largest update: a moment sums up to 1/(1 - beta) = 10 terms, three
+    roundings each, a variance's likewise.
     """
     magnitude = support.largest(float(w.detach().abs().max()) for w in weights) + STEPS * lr * largest
     return STEPS * EPS * (4 * magnitude + 128 * lr * largest)

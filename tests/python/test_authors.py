@@ -1,16 +1,22 @@
-"""The authors' own code beside ours in the `paper` format: 100 steps of each optimizer, and states exchanged both ways.
+"""The authors' own code beside ours in the `paper` format: 100 steps of each optimizer,
+and states exchanged both ways.
 
-What a user loses if these fail: continuing here what was begun there, and the other way round. A development test: it needs
-`pip install --no-deps flashoptim==0.1.4 triton`, or 0.1.3 (FLASHOPTIM_AUTHORS_PYTHON names an interpreter that has them), and
-authors_on_cpu.py (FLASHOPTIM_AUTHORS_ON_CPU), and is skipped where one of them is absent.
+What a user loses if these fail: continuing here what was begun there, and the other way round. A
+development test: it needs `pip install --no-deps flashoptim==0.1.4 triton`, or 0.1.3
+(FLASHOPTIM_AUTHORS_PYTHON names an interpreter that has them), and authors_on_cpu.py
+(FLASHOPTIM_AUTHORS_ON_CPU), and is skipped where one of them is absent.
 
 Differences that remain, and why:
-- None in weights, corrections, codes and scales. Their tool's powers are rounded correctly first (authors_worker.py says why).
-- Their state dict holds corrections in the weights' dtype and scales by bits in bfloat16; ours in their own dtypes.
+- None in weights, corrections, codes and scales. Their tool's powers are rounded correctly
+  first (authors_worker.py says why).
+- Their state dict holds corrections in the weights' dtype and scales by bits in
+  bfloat16; ours in their own dtypes.
 - Their loader makes `step` a float, as torch does where a group says `fused`.
 - Their SGD, SGDW and Lion count no steps: loaded states of these begin at step 0, which `paper` does not use.
-- 0.1.3 saves moments without codes in bfloat16, and its loader casts scales to the weights' dtype: ours cannot go on there.
-- Without quantization they keep moments in the weights' dtype; ours are fp32, so only fp32 weights can be compared.
+- 0.1.3 saves moments without codes in bfloat16, and its loader casts scales to the weights'
+  dtype: ours cannot go on there.
+- Without quantization they keep moments in the weights' dtype; ours are fp32, so
+  only fp32 weights can be compared.
 """
 
 from __future__ import annotations
@@ -39,7 +45,8 @@ def absent() -> str:
     """What is missing, or nothing."""
     if not TOOL.exists():
         return f"authors_on_cpu.py is not at {TOOL}"
-    probe = "import importlib.util as u; import sys; sys.exit(not (u.find_spec('flashoptim') and u.find_spec('triton')))"
+    probe = "import importlib.util as u, sys; "
+    probe += "sys.exit(not (u.find_spec('flashoptim') and u.find_spec('triton')))"
     if subprocess.run([PYTHON, "-c", probe], check=False).returncode != 0:
         return f"{PYTHON} has no flashoptim and triton"
     return ""
@@ -152,7 +159,8 @@ HALF = STEPS // 2
 def test_their_state_goes_on_here(
     name: str, compress: bool, theirs: dict[str, dict[str, Any]], exchanged: dict[str, Any]
 ) -> None:
-    """Their half-way state dict, loaded by ours: the second half has their bits (with plain moments: within a code)."""
+    """Their half-way state dict, loaded by ours: the second half has their bits (with
+    plain moments: within a code)."""
     given = job(name, STEPS - HALF, first=HALF)
     given["weights"] = [state["weights"] for state in theirs[name]["steps"][HALF - 1]]
     optimizer, parameters = ours(given)
@@ -220,8 +228,9 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory, theirs: dict[str, dict[s
 
 
 def for_theirs(optimizer: Any, parameters: list[torch.nn.Parameter]) -> dict[str, Any]:
-    """Our state dict as their loader needs it (docs/migration.md): torch casts every floating state but `step` to the
-    weights' dtype on the way, so 16-bit integers and scales travel under that dtype's name, bit for bit."""
+    """Our state dict as their loader needs it (docs/migration.md): torch casts every floating
+    state but `step` to the weights' dtype on the way, so 16-bit integers and scales travel under
+    that dtype's name, bit for bit."""
     saved: dict[str, Any] = optimizer.state_dict()
     for index, state in saved["state"].items():
         dtype = parameters[index].dtype

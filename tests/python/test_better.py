@@ -1,7 +1,7 @@
 """What other implementations of this idea were measured to get wrong, each with its remedy shown.
 
-What a user loses if these fail: the reasons to choose this package. The figures of the authors' package 0.1.4 were measured
-with its real kernels.
+What a user loses if these fail: the reasons to choose this package. The figures of the authors' package 0.1.4
+were measured with its real kernels.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def test_a_nan_gradient_is_skipped_and_its_weight_trains_on(rule: Rule) -> None:
 
 
 def test_the_scale_of_gradients_does_not_matter_to_adamw() -> None:
-    """AdamW moves by m/sqrt(v), whatever the loss is multiplied by. With 1e-5 theirs moves 478 times too far."""
+    """AdamW moves by m/sqrt(v), whatever the loss is multiplied by. With 1e-5
+    theirs moves 478 times too far."""
     start = support.parameters(shapes=((64, 96),))
     moved = []
     for scale in (1.0, 2.0**-17):  # a power of two near 1e-5: not a bit may differ

@@ -1,4 +1,5 @@
-"""The package gives the bits of the core, of the authors' package in `paper`, and of itself with other threads.
+"""The package gives the bits of the core, of the authors' package in `paper`,
+and of itself with other threads.
 
 What a user loses if these fail: results that depend on how the package was called.
 """

@@ -1,6 +1,8 @@
-"""cast_model over the buffers that models have: which become 16 bits, which stay, and how the caller says otherwise.
+"""cast_model over the buffers that models have: which become 16 bits, which stay, and
+how the caller says otherwise.
 
-What a user loses if these fail: rotary angles that are wrong from position 256 on, schedules and averages in 8 bits.
+What a user loses if these fail: rotary angles that are wrong from position 256 on,
+schedules and averages in 8 bits.
 """
 
 from __future__ import annotations

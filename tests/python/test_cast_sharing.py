@@ -386,7 +386,8 @@ def test_a_parametrization_stays_one() -> None:
 
 
 class Coded(support.Codes):
-    """A quantised weight: codes and a scale that look like a tensor of floats, which any operation turns into plain values."""
+    """A quantised weight: codes and a scale that look like a tensor of floats, which any
+    operation turns into plain values."""
 
     @staticmethod
     def __tensor_unflatten__(inner: Any, meta: Any, size: Any, stride: Any) -> Coded:

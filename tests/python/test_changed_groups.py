@@ -1,6 +1,7 @@
-"""Groups whose lists are changed by hand between two calls: what stands there at the time of a call is what it is about.
+"""Groups whose lists are changed by hand between two calls: each call works on what the lists contain then.
 
-What a user loses if these fail: parameters that are pruned, split, grown or unfrozen while they train, as torch.optim allows.
+What a user loses if these fail: parameters that are pruned, split, grown or unfrozen while
+they train, as torch.optim allows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def make(shape: tuple[int, ...] = (64, 96), seed: int = 0) -> Parameter:
 
 
 class Side:
-    """An optimizer, ours or torch's, of two groups of two parameters; and every parameter that it ever had."""
+    """An optimizer, ours or torch's, of two groups of two parameters; and every
+    parameter that it ever had."""
 
     def __init__(self, cls: Any, **options: Any) -> None:
         self.known = [make(seed=n) for n in range(4)]
@@ -310,7 +312,8 @@ NEXT = {
 @pytest.mark.parametrize("pop", ["before", "after"])
 @pytest.mark.parametrize("call", NEXT)
 def test_what_is_in_no_group_is_freed(call: str, pop: str) -> None:
-    """As soon as its state is gone, too, and the optimizer is called for anything. torch lets go of the same."""
+    """As soon as its state is gone, too, and the optimizer is called for
+    anything. torch lets go of the same."""
     for in_place in (True, False):
         given = support.parameters(shapes=[(64, 96)] * 3)
         optimizer = flash.FlashAdamW(given)

@@ -152,7 +152,8 @@ def test_plain_state_goes_to_torch_and_back(rule: Rule, dtype: torch.dtype) -> N
         if not moment.is_quantized():
             assert torch.equal(moment.materialize(), exact)
             continue
-        # A code of the square law is at most 1/127 of the group's largest value wide (1/127 of its root, twice, for v).
+        # A code of the square law is at most 1/127 of the group's largest value wide
+        # (1/127 of its root, twice, for v).
         error = (moment.materialize() - exact).abs().max() / exact.abs().max()
         assert float(error) < 2 / 127
     if rule is not SGD:
@@ -173,7 +174,8 @@ def test_state_dict_fp32() -> None:
 
 
 def test_plain_state_resumes_within_a_code() -> None:
-    """Encoding again costs nothing where no scale changes: the corrections come back exactly, so do fp32 moments."""
+    """Encoding again costs nothing where no scale changes: the corrections come back
+    exactly, so do fp32 moments."""
     given = support.parameters()
     optimizer = flash.FlashAdamW(given, compress_state_dict=False)
     support.run(optimizer, given, 3)
@@ -262,7 +264,8 @@ def test_resuming_warns_of_nothing() -> None:
 
 
 def test_parameters_in_another_order_are_found_by_name() -> None:
-    """Two of one shape: taken by place, each would go on with the moments of the other, and nobody would notice."""
+    """Two of one shape: taken by place, each would go on with the moments of the
+    other, and nobody would notice."""
     given, others = (support.parameters(shapes=((64, 96), (64, 96), (130, 40))) for _ in range(2))
     names = ("first", "second", "third")
     optimizer = flash.FlashAdamW(list(zip(names, given, strict=True)))

@@ -20,9 +20,9 @@ Tensor = torch.Tensor
 def as_theirs(optimizer: Any, version: str, compressed: bool) -> dict[str, Any]:
     """The state dict that the authors' package of that version would have saved in this optimizer's place.
 
-    It writes corrections in the weights' dtype (24 bits by value, 32 bits by bits) and, since 0.1.4, scales beside
-    bfloat16 weights as bfloat16 by bits; 0.1.3 writes uncompressed moments as bfloat16 and steps as floats. `step`
-    belongs to Adam alone. Its groups know `master_bytewidth`.
+    It writes corrections in the weights' dtype (24 bits by value, 32 bits by bits) and, since 0.1.4, scales
+    beside bfloat16 weights as bfloat16 by bits; 0.1.3 writes uncompressed moments as bfloat16 and steps as
+    floats. `step` belongs to Adam alone. Its groups know `master_bytewidth`.
     """
     saved = optimizer.state_dict()
     given = [p for group in optimizer.param_groups for p in group["params"]]

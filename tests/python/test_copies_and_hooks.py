@@ -1,6 +1,7 @@
 """Hooks, copies, pickles and the printed form of an optimizer.
 
-What a user loses if these fail: frameworks around the training loop, which reach into the optimizer in these ways.
+What a user loses if these fail: frameworks around the training loop, which reach
+into the optimizer in these ways.
 """
 
 from __future__ import annotations

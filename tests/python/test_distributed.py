@@ -1,7 +1,7 @@
 """DDP, FSDP2, ZeRO and distributed checkpoints on 1, 2, 3 and 4 gloo processes.
 
-What a user loses if these fail: more than one device, or the checkpoint made on another number of them. The checks stand in
-distributed_checks.py and run once, in one go, in processes of their own.
+What a user loses if these fail: more than one device, or the checkpoint made on another number of them. The
+checks stand in distributed_checks.py and run once, in one go, in processes of their own.
 """
 
 from __future__ import annotations

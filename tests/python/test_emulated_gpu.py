@@ -1,7 +1,8 @@
-"""The package over the emulated CUDA kernels, which take tensors of the CPU for a GPU's: what a machine without one can prove of it.
+"""The package over the emulated CUDA kernels, which take tensors of the CPU for a GPU's: what a
+machine without one can prove of it.
 
-What a user loses if these fail: the same bits on a GPU, or an optimizer that works there at all. The package runs in processes of its
-own, as its operators cannot be loaded beside the others.
+What a user loses if these fail: the same bits on a GPU, or an optimizer that works there at all. The package
+runs in processes of its own, as its operators cannot be loaded beside the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""State dicts in full precision, there and back, and full_precision(), over the kinds of models and entries that there are.
+"""State dicts in full precision, exported and set, and full_precision(), for every kind of model and entry.
 
 What a user loses if these fail: ties, half of an export, an extra state, or weights that were never set.
 """

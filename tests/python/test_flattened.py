@@ -1,4 +1,5 @@
-"""Flattened state dicts of torch.distributed.checkpoint, as pipeline and torchtitan runs save them. More ranks: test_distributed.py.
+"""Flattened state dicts of torch.distributed.checkpoint, as pipeline and torchtitan runs save them.
+More ranks: test_distributed.py.
 
 What a user loses if these fail: a checkpoint that is written and can never be loaded.
 """
@@ -28,7 +29,8 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 class Network(torch.nn.Module):
-    """Quantised and small tensors, one of other strides, one that is frozen, one that is shared, and names with dots."""
+    """Quantised and small tensors, one of other strides, one that is frozen, one that is
+    shared, and names with dots."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> None:
         super().__init__()
@@ -169,7 +171,8 @@ def test_a_parameter_without_state_stays_without() -> None:
 
 
 def resume_and_go_on(first: Any, second: Any) -> None:
-    """Loads the flattened state and the weights of `first` into `second`, which then steps as `first` does."""
+    """Loads the flattened state and the weights of `first` into `second`, which
+    then steps as `first` does."""
     flat = copy.deepcopy(get_optimizer_state_dict(first[0], first[1], options=FLAT))
     set_optimizer_state_dict(second[0], second[1], flat, options=FLAT)
     second[0].load_state_dict(first[0].state_dict())

@@ -1,4 +1,5 @@
-"""What others keep in `optimizer.state[p]`, such as the slow weights of lookahead, is saved and loaded as it is.
+"""What others keep in `optimizer.state[p]`, such as the slow weights of
+lookahead, is saved and loaded as it is.
 
 What a user loses if these fail: the other half of the optimizer's state, or its precision.
 """

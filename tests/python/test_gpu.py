@@ -1,7 +1,9 @@
-"""The optimizers on a GPU: the bits of the CPU, nothing that waits, graphs, streams, gradient release, several processes.
+"""The optimizers on a GPU: the bits of the CPU, steps that do not block, graphs, streams,
+gradient release, several processes.
 
-Skipped by name where there is no GPU. What does not need a real one runs over the emulated kernels too (test_emulated_gpu.py).
-What a user loses if these fail: training that goes on as it does on the CPU, at the speed of a GPU.
+Skipped by name where there is no GPU. What does not need a real one runs over the emulated kernels
+too (test_emulated_gpu.py). What a user loses if these fail: training that goes on as it does on
+the CPU, at the speed of a GPU.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a CUDA graph may take in, and what a step keeps on a GPU from call to call.
 
-Over the emulated kernels nothing is captured: there the package is told that it is, which is enough for what it
-refuses then. What a user loses if these fail: a graph that trains as the steps that it was captured from, or the
-memory of a GPU.
+Over the emulated kernels nothing is captured: there the package is told that it is, which is enough for
+what it refuses then. What a user loses if these fail: a graph that trains as the steps that it was
+captured from, or the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def alternate(optimizer: Any, given: list[torch.nn.Parameter], steps: int, alone
 
 @pytest.mark.skipif(not EMULATED, reason="a real GPU is not full when a test wants it")
 def test_a_full_gpu_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever allocation or load of a kernel fails: torch gives back what it holds, and the step is taken once."""
+    """Whichever allocation or load of a kernel fails: torch gives back what it holds,
+    and the step is taken once."""
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     library = ctypes.CDLL(str(Path(operators.__file__).with_name("libflashoptim_operators.so")))

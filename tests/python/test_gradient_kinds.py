@@ -97,7 +97,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 def given_gradient(monkeypatch: pytest.MonkeyPatch, p: Tensor, value: Any) -> None:
-    """Torch itself refuses most of these where a gradient is set; a subclass of a tensor may still bring one."""
+    """Torch itself refuses most of these where a gradient is set; a subclass of a
+    tensor may still bring one."""
     monkeypatch.setattr(torch.Tensor, "grad", property(lambda q: value if q is p else torch.zeros_like(q)))
 
 

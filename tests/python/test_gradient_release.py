@@ -1,6 +1,7 @@
 """Stepping inside backward, each gradient freed as soon as its parameter has moved.
 
-What a user loses if these fail: the 2 bytes per parameter that gradients cost, or the right result without them.
+What a user loses if these fail: the 2 bytes per parameter that gradients cost, or
+the right result without them.
 """
 
 from __future__ import annotations
@@ -262,8 +263,8 @@ def given_inputs() -> torch.Tensor:
 )
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_backward_steps_a_parameter_once_or_is_refused(tied: bool, inside: str) -> None:
-    """Reentrant checkpoints call backward() inside of backward(), and bring a weight that is used in several places (two of
-    them; one of them and outside, before or after) several gradients.
+    """Reentrant checkpoints call backward() inside of backward(), and bring a weight that is used in several
+    places (two of them; one of them and outside, before or after) several gradients.
     """
     # Torch notices by itself where the weight of a layer outside has been stepped before that layer's turn.
     refused = r"in several pieces.*use_reentrant=False|modified by an inplace operation"
@@ -289,7 +290,8 @@ def test_a_backward_steps_a_parameter_once_or_is_refused(tied: bool, inside: str
 
 @pytest.mark.parametrize("inside", ["no checkpoint", "not reentrant", "reentrant", "nested"])
 def test_each_backward_is_a_step(inside: str) -> None:
-    """Of one loss again, of two losses, and of one while another graph is kept: none is mistaken for a piece."""
+    """Of one loss again, of two losses, and of one while another graph is kept:
+    none is mistaken for a piece."""
     network = Segments(False, inside)
     optimizer = flash.FlashAdamW(network.parameters())
     counts = []
@@ -320,7 +322,8 @@ def test_pieces_that_pre_step_refuses_are_no_steps() -> None:
 
 
 def test_a_thread_of_the_engine_knows_its_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's nodes run in a thread of the engine's, whose stack begins there. Here a thread stands in for it."""
+    """A GPU's nodes run in a thread of the engine's, whose stack begins there.
+    Here a thread stands in for it."""
     from flashoptim_cpp import backward as backward_calls
 
     found: list[bool] = []

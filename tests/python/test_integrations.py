@@ -1,6 +1,8 @@
-"""Hugging Face's Trainer, accelerate and PyTorch Lightning with a tiny model; each is skipped where it is not installed.
+"""Hugging Face's Trainer, accelerate and PyTorch Lightning with a tiny model; each is
+skipped where it is not installed.
 
-What a user loses if these fail: the framework that runs their training loop. `make test-integrations` installs all three.
+What a user loses if these fail: the framework that runs their training loop. `make
+test-integrations` installs all three.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def tiny_llama() -> Any:
 
 
 def test_a_cast_llama_is_the_one_that_transformers_loads(tmp_path: Path) -> None:
-    """Bit for bit, long contexts included; `model.to(bfloat16)` rounds the rotary frequencies and is far from it."""
+    """Bit for bit, long contexts included; `model.to(bfloat16)` rounds the rotary
+    frequencies and is far from it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     size = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "vocab_size": 256}
@@ -67,7 +70,8 @@ def test_a_cast_llama_is_the_one_that_transformers_loads(tmp_path: Path) -> None
 
 
 def test_a_layer_of_transformers_stays_fp32() -> None:
-    """Its inputs come by keyword, its rotary tables in a tuple; the whole model's output is a dataclass and a dict."""
+    """Its inputs come by keyword, its rotary tables in a tuple; the whole model's
+    output is a dataclass and a dict."""
     transformers = pytest.importorskip("transformers")
     network = tiny_llama()
     for layers in (["model.layers.1"], ["model"], [""]):
@@ -195,7 +199,8 @@ def test_lightning(tmp_path: Path) -> None:
     broken, _ = fit(3)
     broken.save_checkpoint(tmp_path / "half.ckpt")
     resumed, _ = fit(6, tmp_path / "half.ckpt")
-    # Whether the loader is wound forward is Lightning's matter: what is compared is the state at the interruption.
+    # Whether the loader is wound forward is Lightning's matter: what is compared is
+    # the state at the interruption.
     assert int(next(iter(resumed.optimizers[0].state.values()))["step"]) == 6
     assert int(next(iter(straight.optimizers[0].state.values()))["step"]) == 6
     saved = torch.load(tmp_path / "half.ckpt", weights_only=False)
@@ -283,7 +288,8 @@ def lightning_fit(folder: Path, optimizer_options: dict[str, Any], **options: An
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_lightning_clips(tmp_path: Path, precision: Any, algorithm: Any) -> None:
-    """gradient_clip_val, which Lightning refuses for optimizers that unscale in their step: those with fused=True."""
+    """gradient_clip_val, which Lightning refuses for optimizers that unscale in their
+    step: those with fused=True."""
     clipping = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm, "precision": precision}
     _, moved = lightning_fit(tmp_path, {}, **clipping)
     flat = torch.cat([m.flatten() for m in moved])

@@ -1,6 +1,7 @@
-"""Layers that stay in fp32: what they are given and hand on, in whatever it comes.
+"""Layers that stay in fp32: their inputs and outputs, in containers of every kind.
 
-What a user loses if these fail: an fp32 layer that is fed bfloat16, an error in the middle of a model, or the caller's lists.
+What a user loses if these fail: an fp32 layer that is fed bfloat16, an error in the middle of
+a model, or the caller's lists.
 """
 
 from __future__ import annotations
@@ -265,7 +266,8 @@ def test_it_compiles_in_one_graph() -> None:
 
 
 def test_later_casts_add_what_is_missing() -> None:
-    """No second hook; a layer that was to stay fp32 may hand on 16 bits later, and other 16 bits after that."""
+    """No second hook; a layer that was to stay fp32 may hand on 16 bits later,
+    and other 16 bits after that."""
     model = around()
     block = model.block
     flash.cast_model(model, full_precision_layers=["block"])

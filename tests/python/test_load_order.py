@@ -1,6 +1,7 @@
 """A model and its optimizer are loaded in either order, by whatever loads them, with the same bits.
 
-What a user loses if these fail: the resume that torch documents, whose set_state_dict() loads the optimizer first.
+What a user loses if these fail: the resume that torch documents, whose
+set_state_dict() loads the optimizer first.
 """
 
 from __future__ import annotations
@@ -264,8 +265,8 @@ def test_conversions_do_not_depend_on_the_order(old: str, new: str) -> None:
     for target in (first, second, third):
         masters = support.masters(target[1], target[0].parameters())
         for p, master, found in zip(source[0].parameters(), expected, masters, strict=True):
-            # 24 bits hold 1.6e-5 of a weight (docs/formats.md), 16 bits half a unit of bfloat16 beside one of fp16. What lies
-            # below fp16's normal numbers has a spacing of 2^-24.
+            # 24 bits hold 1.6e-5 of a weight (docs/formats.md), 16 bits half a unit of bfloat16 beside one of
+            # fp16. What lies below fp16's normal numbers has a spacing of 2^-24.
             bound = 2 * 1.6e-5 if keeps_masters(STORED[old], STORED[new]) else 2.0**-8 + 2.0**-11
             least = 2.0**-24 if FP16 in (dtype, STORED[new][0]) else 0.0
             assert bool(((found - master).abs() <= bound * master.abs() + least).all()), p.shape
@@ -277,7 +278,8 @@ def test_conversions_do_not_depend_on_the_order(old: str, new: str) -> None:
 
 
 def keeps_masters(old: Storage, new: Storage) -> bool:
-    """Whether weights in full precision go over: not if the new weights are narrower, or have no corrections."""
+    """Whether weights in full precision go over: not if the new weights are
+    narrower, or have no corrections."""
     (old_dtype, _), (new_dtype, new_options) = old, new
     if new_dtype == FP32:
         return True

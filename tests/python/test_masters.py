@@ -37,8 +37,8 @@ def test_split_and_joined(number_format: str, dtype: torch.dtype, bytewidth: int
     joined = flash.reconstruct_fp32_param(narrow, correction, format=number_format)
     assert joined.dtype == torch.float32
     assert joined.shape == exact.shape
-    # Half a unit of the narrow type is 2^-9 (2^-12) of a weight; a correction divides it by 127 (32767) at least, and a
-    # weight that was rounded to even rather than away can exceed its range by one step.
+    # Half a unit of the narrow type is 2^-9 (2^-12) of a weight; a correction divides it by 127 (32767) at
+    # least, and a weight that was rounded to even rather than away can exceed its range by one step.
     unit = (2.0**-8 if dtype == torch.bfloat16 else 2.0**-11) / (127 if bytewidth == 3 else 32767)
     smallest = torch.finfo(dtype).tiny  # below it the narrow type's spacing stays the same
     assert float(((joined - exact).abs() / exact.abs().clamp_min(smallest)).max()) <= unit * 1.1
@@ -102,7 +102,8 @@ def test_fp32_state_dict_goes_round(number_format: str, bits: int, dtype: torch.
             p.fill_(0.123)
     optimizer.set_fp32_model_state_dict(network, taken)
     for name, value in optimizer.get_fp32_model_state_dict(network).items():
-        # Encoding again changes nothing in native; in `paper` up to 1.5e-5 of a 24-bit weight (docs/formats.md).
+        # Encoding again changes nothing in native; in `paper` up to 1.5e-5 of a
+        # 24-bit weight (docs/formats.md).
         lost = 0.0 if number_format == "native" else 1.6e-5 if bits == 24 else 1e-6
         torch.testing.assert_close(value, before[name], rtol=lost, atol=0)
     twin = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, 4))
@@ -125,7 +126,8 @@ def test_setting_takes_fp32_only_and_leaves_out_what_is_missing() -> None:
 
 
 def test_a_model_in_full_precision_starts_without_loss() -> None:
-    """set_fp32_model_state_dict of a trained fp32 model, before the first step: the corrections hold the rest."""
+    """set_fp32_model_state_dict of a trained fp32 model, before the first step:
+    the corrections hold the rest."""
     trained = support.model(torch.float32, seed=4)
     network = support.model(seed=5)
     optimizer = flash.FlashAdamW(network.parameters(), master_weight_bits=32, weight_decay=0.0, lr=0.0)
@@ -160,7 +162,8 @@ def test_full_precision_for_a_while(rule: Rule) -> None:
 
 
 def test_buffers_are_in_full_precision_too() -> None:
-    """A product of a bfloat16 buffer and an fp32 weight would be an error; what is written into a buffer inside is kept."""
+    """A product of a bfloat16 buffer and an fp32 weight would be an error; what is written
+    into a buffer inside is kept."""
     network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64)).bfloat16()
     network[0].register_buffer("mask", torch.eye(64, dtype=torch.bfloat16))
     optimizer = flash.FlashAdamW(network.parameters())

@@ -112,7 +112,8 @@ def test_quantize_refuses_what_it_cannot_do() -> None:
 
 
 def test_gradients_accumulated_in_fp32() -> None:
-    """256 gradients of 1 + 2^-8 after a large one: in bfloat16 their sum stops moving, in fp32 it arrives whole."""
+    """256 gradients of 1 + 2^-8 after a large one: in bfloat16 their sum stops
+    moving, in fp32 it arrives whole."""
     exact, rounded = support.parameters(shapes=((64, 96),)), support.parameters(shapes=((64, 96),))
     accumulating = flash.FlashSGD(exact, lr=1.0, accumulate_fp32=True, master_weight_bits=32)
     plain = flash.FlashSGD(rounded, lr=1.0, master_weight_bits=32)

@@ -1,4 +1,5 @@
-"""The recipe of docs/migration.md for the moments of bitsandbytes, run as it is printed; skipped where that is not installed.
+"""The recipe of docs/migration.md for the moments of bitsandbytes, run as it is printed;
+skipped where that is not installed.
 
 What a user loses if these fail: the moments of a run that was begun with bitsandbytes.
 """
@@ -15,7 +16,8 @@ import torch
 from support import ADAMW, LION, SGD, Rule
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
-# The widest spacing of its 8-bit codes, of a block's largest value: 64 (second moments: 128) codes lie evenly between 0.1 and 1.
+# The widest spacing of its 8-bit codes, of a block's largest value: 64 (second moments: 128) codes
+# lie evenly between 0.1 and 1.
 SPACING = 0.9 / 64
 
 

@@ -1,6 +1,8 @@
-"""The C++ operators by themselves: the core's bits whatever the backend, gradients of any strides, errors before anything changes.
+"""The C++ operators by themselves: the core's bits whatever the backend, gradients of any strides,
+errors before anything changes.
 
-What a user loses if these fail: steps that depend on the machine, a compiled training loop, memory, or a crash for a message.
+What a user loses if these fail: steps that depend on the machine, a compiled training loop,
+memory, or a crash for a message.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Numbers and addresses at their ends, given to the operators: each is refused by name or stepped right, and nothing has changed after
-a refusal.
+"""Numbers and addresses at their ends, given to the operators: each is refused by name or stepped right, and
+nothing has changed after a refusal.
 
-What a user loses if these fail: a crash, or wrong weights, for a damaged file or a tensor over somebody else's memory.
+What a user loses if these fail: a crash, or wrong weights, for a damaged file or a
+tensor over somebody else's memory.
 """
 
 from __future__ import annotations

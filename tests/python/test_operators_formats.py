@@ -29,7 +29,8 @@ def test_a_moment_in_any_order_survives_its_codes(moment: int, storage: int) -> 
         assert decoded.shape == given.shape and decoded.stride() == given.stride()
         if storage == FP32:
             assert same_bits(decoded, given) and scales.numel() == 0
-        # Both formats have at most 8 % between neighbours of the group's largest; half of it, and the scale's rounding.
+        # Both formats have at most 8 % between neighbours of the group's largest; half of
+        # it, and the scale's rounding.
         assert bool(((decoded - given).abs() <= 0.05 * values.abs().max()).all())
 
 
@@ -89,7 +90,8 @@ def test_corrections_of_weights_that_somebody_else_rounded() -> None:
         joined = operators.join_weights(
             weights, operators.correction_of(given, weights, 32, paper), 32, paper
         )
-        # A tie that was rounded to even may need one correction more than there is: one unit of the last of 32 bits.
+        # A tie that was rounded to even may need one correction more than there is: one
+        # unit of the last of 32 bits.
         assert bool(((joined - given).abs() <= given.abs() * 2.0**-22).all())
     # Further away than a correction reaches: the nearest that there is, and never over zero.
     weights = torch.tensor([1.0, 1.0, -1.0, 1.0, float("inf")]).bfloat16()

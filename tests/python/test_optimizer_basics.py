@@ -1,4 +1,4 @@
-"""The ground that the other tests of the optimizers stand on: what is noticed between two steps, and what is refused.
+"""Basics of the optimizers: what they notice between two steps, and what they refuse.
 
 What a user loses if these fail: wrong weights after something else has touched a state, a weight or a group.
 """

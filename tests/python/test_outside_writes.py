@@ -1,7 +1,7 @@
 """Weights that somebody else writes, exchanges or casts between steps keep what is below their precision.
 
-What a user loses if these fail: a clamp, a mask or an average in the loop, and training below bfloat16's precision stops
-without a word.
+What a user loses if these fail: a clamp, a mask or an average in the loop, and training below bfloat16's
+precision stops without a word.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 Tensor = torch.Tensor
 Network = Any  # a module with a weight
 
-# Stored bfloat16 weights are 1, and their spacing is 2^-7 above it and 2^-8 below; 40 updates of 2^-13 below it arrive only in
-# the corrections until then.
+# Stored bfloat16 weights are 1, and their spacing is 2^-7 above it and 2^-8 below; 40 updates of 2^-13 below
+# it arrive only in the corrections until then.
 UPDATES, UPDATE = 40, 2.0**-13
 
 
@@ -132,7 +132,8 @@ def other_strides_and_back(layer: Network) -> None:
 
 
 def swapped_modules(layer: Network) -> None:
-    """`torch.__future__.set_swap_module_params_on_conversion`: conversions exchange the tensors themselves."""
+    """`torch.__future__.set_swap_module_params_on_conversion`: conversions
+    exchange the tensors themselves."""
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         layer.to(torch.float32)
@@ -414,7 +415,8 @@ def test_a_cast_model_is_saved_with_its_corrections() -> None:
 
 
 def test_own_steps_are_kept() -> None:
-    """The master moves by 1e-6 a step, far below a bfloat16: it must arrive, but for 100 roundings of fp32."""
+    """The master moves by 1e-6 a step, far below a bfloat16: it must arrive,
+    but for 100 roundings of fp32."""
     p = torch.nn.Parameter(torch.ones(64, 96, dtype=torch.bfloat16))
     optimizer = flash.FlashSGD([p], lr=1e-6, master_weight_bits=32)
     for _ in range(100):

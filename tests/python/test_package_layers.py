@@ -1,7 +1,8 @@
-"""The modules of the package: no cycle of imports, and no module that reaches into the private members of another.
+"""The modules of the package: no cycle of imports, and no module that reaches into
+the private members of another.
 
-What a user loses if these fail: an import that fails or not by the order in which modules are asked for, and a package in
-which one change is felt in every file.
+What a user loses if these fail: an import that fails or not by the order in which modules are asked for, and
+a package in which one change is felt in every file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ MODULES = {path.stem: ast.parse(path.read_text(), str(path)) for path in sorted(
 
 
 def imports(module: ast.Module) -> Iterator[tuple[str, list[str]]]:
-    """The package's modules that one imports, and the names from each: at its head, in functions, for types alone."""
+    """The package's modules that one imports, and the names from each: at its head, in
+    functions, for types alone."""
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names]

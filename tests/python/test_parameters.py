@@ -101,7 +101,8 @@ def test_other_memory_orders_have_the_bits_of_their_memory(
 
 @pytest.mark.parametrize("rule", WITH_MOMENTS, ids=support.ids(WITH_MOMENTS))
 def test_state_moves_between_memory_orders(rule: Rule) -> None:
-    """A checkpoint of a channels_last model goes into a contiguous one: moments within one code, weights exact."""
+    """A checkpoint of a channels_last model goes into a contiguous one: moments
+    within one code, weights exact."""
     weight = support.parameters(shapes=((16, 32, 3, 3),))[0]
     seen = torch.nn.Parameter(weight.detach().clone(memory_format=torch.channels_last))
     first = rule([seen])

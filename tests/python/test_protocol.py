@@ -136,7 +136,8 @@ def test_schedulers_drive_ours_as_torchs(name: str, rule: Rule) -> None:
     ours, theirs = support.parameters(torch.float32), support.parameters(torch.float32)
     optimizer, reference = rule(ours, format="fp32"), rule.reference(theirs)
     if rule is ADAMW:
-        # Where betas change within the first steps, the bound of Adam's update (docs/formats.md) may differ from torch.
+        # Where betas change within the first steps, the bound of Adam's update
+        # (docs/formats.md) may differ from torch.
         for given, stepper in ((ours, optimizer), (theirs, reference)):
             support.run(stepper, given, 200, first=100)
     schedules = [SCHEDULERS[name](optimizer), SCHEDULERS[name](reference)]
@@ -293,7 +294,8 @@ def test_single_parameters_are_clipped_too() -> None:
 
 @pytest.mark.parametrize("end", ["zero_grad", "bad gradient", "refused gradient"])
 def test_clipping_is_for_the_gradients_whose_norm_it_was(end: str) -> None:
-    """Another attempt with the same gradients is clipped, as where torch clips them in place; others are not."""
+    """Another attempt with the same gradients is clipped, as where torch clips
+    them in place; others are not."""
     ours, theirs = support.parameters(), support.parameters()
     optimizer, plain = (flash.FlashAdamW(given, nonfinite="error") for given in (ours, theirs))
     for p, g in zip(ours, support.gradients(ours, 0), strict=True):

@@ -1,4 +1,5 @@
-"""Gradients that are small beside the largest of their group of 32: the limits that docs/quality.md gives, and the remedies.
+"""Gradients that are small beside the largest of their group of 32: the limits that
+docs/quality.md gives, and the remedies.
 
 What a user loses if these fail: layers that silently do not train although the document says they do.
 """
@@ -28,7 +29,8 @@ IDS = [f"{name}-{number_format}" for name, _, number_format, _ in LIMITS]
 
 
 def trained(rule: tuple[Any, dict[str, Any]], ratio: float, **options: Any) -> torch.Tensor:
-    """Weights whose gradients are `ratio` times those of the first of each group, on a quadratic with noise."""
+    """Weights whose gradients are `ratio` times those of the first of each
+    group, on a quadratic with noise."""
     draw = torch.Generator().manual_seed(1)
     goal = torch.randn(32, 64, generator=draw)
     size = torch.full((2, 32), ratio)

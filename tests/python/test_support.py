@@ -1,4 +1,4 @@
-"""The comparisons that the other tests stand on.
+"""The comparisons that the other tests use.
 
 What a user loses if these fail: every test of bits passes over states that have come to NaN.
 """

@@ -1,7 +1,8 @@
-"""What goes on around an optimizer: defaults of torch, forks, cleared states, layouts that change, weights that begin in fp32.
+"""What goes on around an optimizer: defaults of torch, forks, cleared states, layouts that
+change, weights that begin in fp32.
 
-What a user loses if these fail: an evening, to something that worked with torch.optim. Most of these were somebody's bug report
-to another optimizer.
+What a user loses if these fail: an evening, to something that worked with torch.optim. Most of these were
+somebody's bug report to another optimizer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""A walk over tampered state dicts: whatever is wrong with one is a ValueError of one line, and nothing has changed.
+"""A walk over tampered state dicts: whatever is wrong with one is a ValueError of one
+line, and nothing has changed.
 
-What a user loses if these fail: an optimizer half loaded, or codes that are read with the scales of other rows.
+What a user loses if these fail: an optimizer half loaded, or codes that are read
+with the scales of other rows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The wheel that `python -m build` makes, as a stranger gets it: its tag, its content, what its library asks of the machine.
+"""The wheel that `python -m build` makes, as a stranger gets it: its tag, its content, what
+its library asks of the machine.
 
-What a user loses if these fail: an installation, or one that needs a compiler, a GPU's driver or one version of Python.
+What a user loses if these fail: an installation, or one that needs a compiler, a GPU's
+driver or one version of Python.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROO
 
 
 def build(*options: str) -> None:
-    """Builds with the compiler of the preset `release`, by its name there: the compiler cache then knows the core already."""
+    """Builds with the compiler of the preset `release`, by its name there: the compiler cache
+    then knows the core already."""
     compilers = (
         re.findall(r"^CMAKE_(C|CXX)_COMPILER:\w+=(.*)$", RELEASE.read_text(), re.M)
         if RELEASE.exists()
@@ -111,7 +114,8 @@ def test_with_cuda_kernels_it_needs_no_more() -> None:
 
 
 def check_needs(library: Path, is_installed: bool) -> None:
-    """Whether a machine without a GPU's driver, and any torch, can load it. Built in place it also knows torch's folder."""
+    """Whether a machine without a GPU's driver, and any torch, can load it. Built in place
+    it also knows torch's folder."""
     dynamic = run("readelf", "--wide", "--dynamic", library)
     needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
     system = {
@@ -129,7 +133,8 @@ def check_needs(library: Path, is_installed: bool) -> None:
     assert not is_installed or ("RPATH" not in dynamic and "RUNPATH" not in dynamic)
     symbols = run("readelf", "--wide", "--dyn-syms", library)
     undefined = re.findall(r" UND (\S+)", symbols)
-    # Torch's stable interface is C; a C++ symbol of torch or one of Python would bind the library to one version.
+    # Torch's stable interface is C; a C++ symbol of torch or one of Python would
+    # bind the library to one version.
     assert not [
         name for name in undefined if re.match(r"_ZNK?(3c10|2at|5torch)|_?Py[A-Z_]|cuda|cu[A-Z]", name)
     ]

@@ -1,6 +1,8 @@
-"""Wrappers that take over an optimizer's class, attributes or both: each method may be called on them or on the optimizer.
+"""Wrappers that take over an optimizer's class, attributes or both: each method may be
+called on them or on the optimizer.
 
-What a user loses if these fail: clipping, a loaded state or a schedule, without a word, as Lightning, Fabric and others wrap.
+What a user loses if these fail: clipping, a loaded state or a schedule, without a word, as
+Lightning, Fabric and others wrap.
 """
 
 from __future__ import annotations
