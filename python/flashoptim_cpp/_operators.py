@@ -1,5 +1,4 @@
-"""The C++ operators as typed functions: loads their library, gives torch.compile their shapes, knows where
-they run.
+"""The C++ operators as typed functions: loads their library, knows their shapes and where they run.
 
 Choices are integers in the core's order. Rule 0 SGD, 1 SGDW, 2 Adam, 3 AdamW, 4 Lion. Format 0 native, 1
 paper, 2 fp32. Dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16. Moment storage 0 native, 1
@@ -36,8 +35,7 @@ import torch
 from torch import Tensor
 
 # mypy: disable-error-code="empty-body"
-# The functions below that have no body are signatures: _operator puts the operator of their name in their
-# place.
+# The functions below that have no body are signatures: _operator puts the operator of their name there.
 
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
 # How the message of an argument that was refused begins.
@@ -52,8 +50,7 @@ _ops = torch.ops.flashoptim_cpp
 def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
     """The operator, with a ValueError for what it refuses: torch has one type of error for all.
 
-    Torch may hold the whole memory of a GPU without using it. Then it gives that back, and the
-    call is made again.
+    Torch may hold the whole memory of a GPU unused. Then it gives that back, and the call is made again.
     """
 
     def call(*arguments: object, **named: object) -> _Result:
@@ -85,8 +82,7 @@ def _operator(signature: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
     return call
 
 
-# 0: the build has no kernels for GPUs; 1: CUDA's; 2: emulated ones, which take tensors of the CPU as if they
-# were a GPU's.
+# 0: the build has no kernels for GPUs; 1: CUDA's; 2: emulated ones, which take the CPU's tensors for a GPU's.
 GPU_KERNELS: int = _ops.gpu_kernels.default()
 _GPU = "cpu" if GPU_KERNELS == 2 else "cuda"
 

@@ -219,8 +219,7 @@ def check_numbers(rule: Rule, group: Mapping[str, Any]) -> None:
 def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """The learning rate that decoupled weight decay is measured by.
 
-    It stands in groups with `decouple_lr` alone, or where a scheduler put it: a scheduler takes it for its
-    own base.
+    Groups with `decouple_lr` have it, and those where a scheduler put it, which takes it for its own base.
     """
     return group.get("initial_lr", group["lr"])
 

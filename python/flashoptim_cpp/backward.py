@@ -79,8 +79,7 @@ def is_inside() -> bool:
 
 
 def call_at_end(function: Callable[[], None]) -> bool:
-    """Has a function called when the outermost backward() is over; False where it is not known which one that
-    is.
+    """Has a function called when the outermost backward() is over; False where that one is not known.
 
     Autograd's own callbacks are called at the end of the innermost one.
     """
@@ -107,8 +106,7 @@ def _stepped_so_far() -> _Stepped | None:
 def is_second_step(parameter: torch.Tensor) -> bool:
     """Whether the parameter was stepped before in the backward() that this thread is in; from now on it was.
 
-    A backward() as such brings each parameter its whole gradient at once. Those that it calls inside bring
-    pieces.
+    A backward() brings each parameter its whole gradient at once; those that it calls inside bring pieces.
     """
     stepped = _stepped_so_far()
     if stepped is None:
@@ -123,8 +121,7 @@ def is_second_step(parameter: torch.Tensor) -> bool:
 
 # On a sum: its version as it was left here, and what of it all ranks have averaged; None: the whole.
 _MARK = "_flashoptim_averaged"
-# DistributedDataParallel makes its buckets anew in the second or third forward(), and moves gradients into
-# them.
+# DistributedDataParallel moves gradients into new buckets in the second or third forward().
 _UNTIL_REBUILT = 3
 
 
@@ -261,8 +258,7 @@ class Fp32Sums:
         tensor.requires_grad_(True)  # a frozen one takes no hooks
         before, after = self._hooks(id(tensor))
         if is_sharded(tensor):
-            # FSDP puts gradients of the parameter's own dtype there; they are widened before the next is
-            # added.
+            # FSDP puts gradients of the parameter's own dtype there, widened before the next is added.
             own.handles.append(tensor.register_post_accumulate_grad_hook(after))
         else:
             own.handles.append(tensor.register_hook(before))
@@ -307,8 +303,7 @@ class Fp32Sums:
         inside = is_inside()
         if not self._is_open:
             self._is_open = True
-            # The ranks may average after a backward() inside another has ended: the sums are whole when the
-            # outermost one has.
+            # The ranks may average after an inner backward(): sums are whole when the outermost one ends.
             ends_outside = inside and self._end_outside()
             for own in self._sums.values():
                 own.be_last()

@@ -26,8 +26,7 @@ _WITH_STATISTICS = (
     nn.InstanceNorm3d,
 )
 
-# Numbers in themselves. Floating-point types of 8 bits and less are codes that belong to scales, as integers
-# do.
+# Numbers in themselves. Floating-point types of 8 bits and less are codes, as integers are.
 _CASTABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Layers = Sequence[str | nn.Module]
@@ -150,8 +149,7 @@ def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Ten
     """A tensor that is made of others, in another dtype.
 
     Raises:
-        ValueError: where its type cannot do that, or would become another type (a quantised weight its plain
-            values).
+        ValueError: where its type cannot do that, or would become another (a quantised weight its values).
     """
     kind = type(tensor.data).__name__
     remedy = "cast the model before its weights become that, or name its layer in full_precision_layers"
@@ -198,8 +196,7 @@ def _swap(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.dtype) -> None:
-    # What may be refused comes first; one after the other then, so that old and new weights never exist
-    # together.
+    # What may be refused comes first. Then one after the other: old and new weights never exist together.
     special = [n for n, tensor in enumerate(tensors) if is_wrapper(tensor)]
     converted = {n: _converted(names[n], tensors[n], dtype) for n in special}
     for group in neighbours(tensors):
@@ -223,8 +220,7 @@ class _Met:
 def _cast_floats(value: Any, dtype: torch.dtype, met: _Met | None = None) -> Any:  # noqa: ANN401
     """The value with every floating-point tensor in it cast: in tuples, lists, dicts and dataclasses, nested.
 
-    A container of which nothing is cast is handed on itself; others are copied, so that the caller's stays as
-    it is.
+    A container of which nothing is cast is handed on itself. Others are copied: the caller's stay.
     """
     met = met or _Met()
     if not _has_floats(value, dtype, set()):
@@ -359,13 +355,11 @@ def cast_model(
             themselves ("head" is `model.head` alone; `"*.head"` the heads of all parts). The floating-point
             tensors that they are given are cast to fp32, by position or by keyword, inside of tuples, lists,
             dicts and dataclasses too.
-        full_precision_recast_layers: the same, and their outputs are cast to `dtype` for the layers behind
-            them.
+        full_precision_recast_layers: the same, and their outputs are cast to `dtype`.
         keep_buffers: buffers that stay although they are persistent, by patterns on their dotted names or
             those of modules around them, or by modules: averages (EMA), schedules, quantisation scales. It
             wins over `cast_buffers`.
-        cast_buffers: buffers that are cast although they are not persistent: tables that are added to
-            activations.
+        cast_buffers: buffers that are cast although they are not persistent: tables added to activations.
 
     Raises:
         ValueError: for another dtype, a pattern in `keep_buffers` or `cast_buffers` that matches no buffer,

@@ -15,12 +15,12 @@ from ._rules import FORMATS, WEIGHT_DTYPES, Group, MomentTraits, Rule, Storage, 
 from .memory import has_memory
 from .moment import (
     GROUP,
+    Layout,
     Moment,
     codes_dtype,
     decode_by_element,
     scales_by_element,
     scales_by_group,
-    scales_shape,
 )
 from .options import check_bits, check_format
 from .parameter import (
@@ -233,8 +233,7 @@ class Reader:
         """The scale of each element of this rank's part, or None where there are scales of its groups."""
         tensor = self.parameter.tensor
         if scales.shape != tensor.shape:
-            *_, whole_row_length, _, _, is_vector = self.layout.tolist()
-            in_rows = whole_row_length % GROUP == 0 and not is_vector
+            in_rows = Layout(*self.layout.tolist()).has_scales_in_rows(Storage.PAPER)
             if not is_sharded(tensor) or in_rows or scales.numel() != -(-tensor.numel() // GROUP):
                 return None
             # The groups run over the whole tensor: it was saved by one that had it whole.
@@ -245,51 +244,29 @@ class Reader:
         return self._part(key, scales).view(torch.float16)
 
     def _flat_scales(self, key: str, scales: torch.Tensor, storage: Storage) -> torch.Tensor:
-        parts, wholes = self._scale_shapes(storage)
-        shape, tensor = tuple(scales.shape), self.parameter.tensor
+        """This rank's scales, one after the other, from one of the shapes in which they are saved."""
+        local, tensor, layout = self.parameter.local, self.parameter.tensor, Layout(*self.layout.tolist())
+        part, whole = layout.scales_of_part(local.shape), layout.scales_of_whole(tensor.shape)
+        parts: list[tuple[int, ...]] = [(layout.groups(storage),)]
+        wholes: list[tuple[int, ...]] = [(math.prod(whole),)]
+        if not layout.has_scales_in_rows(storage):
+            wholes = [(-(-layout.whole_numel // GROUP),)]
+        elif is_sharded(tensor) or self.order.is_contiguous():
+            parts.append(part if layout.numel else tuple(local.shape))
+            wholes.append(whole)
+        shape = tuple(scales.shape)
         if shape not in (wholes if is_sharded(scales) else parts + wholes):
             raise ValueError(f"{self.parameter.name}: {key} has the shape {shape}; it must be {wholes[-1]}")
         if is_sharded(scales):
             scales = local_like(scales, tensor)
         elif shape not in parts:
-            scales = self._part_of_scales(scales)
-        if scales.numel() != self._groups(storage):
+            scales = layout.cut(scales)
+        if scales.numel() != layout.groups(storage):
             raise ValueError(
                 f"{self.parameter.name}: {key} is cut otherwise than its parameter; give the whole of it"
             )
-        scales = scales.to(self.parameter.local.device).reshape(-1).clone()
+        scales = scales.to(local.device).reshape(-1).clone()
         return scales.view(torch.float16) if storage == Storage.PAPER else scales
-
-    def _groups(self, storage: Storage) -> int:
-        numel, rows, row_length, *_ = self.layout.tolist()
-        if storage == Storage.PAPER:
-            return -(-numel // 32)
-        return rows * -(-row_length // 32)
-
-    def _scale_shapes(self, storage: Storage) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """The shapes in which scales of this rank's part, and of the whole tensor, are saved."""
-        numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = self.layout.tolist()
-        local, tensor = self.parameter.local, self.parameter.tensor
-        whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
-        per_row, whole_per_row = -(-row_length // 32), -(-whole_row_length // 32)
-        parts: list[tuple[int, ...]] = [(self._groups(storage),)]
-        wholes: list[tuple[int, ...]] = [(whole_rows * whole_per_row,)]
-        is_row_major = is_sharded(tensor) or self.order.is_contiguous()
-        if storage == Storage.PAPER and (whole_row_length % 32 != 0 or is_vector):
-            wholes = [(-(-whole_numel // 32),)]
-        elif is_row_major:
-            parts.append(scales_shape(local.shape, rows, per_row) if numel else tuple(local.shape))
-            wholes.append(scales_shape(tensor.shape, whole_rows, whole_per_row))
-        return parts, wholes
-
-    def _part_of_scales(self, scales: torch.Tensor) -> torch.Tensor:
-        """This rank's rows and columns of the scales of a whole tensor."""
-        _, rows, row_length, _, whole_row_length, row, column, _ = self.layout.tolist()
-        per_row = -(-whole_row_length // 32)
-        if scales.numel() % per_row != 0:
-            return scales
-        first = column // 32
-        return scales.reshape(-1, per_row)[row : row + rows, first : first + -(-row_length // 32)]
 
     def _checked(self, moment: Moment, n: int) -> Moment:
         """The moment, if a step could have written it."""
@@ -456,8 +433,7 @@ def restore(
 ) -> tuple[State, WeightStorage]:
     """The state of a parameter from what a state dict holds of it, in tensors of its own.
 
-    Its correction is as it was saved, since the weight that it belongs to may come later. What it belongs to
-    is returned too.
+    Its correction is as it was saved, as its weight may come later. What it belongs to is returned too.
 
     Raises:
         ValueError: that names the key and what is wrong with it; nothing has changed.

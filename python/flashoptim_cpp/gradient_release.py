@@ -170,8 +170,7 @@ def enable_gradient_release(
 
     Args:
         model: the model.
-        optimizer: the optimizer of its parameters. Those of its parameters that the optimizer does not have
-            are left alone.
+        optimizer: the optimizer of its parameters. Other parameters of the model are left alone.
         grad_scaler: must be None.
         pre_step: called with a parameter and its group before each step; False skips the step.
 

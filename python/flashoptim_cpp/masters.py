@@ -134,11 +134,9 @@ def _master_of(states: States, tensor: torch.Tensor) -> torch.Tensor:
 def _wide_copies(
     states: States, tensors: Sequence[torch.Tensor]
 ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-    """Copies of plain tensors in fp32, with the bits that the optimizer has of them, that share memory as
-    these do.
+    """Copies of plain tensors in fp32, with the optimizer's bits of them, that share memory as these do.
 
-    Those of more than 16 bits, and what is no number, keep their dtype. They come as numbers and copies of
-    those that belong together.
+    Wider ones, and what is no number, keep their dtype. Those that belong together come together.
     """
     for group in sharing(tensors):
         members = [tensors[n] for n in group]
@@ -162,18 +160,15 @@ def _wide_copies(
 
 @contextmanager
 def full_precision(model: torch.nn.Module, optimizer: StatefulOptimizer) -> Iterator[torch.nn.Module]:
-    """Inside, the model's parameters are its full-precision weights: for evaluation, averages of weights and
-    export.
+    """Inside, the model's parameters are its full-precision weights: for evaluation, averages and export.
 
     On leaving, weights and corrections are as before, bit for bit; what was written inside is rounded and
     split anew. Parameters that are not the optimizer's, and buffers, are fp32 inside too; tied weights and
     views share memory inside as well. Parameters of a sharded model (FSDP2) are other tensors inside: ask the
-    model for them. FSDP2 computes in fp32 then, whatever its mixed precision; all ranks enter and leave
-    together.
+    model for them. FSDP2 computes in fp32 then; all ranks enter and leave together.
 
     Raises:
-        TypeError: for a model under FSDP1, or under FSDP2 of a torch version that works in another way; use
-            get_fp32_model_state_dict.
+        TypeError: for a model under FSDP1 or an unknown FSDP2; use get_fp32_model_state_dict.
         ValueError: on leaving, for a weight that was given another shape inside; everything is as before.
     """
     states = states_of(optimizer)
@@ -314,8 +309,7 @@ def get_fp32_model_state_dict(states: States, model: torch.nn.Module) -> dict[st
             is_weight = entry.dtype in _NARROW and is_sharded(entry) and not _is_extra(name)
             result[name] = entry.detach().to(torch.float32 if is_weight else entry.dtype, copy=True)
         elif source is not None and _has_correction(states, source) and _window(entry) not in shown:
-            # A hook has copied the weight, to the CPU for instance; unless it has changed it, its master is
-            # known.
+            # A hook has copied the weight, to the CPU for instance: its master is known if it is the same.
             is_same = entry.shape == source.shape and torch.equal(
                 entry.to(source.device, source.dtype), source
             )

@@ -148,8 +148,7 @@ def sharing(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
 
 
 def neighbours(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The numbers of the tensors, together where they overlap or lie side by side in one storage: what is
-    copied at once.
+    """The numbers of the tensors, together where they overlap or lie side by side: what is copied at once.
 
     Only tensors of one dtype are put together.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -145,8 +145,50 @@ class Moment:
 # Scales as files hold them
 
 
-def scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
-    """Scales in as many dimensions as the parameter has, so that cutting its rows cuts them too."""
+class Layout(NamedTuple):
+    """A layout of the operators by name, and how the scales of this rank's part and of the whole are cut."""
+
+    numel: int
+    rows: int
+    row_length: int
+    whole_numel: int
+    whole_row_length: int
+    row: int  # where the part begins
+    column: int
+    is_vector: int
+
+    def has_scales_in_rows(self, storage: Storage) -> bool:
+        """Whether no group runs over the end of a row."""
+        return storage == Storage.NATIVE or (self.whole_row_length % GROUP == 0 and not self.is_vector)
+
+    def groups(self, storage: Storage) -> int:
+        """Scales of the part."""
+        return _groups_in(self.numel) if storage == Storage.PAPER else self.rows * _groups_in(self.row_length)
+
+    def scales_of_part(self, shape: torch.Size) -> tuple[int, ...]:
+        """The shape of the scales of a part of this shape: cutting rows of the whole cuts them too."""
+        return _scales_shape(shape, self.rows, _groups_in(self.row_length))
+
+    def scales_of_whole(self, shape: torch.Size) -> tuple[int, ...]:
+        """The same of the whole tensor."""
+        rows = 1 if self.is_vector else self.whole_numel // max(1, self.whole_row_length)
+        return _scales_shape(shape, rows, _groups_in(self.whole_row_length))
+
+    def cut(self, scales: torch.Tensor) -> torch.Tensor:
+        """The part's rows and columns of the scales of the whole, in rows; all of them if they are none."""
+        per_row, first = _groups_in(self.whole_row_length), self.column // GROUP
+        if scales.numel() % per_row != 0:
+            return scales
+        rows = scales.reshape(-1, per_row)[self.row : self.row + self.rows]
+        return rows[:, first : first + _groups_in(self.row_length)]
+
+
+def _groups_in(elements: int) -> int:
+    return -(-elements // GROUP)
+
+
+def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
+    """Scales in as many dimensions as the parameter has."""
     extents = [1] * max(1, len(shape))
     long = [n for n, size in enumerate(shape) if size != 1] or [0]
     if len(long) > 1:
@@ -234,8 +276,7 @@ def quantize(
         format: of the codes.
 
     Returns:
-        Codes in the tensor's shape and memory order, and one scale for each group (bfloat16, in "paper"
-            float16).
+        Codes in the tensor's shape and memory order, one scale for each group (bfloat16, "paper": float16).
 
     Raises:
         ValueError: for values that the format does not hold.

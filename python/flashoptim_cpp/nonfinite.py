@@ -114,8 +114,7 @@ class BadElements:
     def __init__(self) -> None:
         self._streaks: dict[Parameter, int] = {}
         self._boards: list[Board] = []
-        # In a step of ZeroRedundancyOptimizer: its process group, whose ranks step other parameters, and a
-        # device of theirs.
+        # In a step of ZeroRedundancyOptimizer: its process group, and a device of its ranks.
         self.ranks: tuple[Any, torch.device] | None = None
 
     def counter(self, parameters: list[Parameter], device: torch.device) -> Counter:

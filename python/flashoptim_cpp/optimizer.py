@@ -44,13 +44,11 @@ class FlashOptimizer(StatefulOptimizer):
             otherwise fp32 moments, which torch's own optimizers load.
         master_weight_bits: precision of the weights that are updated. 24 and 32 keep a correction of 1 or 2
             bytes beside each 16-bit weight, 16 rounds with dither, None to nearest.
-        check_numerics: raise :class:`NumericsError` where the learning rate is too small to move the largest
-            weights.
+        check_numerics: raise :class:`NumericsError` where the learning rate cannot move the largest weights.
         fused: the step is always fused. True, where it is given, lets GradScaler leave unscaling to the step,
             as with torch's fused optimizers; frameworks refuse to clip gradients by value or norm then.
         defaults: hyperparameters of the subclass.
-        format: "native", "paper" (that of arXiv 2602.23349 and its authors' package) or "fp32" (uncompressed
-            moments).
+        format: "native", "paper" (arXiv 2602.23349, its authors' package) or "fp32" (uncompressed moments).
         nonfinite: what to do with gradients that are NaN, infinite or at least 2^48: "skip_element" leaves
             those elements as they are, "skip_step" changes nothing in that step, "error" the same and raises
             :class:`NonFiniteError`. They are counted, see :meth:`bad_elements`.
@@ -168,8 +166,7 @@ class FlashOptimizer(StatefulOptimizer):
         Raises:
             NonFiniteError: for a bad gradient where `nonfinite` is "error".
             NumericsError: where `check_numerics` is set and the learning rate too small.
-            ValueError: for a gradient, a state or options that do not fit. Nothing is changed in all of these
-                cases.
+            ValueError: for a gradient, a state or options that do not fit. Nothing is changed in any case.
         """
         states = states_of(self)
         states.kept.opt_called = True  # what a scheduler asks for
@@ -282,12 +279,10 @@ class FlashOptimizer(StatefulOptimizer):
         return states_of(self).grad_norm()
 
     def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
-        """Scales the gradients of the next step so that their norm is at most `max_norm`; returns the norm
-        before.
+        """Scales the gradients of the next step to a norm of at most `max_norm`; returns the norm before.
 
         The gradients stay as they are: they are scaled as the step reads them. On a GPU this does not block.
-        The coefficient belongs to these gradients: it is taken back by :meth:`zero_grad`, and where none of
-        them is left.
+        The coefficient belongs to these gradients: it is gone with them, and after :meth:`zero_grad`.
 
         Raises:
             RuntimeError: while gradients are released: there is no norm of all then.
@@ -391,8 +386,7 @@ class FlashOptimizer(StatefulOptimizer):
         nothing is shared with the model.
 
         Args:
-            model: the model, or its DistributedDataParallel or DataParallel, whose prefix `module.` is left
-                out.
+            model: the model, or its DistributedDataParallel or DataParallel, without the prefix `module.`.
 
         Raises:
             TypeError: for a model under FSDP1.

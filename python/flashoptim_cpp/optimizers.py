@@ -63,8 +63,7 @@ class FlashSGD(FlashOptimizer):
         params: parameters, (name, parameter) pairs or parameter groups.
         lr: learning rate.
         momentum: factor of the momentum buffer; 0 keeps none.
-        dampening: the gradient enters the buffer times 1 - dampening. In the format "paper" from the first
-            step on.
+        dampening: the gradient enters the buffer times 1 - dampening, in "paper" from the first step on.
         weight_decay: times the weight is added to the gradient.
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         options: see :class:`FlashOptimizer`.

@@ -25,8 +25,7 @@ State = dict[str, Any]
 
 # A correction of so many bits together with its weight, and its dtype.
 CORRECTION_DTYPES = {24: torch.int8, 32: torch.int16}
-# Where a state holds the correction of its weight, and one that belongs to the weight in the dtype that it
-# had before.
+# Where a state holds the correction of its weight, and one for the dtype that the weight had before.
 CORRECTION, FORMER = "error_bits", "error_bits::former"
 
 
@@ -79,8 +78,7 @@ def split_over(weight: torch.Tensor, masters: torch.Tensor, storage: WeightStora
 
 # The state
 
-# What follows a moment's name where a state dict holds its codes and scales, and the entry with the weight's
-# strides.
+# What follows a moment's name in state dicts: its codes, its scales. And the entry with the strides.
 QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
 
 _OF_MOMENTS = tuple(name + suffix for name in MOMENTS for suffix in ("", QUANTIZED, SCALES))
@@ -180,8 +178,7 @@ def _copied(value: Any, device: torch.device) -> Any:  # noqa: ANN401
 
 
 def foreign_entries(raw: State, device: torch.device, name: str) -> State:
-    """What somebody else keeps in a state, in tensors of its own: on the parameter's device, as torch does
-    it, else as it is.
+    """What somebody else keeps in a state, in tensors of its own on the parameter's device, as torch does.
 
     Raises:
         ValueError: for what cannot be copied.

@@ -120,8 +120,7 @@ def shard_key(parameter: torch.Tensor) -> tuple[Any, ...]:
 
 Exchange = dict[torch.nn.Parameter, torch.nn.Parameter]
 
-# What FSDP2 derives from a parameter and its dtype. It makes what is missing of the second line at the next
-# forward.
+# What FSDP2 derives from a parameter and its dtype. Its next forward makes what gathering needs.
 _OF_PARAMETER = (
     "sharded_param",
     "_sharded_param_data",
@@ -187,8 +186,7 @@ def _take(shard: Any, exchange: Exchange) -> None:  # noqa: ANN401
 
 @contextmanager
 def exchanged(model: torch.nn.Module, exchange: Exchange) -> Iterator[None]:
-    """Inside, the model has the values of `exchange` for its keys, in their own dtype, mixed precision or
-    not.
+    """Inside, the model has the values of `exchange` for its keys, in their own dtype.
 
     The model must be resharded.
 

@@ -9,7 +9,7 @@ import torch
 
 from ._rules import Group, Rule, Storage, shown
 from .conversion import Saved, restore, saved_storage
-from .moment import GROUP, Moment, scales_by_element, scales_shape
+from .moment import Layout, Moment, scales_by_element
 from .options import STORAGE_OPTIONS, check_group
 from .parameter import (
     CORRECTION,
@@ -43,24 +43,22 @@ _OURS = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "nonfinite", "d
 def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
     """The scales as they are written: in a shape that can be cut as the parameter is."""
     tensor, scales = parameter.tensor, moment.scales
-    numel, rows, row_length, whole_numel, whole_row_length, _, _, is_vector = moment.layout.tolist()
-    in_rows = moment.storage == Storage.NATIVE or (whole_row_length % GROUP == 0 and not is_vector)
+    layout = Layout(*moment.layout.tolist())
+    in_rows = layout.has_scales_in_rows(moment.storage)
     is_row_major = strides_of(parameter.local) == row_major(parameter.local)
     if moment.storage == Storage.PAPER and parameter.local.dtype == torch.bfloat16:
         scales = scales.view(torch.bfloat16)  # so that the authors' package reads the same bytes
     if not parameter.is_sharded:
-        if not in_rows or not is_row_major or numel == 0:
+        if not in_rows or not is_row_major or layout.numel == 0:
             return scales
-        return scales.view(scales_shape(tensor.shape, rows, -(-row_length // GROUP)))
+        return scales.view(layout.scales_of_part(tensor.shape))
     if not in_rows:
         return wrap(scales_by_element(scales, parameter.local), tensor)
-    whole_rows = 1 if is_vector else whole_numel // max(1, whole_row_length)
-    whole = scales_shape(tensor.shape, whole_rows, -(-whole_row_length // GROUP))
-    part = scales_shape(tensor.shape, rows, -(-row_length // GROUP))
-    if numel == 0:
+    part = layout.scales_of_part(tensor.shape)
+    if layout.numel == 0:
         part = tuple(0 if n == 0 else size for n, size in zip(parameter.local.shape, part, strict=True))
-    wrapped = wrap(scales.view(part), tensor, whole)
-    if place_of(wrapped)[0] != part and numel > 0:
+    wrapped = wrap(scales.view(part), tensor, layout.scales_of_whole(tensor.shape))
+    if place_of(wrapped)[0] != part and layout.numel > 0:
         raise ValueError(
             f"{parameter.name}: its scales cannot be cut as {getattr(tensor, 'placements', None)} cuts it; "
             "construct the optimizer with compress_state_dict=False"
@@ -223,8 +221,7 @@ def _saved_numbers(group: Group, saved: Group) -> list[int | str]:
     """The number in the state dict of each parameter of the group: by name where both have the same names,
     else by place.
 
-    torch.distributed.checkpoint has names in the numbers' place, and has brought them into this optimizer's
-    order.
+    torch.distributed.checkpoint has names there, in this optimizer's order.
     """
     names, saved_names = group.get("param_names") or [], saved.get("param_names") or []
     numbers = list(saved["params"])
@@ -240,8 +237,7 @@ def _merged_group(rule: Rule, group: Group, saved: Group) -> Group:
     """The group after loading: hyperparameters of the file, storage of this optimizer.
 
     Raises:
-        ValueError: for a value that cannot be copied, or that nobody writes, also of an option that is not
-            taken over.
+        ValueError: for a value that cannot be copied or is out of range, also of an option that is kept.
     """
     try:
         merged = copy.deepcopy({key: value for key, value in saved.items() if key not in _OF_FILES})
@@ -274,8 +270,7 @@ def _differs(saved: Saved, group: Group) -> bool:
 
 
 def load_state_dict(states: States, given: StateDict) -> None:
-    """Takes in a state dict that `checked_whole` has seen. Everything is read and checked before anything
-    changes.
+    """Takes in a state dict that `checked_whole` has seen: all of it is checked before anything changes.
 
     Raises:
         ValueError: for what does not fit.

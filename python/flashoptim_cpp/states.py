@@ -1,8 +1,6 @@
-"""What an optimizer keeps beside its saved state, and the states of its parameters as their groups ask for
-them.
+"""What an optimizer keeps beside its saved state, and the states of its parameters.
 
-:class:`States` is what the rest of the package sees of an optimizer: prepared parameters, the tables of a
-step, gradients.
+:class:`States` is what the rest of the package sees of an optimizer.
 """
 
 import itertools
@@ -170,8 +168,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         self.state = defaultdict(LiveState)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What subclasses and users have put here goes along; hooks, the step that schedulers wrap, and Kept
-        # do not.
+        # What subclasses and users have put here goes along. Hooks and the step that schedulers wrap do not.
         kept = {key: value for key, value in self.__dict__.items() if key not in ("_kept", "step")}
         kept = {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
         return kept | {"_storages": states_of(self).storages()}
@@ -250,8 +247,7 @@ class States:
     def prepare(self, tensor: torch.Tensor, group: Group | None = None, writes: bool = True) -> Parameter:
         """The parameter with a state that fits its memory and its group, by default the one that it is in.
 
-        Without `writes` the weight stays as it is: the correction of a weight that was cast is still that of
-        the former dtype then.
+        Without `writes` the weight stays as it is, and so does the correction of one that was cast.
         """
         if ops.is_fake_mode_on() and not ops.is_fake(tensor):
             raise ValueError(
@@ -367,8 +363,7 @@ class States:
         )
 
     def _plan_for(self, device: torch.device, tensors: int) -> ops.StepPlan | None:
-        """What keeps a list in a GPU's memory: one for all sets of parameters, and one for each parameter
-        alone.
+        """What keeps lists in a GPU's memory: one for all sets of parameters, one for each parameter alone.
 
         Those take turns in each step where gradients are released, and would be uploaded each time.
         """
@@ -474,8 +469,7 @@ def _refuse_shared_memory(parameters: list[Parameter]) -> None:
 
 @cache
 def follow_zero_redundancy() -> None:
-    """From now on a ZeroRedundancyOptimizer tells the optimizer inside, before each step, who the other ranks
-    are.
+    """From now on ZeroRedundancyOptimizer tells the optimizer inside, before a step, who the other ranks are.
 
     It gives each rank an optimizer of its own for a part of the parameters, which knows nothing of the rest.
     """

@@ -255,8 +255,7 @@ class Table:
         """Refuses what a step would, where another table must not step before that is known.
 
         Raises:
-            ValueError: for options out of range, and a gradient that is on another device, or of another
-                dtype or shape.
+            ValueError: for options out of range and a gradient of another device, dtype or shape.
             RuntimeError: for a sparse gradient.
         """
         self._check_options()
@@ -362,8 +361,7 @@ def judge(
         gradients: those of each table.
         factors: of the gradients.
         policies: of all groups.
-        ranks: the process group of a ZeroRedundancyOptimizer, whose ranks step other parameters, and a device
-            of theirs.
+        ranks: the process group of a ZeroRedundancyOptimizer, and a device of its ranks.
     """
     found_inf = factors.found_inf
     if policies == {POLICIES[0]}:

@@ -13,6 +13,7 @@ import flashoptim_cpp as flash
 import pytest
 import support
 import torch
+from flashoptim_cpp._rules import RULES, Range, Rule
 
 THEIR_DEFAULTS: dict[str, dict[str, Any]] = {
     "FlashSGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
@@ -52,6 +53,49 @@ def test_arguments_and_defaults_are_those_of_the_authors(name: str) -> None:
     assert optimizer.state[p]["error_bits"].dtype == torch.int8, "24 bits by default"
     with pytest.raises(TypeError):  # what is ours on top has no position
         getattr(flash, name)([p], *[signature[key].default for key in positional[1:]], "native")
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_an_optimizer_has_the_arguments_and_defaults_of_its_rule(rule: Rule) -> None:
+    make = getattr(flash, f"Flash{rule.name}")
+    assert make.rule is rule
+    signature = inspect.signature(make).parameters
+    for argument, numbers in rule.arguments.items():
+        defaults = tuple(number.default for number in numbers)
+        assert signature[argument].default == (defaults if len(defaults) > 1 else defaults[0]), argument
+    assert ("decouple_lr" in signature) is not rule.is_coupled
+
+
+def edges(limits: Range) -> tuple[list[float], list[float]]:
+    """Numbers at the ends of a range: those within, and those just outside."""
+    within: list[float] = []
+    outside = [math.nan, math.inf]
+    for end, is_open, beyond in (
+        (limits.minimum, limits.minimum_open, -math.inf),
+        (limits.maximum, limits.maximum_open, math.inf),
+    ):
+        if math.isfinite(end):
+            (outside if is_open else within).append(end)
+            (within if is_open else outside).append(math.nextafter(end, -beyond if is_open else beyond))
+    return within, outside
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_an_optimizer_takes_the_ranges_of_its_rule(rule: Rule) -> None:
+    for argument, numbers in rule.arguments.items():
+        for n, number in enumerate(numbers):
+
+            def make(value: float, at: int = n, name: str = argument, own: Any = numbers) -> Any:
+                values = [value if k == at else other.default for k, other in enumerate(own)]
+                given = {name: values[0] if len(values) == 1 else tuple(values)}
+                return getattr(flash, f"Flash{rule.name}")(support.parameters(shapes=((8, 8),)), **given)
+
+            within, outside = edges(number.range)
+            for value in within:
+                make(value)
+            for value in outside:
+                with pytest.raises(ValueError, match="Invalid"):
+                    make(value)
 
 
 @pytest.mark.parametrize(
