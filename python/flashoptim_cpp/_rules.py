@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from numbers import Real
 from typing import Any, Final, NamedTuple
 
@@ -65,7 +66,7 @@ class Hyperparameter(NamedTuple):
     range: Range
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rule:
     """A row of the core's table."""
 
@@ -79,6 +80,20 @@ class Rule:
     def divides_by_root(self) -> bool:
         """Whether the update is divided by the root of a moment; its biases are corrected by the step."""
         return any(not moment.is_signed for moment in self.moments)
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The arguments that decide which moments there are."""
+        return tuple({moment.needs for moment in self.moments if moment.needs is not None})
+
+    @cached_property
+    def columns(self) -> tuple[tuple[int, str, int], ...]:
+        """Where each number stands in a row of the operators: its column, its argument, its item there or -1."""
+        return tuple(
+            (_COLUMNS.index(number.name), argument, n if len(numbers) > 1 else -1)
+            for argument, numbers in self.arguments.items()
+            for n, number in enumerate(numbers)
+        )
 
     def moments_in(self, group: Mapping[str, Any]) -> Iterator[tuple[int, MomentTraits]]:
         """The moments that parameters of this group have, with their numbers."""
@@ -226,14 +241,14 @@ def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
 
 def row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> tuple[float, ...]:
     """The numbers of a group as the operators read them; NaN for a learning rate that they read on a GPU."""
-    values = dict.fromkeys(_COLUMNS, 0.0)
-    for argument, numbers in rule.arguments.items():
-        items = (group[argument],) if len(numbers) == 1 else group[argument]
-        for own, item in zip(numbers, items, strict=True):
-            is_read_there = lr_is_on_gpu and argument == "lr"
-            values[own.name] = math.nan if is_read_there else number(item)
+    values = [0.0] * len(_COLUMNS)
+    for column, argument, n in rule.columns:
+        if argument == "lr" and lr_is_on_gpu:
+            values[column] = math.nan
+        else:
+            values[column] = float(group[argument] if n < 0 else group[argument][n])
     return (
-        *values.values(),
+        *values,
         number(initial_lr(group)) if group["decouple_lr"] else 0.0,
         float(group.get("nesterov", False)),
         float(group["maximize"]),

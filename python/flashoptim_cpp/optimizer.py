@@ -18,7 +18,7 @@ from .options import POLICIES, Default, DefaultFlag, check_group
 from .parameter import correction_in
 from .sharding import all_reduce_max, is_sharded, local_like
 from .states import Clipping, StatefulOptimizer, States, follow_zero_redundancy, states_of
-from .table import check_learning_rates, judge, largest_weight
+from .table import Factors, check_learning_rates, judge, largest_weight
 
 Bits = Literal[16, 24, 32] | None
 NonFinite = Literal["skip_element", "skip_step", "error"]
@@ -249,9 +249,10 @@ class FlashOptimizer(StatefulOptimizer):
                     'rate or the loss scale, or use nonfinite="skip_element"'
                 )
             return
+        factors = Factors(clip, factors.grad_scale, verdict.found_inf)
         is_captured = any(table.is_captured() for table in tables)
         for table, own in zip(tables, parts, strict=True):
-            table.step(own, factors._replace(found_inf=verdict.found_inf))
+            table.step(own, factors)
             if not is_captured:
                 bad.take(table.counter)
 

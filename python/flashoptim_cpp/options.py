@@ -105,5 +105,5 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
 
 def storage_key(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a group decides which buffers its parameters have and how they are stepped."""
-    moments = tuple(n for n, _ in rule.moments_in(group))
-    return (*(group[name] for name in STORAGE_OPTIONS), moments, group["check_gradients"])
+    chosen = [group[name] for name in STORAGE_OPTIONS]
+    return (*chosen, group["check_gradients"], *[group[name] != 0 for name in rule.needed])

@@ -393,9 +393,9 @@ class States:
 
     def factors(self, clip: torch.Tensor | None) -> Factors:
         """The clip coefficient and what GradScaler has put here (the number 0 if there are no gradients)."""
-        given = self.kept.grad_scale, self.kept.found_inf
-        grad_scale, found_inf = (value if isinstance(value, torch.Tensor) else None for value in given)
-        return Factors(clip, grad_scale, found_inf)
+        scale, found = self.kept.grad_scale, self.kept.found_inf
+        is_tensor = isinstance(scale, torch.Tensor), isinstance(found, torch.Tensor)
+        return Factors(clip, scale if is_tensor[0] else None, found if is_tensor[1] else None)
 
     def grad_norm(self) -> torch.Tensor:
         """The norm of all gradients, float64, on their device; a collective where parameters are sharded."""

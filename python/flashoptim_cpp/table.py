@@ -320,9 +320,11 @@ class Table:
                 self.hyperparameters(),
                 self._here(factors.grad_scale),
                 self._here(factors.found_inf),
-                clip_coefficient=self._here(factors.clip),
-                learning_rates=self._learning_rates(),
-                plan=self._plan_number,
+                1.0,  # gradient_factor
+                0,  # nonfinite: skips bad elements
+                self._here(factors.clip),
+                self._learning_rates(),
+                self._plan_number,
             )
         except Exception as error:
             raise self._explained(error, gradients) from None
