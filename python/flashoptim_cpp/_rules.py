@@ -88,7 +88,7 @@ class Rule:
 
     @cached_property
     def columns(self) -> tuple[tuple[int, str, int], ...]:
-        """Where each number stands in a row of the operators: its column, its argument, its item there or -1."""
+        """For each number its column in a row of the operators, its argument, and its item there or -1."""
         return tuple(
             (_COLUMNS.index(number.name), argument, n if len(numbers) > 1 else -1)
             for argument, numbers in self.arguments.items()

@@ -30,7 +30,7 @@ _KEY = "_flashoptim_stepped"
 
 
 class _Stepped:
-    """Parameters that were stepped in one outermost call. It lives as long as the call."""
+    """Parameters that were stepped in one outermost call; it lives as long as the call."""
 
     def __init__(self) -> None:
         self.ids: set[int] = set()
@@ -41,7 +41,7 @@ _by_task: weakref.WeakValueDictionary[int, _Stepped] = weakref.WeakValueDictiona
 
 
 class _AtEnd:
-    """Calls a function when the outermost call is over, which drops this."""
+    """Calls a function when the last reference to it is dropped: at the end of the outermost call."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
@@ -61,8 +61,8 @@ def _calls_on(frame: FrameType | None) -> tuple[list[FrameType], bool]:
 
 
 def _outermost(calls: list[FrameType], is_engines: bool) -> dict[str, Any] | None:
-    """The keywords of the outermost call, its own dict; None where it is not known which one it is."""
-    if is_engines or not calls:  # it waits in another thread
+    """The keyword dict of the outermost call; None where that call cannot be told."""
+    if is_engines or not calls:  # the outermost call blocks in another thread
         stacks = [_calls_on(frame) for frame in sys._current_frames().values()]
         others = [found[-1] for found, engines in stacks if found and not engines]
         if len(others) != 1:
@@ -98,7 +98,7 @@ def _stepped_so_far() -> _Stepped | None:
         keywords = _outermost(*_calls_on(sys._getframe(1)))
         if keywords is None:
             return None
-        # Torch has taken the call's keywords over before; nothing else than the frame refers to this dict.
+        # Torch has read the keywords by now; only the frame of the call refers to this dict.
         stepped = _by_task[task] = keywords.setdefault(_KEY, _Stepped())
     return stepped
 
@@ -175,12 +175,12 @@ class _Sum:
                 self.averaged = grad
         self._give(None if self.own is None else self.own.to(self.tensor.dtype))
 
-    def make_room(self) -> None:
-        """Before autograd brings a new gradient: takes the stand-in away, so that nothing is added to it."""
+    def remove_stand_in(self) -> None:
+        """Before autograd adds a new gradient: removes the stand-in, so that nothing is added to it."""
         self.tensor.grad = None
 
     def take(self) -> None:
-        """After it has: adds the new gradient to this rank's sum in fp32."""
+        """After autograd has added a gradient: adds it to this rank's sum in fp32."""
         new = self.tensor.grad
         if new is None:  # another hook has used it up
             self.before = self.averaged = self.own = None
@@ -205,7 +205,7 @@ class _Sum:
         self.before = self.averaged = self.own = None
         self._given = None, 0
         if grad is None and given is not None:
-            return  # somebody has cleared it
+            return  # the gradient was cleared
         is_averaged = grad is not None and (grad is not given or grad._version != version)
         if is_averaged:
             assert grad is not None
@@ -252,7 +252,7 @@ class Fp32Sums:
     def _attach(self, tensor: torch.Tensor) -> _Sum:
         own = _Sum(tensor)
         gradient, tensor.grad = tensor.grad, None
-        tensor.grad_dtype = None  # whichever it has
+        tensor.grad_dtype = None  # any dtype is allowed
         tensor.grad = None if gradient is None else gradient.float()
         requires_grad = tensor.requires_grad
         tensor.requires_grad_(True)  # a frozen one takes no hooks
@@ -267,7 +267,7 @@ class Fp32Sums:
         return own
 
     def _hooks(self, number: int) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
-        # The collector does not see what hooks refer to, and the sums refer to the parameters.
+        # Weak: the garbage collector does not look into hooks, and the sums refer to the parameters.
         to_sums = weakref.ref(self)
 
         @unserializable_hook
@@ -280,7 +280,7 @@ class Fp32Sums:
                 return
             with sums._lock:
                 sums._open()
-                sums._sums[number].make_room()
+                sums._sums[number].remove_stand_in()
 
         def after(tensor: torch.Tensor) -> None:
             sums = to_sums()
@@ -327,7 +327,7 @@ class Fp32Sums:
         return call_at_end(end)
 
     def _almost_end(self) -> None:
-        """Lets DistributedDataParallel do first what it has still to do at the end."""
+        """Queues the end behind what DistributedDataParallel has queued."""
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
     def _end(self) -> None:

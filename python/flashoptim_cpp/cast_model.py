@@ -33,7 +33,7 @@ Layers = Sequence[str | nn.Module]
 
 
 class _Wish(IntEnum):
-    """What is to become of a tensor. The largest of all places where its memory is used holds."""
+    """What happens to a tensor. If its memory is used in several places, the largest wish wins."""
 
     FOLLOW = 0  # stays, unless its memory is that of a tensor that is cast
     CAST = 1
@@ -49,7 +49,7 @@ class _Patterns:
     used: set[int] = field(default_factory=set)
 
     def match(self, names: Sequence[str], modules: Sequence[nn.Module]) -> bool:
-        """Whether one of the names or modules is meant."""
+        """Whether a pattern matches one of the names or modules."""
         found = False
         for n, pattern in enumerate(self.patterns):
             if isinstance(pattern, nn.Module):
@@ -62,7 +62,7 @@ class _Patterns:
         return found
 
     def unused(self) -> list[str]:
-        """What has matched nothing. A misspelt pattern changes what was to stay, or the other way round."""
+        """The patterns that matched nothing: probably misspelt."""
         left = [pattern for n, pattern in enumerate(self.patterns) if n not in self.used]
         return [
             repr(pattern) if isinstance(pattern, str) else f"a {type(pattern).__name__}" for pattern in left
@@ -79,7 +79,7 @@ def _refuse_unused(*options: _Patterns) -> None:
 
 
 def _layers(model: nn.Module, option: str, patterns: Layers | None) -> list[nn.Module]:
-    """The layers that are meant, by any of their names. A misspelt one warns: the authors raise no error."""
+    """The layers that match, by any of their names. A misspelt one warns; the authors' package ignores it."""
     wanted = _Patterns(option, patterns or ())
     found = {
         id(module): module
@@ -138,7 +138,7 @@ def _to_cast(
     chosen = []
     for group in sharing(list(tensors.values())):
         members = [keys[n] for n in group]
-        # What sees one memory as two types would come apart: it stays.
+        # Views of one memory with two dtypes would come apart: they stay.
         is_one_type = len({tensors[key].dtype for key in members}) == 1
         if is_one_type and max(wishes[key] for key in members) is _Wish.CAST:
             chosen += [key for key in members if tensors[key].dtype != dtype]
@@ -206,11 +206,11 @@ def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.d
             _exchange(tensor, value)
 
 
-# What layers in fp32 are given and hand on inside a model of 16 bits
+# Inputs and outputs of layers in fp32 inside a model of 16 bits
 
 
 class _Met:
-    """What was met on the way: a tensor or container given twice is cast once and stays one object."""
+    """Tensors and containers seen so far: one that is given twice is cast once and stays one object."""
 
     def __init__(self) -> None:
         self.tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -220,7 +220,7 @@ class _Met:
 def _cast_floats(value: Any, dtype: torch.dtype, met: _Met | None = None) -> Any:  # noqa: ANN401
     """The value with every floating-point tensor in it cast: in tuples, lists, dicts and dataclasses, nested.
 
-    A container of which nothing is cast is handed on itself. Others are copied: the caller's stay.
+    A container with nothing to cast is returned itself. Others are copied: the caller's stay as they are.
     """
     met = met or _Met()
     if not _has_floats(value, dtype, set()):
@@ -306,8 +306,8 @@ def _widen_inputs(
 
 
 def _recast_outputs(module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401
-    """A forward hook: what the layer hands on has the dtype of the layers behind it."""
-    if not getattr(module, "_flashoptim_recasts", True):  # full_precision(): what follows is fp32, too
+    """A forward hook: the layer's outputs get the dtype of the layers behind it."""
+    if not getattr(module, "_flashoptim_recasts", True):  # full_precision(): the layers behind are fp32, too
         return output
     dtype: Any = module._flashoptim_output_dtype
     return _cast_floats(output, dtype)

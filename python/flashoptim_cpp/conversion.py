@@ -1,7 +1,6 @@
 """Brings the state of a parameter, live or from a state dict, into the storage that its group asks for.
 
-What a state dict holds is read and checked here: what this package, torch.optim and the authors' package
-write, and nothing that no step writes.
+State dicts of this package, torch.optim and the authors' package are read; what no step writes is refused.
 """
 
 import math
@@ -88,7 +87,7 @@ def saved_storage(group: Group) -> Saved:
 
 
 def step_count(value: Any, name: str) -> int:  # noqa: ANN401
-    """A step count as it stands in a state. Integers are exact.
+    """A step count as a state holds it. Integers are exact.
 
     Raises:
         ValueError: if it is not an integer of at least 0 and less than 2^63.
@@ -134,7 +133,7 @@ class Reader:
         self.order, self.layout = self._saved_order()
 
     def _saved_order(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A tensor that lies as the parameter lay when it was saved, and its layout."""
+        """A tensor in the memory order that the parameter had when it was saved, and its layout."""
         name, local = self.parameter.name, self.parameter.local
         shape = tuple(local.shape)
         if STRIDES in self.raw:
@@ -327,7 +326,7 @@ class Reader:
 
 
 def _is_raw(state: State, rule: Rule) -> bool:
-    """Whether somebody put a state there in the form of a state dict."""
+    """Whether this state has the form of a state dict: it was put there from outside."""
     correction = state.get(CORRECTION)
     return (isinstance(correction, torch.Tensor) and correction.is_floating_point()) or any(
         moment.name + QUANTIZED in state or isinstance(state.get(moment.name), torch.Tensor)
@@ -409,7 +408,7 @@ def _fitting_correction(parameter: Parameter, state: State, plan: Plan) -> torch
     parameter.stored_as = now
     if now.bits not in CORRECTION_DTYPES:
         return None
-    if correction is None or correction.numel() == 0:  # of no rows there is no correction
+    if correction is None or correction.numel() == 0:  # a part without rows
         dtype = CORRECTION_DTYPES[now.bits]
         return torch.zeros_like(parameter.local, dtype=dtype, requires_grad=False)
     return ordered(correction, parameter.local)
@@ -449,7 +448,7 @@ def restore(
     for n, traits in enumerate(rule.moments):
         name, moment = traits.name, reader.moment(n)
         if moment is not None:
-            # A buffer that only a step without gradients has made is as good as none.
+            # A buffer that only a step without gradients has made counts as none.
             is_filled = "step" not in raw or steps > 0 or bool(moment.codes.any())
             moment.unfilled_at = -1 if is_filled else steps
             state[name] = _fitting(moment, parameter, plan)

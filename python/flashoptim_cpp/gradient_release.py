@@ -69,7 +69,7 @@ def _refuse_second_step(optimizer: FlashOptimizer, parameter: torch.Tensor) -> N
 
 
 def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torch.Tensor], None]:
-    # The collector does not see what hooks refer to, and the optimizer refers to the parameters.
+    # Weak: the garbage collector does not look into hooks, and the optimizer refers to the parameters.
     to_optimizer = weakref.ref(optimizer)
     is_first = True
 
@@ -148,7 +148,7 @@ def _refuse_replicas(parameters: set[torch.Tensor]) -> None:
     """Each rank would step with its own gradients alone."""
     if not _is_replicated(parameters):
         return
-    gc.collect()  # one that was dropped
+    gc.collect()  # it may be garbage
     if _is_replicated(parameters):
         raise TypeError(_NO_REPLICAS)
 

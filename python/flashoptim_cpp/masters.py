@@ -153,7 +153,7 @@ def _wide_copies(
             wide = torch.float32 if dtype in _NARROW else dtype
             for n, copied in zip(numbers, copies([members[n] for n in numbers], wide), strict=True):
                 made[n] = copied
-        for n in reversed(owners):  # the first one's bits hold
+        for n in reversed(owners):  # the first one wins
             made[n].copy_(_master_of(states, members[n]))
         yield group, made
 
@@ -234,7 +234,7 @@ def _write_masters(states: States, values: dict[torch.Tensor, torch.Tensor]) -> 
 
 
 class IncompatibleKeys(NamedTuple):
-    """What did not fit, as torch's load_state_dict says it."""
+    """What did not fit, as torch's load_state_dict returns it."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -245,7 +245,7 @@ def _is_extra(name: str) -> bool:
 
 
 def _window(tensor: torch.Tensor) -> tuple[object, ...] | None:
-    """The memory that a tensor shows, by which an entry of a state dict is known; None if it has none."""
+    """Identifies the memory of a tensor or of an entry of a state dict; None without memory."""
     local = local_of(tensor) if is_sharded(tensor) else tensor
     if not is_plain(local) or local.numel() == 0 or local.device.type == "meta":
         return None
@@ -353,7 +353,7 @@ def _without_prefix(
     given: Mapping[str, Any],
     known: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """The entries under the model's own names, where they have those of its wrapper (`module.`)."""
+    """The entries under the model's own names, without the prefix of its wrapper (`module.`)."""
     prefixes = [f"{path}." for path, module in wrapper.named_modules() if module is model and path]
     prefixes += [f"{path}." for path, module in model.named_modules() if path == "_orig_mod"]
     result = {}
@@ -410,7 +410,7 @@ def _part(name: str, value: Any, tensor: torch.Tensor) -> torch.Tensor:  # noqa:
         raise ValueError(
             f"{name} has no memory yet; make the model's weights (to_empty, a first forward) before"
         )
-    # Weights that are never narrow (float64, integers) go round in their own dtype.
+    # Weights that are never narrow (float64, integers) keep their own dtype.
     allowed = (torch.float32,) if tensor.dtype in (*_NARROW, torch.float32) else (torch.float32, tensor.dtype)
     if isinstance(tensor, torch.nn.Parameter) and value.dtype not in allowed:
         raise ValueError(f"Expected fp32 value for '{name}', got {value.dtype}.")

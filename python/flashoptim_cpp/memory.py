@@ -34,7 +34,7 @@ def has_several_parts(tensor: torch.Tensor) -> bool:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is a window onto memory: not made of other tensors, sparse, or not yet made."""
+    """Whether the tensor is a view of memory: not made of other tensors, sparse, or not yet made."""
     if is_lazy(tensor) or is_wrapper(tensor):
         return False
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
@@ -54,7 +54,7 @@ def has_memory(tensor: torch.Tensor) -> bool:
 
 
 def _extent(tensor: torch.Tensor, number: int) -> _Extent:
-    """A tensor without memory of its own (meta, fake) lies in the storage that it says it has."""
+    """Where a tensor lies. One without memory (meta, fake) lies in a space of its own, its storage."""
     storage = tensor.untyped_storage()
     has_memory = storage.device.type != "meta"
     space = (tensor.device,) if has_memory else (tensor.device, storage._cdata)
@@ -124,7 +124,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 def _laid_out(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], list[_Extent]]:
-    """By object those that are only objects (empty, not plain), and the extents of the others."""
+    """Tensors without an extent (empty, not plain), grouped by object, and the extents of the others."""
     alone: dict[int, list[int]] = {}
     extents = []
     for n, tensor in enumerate(tensors):

@@ -158,7 +158,7 @@ class Layout(NamedTuple):
     is_vector: int
 
     def has_scales_in_rows(self, storage: Storage) -> bool:
-        """Whether no group runs over the end of a row."""
+        """Whether each group lies within one row."""
         return storage == Storage.NATIVE or (self.whole_row_length % GROUP == 0 and not self.is_vector)
 
     def groups(self, storage: Storage) -> int:
@@ -175,7 +175,7 @@ class Layout(NamedTuple):
         return _scales_shape(shape, rows, _groups_in(self.whole_row_length))
 
     def cut(self, scales: torch.Tensor) -> torch.Tensor:
-        """The part's rows and columns of the scales of the whole, in rows; all of them if they are none."""
+        """The part's rows and columns of the whole's scales; all of them if they are in no rows."""
         per_row, first = _groups_in(self.whole_row_length), self.column // GROUP
         if scales.numel() % per_row != 0:
             return scales

@@ -19,7 +19,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Board:
-    """Counters in a GPU's memory for several tables, and how they stood when the host saw them last."""
+    """Counters in a GPU's memory for several tables, and the host's last copy of them."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         self.device = device
@@ -67,7 +67,7 @@ class Board:
         self._arrival = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
 
     def received(self, waits: bool = False) -> list[tuple[Counter, list[int] | None, bool]]:
-        """What is new in a copy that has arrived.
+        """What a copy that has arrived says anew.
 
         Of each table: what it has counted since (None: nothing), and whether it took a turn.
         """
@@ -92,7 +92,7 @@ class Board:
         return found
 
     def _let_go(self) -> None:
-        """Of counters whose last counts have arrived."""
+        """Drops unused counters whose last counts have arrived."""
         left = [c for c in self.counters if c.is_left and self._turns_of_coming.get(c) == c.turns]
         for counter in left:
             self.counters.remove(counter)
@@ -128,7 +128,7 @@ class BadElements:
         return cast(Counter, self._boards[-1].counter(parameters))
 
     def forget(self, parameter: Parameter | None) -> None:
-        """Lets go of a parameter that the optimizer has no more."""
+        """Drops a parameter that has left the optimizer."""
         if parameter is not None:
             self._streaks.pop(parameter, None)
 
@@ -185,7 +185,7 @@ class BadElements:
             self._receive(board, waits=True)
 
     def leave(self, counter: Counter) -> None:
-        """Takes over, once it has arrived, what was counted there: its list is stepped no more."""
+        """Takes over the last counts, once they have arrived, of a list that will not be stepped again."""
         counter.is_left = True
         for board in self._boards:
             if counter in board:
@@ -197,8 +197,8 @@ class BadElements:
                 self._streaks.pop(parameter, None)
 
     def add(self, counter: Counter, counts: list[int]) -> None:
-        """Adds the counts of one step, and warns where there was one too many in a row."""
-        tired = []
+        """Adds the counts of one step, and warns after several bad steps in a row."""
+        streaks = []
         for parameter, count in zip(counter.parameters, counts, strict=True):
             parameter.bad_elements += count
             if count == 0:
@@ -206,11 +206,11 @@ class BadElements:
                 continue
             self._streaks[parameter] = self._streaks.get(parameter, 0) + 1
             if self._streaks[parameter] == _STREAK:
-                tired.append(parameter.name)
-        if tired:
+                streaks.append(parameter.name)
+        if streaks:
             warnings.warn(
                 f"gradients were NaN, infinite or at least 2^48 in {_STREAK} steps in a row and skipped: "
-                f"{listed(tired)}; lower the learning rate or the loss scale",
+                f"{listed(streaks)}; lower the learning rate or the loss scale",
                 stacklevel=2,
             )
 

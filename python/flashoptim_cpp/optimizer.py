@@ -22,7 +22,7 @@ from .table import Factors, check_learning_rates, judge, largest_weight
 
 Bits = Literal[16, 24, 32] | None
 NonFinite = Literal["skip_element", "skip_step", "error"]
-# 24 and True, and known not to be the caller's wish.
+# 24 and True, told apart from those that the caller gives.
 DEFAULT_BITS = cast(Bits, Default(24))
 DEFAULT_FUSED = cast(bool, DefaultFlag(True))
 # Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
@@ -34,7 +34,7 @@ class FlashOptimizer(StatefulOptimizer):
 
     This class is the common part of :class:`FlashSGD`, :class:`FlashSGDW`, :class:`FlashAdam`,
     :class:`FlashAdamW` and :class:`FlashLion`. Every argument but `params`, `compress_state_dict` and
-    `check_numerics` may also stand in a parameter group.
+    `check_numerics` may also be given per parameter group.
 
     Args:
         params: parameters, (name, parameter) pairs or parameter groups.
@@ -274,8 +274,7 @@ class FlashOptimizer(StatefulOptimizer):
     def grad_norm(self) -> torch.Tensor:
         """The Euclidean norm of all gradients (float64, 0-dimensional); bad elements are left out.
 
-        It lies on the parameters' device, and on the CPU where they lie on several of which that is one. A
-        collective where parameters are sharded.
+        It lies on the parameters' device, or on the CPU if some of them do. A collective if one is sharded.
         """
         return states_of(self).grad_norm()
 

@@ -45,7 +45,7 @@ class DefaultFlag(Default):
 
 
 def _check_flag(value: Any, name: str) -> None:  # noqa: ANN401
-    """Refuses what is no choice of yes or no; 0 and 1, and NumPy's, are."""
+    """Refuses what is not True, False, 0 or 1, NumPy's included; None too, where it means nothing."""
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
         return
     if isinstance(value, Integral) and value in (0, 1):

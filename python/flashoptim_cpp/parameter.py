@@ -1,6 +1,6 @@
 """A parameter as the optimizer sees it: how its weight is stored, what its state holds, which buffers it has.
 
-A correction stays whatever anybody writes to its weight. A stale one moves the full-precision weight by at
+A correction stays when its weight is written to. A stale one moves the full-precision weight by at
 most half a unit in the last place of the stored weight.
 """
 

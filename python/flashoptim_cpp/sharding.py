@@ -156,7 +156,7 @@ def notice_dtypes(model: torch.nn.Module) -> None:
                 shard.reset_sharded_param()
                 shard.__dict__.pop("_unsharded_param", None)
                 shard.all_gather_outputs = []
-            if hasattr(group.comm_ctx, "device_handle"):  # else the first forward does
+            if hasattr(group.comm_ctx, "device_handle"):  # otherwise the first forward does
                 group._init_mp_dtypes()
 
 
@@ -177,7 +177,7 @@ def _restore(thing: object, names: tuple[str, ...], kept: dict[str, Any]) -> Non
 
 
 def _take(shard: Any, exchange: Exchange) -> None:  # noqa: ANN401
-    """Lets FSDP2's view of one parameter be that of another one; it is gathered in the dtype that it has."""
+    """Puts another parameter into FSDP2's view of one; it is gathered in its own dtype."""
     shard.sharded_param = exchange.get(shard.sharded_param, shard.sharded_param)
     shard.orig_dtype, shard.param_dtype, shard.all_gather_outputs = shard.sharded_param.dtype, None, []
     shard.__dict__.pop("_unsharded_param", None)

@@ -1,4 +1,4 @@
-"""State dicts: what is written, and how one is taken in whole or not at all."""
+"""State dicts: writing one, and loading one completely or not at all."""
 
 import copy
 import warnings
@@ -95,7 +95,7 @@ def _saved_state(
 ) -> State:
     """What a state dict holds of a parameter. Tensors are the optimizer's own, not copies."""
     step = state["step"]
-    # torch.optim keeps counts on the CPU, and brings them to the weights itself where it wants them there.
+    # torch.optim keeps counts on the CPU and moves them to the weights itself where needed.
     saved: State = {"step": step if compress else step.to("cpu", torch.float32)}
     for name, value in state.items():
         if isinstance(value, Moment):
@@ -318,11 +318,11 @@ def _apply(
     # In place: hooks and schedulers keep their groups.
     for group, changed in zip(states.groups, merged, strict=True):
         lr = group["lr"]
-        if isinstance(lr, torch.Tensor):  # graphs that were captured with it go on reading it
+        if isinstance(lr, torch.Tensor):  # CUDA graphs that were captured with it read this tensor
             changed["lr"] = lr.fill_(float(changed["lr"]))
         group.clear()
         group.update(changed)
-    # In place, too: whatever wraps the optimizer has this very mapping.
+    # In place, too: wrappers of the optimizer refer to this mapping.
     states.state.clear()
     states.state.update(restored)
     states.forget()

@@ -34,8 +34,8 @@ _ABSENT: Any = object()
 class Clipping:
     """The coefficient of the gradients whose norm it was made from.
 
-    `zero_grad()` of the optimizer takes it back. That of the model, or `p.grad = None`, is not told to an
-    optimizer: so the coefficient is gone, too, when all of those gradients are.
+    `zero_grad()` of the optimizer drops it. An optimizer does not see that of the model, or `p.grad = None`:
+    so the coefficient is dropped, too, when all of its gradients are gone.
     """
 
     def __init__(self, coefficient: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
@@ -43,14 +43,14 @@ class Clipping:
         self._gradients = [TensorWeakRef(gradient) for gradient in gradients]
 
     def coefficient(self) -> torch.Tensor | None:
-        """The coefficient while one of the gradients is left."""
+        """The coefficient; None when all of its gradients are gone."""
         while self._gradients and self._gradients[-1]() is None:
             self._gradients.pop()
         return self._coefficient if self._gradients else None
 
 
 class Places:
-    """Where each parameter stands in the groups.
+    """The place of each parameter in the groups.
 
     Anybody may change the lists of the groups, or the list of groups, between two calls. So what is kept here
     is compared with them: wholly by `follow`, and in one place by `find`.
@@ -84,7 +84,7 @@ class Places:
         return True
 
     def find(self, tensor: torch.Tensor, groups: list[Group]) -> Group | None:
-        """The group of a parameter; None where it stood when `follow` was called, and stands no more."""
+        """The group of a parameter; None if it is not where `follow` found it."""
         g, n = self._places.get(tensor, (len(groups), 0))
         if g >= len(groups):
             return None
@@ -92,7 +92,7 @@ class Places:
         return groups[g] if n < len(members) and members[n] is tensor else None
 
     def key(self, tensor: torch.Tensor, groups: list[Group]) -> str | int:
-        """The name of a parameter that `find` finds, or its number over all groups.
+        """The name of a parameter of the groups, or its number over all of them.
 
         Names that are not as many as the parameters are not theirs any more.
         """
@@ -112,9 +112,7 @@ class Kept:
 
     places: Places = field(default_factory=Places)
     parameters: dict[torch.Tensor, Parameter] = field(default_factory=dict)
-    departed: dict[torch.Tensor, None] = field(
-        default_factory=dict
-    )  # in no group any more, but still with a state
+    departed: dict[torch.Tensor, None] = field(default_factory=dict)  # in no group, but with a state
     # What the corrections of a copied or loaded optimizer belong to.
     storages: dict[torch.Tensor, WeightStorage] = field(default_factory=dict)
     tables: dict[tuple[int, ...], list[Table]] = field(default_factory=dict)
@@ -132,7 +130,7 @@ class Kept:
     opt_called: Any = _ABSENT
 
     def clip_coefficient(self) -> torch.Tensor | None:
-        """That of the gradients which are there."""
+        """The clip coefficient of the current gradients, if there is one."""
         return None if self.clipping is None else self.clipping.coefficient()
 
 
@@ -198,7 +196,7 @@ class States:
                 yield tensor, group
 
     def follow_groups(self) -> None:
-        """Lets go of what belonged to parameters that are in no group any more and have no state."""
+        """Updates places; drops what belonged to parameters that are in no group and have no state."""
         if self.kept.places.follow(self.groups):
             self._drop_tables(list(self.kept.tables))
             self.kept.departed.clear()
@@ -235,7 +233,7 @@ class States:
     # Parameters and their states
 
     def look_at(self, tensor: torch.Tensor) -> Parameter:
-        """The parameter as it is now; it is not yet kept if it is new."""
+        """The parameter as it is now; a new one is not registered yet."""
         name = self.name_of(tensor)
         parameter = self.kept.parameters.get(tensor)
         if parameter is None or (parameter.is_reshaped() and not self.state.get(tensor)):
@@ -269,7 +267,7 @@ class States:
         return self.kept.storages | {t: s for t, s in known.items() if s is not None and t in self.state}
 
     def forget(self) -> None:
-        """After the states were exchanged."""
+        """Drops what was derived from the states, after others were loaded."""
         self._drop_tables(list(self.kept.tables))
         self.kept.storages.clear()
         for parameter in self.kept.parameters.values():
@@ -290,16 +288,14 @@ class States:
                 self._drop_old_sets()
             tables = self.kept.tables[key] = self._make_tables(tensors, groups)
         elif len(key) > 1 and len(self.kept.tables) > 1:
-            self.kept.tables[key] = self.kept.tables.pop(
-                key
-            )  # the set that was not used for longest goes first
+            self.kept.tables[key] = self.kept.tables.pop(key)  # the least recently used set is dropped first
         for table in tables:
             if table.is_captured() and table not in self.kept.captured:
                 self.kept.captured.append(table)
         return tables
 
     def _refuse_new_table(self, tensors: list[torch.Tensor]) -> None:
-        """A graph would make states, and set counters to 0, anew at every replay."""
+        """A graph would create states and reset counters at every replay."""
         bare = [tensor for tensor in tensors if not self.state.get(tensor)]
         what = "states, or which parameters have a gradient, have changed since the last step"
         if bare:
@@ -309,11 +305,11 @@ class States:
     def _drop_tables(self, keys: list[tuple[int, ...]]) -> None:
         for key in keys:
             for table in self.kept.tables.pop(key, ()):
-                if table not in self.kept.captured:  # a graph that is replayed goes on counting
+                if table not in self.kept.captured:  # replays of its graph count on
                     self.kept.bad.leave(table.counter)
 
     def _drop_old_sets(self) -> None:
-        """Makes room for another set of parameters, and drops states that the parameters have no more."""
+        """Makes room for another set of parameters, and drops tables of states that were replaced."""
         self._drop_tables(
             [
                 key

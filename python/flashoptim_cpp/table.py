@@ -52,7 +52,7 @@ def refusal_of(gradient: torch.Tensor, parameter: Parameter) -> Exception | None
 
 
 def refuse_several_parts(gradients: list[torch.Tensor], parameters: list[Parameter]) -> None:
-    """A step with such a gradient would be several, and nothing would say so."""
+    """Refuses gradients of several tensors: a step would silently be made of several."""
     for gradient, parameter in zip(gradients, parameters, strict=True):
         if isinstance(gradient, torch.Tensor) and has_several_parts(gradient):
             kind = type(gradient).__name__
@@ -111,7 +111,7 @@ class Table:
         self._pointers = [weight.data_ptr() for weight in self.weights]
         self._dtypes = [weight.dtype for weight in self.weights]
         self._contents = _contents(states)
-        # So that no identity is given to another object.
+        # Kept alive, so that no identity is reused for another object.
         self._held = [tuple(state.values()) for state in states]
         self._gather_buffers()
         self.rows = torch.tensor(self._rows(), dtype=torch.int64, device="cpu")
@@ -175,7 +175,7 @@ class Table:
         return all(map(is_, map(state.get, self.tensors), self.states))
 
     def is_current(self, state: dict[torch.Tensor, Any]) -> bool:
-        """Whether weights and states still lie where they did, and are still to be stored in the same way."""
+        """Whether weights and states are where they were, and are still to be stored in the same way."""
         weights = [local_of(tensor) for tensor in self.tensors] if self.is_sharded else self.tensors
         if [weight.data_ptr() for weight in weights] != self._pointers:
             return False
@@ -252,7 +252,7 @@ class Table:
         return refusal or error
 
     def check(self, gradients: list[torch.Tensor]) -> None:
-        """Refuses what a step would, where another table must not step before that is known.
+        """Refuses what a step would refuse, before another table steps.
 
         Raises:
             ValueError: for options out of range and a gradient of another device, dtype or shape.
@@ -403,7 +403,7 @@ def _verdict_on_gpu(
     if shared:
         all_reduce_max(verdict, shared)
     found = verdict
-    if found_inf is not None:  # GradScaler skips the step itself, and its bad elements are not ours
+    if found_inf is not None:  # GradScaler skips the step itself and counts for itself
         given = (found_inf.reshape(()) != 0).to(verdict.device, torch.float32, non_blocking=True)
         found, verdict = verdict.maximum(given), verdict * (1.0 - given)
     for table, counts in zip(tables, counted, strict=True):
