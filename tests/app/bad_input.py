@@ -1,4 +1,5 @@
-"""One bad input of the command: what is typed, what lies in the folder around it, and what a refusal of it must look like."""
+"""One bad input of the command: what is typed, what lies in the folder around it, and what a
+refusal of it must look like."""
 
 from __future__ import annotations
 
@@ -14,15 +15,17 @@ from command import TINY
 
 Argument = str | bytes
 NOBODY = 65534
-# What tells a user what to do now stands behind a semicolon or a colon and has one of these words.
+# A remedy follows a semicolon or a colon and has one of these words.
 REMEDY = re.compile(
-    r"[;:?] .*(\b(allow|ask|bring|change|check|choose|close|convert|copy|decompress|delete|fetch|free|give|install|keep|leave|let|"
-    r"lower|make|move|must|name|put|raise|read|remove|rename|reduce|repeat|replace|restore|resume|run|send|set|shorten|split|"
+    r"[;:?] .*(\b(allow|ask|bring|change|check|choose|close|convert|copy|decompress|delete|fetch|free|give|"
+    r"install|keep|leave|let|lower|make|move|must|name|put|raise|read|remove|rename|reduce|repeat|replace|"
+    r"restore|resume|run|send|set|shorten|split|"
     r"start|stop|switch|take|train|try|unpack|unset|use|wait|write)\b|--help)"
 )
 
 
-# What the command says of itself before it refuses: that a damaged checkpoint was passed over, that options have changed.
+# What the command says of itself before it refuses: that a damaged checkpoint was passed
+# over, that options have changed.
 NOTE = re.compile(r"[a-z0-9 ]+: note: .*\n")
 
 
@@ -69,7 +72,8 @@ class Result:
 
 
 def train(name: str, *arguments: Argument, names: tuple[str, ...], **more: object) -> Case:
-    """A run of one step on good data, with these arguments behind: of an option given twice the last counts."""
+    """A run of one step on good data, with these arguments behind: of an option
+    given twice the last counts."""
     typed = ("train", "--data", "text.txt", *map(str, TINY), "--steps", "1", *arguments)
     return Case(f"train-{name}", typed, names, **more)  # type: ignore[arg-type]
 
@@ -143,7 +147,8 @@ def fifo(name: str) -> Maker:
 
 
 def node(name: str, kind: int, bits: int = 0) -> Maker:
-    """A socket (kind S_IFSOCK) or a device of its own, so that the machine's cannot be harmed; `bits` is its number."""
+    """A socket (kind S_IFSOCK) or a device of its own, so that the machine's cannot be
+    harmed; `bits` is its number."""
 
     def make(world: World) -> None:
         try:
@@ -165,7 +170,8 @@ def null(name: str) -> Maker:
 
 
 def finished(name: str, to: str = "out") -> Maker:
-    """A copy of a finished run ("run"), a comparison ("comparison") or a checkpoint's folder below one of them."""
+    """A copy of a finished run ("run"), a comparison ("comparison") or a
+    checkpoint's folder below one of them."""
 
     def make(world: World) -> None:
         (world.folder / to).parent.mkdir(parents=True, exist_ok=True)

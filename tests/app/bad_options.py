@@ -1,11 +1,13 @@
-"""Bad inputs: options of the wrong type, beyond their range, empty, unknown, misspelt, or against each other."""
+"""Bad inputs: options of the wrong type, beyond their range, empty, unknown,
+misspelt, or against each other."""
 
 from __future__ import annotations
 
 from bad_input import Case, bench, compare, train
 from command import TINY
 
-# What is no whole number, or none that a machine holds; the value saturates or wraps where it is read carelessly.
+# What is no whole number, or none that a machine holds; the value saturates or wraps
+# where it is read carelessly.
 NO_INTEGER = {
     "word": "abc",
     "empty": "",
@@ -115,7 +117,8 @@ def integers() -> list[Case]:
         train(f"{option[2:]}-{kind}", *typed(option, value), names=(name,))
         for option, name in INTEGERS.items()
         for kind, value in NO_INTEGER.items()
-        # Every option with every kind would be 250 cases of one reader of numbers: three options take all kinds, the others these.
+        # Every option with every kind would be 250 cases of one reader of numbers: three options take
+        # all kinds, the others these.
         if option in ("--steps", "--seed", "--threads")
         or kind in ("word", "empty", "fraction", "trailing-text", "beyond-64-bits", "2-to-64")
     ]

@@ -1,4 +1,5 @@
-"""What the tests of the flashoptim command share: starting it, runs of seconds, what a refusal looks like, what a run left behind."""
+"""Helpers of the tests of the flashoptim command: starting it, short runs, checks of
+refusals and of what a run left."""
 
 from __future__ import annotations
 

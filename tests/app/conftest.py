@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Whoever starts the tests in the background or by nohup has the signals ignored that they send, and a command inherits that.
+# Whoever starts the tests in the background or by nohup has the signals ignored that they send,
+# and a command inherits that.
 for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -1,4 +1,5 @@
-// What exceptions become that this program did not throw on purpose. If these fail, a user reads a library's text without a remedy.
+// Messages of exceptions that come from other libraries. If these fail, a user reads a
+// library's text without a remedy.
 #include "failure.h"
 
 #include <c10/util/Exception.h>

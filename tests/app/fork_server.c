@@ -1,9 +1,11 @@
-// Makes hundreds of starts of one program cost what one costs: loaded before it (LD_PRELOAD), this takes the place of its main(),
-// and for each request forks a child that calls the real one. LibTorch is then loaded once. Serves tests alone.
+// A fork server that makes hundreds of starts of one program cost as much as one. It is loaded before the
+// program (LD_PRELOAD) and replaces its main(). For each request it forks a child that calls the real main(),
+// so LibTorch is loaded once. For tests only.
 //
-// A request is one message on the socket FORK_SERVER_SOCKET: the user ("0": as the server) and the arguments, each ended by a
-// zero byte, with five descriptors: standard input, output and error of the child, its folder, and the socket of the answer. The
-// answer is the child's process group, then its status as waitpid() says it, each an int.
+// A request is one message on the socket FORK_SERVER_SOCKET: the user ("0": as the server) and the
+// arguments, each ended by a zero byte. It carries five descriptors: standard input, output and error of
+// the child, its folder, and the socket of the answer. The answer is two ints: the child's process group,
+// then its status from waitpid().
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <grp.h>

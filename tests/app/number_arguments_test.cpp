@@ -1,5 +1,6 @@
-// Every option of every subcommand that takes a number, with every text that is none. If these fail, a run is made with another
-// number than was typed: CLI11 alone wraps --seed=-1, saturates at 2^63 and takes 010 for 8.
+// Every option of every subcommand that takes a number, with every text that is none. If these
+// fail, a run is made with another number than was typed: CLI11 alone wraps --seed=-1, saturates
+// at 2^63 and takes 010 for 8.
 #include "number_arguments.h"
 
 #include <gtest/gtest.h>

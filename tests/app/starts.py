@@ -1,4 +1,5 @@
-"""Starting the command very often: a server that forks it once it is loaded, or a process of its own where the case asks for one."""
+"""Starting the command very often: a server that forks it once it is loaded, or a process of its own
+where the case asks for one."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Streams:
 
 
 def confine(process: int) -> None:
-    """What a bad input may cost this machine: a command that asks for all of its memory gets some, and is the first to be ended."""
+    """What a bad input may cost this machine: a command that asks for all of its memory gets some,
+    and is the first to be ended."""
     Path(f"/proc/{process}/oom_score_adj").write_text("1000")
     if not SANITIZED:  # sanitizers reserve more than any machine has
         resource.prlimit(process, resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
@@ -57,7 +59,8 @@ class ForkServer:
     def run(
         self, arguments: Sequence[str | bytes], streams: Streams, user: int, seconds: float
     ) -> int | None:
-        """As subprocess.run: the exit code, minus the signal that ended it, or None where it was killed for taking too long."""
+        """As subprocess.run: the exit code, minus the signal that ended it, or None where it was
+        killed for taking too long."""
         text = b"".join(os.fsencode(part) + b"\0" for part in (str(user), *arguments))
         ours, theirs = socket.socketpair()
         folder = os.open(streams.folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,5 +1,5 @@
-"""The whole list of bad inputs of the command: each is refused by one line that names the thing and the remedy, and nothing that lies
-there is changed.
+"""The whole list of bad inputs of the command: each is refused by one line that names the thing and the
+remedy, and nothing that lies there is changed.
 
 What a user loses if these fail: data, runs and evenings, by a slip of the fingers.
 """
@@ -47,14 +47,16 @@ class Runner:
         self.results: dict[str, Future[Result]] = {}
 
     def make_runs(self) -> subprocess.Popen[bytes]:
-        """A run and a comparison that are finished, and a run that goes on, held in the middle so that nothing moves."""
+        """A run and a comparison that are finished, and a run that goes on, held in the
+        middle so that nothing moves."""
         shape = ["--data", "text.txt", *map(str, TINY)]
         for own in (
             ["train", *shape, "--steps=1", "--out=run"],
             ["compare", *shape, "--steps=1", "--formats=native", "--no-plot", "--out=comparison"],
         ):
             subprocess.run([COMMAND, *own], cwd=self.finished, check=True, capture_output=True)
-        # The kernel wakes what is held and has lost its parent: it would train for ever where this test is killed.
+        # The kernel wakes what is held and has lost its parent: it would train for
+        # ever where this test is killed.
         with_parent = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         command = [*with_parent, str(COMMAND), "train", *shape, "--steps=1000000", "--out=live"]
         live = subprocess.Popen(

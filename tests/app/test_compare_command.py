@@ -50,7 +50,8 @@ def test_comparison_has_every_run_and_halves_memory_and_checkpoint(text: Path, t
     ]
     by_name = {(r["format"], r["gradient_release"]): r for r in runs}
     total = {key: r["bytes_per_parameter"]["total"] for key, r in by_name.items()}
-    # 16 bytes: fp32 weight, gradient and two moments. 7.125 and 5.125 in native, and a little for what stays in fp32 (norms).
+    # 16 bytes: fp32 weight, gradient and two moments. 7.125 and 5.125 in native, and a little
+    # for what stays in fp32 (norms).
     assert total["fp32", False] == 16.0
     assert total["fp32", True] == 12.0
     assert total["native", False] <= 7.2

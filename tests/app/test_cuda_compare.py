@@ -1,4 +1,5 @@
-"""How the benchmark on a GPU goes on where a contestant ends its process. The processes here are made up: they need no GPU."""
+"""How the benchmark on a GPU goes on where a contestant ends its process. The processes here
+are made up: they need no GPU."""
 
 import json
 import sys

@@ -1,7 +1,9 @@
-"""Data as the flashoptim command gets it: what is no data, data that is changed while a run reads it, resuming with other data.
+"""Data as the flashoptim command gets it: what is no data, data that is changed while a run
+reads it, resuming with other data.
 
-What a user loses if these fail: a run that hangs or dies without a word, or a model that was trained on something else. The kinds
-of files are walked in tests/trainer/data_*_test.cpp and in bad_data.py; here is what needs more than a refused process.
+What a user loses if these fail: a run that hangs or dies without a word, or a model that was trained on
+something else. The kinds of files are walked in tests/trainer/data_*_test.cpp and in bad_data.py; here is
+what needs more than a refused process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the check on a GPU goes on with where a part of it fails. All its tools are stand-ins here: it needs no GPU.
+"""What the check on a GPU goes on with where a part of it fails. All its tools are
+stand-ins here: it needs no GPU.
 
 If these fail, one broken part costs the only run on a machine that was hard to get."""
 

@@ -1,4 +1,5 @@
-"""What the command says, and where: unknown options, names that would break a line, closed descriptors, results files.
+"""What the command says, and where: unknown options, names that would break a line,
+closed descriptors, results files.
 
 What a user loses if these fail: the remedy, or a file that was read or written by the same run.
 """

@@ -1,7 +1,9 @@
-"""Numbers, memory, threads and environment of the flashoptim command: what cannot be is refused before anything is made.
+"""Numbers, memory, threads and environment of the flashoptim command: what cannot be is
+refused before anything is made.
 
-What a user loses if these fail: a crash hours into a run, or a run of other numbers than they typed. Every option with every
-text that is no number: number_arguments_test.cpp; the bounds: limits_test.cpp of the trainer.
+What a user loses if these fail: a crash hours into a run, or a run of other numbers than they typed.
+Every option with every text that is no number: number_arguments_test.cpp; the bounds:
+limits_test.cpp of the trainer.
 """
 
 from __future__ import annotations

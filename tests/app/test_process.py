@@ -1,6 +1,7 @@
 """The processes of the command: what ends them, what they end, and what is refused before any of them trains.
 
-What a user loses if these fail: a machine that trains on for nobody, or the runs before one that could have been refused.
+What a user loses if these fail: a machine that trains on for nobody, or the runs before
+one that could have been refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The folder of a run as processes leave it that were killed. A few points of the sweep in kill_sweep.py, which takes all of them.
+"""The folder of a run as processes leave it that were killed. A few points of the sweep in
+kill_sweep.py, which takes all of them.
 
 What a user loses if these fail: a run, or the one that it was to replace.
 """

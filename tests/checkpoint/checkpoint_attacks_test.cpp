@@ -1,4 +1,5 @@
-// Damaged, incomplete and foreign checkpoint folders: each is refused with one line that names the file and the fault.
+// Damaged, incomplete and foreign checkpoint folders: each is refused with one line that
+// names the file and the fault.
 #include <gtest/gtest.h>
 
 #include "support.h"
@@ -84,7 +85,8 @@ TEST_F(CheckpointAttacks, TheChecksumCanBeTrusted) {
     EXPECT_EQ(read_as<std::int32_t>(file, "layer.weight").back(), (1 << 24) + 5);
 }
 
-// Every byte of the table of contents replaced by some others: refused, or the same checkpoint (white space, the case of a checksum's digits).
+// Every byte of the table of contents replaced by some others: refused, or the same checkpoint (white space,
+// the case of a checksum's digits).
 TEST_F(CheckpointAttacks, EveryByteOfTheTableReplaced) {
     const fs::path table = ckpt_ / "checkpoint.json";
     const std::string content = read_raw(table);
@@ -126,24 +128,31 @@ TEST_F(CheckpointAttacks, MalformedTable) {
         {R"({"format":"flashoptim-checkpoint","version":1,"files":{}})", "does not list metadata.json"},
         {R"({"format":"flashoptim-checkpoint","version":1,"version":1,"files":{}})",
          "has the key \"version\" twice"},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"/etc/x.safetensors":{"bytes":1,"crc32":"00000000"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,)"
+         R"("files":{"/etc/x.safetensors":{"bytes":1,"crc32":"00000000"}}})",
          "invalid entry \"/etc/x.safetensors\""},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"../x.safetensors":{"bytes":1,"crc32":"00000000"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,)"
+         R"("files":{"../x.safetensors":{"bytes":1,"crc32":"00000000"}}})",
          "invalid entry"},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"x\u0000.safetensors":{"bytes":1,"crc32":"00000000"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,)"
+         R"("files":{"x\u0000.safetensors":{"bytes":1,"crc32":"00000000"}}})",
          "invalid entry \"x?.safetensors\""},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"run.sh":{"bytes":1,"crc32":"00000000"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"run.sh":{"bytes":1,)"
+         R"("crc32":"00000000"}}})",
          "invalid entry"},
         {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":7}})", "invalid entry"},
         {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":{"crc32":"00000000"}}})",
          "invalid entry"},
         {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":{"bytes":1}}})",
          "invalid entry"},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":{"bytes":-1,"crc32":"00000000"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,)"
+         R"("files":{"metadata.json":{"bytes":-1,"crc32":"00000000"}}})",
          "invalid entry"},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":{"bytes":1,"crc32":"0000000g"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,)"
+         R"("files":{"metadata.json":{"bytes":1,"crc32":"0000000g"}}})",
          "invalid entry"},
-        {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":{"bytes":1,"crc32":"0"}}})",
+        {R"({"format":"flashoptim-checkpoint","version":1,)"
+         R"("files":{"metadata.json":{"bytes":1,"crc32":"0"}}})",
          "invalid entry"},
         {R"({"format":"flashoptim-checkpoint","version":1,"files":{"metadata.json":{"bytes":1,"crc32":0}}})",
          "invalid entry"},

@@ -1,4 +1,5 @@
-// Checkpoint folders: what is written comes back, a folder of anybody else's is never replaced, and readers and files move freely.
+// Checkpoint folders: what is written comes back, a folder of anybody else's is never replaced, and
+// readers and files move freely.
 #include <gtest/gtest.h>
 
 #include "support.h"
@@ -113,7 +114,8 @@ TEST(Checkpoint, KeepsThePermissionsOfItsFolder) {
             }
             checkpoint::remove(folder / "ckpt");
         }
-        // One that its owner has made read-only is replaced while it is empty, and is then the owner's to write to.
+        // One that its owner has made read-only is replaced while it is empty, and is
+        // then the owner's to write to.
         fs::create_directory(folder / "ckpt");
         fs::permissions(folder / "ckpt", fs::perms(0500));
         StepCheckpoint(3).write_to(folder / "ckpt", how);

@@ -1,4 +1,5 @@
-// Reading and writing one checkpoint from several threads: a reader gets one complete checkpoint, never a mixture of two.
+// Reading and writing one checkpoint from several threads: a reader gets one complete
+// checkpoint, never a mixture of two.
 #include <gtest/gtest.h>
 
 #include <algorithm>

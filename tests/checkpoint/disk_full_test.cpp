@@ -1,4 +1,5 @@
-// A full disk costs the user the checkpoint that did not fit and nothing else. At the end: a disk in the place of a checkpoint.
+// A full disk costs the user the checkpoint that did not fit and nothing else. At the end: a disk
+// in the place of a checkpoint.
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/mount.h>
@@ -50,7 +51,8 @@ std::string write_too_much(const fs::path& folder) {
     return report;
 }
 
-// Runs `action` in a child that sees `options` of a small memory file system at `folder`. "skip" where that is not allowed.
+// Runs `action` in a child that sees `options` of a small memory file system at `folder`.
+// "skip" where that is not allowed.
 template <typename Action>
 std::string on_small_disk(const fs::path& folder, const char* options, Action action) {
     return in_child([&]() -> std::string {
@@ -117,7 +119,8 @@ TEST(DiskFull, NoFreeInodesIsTheSame) {
     const TestFolder folder;
     const std::string report = on_small_disk(folder.path(), "nr_inodes=9", [&]() -> std::string {
         const StepCheckpoint first(1, 10);
-        // The root, a workspace with its journal, a folder and four files are eight: the next finds three inodes.
+        // The root, a workspace with its journal, a folder and four files are eight:
+        // the next finds three inodes.
         first.write_to(folder / "ckpt");
         try {
             StepCheckpoint(2, 10).write_to(folder / "ckpt");

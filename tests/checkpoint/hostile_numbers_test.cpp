@@ -1,6 +1,6 @@
-// Every number that a checkpoint's texts hold, replaced by the numbers at which arithmetic ends: the file is refused, and then nothing
-// was touched, or what it says can be used. Under the undefined-behaviour sanitizer this is also the proof that no sum or product of
-// them overflows.
+// Every number in a checkpoint's texts, replaced by numbers at the limits of arithmetic. Either the file is
+// refused and nothing changed, or what it says can be used. Under the undefined-behaviour sanitizer this also
+// proves that no sum or product of them overflows.
 #include <gtest/gtest.h>
 
 #include <limits>

@@ -1,5 +1,5 @@
-// Our JSON beside that of an independent reader: the same texts are taken, with the same values, whatever was changed in them; and what
-// we write is laid out as earlier versions did.
+// Our JSON reader beside an independent one: both take the same texts, with the same values, after any
+// change. What we write has the layout of earlier versions.
 #include "json_text.h"
 
 #include <gtest/gtest.h>
@@ -56,9 +56,11 @@ bool is_same(const JsonValue& ours, const json& theirs) {
 }
 
 const char* const kTexts[] = {
-    R"({"a":null,"b":[true,false,-0,0,-1,18446744073709551615,18446744073709551616,-9223372036854775808,1.5e-3,1E5]})",
+    R"({"a":null,"b":[true,false,-0,0,-1,18446744073709551615,18446744073709551616,)"
+    R"(-9223372036854775808,1.5e-3,1E5]})",
     R"({"":{"":{"":[[],{},[[{}]],""]}},"z":1,"a":2,"m":[{"q":"\u00e9\n\"\\"},{"q":2}]})",
-    R"( { "w" : { "dtype" : "F32" , "shape" : [ 2 , 3 ] , "data_offsets" : [ 0 , 24 ] } , "__metadata__" : { "k" : "v" } } )",
+    R"( { "w" : { "dtype" : "F32" , "shape" : [ 2 , 3 ] , "data_offsets" : [ 0 , 24 ] } ,)"
+    R"( "__metadata__" : { "k" : "v" } } )",
 };
 
 TEST(JsonText, IsReadAsAnIndependentReaderReadsIt) {
@@ -66,8 +68,8 @@ TEST(JsonText, IsReadAsAnIndependentReaderReadsIt) {
         EXPECT_TRUE(is_same(parse_json_object(text, "x"), json::parse(text))) << text;
 }
 
-// Any byte may be changed, removed, doubled, or moved: both refuse the text, or both read the same. Ours also refuses a key that is
-// there twice, where the other keeps one of the two.
+// Any byte may be changed, removed, doubled, or moved: both refuse the text, or both read the same. Ours also
+// refuses a key that is there twice, where the other keeps one of the two.
 TEST(JsonText, OfRandomChangesIsRefusedOrReadTheSame) {
     std::mt19937 random(11);
     int taken = 0, refused = 0, twice = 0;

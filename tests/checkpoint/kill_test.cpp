@@ -1,5 +1,6 @@
-// A run that is killed while it writes loses at most the checkpoint that it was writing. Processes are killed at every system call
-// of a write that changes files, which is every state that the disk can be left in, and at random moments.
+// A run that is killed while it writes loses at most the checkpoint that it was writing. Processes are
+// killed at every system call of a write that changes files, which is every state that the disk can be
+// left in, and at random moments.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,8 +20,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Whether `action` was killed (and not done before) at its n-th system call that changes files, counted from 0; nothing where processes
-// cannot be traced.
+// Whether `action` was killed (and not done before) at its n-th system call that changes files, counted from
+// 0; nothing where processes cannot be traced.
 template <typename Action>
 std::optional<bool> killed_at_system_call(int n, Action action) {
     const auto ended = test::kill_at_call(n, [&] {
@@ -97,7 +98,8 @@ TEST(KillFileWriter, AFileIsOldOrNew) {
     EXPECT_GT(kills, kFewestCalls);
 }
 
-// A run that only ever writes, killed at moments that nobody chose: what it reported as written is there, or something newer.
+// A run that only ever writes, killed at moments that nobody chose: what it reported as written
+// is there, or something newer.
 TEST_P(KillWriter, AtRandomMomentsLosesNothingReported) {
     constexpr int kRounds = 40;
     const TestFolder folder;

@@ -1,5 +1,5 @@
-// What killed saves leave behind and how the next one deals with it: what is proved ours goes, so that nothing piles up on the disk;
-// whatever only looks like it stays, to the byte, whatever the library is asked to do beside it.
+// Leftovers of killed saves. The next save removes what is proved to be one, so that nothing piles up on the
+// disk. Files that only look like one stay, byte for byte.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
@@ -142,7 +142,8 @@ std::vector<NearMiss> near_misses() {
                              "tmp", "new", "old", "journal", ".flashoptim-2024-05-01"}) {
         add(name);
     }
-    // Our own names with one character changed: complete workspaces, whose journal is that of the right name or of this one.
+    // Our own names with one character changed: complete workspaces, whose journal is that of
+    // the right name or of this one.
     const std::string right = name_of("ckpt");
     const auto add_workspace = [&all](const std::string& name, const std::string& journal) {
         all.push_back({name, [journal](const fs::path& path) {
@@ -282,7 +283,8 @@ TEST(Leftovers, ThatOnlyLookLikeOursStay) {
     }
 }
 
-// A program may look for its checkpoint for hours, and read it with the rights of a guest: looking changes nothing.
+// A program may look for its checkpoint for hours, and read it with the rights of a
+// guest: looking changes nothing.
 TEST(Leftovers, ReadingChangesNothing) {
     for (const State& state : states_of_killed_saves()) {
         const TestFolder folder(fast_place());

@@ -1,5 +1,6 @@
-// Every allocation of every public function fails in turn: only std::bad_alloc or an error of ours leaves, and everything on the
-// disk and in the optimizer is what it was. If this fails, a machine that is short of memory costs a checkpoint or a run.
+// Every allocation of every public function fails in turn: only std::bad_alloc or an error of ours leaves,
+// and everything on the disk and in the optimizer is what it was. If this fails, a machine that is short of
+// memory costs a checkpoint or a run.
 #include <gtest/gtest.h>
 
 #include <array>

@@ -1,5 +1,6 @@
-// Malformed files: each is refused with one line that names the file and the fault, and none can crash the reader or make it
-// read outside a tensor. Under the address sanitizer this is also the proof that nothing is read out of bounds.
+// Malformed files: each is refused with one line that names the file and the fault, and none can crash
+// the reader or make it read outside a tensor. Under the address sanitizer this is also the proof that
+// nothing is read out of bounds.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -210,7 +211,8 @@ TEST(SafetensorsAttacks, BytesAfterTheEnd) {
         std::to_string(valid.size() + 1) + " bytes and its header describes " + std::to_string(valid.size()));
 }
 
-// Every byte of the file replaced by every other: the file is refused, or all that it then describes can be read.
+// Every byte of the file replaced by every other: the file is refused, or all that it
+// then describes can be read.
 TEST(SafetensorsAttacks, EveryByteReplacedByEveryOther) {
     const TestFolder folder;
     const std::string valid = small_valid_file(folder);

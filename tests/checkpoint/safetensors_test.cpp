@@ -1,4 +1,5 @@
-// What is written is read back bit for bit, other programs read our files, and every valid file of theirs is read.
+// What is written is read back bit for bit, other programs read our files, and every
+// valid file of theirs is read.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -74,8 +75,8 @@ TEST(Safetensors, AFileWithoutTensorsIsAFile) {
     EXPECT_TRUE(SafetensorsFile::open(folder / "none.safetensors").tensors().empty());
 }
 
-// The bytes are those of safetensors.torch.save (version 0.8.0) given the same tensors and metadata {"format": "pt"}: whoever hashes
-// or maps such files can treat ours like theirs.
+// The bytes are those of safetensors.torch.save (version 0.8.0) given the same tensors and metadata
+// {"format": "pt"}: whoever hashes or maps such files can treat ours like theirs.
 TEST(Safetensors, WritesTheSameBytesAsTheReferenceWriter) {
     static constexpr std::string_view kReference(
         "\x18\x02\0\0\0\0\0\0"
@@ -138,16 +139,17 @@ TEST(Safetensors, ReadsWhatOtherWritersMayWrite) {
         Case{"header of odd length", R"({"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]} })", 8},
         Case{"other order of fields", R"({"a":{"data_offsets":[0,8],"shape":[2],"dtype":"F32"}})", 8},
         Case{"unknown field", R"({"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1],"note":{"x":[1]}}})", 1},
-        Case{
-            "order of names differs from order of data",
-            R"({"a":{"dtype":"I8","shape":[2],"data_offsets":[1,3]},"b":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}})",
-            3},
-        Case{
-            "empty tensors at the beginning, between and at the end",
-            R"({"z":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"F32","shape":[0],"data_offsets":[2,2]},)"
-            R"("b":{"dtype":"I8","shape":[1],"data_offsets":[2,3]},"c":{"dtype":"I8","shape":[0,9],"data_offsets":[3,3]},)"
-            R"("d":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}})",
-            3},
+        Case{"order of names differs from order of data",
+             R"({"a":{"dtype":"I8","shape":[2],"data_offsets":[1,3]},"b":{"dtype":"I8",)"
+             R"("shape":[1],"data_offsets":[0,1]}})",
+             3},
+        Case{"empty tensors at the beginning, between and at the end",
+             R"({"z":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"F32",)"
+             R"("shape":[0],"data_offsets":[2,2]},)"
+             R"("b":{"dtype":"I8","shape":[1],"data_offsets":[2,3]},"c":{"dtype":"I8",)"
+             R"("shape":[0,9],"data_offsets":[3,3]},)"
+             R"("d":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}})",
+             3},
         Case{"escaped name", R"({"\u00e9\ud83d\udd25":{"dtype":"I8","shape":[],"data_offsets":[0,1]}})", 1},
     };
     const TestFolder folder;

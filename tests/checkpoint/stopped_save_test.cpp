@@ -1,4 +1,5 @@
-// A save that was killed between its two renames: its checkpoint is opened where it lies, and survives whatever comes next.
+// A save that was killed between its two renames: its checkpoint is opened where it lies, and
+// survives whatever comes next.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -93,7 +94,8 @@ TEST(StoppedBetweenRenames, SurvivesAFailedSave) {
     EXPECT_EQ(step_in(folder / "ckpt"), 4);
 }
 
-// One name begins another, or differs by its case; saves beside it must not take what is another target's only checkpoint.
+// One name begins another, or differs by its case; saves beside it must not take what is
+// another target's only checkpoint.
 TEST(StoppedBetweenRenames, SurvivesSavesOfOtherTargets) {
     for (const char* other : {"ckp", "ckpt2", "ckpt.old", "Ckpt", "ckpt "}) {
         const TestFolder folder(fast_place());

@@ -1,4 +1,5 @@
-// What the tests of this room share: a folder for a test, raw files, messages of errors, a small checkpoint, child processes.
+// Helpers of the tests of checkpoints: a folder for a test, raw files, messages of errors, a small
+// checkpoint, child processes.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -20,7 +21,8 @@
 
 namespace flashoptim::checkpoint {
 
-/// A folder in memory where the system has one: for tests that write thousands of times and do not ask what a disk does.
+/// A folder in memory where the system has one: for tests that write thousands of times and
+/// do not ask what a disk does.
 inline std::filesystem::path fast_place() {
     constexpr const char* kSharedMemory = "/dev/shm";
     return ::access(kSharedMemory, W_OK) == 0 ? kSharedMemory : std::filesystem::temp_directory_path();
@@ -83,7 +85,8 @@ inline std::set<std::string> names_in(const std::filesystem::path& folder) {
     return names;
 }
 
-/// The message of the `Expected` error that `action` must throw: one line. Empty, with a failure, if it throws nothing or another.
+/// The message of the `Expected` error that `action` must throw: one line. Empty, with a failure, if it
+/// throws nothing or another.
 template <typename Expected, typename Action>
 std::string message_of(Action action) {
     try {
@@ -139,7 +142,8 @@ struct StepCheckpoint {
     std::vector<TensorFile> files;
 };
 
-/// The step of the checkpoint in `folder`, or -1 if anything in it is of another step. Throws what opening throws.
+/// The step of the checkpoint in `folder`, or -1 if anything in it is of another step.
+/// Throws what opening throws.
 inline std::int32_t step_in(const std::filesystem::path& folder) {
     const Checkpoint checkpoint = Checkpoint::open(folder);
     std::int32_t step = -1;
@@ -152,7 +156,8 @@ inline std::int32_t step_in(const std::filesystem::path& folder) {
     return checkpoint.metadata_json() == "{\"step\":" + std::to_string(step) + "}" ? step : -1;
 }
 
-/// Runs `action` in a child process and returns what it returned: a report of what went wrong there, or nothing.
+/// Runs `action` in a child process and returns what it returned: a report of what
+/// went wrong there, or nothing.
 template <typename Action>
 std::string in_child(Action action) {
     int ends[2];

@@ -1,6 +1,6 @@
-// The work of opening, saving and loading, counted in basic blocks of this library's code (the parser's templates in it included), which
-// is the same in every run: it grows with the number of tensors and not with its square. If this fails, a model of many
-// small tensors takes minutes to load.
+// The work of opening, saving and loading, counted in basic blocks of this library's code (the parser's
+// templates in it included), which is the same in every run: it grows with the number of tensors and not with
+// its square. If this fails, a model of many small tensors takes minutes to load.
 //
 // The library under test is compiled once more for this test, with a call of the counter in each basic block.
 #include <gtest/gtest.h>
@@ -46,8 +46,8 @@ std::string header_of(std::size_t count) {
     return plan_safetensors(made, {{"format", "pt"}}, "x").opening.substr(kLengthBytes);
 }
 
-// Eight times as many may cost 8 times the work, and the logarithm of sorting: log2(10^5) / log2(10^5 / 8) is 1.22. A square
-// would cost 64 times.
+// Eight times as many may cost 8 times the work, and the logarithm of sorting: log2(10^5) / log2(10^5 / 8) is
+// 1.22. A square would cost 64 times.
 constexpr std::size_t kFew = 12'500, kMany = 100'000;
 constexpr double kMost = 8.0 * 1.3;
 
@@ -64,7 +64,8 @@ TEST(Work, OfParsingAHeader) {
     expect_linear(header_of, [](const std::string& text) { parse_header(text, "x"); });
 }
 
-// Names that others choose: all alike at the beginning, or one tensor after another the smaller one; nothing helps an attacker.
+// Names that others choose: all alike at the beginning, or one tensor after another the smaller
+// one; nothing helps an attacker.
 TEST(Work, OfParsingAHeaderOfOddNames) {
     const auto reversed = [](std::size_t count) {
         std::string text = "{";

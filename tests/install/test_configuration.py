@@ -1,6 +1,8 @@
-"""What a configuration makes of the machine that it meets: compilers that do not work, versions and habits of Torch.
+"""What a configuration makes of the machine that it meets: compilers that do not
+work, versions and habits of Torch.
 
-If these fail, somebody whose machine differs from ours gets no build, or one with other switches than were tested.
+If these fail, somebody whose machine differs from ours gets no build, or one with
+other switches than were tested.
 """
 
 from __future__ import annotations
@@ -99,7 +101,8 @@ def test_nvcc_that_does_not_work_leaves_a_build_without_cuda(tmp_path: Path):
     ("shown", "chosen"), [("9.0\n9.0\n12.0\n", "90;120"), ("8.6\n", "86"), ("7.5\n", "80"), ("", "80")]
 )
 def test_native_kernels_are_for_the_gpus_that_are_there(tmp_path: Path, shown: str, chosen: str):
-    """Otherwise the driver compiles all kernels at their first use, or refuses them if nvcc is newer than it is."""
+    """Otherwise the driver compiles all kernels at their first use, or refuses them
+    if nvcc is newer than it is."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not here")
     tool = tmp_path / "bin" / "nvidia-smi"

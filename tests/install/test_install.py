@@ -1,6 +1,6 @@
-"""The installed package as a stranger uses it: by find_package, add_subdirectory, FetchContent, pkg-config and by hand, from C++ and
-from C, static and shared, from a folder that was moved after installation. If these fail, nobody outside this repository can build
-against the library.
+"""The installed package as a stranger uses it: by find_package, add_subdirectory, FetchContent, pkg-config
+and by hand, from C++ and from C, static and shared, from a folder that was moved after installation. If these
+fail, nobody outside this repository can build against the library.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def test_the_lines_of_the_readme_build_a_project(prefix: Path, build: Path, tmp_
     for word in ("cmake -S . -B build/install", "flashoptim::c`", "flashoptim::cuda`", "flashoptim::torch`"):
         assert word in readme
     shutil.copy(CONSUMER / "main_checkpoint.cpp", tmp_path / "main.cpp")
-    project = f"cmake_minimum_required(VERSION 3.22)\nproject(p LANGUAGES CXX)\nadd_executable(program main.cpp)\n{lines}"
+    project = "cmake_minimum_required(VERSION 3.22)\nproject(p LANGUAGES CXX)\n"
+    project += f"add_executable(program main.cpp)\n{lines}"
     (tmp_path / "CMakeLists.txt").write_text(project)
     run("cmake", "-S", tmp_path, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
     run("cmake", "--build", build)
@@ -273,7 +274,8 @@ def test_older_language_gives_one_error_with_its_remedy(tmp_path: Path):
 
 
 def test_inexact_flags_do_not_get_past_cmake():
-    """Flags may also come from a toolchain or an environment; users' own code may have them, the library may not."""
+    """Flags may also come from a toolchain or an environment; users' own code may
+    have them, the library may not."""
     compiler = os.environ.get("CXX", "c++")
     check = [compiler, "-std=c++20", "-fsyntax-only", "-I", ROOT / "include", "-I", ROOT / "src"]
     assert "exact results" in run(*check, "-ffast-math", ROOT / "src" / "quantize.cpp", fails=True)

@@ -1,8 +1,10 @@
-"""A project that adds flashoptim gets the library as it was tested, whatever that project asks of its own code.
+"""A project that adds flashoptim gets the library as it was tested, whatever
+that project asks of its own code.
 
-Flags reach the library's files in many ways. Here every way carries every flag that would change results, take exceptions away or
-leave the kernels unoptimised, and the compiler is asked what it would do: the same as in a project that asks for nothing.
-If these fail, somebody's program gives other results than were tested, does not build, or is thirty times slower, silently.
+Flags reach the library's files in many ways. Here every way carries every flag that would change results,
+take exceptions away or leave the kernels unoptimised, and the compiler is asked what it would do: the same as
+in a project that asks for nothing. If these fail, somebody's program gives other results than were tested,
+does not build, or is thirty times slower, silently.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ IS_GCC = (
     ).stdout
 )
 
-INEXACT = """-Ofast -ffast-math -funsafe-math-optimizations -fassociative-math -freciprocal-math -ffinite-math-only
-    -fno-signed-zeros -ffp-contract=fast -frounding-math -fmath-errno"""
-OTHERWISE = "-O0 -fno-exceptions -fno-rtti -fno-threadsafe-statics -fvisibility=hidden -fvisibility-inlines-hidden -flto"
+INEXACT = """-Ofast -ffast-math -funsafe-math-optimizations -fassociative-math -freciprocal-math
+    -ffinite-math-only -fno-signed-zeros -ffp-contract=fast -frounding-math -fmath-errno"""
+OTHERWISE = "-O0 -fno-exceptions -fno-rtti -fno-threadsafe-statics "
+OTHERWISE += "-fvisibility=hidden -fvisibility-inlines-hidden -flto"
 FLAGS = [
     *INEXACT.split(),
     *(["-fsingle-precision-constant"] if IS_GCC else []),
@@ -106,15 +109,17 @@ def configure(build: Path, *options: str, env: dict[str, str] | None = None) -> 
     return found
 
 
-MACROS = r"__FAST_MATH__|__FINITE_MATH_ONLY__|__RECIPROCAL_MATH__|__ASSOCIATIVE_MATH__|__NO_SIGNED_ZEROS__|__NO_MATH_ERRNO__"
-MACROS += r"|__ROUNDING_MATH__|__EXCEPTIONS|__cpp_exceptions|__GXX_RTTI|__cpp_rtti|__cpp_threadsafe_static_init|__cplusplus|__STRICT_ANSI__"
-SETTINGS = r"-f(fp-contract=|associative-math|finite-math-only|reciprocal-math|signed-zeros|unsafe-math-optimizations"
-SETTINGS += r"|math-errno|rounding-math|trapping-math|exceptions|rtti|single-precision-constant|threadsafe-statics|lto"
-SETTINGS += r"|visibility=|visibility-inlines-hidden|cx-limited-range|excess-precision=)"
+MACROS = r"__FAST_MATH__|__FINITE_MATH_ONLY__|__RECIPROCAL_MATH__|__ASSOCIATIVE_MATH__|__NO_SIGNED_ZEROS__"
+MACROS += r"|__NO_MATH_ERRNO__|__ROUNDING_MATH__|__EXCEPTIONS|__cpp_exceptions|__GXX_RTTI|__cpp_rtti"
+MACROS += r"|__cpp_threadsafe_static_init|__cplusplus|__STRICT_ANSI__"
+SETTINGS = r"-f(fp-contract=|associative-math|finite-math-only|reciprocal-math|signed-zeros"
+SETTINGS += r"|unsafe-math-optimizations|math-errno|rounding-math|trapping-math|exceptions|rtti"
+SETTINGS += r"|single-precision-constant|threadsafe-statics|lto|visibility=|visibility-inlines-hidden|cx-limited-range|excess-precision=)"
 
 
 def meaning(command: list[str]) -> set[str]:
-    """What the compiler makes of a command: macros of everything that matters, and GCC's own list of settings."""
+    """What the compiler makes of a command: macros of everything that matters, and
+    GCC's own list of settings."""
     flags = [argument for argument in command if not argument.endswith("/ccache")]
     macros = subprocess.run(
         [*flags, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True

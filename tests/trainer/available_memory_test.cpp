@@ -1,4 +1,5 @@
-// How much memory is left, from made-up systems. If these fail, a run that would fit is refused, or one that does not is killed hours later.
+// How much memory is left, from made-up systems. If these fail, a run that would fit is refused, or one that
+// does not is killed hours later.
 #include "trainer/available_memory.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,6 @@
-// Files and folders that cannot be read as data, and files that others change while a run reads them. What a user loses if these
-// fail: a run that hangs or is killed by a signal, or one that trains on other data without a word.
+// Files and folders that cannot be read as data, and files that others change while a run reads
+// them. What a user loses if these fail: a run that hangs or is killed by a signal, or one that
+// trains on other data without a word.
 #include "trainer/data/data_file.h"
 
 #include <gtest/gtest.h>
@@ -208,7 +209,8 @@ TEST(DataFile, SamplesAreSpreadOverTheWholeFile) {
     EXPECT_EQ(blocks_to_scan(std::int64_t{1} << 20, std::int64_t{100} << 30), 2);
 }
 
-// What another process may do to a file that is read. A mapped file would be SIGBUS, or other data without a word.
+// What another process may do to a file that is read. A mapped file would be SIGBUS,
+// or other data without a word.
 class ChangedFile : public testing::TestWithParam<bool> {
 protected:
     ChangedFile() : path_(folder_.write("data.bin", raw(counting<std::uint16_t>(kTokens)))) {
@@ -272,7 +274,8 @@ TEST_P(ChangedFile, TheSameContentIsReadOn) {
     EXPECT_EQ(read(), "");
 }
 
-// A file that is kept open stays what it was under any name; one that is opened again is looked for under its own.
+// A file that is kept open stays what it was under any name; one that is opened again
+// is looked for under its own.
 TEST_P(ChangedFile, ReplacedAndRemovedFiles) {
     folder_.write("new", raw(counting<std::uint16_t>(kTokens - 1)) + "xx");
     fs::rename(folder_.path() / "new", path_);

@@ -1,4 +1,5 @@
-// What counts as the same data when a run goes on. What a user loses if this fails: a model that was trained on two data sets.
+// What counts as the same data when a run goes on. What a user loses if this fails: a model that
+// was trained on two data sets.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -127,8 +128,8 @@ TEST_F(DataChange, SplitAndWidthCount) {
     EXPECT_EQ(change(), "");
 }
 
-// Of a data set beyond 1 GiB samples are compared: a change of its size, its beginning, its end or of much of it is seen. The file
-// has holes and takes no room.
+// Of a data set beyond 1 GiB samples are compared: a change of its size, its beginning, its end or of much of
+// it is seen. The file has holes and takes no room.
 TEST_F(DataChange, LargeDataIsSampled) {
     const fs::path large = folder_.write("large.bin", raw(counting<std::uint16_t>(100'000)));
     const std::uintmax_t size = (std::uintmax_t{3} << 30) + 4096;

@@ -1,4 +1,5 @@
-// Files that are no data are named as what they are, and data is not taken for one of them. Each test walks a table of kinds.
+// Files that are no data are named as what they are, and data is not taken for one of them. Each
+// test walks a table of kinds.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -89,7 +90,8 @@ std::vector<Kind> foreign_kinds() {
     };
 }
 
-// Whoever gives the wrong file reads which it is and what to do, whatever its name and the option that it was given with.
+// Whoever gives the wrong file reads which it is and what to do, whatever its name and the
+// option that it was given with.
 TEST(FileKind, ForeignFilesAreNamed) {
     const TemporaryFolder folder;
     for (const Kind& kind : foreign_kinds()) {
@@ -181,7 +183,8 @@ std::string tokens_as(const std::vector<std::uint32_t>& tokens) {
     return raw(std::vector<Token>(tokens.begin(), tokens.end()));
 }
 
-// Tokens in another width or byte order train on nonsense without a fault. Vocabularies from bytes to Gemma's.
+// Tokens in another width or byte order train on nonsense without a fault.
+// Vocabularies from bytes to Gemma's.
 TEST(RawTokens, OtherWidthsAndByteOrdersAreNamed) {
     const TemporaryFolder folder;
     for (const std::uint32_t vocabulary : {30U, 256U, 300U, 1000U, 4096U, 32000U, 50257U, 57000U, 65536U,
@@ -249,7 +252,8 @@ TEST(RawTokens, FilesThatHoldNoTokensAreNamed) {
                          "-100 as a signed number"));
 }
 
-// Only a guess: pairs of an item and a rating look like 32-bit tokens, and whoever says that they have 16 bits is believed.
+// Only a guess: pairs of an item and a rating look like 32-bit tokens, and whoever says that
+// they have 16 bits is believed.
 TEST(RawTokens, AGivenWidthIsBelievedWhereBytesDoNotContradictIt) {
     const TemporaryFolder folder;
     std::vector<std::uint16_t> pairs;

@@ -178,7 +178,8 @@ TEST(DataSet, TooShortPartsAreNamed) {
     EXPECT_THROW(open_data(options, 256, 16), InvalidArgument);
 }
 
-// The published known answers of Philox4x32-10 (Random123, kat_vectors): another generator would draw other batches.
+// The published known answers of Philox4x32-10 (Random123, kat_vectors): another
+// generator would draw other batches.
 TEST(Sampler, PhiloxKnownAnswers) {
     EXPECT_EQ(static_cast<std::uint32_t>(philox(0, 0, 0)), 0x6627e8d5U);
     EXPECT_EQ(static_cast<std::uint32_t>(philox(0, 0, 0) >> 32), 0xe169c58dU);
@@ -220,7 +221,8 @@ TEST_F(Windows, DependOnSeedStepAndRowOnly) {
     }
 }
 
-// Targets off by one, or windows outside the range, would train on the wrong question or on the validation data.
+// Targets off by one, or windows outside the range, would train on the wrong
+// question or on the validation data.
 TEST_F(Windows, TargetsAreTheNextTokensAndStayInRange) {
     std::set<std::int64_t> begins;
     for (std::int64_t step = 0; step < 500; ++step) {

@@ -1,5 +1,5 @@
-// Numbers from outside: how they are read and between which bounds they lie. If these fail, a typo trains for a week as something
-// else than what was typed, or a product of two options writes behind a buffer.
+// Numbers from outside: how they are read and between which bounds they lie. If these fail, a typo trains for
+// a week as something else than what was typed, or a product of two options writes behind a buffer.
 #include "trainer/limits.h"
 
 #include <gtest/gtest.h>
@@ -190,7 +190,8 @@ TEST(Limits, TheTokensOfARunAreCounted) {
     EXPECT_EQ(message_of<InvalidArgument>([&] { validate(options); }), "");
 }
 
-// What a rule or a format does not take is said before anything is trained, also before a comparison's first run.
+// What a rule or a format does not take is said before anything is trained, also
+// before a comparison's first run.
 TEST(Limits, NumbersThatARuleOrAFormatDoesNotTake) {
     TrainOptions options;
     options.optimizer.rule = Rule::kLion;

@@ -145,7 +145,8 @@ private:
     std::function<void()> action_;
 };
 
-// The run ends with one line, its last step is kept, and with the data restored it becomes the run that it would have been.
+// The run ends with one line, its last step is kept, and with the data restored it becomes the
+// run that it would have been.
 TEST_F(LoopData, DataChangedDuringTrainingEndsTheRunAndLosesNothing) {
     Recorder whole;
     const TrainResult expected = train(run_of(8, "whole"), whole);
@@ -154,7 +155,8 @@ TEST_F(LoopData, DataChangedDuringTrainingEndsTheRunAndLosesNothing) {
     const std::vector<std::pair<std::string, std::function<void()>>> disturbances = {{"truncated", truncate},
                                                                                      {"changed", change}};
     for (const auto& [name, disturb] : disturbances) {
-        // Step 5 is the first that is evaluated: after step 3 a batch fails, after step 4 too, during the evaluation of 5 the rest.
+        // Step 5 is the first that is evaluated: after step 3 a batch fails, after step 4 too, during
+        // the evaluation of 5 the rest.
         for (const std::int64_t step : {1, 4}) {
             for (const std::int64_t accumulation : {1, 2}) {
                 TrainOptions options = run_of(8, name + std::to_string(step * 10 + accumulation));

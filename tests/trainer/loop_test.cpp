@@ -1,5 +1,5 @@
-// The training loop: accumulation, resuming, refusals, memory by kind, and that it learns. What happens to a folder that a run left
-// is in run_folder_test.cpp.
+// The training loop: accumulation, resuming, refusals, memory by kind, and that it learns. What happens to a
+// folder that a run left is in run_folder_test.cpp.
 #include "trainer/loop.h"
 
 #include <gtest/gtest.h>
@@ -277,7 +277,8 @@ TEST_F(Loop, AccumulationIsTheLargeBatch) {
     const auto parts = steps_of(4, 4);
     for (std::size_t index = 0; index < whole.size(); ++index) {
         EXPECT_EQ(whole[index].tokens, parts[index].tokens);
-        // Products in bf16, 2^-9 relative each: the same rows in other blocks. Losses are near 5, norms near 1.
+        // Products in bf16, 2^-9 relative each: the same rows in other blocks.
+        // Losses are near 5, norms near 1.
         EXPECT_NEAR(whole[index].loss, parts[index].loss, 0.01) << index;
         EXPECT_NEAR(*whole[index].gradient_norm, *parts[index].gradient_norm,
                     0.01 * *whole[index].gradient_norm)
@@ -308,7 +309,8 @@ TEST_F(Loop, ResumingACompleteRunKeepsItsSummary) {
     EXPECT_TRUE(std::filesystem::exists(options.out / "summary.json"));
 }
 
-// GPT-2's tokens and a model of bytes: the model must take the vocabulary that the data has, also when it goes on.
+// GPT-2's tokens and a model of bytes: the model must take the vocabulary that the
+// data has, also when it goes on.
 TEST_F(Loop, AModelOfBytesTakesTheVocabularyOfTokens) {
     std::string bytes;
     for (std::uint32_t index = 0; index < 2000; ++index) {

@@ -1,4 +1,5 @@
-// The least memory of a run. If it is too much, a run that fits is refused; if it is nothing, absurd runs die in their first step.
+// The least memory of a run. If it is too much, a run that fits is refused; if it is nothing, absurd
+// runs die in their first step.
 #include "trainer/memory_estimate.h"
 
 #include <gtest/gtest.h>
@@ -55,7 +56,8 @@ TEST(MemoryNeed, IsWhatTheFormatsAreKnownToTake) {
     }
 }
 
-// Every product is checked: the largest run that the options allow needs more than 64 bits can say, and that is said.
+// Every product is checked: the largest run that the options allow needs more than 64
+// bits can say, and that is said.
 TEST(MemoryNeed, OfAbsurdRunsIsTheMostThatThereIs) {
     TrainOptions options = run_of("llama-8b");
     options.batch_size = options.accumulation = 1 << 20;
@@ -97,8 +99,8 @@ void forget_former_peak() {
     std::ofstream("/proc/self/clear_refs") << 5;
 }
 
-// Never too much: what a run took, above what the process had before, is no less. Large enough that it is no rounding, and not
-// so far below that the estimate tells nothing.
+// Never too much: what a run took, above what the process had before, is no less. Large enough that it is no
+// rounding, and not so far below that the estimate tells nothing.
 class MemoryTaken : public Loop, public testing::WithParamInterface<Shape> {};
 
 TEST_P(MemoryTaken, IsNoLessThanTheEstimate) {

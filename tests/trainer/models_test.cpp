@@ -1,4 +1,5 @@
-// Models: sizes, the forward pass against an independent fp32 implementation, activation checkpointing, the sliced loss.
+// Models: sizes, the forward pass against an independent fp32 implementation, activation
+// checkpointing, the sliced loss.
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -49,7 +50,8 @@ std::map<std::string, torch::Tensor> gradients(Model& model, const torch::Tensor
     return result;
 }
 
-// Llama as its paper's figures describe it, in fp32, one head and one position at a time; shares no code with the model.
+// Llama as its paper's figures describe it, in fp32, one head and one position at a time;
+// shares no code with the model.
 torch::Tensor naive_logits(const LlamaConfig& config, const std::map<std::string, torch::Tensor>& weights,
                            const torch::Tensor& tokens_of_one_row) {
     const std::int64_t length = tokens_of_one_row.size(0);
@@ -344,7 +346,8 @@ TEST(TokenLoss, WeightGradientOfManySlicesIsRoundedOnce) {
     };
     const torch::Tensor whole = gradient(1 << 20);
     const torch::Tensor sliced = gradient(8);
-    // One token per slice: 256 products rounded to bf16 (2^-9 relative of each, errors of both signs), one final rounding of 2^-9.
+    // One token per slice: 256 products rounded to bf16 (2^-9 relative of each, errors of both signs),
+    // one final rounding of 2^-9.
     EXPECT_LE((whole - sliced).norm().item<double>(),
               2.0 * std::ldexp(1.0, -9) * whole.norm().item<double>() + 1e-6);
 }

@@ -1,5 +1,5 @@
-// A run whose loss is not finite. If these fail, somebody pays for days of NaN, or finds that their last good checkpoint was removed for
-// one of a broken model.
+// A run whose loss is not finite. If these fail, somebody pays for days of NaN, or finds that their last good
+// checkpoint was removed for one of a broken model.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -42,7 +42,8 @@ protected:
     }
 };
 
-// Three good steps, then a learning rate that no model survives: with a checkpoint in every step, of which only the newest is kept.
+// Three good steps, then a learning rate that no model survives: with a checkpoint in every step, of
+// which only the newest is kept.
 TEST_P(NonFinite, EndsTheRunAndKeepsTheLastGoodCheckpoint) {
     TrainOptions options = run();
     options.schedule.total_steps = 3;
@@ -90,7 +91,8 @@ TEST_P(NonFinite, TheRowOfThatStepIsWritten) {
     EXPECT_EQ(newest_checkpoint_step(options.out), 0);
 }
 
-// The last step's loss is that before its update: the model behind it is seen in the evaluation, and no checkpoint is made of it.
+// The last step's loss is that before its update: the model behind it is seen in the evaluation, and
+// no checkpoint is made of it.
 TEST_P(NonFinite, TheModelOfTheLastStepIsNotSaved) {
     TrainOptions options = run();
     options.schedule.peak = GetParam().learning_rate;

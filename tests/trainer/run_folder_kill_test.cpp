@@ -1,5 +1,5 @@
-// Runs that are killed at every call that changes the file system: once a checkpoint was completed one is always found, and the run
-// that goes on ends with the files of the run that was never killed.
+// Runs that are killed at every call that changes the file system: once a checkpoint was completed one is
+// always found, and the run that goes on ends with the files of the run that was never killed.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -242,7 +242,8 @@ INSTANTIATE_TEST_SUITE_P(Kill, KillReplacement,
                                          Replacement{"BackInAnEarlierVersion", true, false}),
                          [](const auto& instance) { return std::string(instance.param.name); });
 
-// A comparison of two runs, killed anywhere: a run that was complete stays, and the next comparison says what it finds.
+// A comparison of two runs, killed anywhere: a run that was complete stays, and the next
+// comparison says what it finds.
 TEST(KillComparison, LeavesItsCompleteRuns) {
     const FastFolder folder;
     const fs::path out = folder / "comparison";

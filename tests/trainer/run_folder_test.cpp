@@ -1,4 +1,5 @@
-// What happens to a folder in which a run lies: nothing of it is lost unasked, and nothing of it mixes with another run.
+// What happens to a folder in which a run lies: nothing of it is lost unasked, and nothing
+// of it mixes with another run.
 #include "trainer/run_folder.h"
 
 #include <gtest/gtest.h>
@@ -52,7 +53,8 @@ TEST_F(RunFolderTest, AnExistingRunIsNotOverwrittenUnasked) {
     EXPECT_NO_THROW(train(options, recorder));
 }
 
-// Going back to an earlier checkpoint must not leave later ones behind, from which the next resume would go on, nor drop them unasked.
+// Going back to an earlier checkpoint must not leave later ones behind, from which the next resume would
+// go on, nor drop them unasked.
 TEST_F(RunFolderTest, GoingBackToAnEarlierCheckpointIsAskedFor) {
     TrainOptions options = tiny_run("run");
     options.checkpoint_interval = 5;
@@ -90,7 +92,8 @@ TEST_F(RunFolderTest, KeepsOnlyTheNewestCheckpointsIfAsked) {
     EXPECT_EQ(names, (std::vector<std::string>{"step-00000015", "step-00000020"}));
 }
 
-// Notes that somebody keeps in a checkpoint, and folders that only look like one, are not the run's to remove.
+// Notes that somebody keeps in a checkpoint, and folders that only look like one,
+// are not the run's to remove.
 TEST_F(RunFolderTest, WhatIsNotOfTheRunStays) {
     TrainOptions options = trained("run");
     const fs::path checkpoints = options.out / "checkpoints";
@@ -119,7 +122,8 @@ TEST_F(RunFolderTest, WhatIsNotOfTheRunStays) {
     EXPECT_EQ(read_all(checkpoints / "best/notes.txt"), "mine");
 }
 
-// A name that the run needs and that is somebody else's, whatever it is: refused, and as it was, with and without --overwrite.
+// A name that the run needs and that is somebody else's, whatever it is: refused, and as it was,
+// with and without --overwrite.
 TEST_F(RunFolderTest, WhatIsInTheWayIsNamedAndStays) {
     const std::vector<std::string> needed = {"metrics.csv", "summary.json", "checkpoints",
                                              "checkpoints/step-00000002", std::string(kLockName)};
@@ -383,8 +387,8 @@ TEST_F(RunFolderTest, ABadManifestIsRefused) {
     EXPECT_EQ(newest_checkpoint_step(options.out), 10);
 }
 
-// Tab completion adds a slash, scripts change folders, clusters link disks: it is the same run, which must not be refused, let
-// alone deleted.
+// Tab completion adds a slash, scripts change folders, clusters link disks: it is the same run, which must
+// not be refused, let alone deleted.
 TEST_F(RunFolderTest, TheCheckpointIsThatOfTheRunByWhateverPathItIsNamed) {
     const TrainOptions options = trained("run");
     const fs::path checkpoint = checkpoint_folder(options.out, 10);

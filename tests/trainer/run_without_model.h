@@ -1,5 +1,5 @@
-// A run without a model, which does with its folder what the training loop does: its whole state is a number that each step changes.
-// Thousands of them can be killed in a second. Asserts nothing.
+// A run without a model, which does with its folder what the training loop does: its whole state is a number
+// that each step changes. Thousands of them can be killed in a second. Asserts nothing.
 #pragma once
 
 #include <sys/mman.h>
@@ -59,7 +59,8 @@ inline void write_fake(const std::filesystem::path& folder, std::uint32_t seed, 
     checkpoint::write(folder, "{}", {&file, 1});
 }
 
-/// Runs it. `done` becomes the step of each checkpoint once it is complete, for whoever survives this process.
+/// Runs it. `done` becomes the step of each checkpoint once it is complete, for
+/// whoever survives this process.
 inline void run_fake(
     const std::filesystem::path& out, const FakeRun& run, std::int64_t* done = nullptr,
     const Notice& notice = [](const std::string&) {}) {
