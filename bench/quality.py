@@ -126,7 +126,8 @@ def table(arguments: argparse.Namespace, losses: dict[Case, list[float]]) -> tup
     seeds = ", ".join(map(str, arguments.seeds))
     lines.append(
         f"{arguments.model}, {arguments.steps} steps of 8 x 128 tokens, seeds {seeds}; bound: "
-        f"{ALLOWED_NATS} nats or {ALLOWED_ERRORS:g} standard errors of the paired differences, whichever is larger."
+        f"{ALLOWED_NATS} nats or {ALLOWED_ERRORS:g} standard errors of the paired differences, "
+        "whichever is larger."
     )
     return "\n".join(lines) + "\n", all_within
 

@@ -1,7 +1,7 @@
 """Finetunes a Hugging Face causal language model with FlashAdamW or torch's AdamW, and says where the memory
 went.
 
-    python examples/finetune_llm.py                                  # a tiny random Llama, on this file's own bytes
+    python examples/finetune_llm.py    # a tiny random Llama, on this file's own bytes
     python examples/finetune_llm.py --model FOLDER --text FILE --optimizer torch
     torchrun --nproc-per-node 2 examples/finetune_llm.py --gradient-release     # FSDP2
 

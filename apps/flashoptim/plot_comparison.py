@@ -1,4 +1,4 @@
-"""Draws a comparison: the loss curves, and the bytes per parameter by kind. Reads what `flashoptim compare` wrote.
+"""Draws what `flashoptim compare` wrote: the loss curves, and the bytes per parameter by kind.
 
 usage: plot_comparison.py FOLDER PICTURE
 Exit code 3: there is no matplotlib that works.

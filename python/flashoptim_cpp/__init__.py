@@ -1,10 +1,10 @@
 """FlashOptim for PyTorch: optimizers whose weights, moments and gradients take 7 bytes per parameter."""
 
-# The modules, from the bottom; each imports only what stands above it here (tests/python/test_package_layers.py):
+# The modules, from the bottom: each imports only those above it here (tests/python/test_package_layers.py).
 #   _operators, memory, sharding        the C++ operators; torch's tensors, DTensor and FSDP2
 #   _rules, options                     the core's table of rules; the other options of a parameter group
 #   moment, parameter, conversion       what a state holds, and how any state is brought into that form
-#   table, nonfinite, backward          one call of the step and what forbids it; counts; sums of gradients in fp32
+#   table, nonfinite, backward          one step and what forbids it; bad elements; fp32 sums of gradients
 #   states                              all of it for one optimizer: what the modules below work on
 #   masters, state_dict, optimizer      full-precision weights, saved states, torch's protocol of an optimizer
 #   optimizers, gradient_release, cast_model    what a user calls

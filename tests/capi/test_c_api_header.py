@@ -1,7 +1,7 @@
 """What stands in c_api.h is what the C++ side and the tests know of.
 
-What a user loses if these fail: an enumerator that means another thing in C than in C++, a struct that cannot grow, a function whose bad
-arguments nobody tried.
+What a user loses if these fail: an enumerator that means another thing in C than in C++, a struct that cannot
+grow, a function whose bad arguments nobody tried.
 """
 
 from __future__ import annotations

@@ -193,7 +193,8 @@ DEFAULTS_IN_C = r"""
 int main(void) {
     flashoptim_hyperparameters h;
     for (int32_t rule = 0; !flashoptim_hyperparameters_init(&h, sizeof h, rule); ++rule) {
-        printf("learning_rate=%g beta1=%g beta2=%g epsilon=%g ", h.learning_rate, h.beta1, h.beta2, h.epsilon);
+        printf("learning_rate=%g beta1=%g beta2=%g ", h.learning_rate, h.beta1, h.beta2);
+        printf("epsilon=%g ", h.epsilon);
         printf("weight_decay=%g momentum=%g dampening=%g ", h.weight_decay, h.momentum, h.dampening);
         printf("nesterov=%d maximize=%d fully_decoupled=%d\n", h.nesterov, h.maximize, h.fully_decoupled);
     }

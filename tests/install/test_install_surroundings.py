@@ -114,7 +114,8 @@ MACROS += r"|__NO_MATH_ERRNO__|__ROUNDING_MATH__|__EXCEPTIONS|__cpp_exceptions|_
 MACROS += r"|__cpp_threadsafe_static_init|__cplusplus|__STRICT_ANSI__"
 SETTINGS = r"-f(fp-contract=|associative-math|finite-math-only|reciprocal-math|signed-zeros"
 SETTINGS += r"|unsafe-math-optimizations|math-errno|rounding-math|trapping-math|exceptions|rtti"
-SETTINGS += r"|single-precision-constant|threadsafe-statics|lto|visibility=|visibility-inlines-hidden|cx-limited-range|excess-precision=)"
+SETTINGS += r"|single-precision-constant|threadsafe-statics|lto|visibility=|visibility-inlines-hidden"
+SETTINGS += r"|cx-limited-range|excess-precision=)"
 
 
 def meaning(command: list[str]) -> set[str]:
