@@ -1,6 +1,7 @@
-/* Every function of c_api.h with every argument that it cannot take: NULL, handles that are dead or none, addresses that are not aligned,
-   numbers, sizes and texts out of range. Each must be refused with one line of text and change nothing; if not, a slip in a binding is a
-   crash, or wrong weights. Usage: bad_arguments_test FOLDER. */
+/* Every function of c_api.h with every argument that it cannot take: NULL, handles that are dead or
+   none, addresses that are not aligned, numbers, sizes and texts out of range. Each must be refused
+   with one line of text and change nothing; if not, a slip in a binding is a crash, or wrong weights.
+   Usage: bad_arguments_test FOLDER. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* The C interface as a C program uses it: if this fails, C, and every language that binds to it, cannot train.
-   Usage: c_api_test FOLDER (for what it saves). */
+/* The C interface as a C program uses it: if this fails, C, and every language that binds to it, cannot
+   train. Usage: c_api_test FOLDER (for what it saves). */
 #include <flashoptim/c_api.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -356,7 +356,8 @@ static void test_formats_alone(void) {
         EXPECT(count == COUNT / 32);
         EXPECT_OK(flashoptim_quantize_moment(format, FLASHOPTIM_FIRST_MOMENT, &view, codes, scales, count));
         EXPECT_OK(flashoptim_dequantize_moment(format, FLASHOPTIM_FIRST_MOMENT, codes, scales, count, &back));
-        /* Half a step of the square law at the largest is 1/127 of it; a scale is at most 1.11 of the largest. */
+        /* Half a step of the square law at the largest is 1/127 of it; a scale is
+           at most 1.11 of the largest. */
         EXPECT(largest_distance(decoded, values, COUNT) <= 0.012);
     }
     EXPECT(flashoptim_scale_count(FLASHOPTIM_FORMAT_FLOAT32, &view, &count) == FLASHOPTIM_INVALID_ARGUMENT);

@@ -1,5 +1,5 @@
-// Handles of the C interface: what is no live one is found without reading memory, from any thread. If this fails, a binding whose garbage
-// collector destroys an optimizer twice, or too early, crashes its program.
+// Handles of the C interface: what is no live one is found without reading memory, from any thread. If this
+// fails, a binding whose garbage collector destroys an optimizer twice, or too early, crashes its program.
 #include <gtest/gtest.h>
 
 #include <atomic>

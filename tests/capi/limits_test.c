@@ -1,5 +1,6 @@
-/* The ends of what the C interface takes: structs of older and newer programs, the last step, the longest texts. If one of these fails,
-   a program that was compiled earlier or later than the library is misread, or a binding cannot read what went wrong. */
+/* The ends of what the C interface takes: structs of older and newer programs, the last step, the longest
+   texts. If one of these fails, a program that was compiled earlier or later than the library is misread, or
+   a binding cannot read what went wrong. */
 #include <flashoptim/c_api.h>
 #include <string.h>
 
@@ -92,7 +93,8 @@ static void test_the_last_step(void) {
     }
 }
 
-/* A text that names a parameter is cut where a character ends, and holds no line break: a binding reads it as UTF-8. */
+/* A text that names a parameter is cut where a character ends, and holds no line break:
+   a binding reads it as UTF-8. */
 static void test_texts_of_errors(void) {
     static char name[FLASHOPTIM_MAX_TEXT_BYTES];
     static float weight[4];

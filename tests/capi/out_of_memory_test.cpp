@@ -1,5 +1,5 @@
-// Every function of c_api.h with memory that ends at each of its allocations in turn. If this fails, a C program that runs out of memory
-// dies, or goes on with an optimizer that is half changed.
+// Every function of c_api.h with memory that ends at each of its allocations in turn. If this fails, a C
+// program that runs out of memory dies, or goes on with an optimizer that is half changed.
 #include <gtest/gtest.h>
 #include <unistd.h>
 

@@ -1,4 +1,5 @@
-/* What the tests in C work on, and how they say what failed: a program whose `failures` is not 0 at its end has failed. */
+/* What the tests in C work on, and how they say what failed: a program whose `failures` is
+   not 0 at its end has failed. */
 #pragma once
 
 #include <flashoptim/c_api.h>

@@ -1,5 +1,5 @@
-// What tells a weight that overlaps another from one that does not. If these fail, adding the tensors of a large model takes minutes, or
-// one tensor's step writes over another's.
+// How a weight that overlaps another is found. If these fail, adding the tensors of a large model takes
+// minutes, or one tensor's step writes over another's.
 #include "optimizer/memory_ranges.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +38,8 @@ TEST(MemoryRanges, ComparisonsGrowAsTheLogarithm) {
                                                                  : CountingRanges::Each::kAnywhere,
                               CountingBefore{&comparisons});
         for (std::size_t n = 0; n < kCount; ++n) {
-            // Neighbours, far apart in time; a factor that shares no divisor with the count meets each place once.
+            // Neighbours, far apart in time; a factor that shares no divisor with the
+            // count meets each place once.
             const auto begin = 4096 + n * 40'503 % kCount * kBytes;
             const auto before = comparisons;
             EXPECT_EQ(ranges.find_overlap({begin, begin + kBytes}, kNone, kAny), kNone);
@@ -48,7 +49,8 @@ TEST(MemoryRanges, ComparisonsGrowAsTheLogarithm) {
     }
 }
 
-// Gradients may lie anywhere: beside a much longer one, all in one buffer, or given back in another order than they came.
+// Gradients may lie anywhere: beside a much longer one, all in one buffer, or given back in
+// another order than they came.
 TEST(MemoryRanges, ComparisonsDoNotGrowWithLongAndSharedRanges) {
     constexpr std::size_t kCount = 100'000, kBytes = 128, kLong = std::size_t{1} << 30;
     const std::int64_t most_for_one = 2 * 3 * 2 * std::bit_width(kCount) + 16;  // in each class of lengths

@@ -1,6 +1,6 @@
-// What no emulation shows: a step that is captured in a CUDA graph and replayed, and steps on streams of their
-// own. On a device only. If these fail, a captured training loop trains otherwise than the same loop without a
-// graph.
+// What no emulation shows: a step that is captured in a CUDA graph and replayed, and steps on
+// streams of their own. On a device only. If these fail, a captured training loop trains otherwise
+// than the same loop without a graph.
 #include "subject.h"
 
 namespace flashoptim::cuda {
@@ -70,8 +70,8 @@ class CudaStreams : public OnDevice {};
 
 }  // namespace
 
-// Gradients, learning rate and step count change between the replays, other lists are stepped in between, and a
-// bad step is skipped.
+// Gradients, learning rate and step count change between the replays, other lists are stepped in
+// between, and a bad step is skipped.
 TEST_F(CudaStreams, AReplayedGraphStepsAsTheCpuDoes) {
     for (const auto& rule : rule_cases()) {
         auto expected = two_tensors(rule), found = two_tensors(rule), other = two_tensors(rule);

@@ -1,6 +1,6 @@
-// StepPlan over the emulated runtime: what it asks of CUDA, and what it says where that refuses. If these fail, a
-// program waits, copies or allocates where it was told that nothing would, or dies without a word when device
-// memory ends.
+// StepPlan over the emulated runtime: what it asks of CUDA, and what it says where that refuses. If
+// these fail, a program waits, copies or allocates where it was told that nothing would, or dies without
+// a word when device memory ends.
 #include "emulated_runtime.h"
 #include "subject.h"
 
@@ -42,8 +42,8 @@ TEST_F(CudaPlanOnEmulation, StepWaitsForNothing) {
     }
 }
 
-// A graph reads the list at every replay: if a later list were written over it, a replay would step with other
-// gradients' addresses.
+// A graph reads the list at every replay: if a later list were written over it, a replay would step with
+// other gradients' addresses.
 TEST_F(CudaPlanOnEmulation, WhatAGraphReadsIsLeftAsItIs) {
     auto set = two_tensors(), other = two_tensors();
     set.fill_gradients(1);
@@ -138,8 +138,8 @@ TEST_F(CudaPlanOnEmulation, UsesTheMemoryOfItsDeviceWhateverIsCurrent) {
     EXPECT_EQ(emulated::allocated_bytes(1), 0U);
 }
 
-// A process for each device makes its own current first: were CUDA begun on device 0 by each of them, that would cost its
-// memory some 500 MB a process.
+// A process for each device makes its own current first: were CUDA begun on device 0 by each of them, that
+// would cost its memory some 500 MB a process.
 TEST_F(CudaPlanOnEmulation, BeginsNothingOnOtherDevices) {
     emulated::set_device_count(2);
     EXPECT_EQ(cudaSetDevice(1), cudaSuccess);
@@ -231,7 +231,8 @@ const char* const kLoad = "cudaFuncGetAttributes";
 
 }  // namespace
 
-// Where the memory ends at the load of a kernel, whoever makes room and calls again would step twice what was enqueued before.
+// Where the memory ends at the load of a kernel, whoever makes room and calls again would step
+// twice what was enqueued before.
 TEST_F(CudaPlanOnEmulation, StepWhoseKernelsCannotBeLoadedChangesNothing) {
     for (int successes = 0; successes < kKernelsOfTwoKinds; ++successes) {
         auto expected = two_kinds(), set = two_kinds();
@@ -287,8 +288,8 @@ TEST_F(CudaPlanOnEmulation, KernelsAreLoadedBesideACapture) {
     EXPECT_TRUE(expected.same_as(set));
 }
 
-// An error that the application did not look at is its own: it must not be told of a step that runs, nor be taken
-// away.
+// An error that the application did not look at is its own: it must not be told of a step
+// that runs, nor be taken away.
 TEST_F(CudaPlanOnEmulation, ErrorsOfTheApplicationAreItsOwn) {
     auto set = two_tensors();
     set.fill_gradients(1);

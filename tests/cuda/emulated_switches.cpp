@@ -1,4 +1,4 @@
-// What tests in Python decide about the emulated runtime that lies inside the package's library, by ctypes.
+// Controls of the emulated runtime inside the package's library, which Python tests call by ctypes.
 #include "emulated_runtime.h"
 
 extern "C" [[gnu::visibility("default")]] void flashoptim_emulated_fail(const char* call, int error,

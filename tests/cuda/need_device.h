@@ -1,4 +1,4 @@
-// What a test does that needs a CUDA device, or the emulated one.
+// For tests that need a CUDA device or the emulated one: skips them by name if there is none.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,8 +11,8 @@
 namespace flashoptim::cuda {
 
 /// In SetUp, as its last line: skips the test where there is no device, and fails it there if
-/// FLASHOPTIM_REQUIRE_GPU=1 says that there must be one, so that nobody takes a run of skipped tests for a run on
-/// a GPU.
+/// FLASHOPTIM_REQUIRE_GPU=1 says that there must be one, so that nobody takes a run of
+/// skipped tests for a run on a GPU.
 inline void need_device() {
     if (device_count() > 0) return;
     const char* const required = std::getenv("FLASHOPTIM_REQUIRE_GPU");

@@ -1,5 +1,6 @@
-// The framework-free optimizers on a device, beside the same ones in memory of the host: everything that they hold must be the same
-// bytes. If these fail, a C++ trainer on a GPU has another optimizer than on the CPU, or cannot take a run from one to the other.
+// The framework-free optimizers on a device, beside the same ones in memory of the host: everything that they
+// hold must be the same bytes. If these fail, a C++ trainer on a GPU has another optimizer than on the CPU,
+// or cannot take a run from one to the other.
 #include <unistd.h>
 
 #include <filesystem>

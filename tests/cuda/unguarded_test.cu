@@ -1,5 +1,6 @@
-// The divisions and roots without a check of their operands' ranges: equal to the correctly rounded ones for every significand of a
-// root, and for many quotients. If these fail, a GPU rounds otherwise than the ones known, and its bits are not those of the CPU.
+// The divisions and roots without a check of their operands' ranges: equal to the correctly rounded ones for
+// every significand of a root, and for many quotients. If these fail, a GPU rounds otherwise than the ones
+// known, and its bits are not those of the CPU.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 

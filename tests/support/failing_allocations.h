@@ -1,14 +1,14 @@
-// Memory that ends: a chosen allocation of the process fails. For tests of what a failed allocation leaves
-// behind.
+// Memory that ends: a chosen allocation of the process fails. For tests of what a
+// failed allocation leaves behind.
 //
 // Link flashoptim_failing_allocations: it replaces the operator new of the whole executable, of its shared
 // libraries too, and mmap. What comes from elsewhere (a device, a tensor library) asks
 // allocation_may_succeed() first.
 //
 //     fail_each_allocation(
-//         [] { return Trained(); },                                     // a new one for each attempt; here memory is enough
-//         [](Trained& t) { t.optimizer().set_hyperparameters(...); },   // here it ends, later with each attempt
-//         [](Trained& t, const FailedAllocation& failure) {             // here it is enough again
+//         [] { return Trained(); },                                     // a new one for each attempt
+//         [](Trained& t) { t.optimizer().set_hyperparameters(...); },   // here memory ends
+//         [](Trained& t, const FailedAllocation& failure) {             // here there is enough again
 //             if (failure.error) t.expect_unchanged();
 //             t.expect_same_steps_as(twin);
 //         });

@@ -1,4 +1,4 @@
-// cast_model over every way in which the tensors of a model may lie in memory, and every kind of tensor. The same table as in
+// cast_model for every memory layout of a model's tensors, and every kind of tensor. The same table as in
 // tests/python/test_cast_sharing.py.
 #include <functional>
 #include <map>

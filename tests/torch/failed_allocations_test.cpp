@@ -1,5 +1,5 @@
-// Memory that ends in the middle of a call, ours or a tensor's. If these fail, a run that could have gone on with a smaller batch goes on
-// with weights, moments and counts that do not belong together.
+// Memory that ends in the middle of a call, ours or a tensor's. If these fail, a run that could have gone on
+// with a smaller batch goes on with weights, moments and counts that do not belong together.
 #include <c10/core/Allocator.h>
 
 #include <functional>

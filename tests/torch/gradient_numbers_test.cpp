@@ -44,7 +44,8 @@ TEST(GradientNumbers, ScaleAndClipAreTheFactorOfAStep) {
     });
 }
 
-/// Another attempt with the same gradients is clipped; those after zero_grad() or a step that they stopped are others.
+/// Another attempt with the same gradients is clipped; those after zero_grad() or a step
+/// that they stopped are others.
 TEST(GradientNumbers, AClipIsForTheGradientsWhoseNormItWas) {
     for (const bool is_stopped : {false, true}) {
         const auto of_a = parameters(5, torch::kBFloat16), of_b = parameters(5, torch::kBFloat16);
@@ -79,7 +80,8 @@ TEST(GradientNumbers, AClipIsForTheGradientsWhoseNormItWas) {
     EXPECT_TRUE(same_everything(a, of_a, b, of_b));
 }
 
-/// A step that is kept back and counted all the same has other bias corrections, and fills SGD's momentum with nothing.
+/// A step that is kept back and counted all the same has other bias corrections, and fills
+/// SGD's momentum with nothing.
 TEST(GradientNumbers, StepsThatFoundInfKeepsBackAreNotCounted) {
     for_each_kind([](Rule rule, Format format) {
         const auto of_a = parameters(6, torch::kBFloat16), of_b = parameters(6, torch::kBFloat16);
@@ -171,7 +173,8 @@ TEST(GradientNumbers, WhatIsNoNumberIsNamed) {
     }
 }
 
-/// A loop that leaves out a step and clears its gradients by the model's zero_grad(), which is not told to an optimizer.
+/// A loop that leaves out a step and clears its gradients by the model's zero_grad(), which
+/// is not told to an optimizer.
 TEST(GradientNumbers, TheClipCoefficientGoesWithItsGradients) {
     for_each_kind([](Rule rule, Format format) {
         const auto of_a = parameters(5, torch::kBFloat16), of_b = parameters(5, torch::kBFloat16);

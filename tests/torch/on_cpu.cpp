@@ -1,4 +1,5 @@
-// What the tests of this room expect where the CPU steps; on_cuda_test.cpp has the same of the CUDA backend.
+// What the tests in this folder expect of steps on the CPU; on_cuda_test.cpp has
+// the same for the CUDA backend.
 #include "support.h"
 
 namespace flashoptim::libtorch {

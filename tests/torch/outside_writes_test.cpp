@@ -1,5 +1,5 @@
-// What training loops do to weights between steps. If these fail a clamp, a mask, an average or the order in which a model and its
-// optimizer are loaded stops training below bfloat16's precision without a word.
+// What training loops do to weights between steps. If these fail a clamp, a mask, an average or the order in
+// which a model and its optimizer are loaded stops training below bfloat16's precision without a word.
 #include <functional>
 #include <sstream>
 
@@ -139,7 +139,8 @@ TEST(OutsideWrites, KeepTheCorrectionOfEveryFormat) {
                 if (n % 40 == 20) write(t);
                 t.step();
             }
-            // 24 bits of 1 are steps of 2^-17 (native: dithered; half of 2^-9/127 in the paper's), 400 of which may err alike.
+            // 24 bits of 1 are steps of 2^-17 (native: dithered; half of 2^-9/127 in the paper's),
+            // 400 of which may err alike.
             const double unit = bits == 24 ? 0x1p-17 : 0x1p-22;
             EXPECT_NEAR(t.moved(), kSteps * kRate, kSteps * unit / 10);
         }
@@ -175,8 +176,8 @@ TEST(OutsideWrites, OfFullPrecisionAreWhole) {
     EXPECT_TRUE(torch::equal(t.weight.detach(), t.optimizer.master(t.weight)));
 }
 
-/// The state of a run in one dtype, loaded into a model of another one, whichever of weights and state comes first. (Torch's own loading
-/// of modules wants the dtype that was saved.)
+/// The state of a run in one dtype, loaded into a model of another one, whichever of weights and state comes
+/// first. (Torch's own loading of modules wants the dtype that was saved.)
 TEST(OutsideWrites, OrderOfLoadingDoesNotMatterWhereStorageDiffers) {
     const auto take_over = [](Trained& t, const torch::Tensor& weight) { t.weight.set_data(weight.clone()); };
     const auto copy = [](Trained& t, const torch::Tensor& weight) {
@@ -212,7 +213,8 @@ TEST(OutsideWrites, OrderOfLoadingDoesNotMatterWhereStorageDiffers) {
     }
 }
 
-/// A state that waits for its conversion is saved as it is: saving must not move a weight that may be saved already.
+/// A state that waits for its conversion is saved as it is: saving must not move a weight
+/// that may be saved already.
 TEST(OutsideWrites, SavingConvertsNothing) {
     Trained t;
     for (int n = 0; n < 100; ++n) t.step();

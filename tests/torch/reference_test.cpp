@@ -1,5 +1,5 @@
-// The uncompressed format against LibTorch's own optimizers, and Lion against float64: who loses these tests cannot replace
-// torch::optim by ours and expect the same training.
+// The uncompressed format against LibTorch's own optimizers, and Lion against float64: who loses these tests
+// cannot replace torch::optim by ours and expect the same training.
 #include "support.h"
 
 namespace flashoptim::libtorch {
@@ -7,12 +7,13 @@ namespace {
 
 constexpr int kSteps = 1000;
 
-/// Distance of two runs after the same 1,000 random gradients, relative to the weights. One step rounds each weight to half an
-/// ulp (6e-8) a few times; as a random walk over 1,000 steps that is some 1e-6. A wrong constant is 1e-3 and more.
+/// Distance of two runs after the same 1,000 random gradients, relative to the weights. One step rounds each
+/// weight to half an ulp (6e-8) a few times; as a random walk over 1,000 steps that is some 1e-6. A wrong
+/// constant is 1e-3 and more.
 constexpr double kBound = 1e-5;
 
-/// The factor of decoupled weight decay is rounded to fp32 once, here as in LibTorch: against exact arithmetic that is up to
-/// half an ulp below 1, the same in each step.
+/// The factor of decoupled weight decay is rounded to fp32 once, here as in LibTorch: against exact
+/// arithmetic that is up to half an ulp below 1, the same in each step.
 constexpr double kBoundWithDecay = kBound + kSteps * 0x1p-25;
 
 double distance(const torch::Tensor& ours, const torch::Tensor& theirs) {
@@ -94,8 +95,8 @@ TEST(Reference, SgdwDecaysApartFromTheGradient) {
     EXPECT_LE(distance(ours, reference), kBoundWithDecay);
 }
 
-/// Where c is nearly 0 its sign may differ in fp32 and move a weight by 2 lr; the bound leaves room for three such elements
-/// (each 2e-4 / 64 = 3e-6), of which 0.4 are expected in 4 million.
+/// Where c is nearly 0 its sign may differ in fp32 and move a weight by 2 lr; the bound leaves room for three
+/// such elements (each 2e-4 / 64 = 3e-6), of which 0.4 are expected in 4 million.
 TEST(Reference, LionIsItsFormulaInFloat64) {
     const auto distance_of_run = [](double decay) {
         constexpr double kRate = 1e-4, kBeta1 = 0.9, kBeta2 = 0.99;
@@ -122,8 +123,8 @@ TEST(Reference, LionIsItsFormulaInFloat64) {
     EXPECT_LE(distance_of_run(0.1), kBoundWithDecay);
 }
 
-/// With decouple_lr the decay of a step is weight_decay * lr / initial_lr: a halved rate halves it, and it does not depend on
-/// the first rate itself.
+/// With decouple_lr the decay of a step is weight_decay * lr / initial_lr: a halved rate halves it, and it
+/// does not depend on the first rate itself.
 TEST(Reference, DecayCanBeDecoupledFromTheLearningRate) {
     const auto decayed = [](double first_rate) {
         const auto p = parameter(torch::ones({8}));

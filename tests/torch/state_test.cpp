@@ -1,4 +1,5 @@
-// Saving and loading: a run that was interrupted must go on as if it had not been, and a wrong file must change nothing.
+// Saving and loading: a run that was interrupted must go on as if it had not been, and a
+// wrong file must change nothing.
 #include <limits>
 #include <sstream>
 
@@ -131,8 +132,9 @@ TEST(State, IsConvertedToAnotherMemoryOrder) {
         row_major.mutable_grad() = last.grad().contiguous();
         a->step();
         b->step();
-        // The dither depends on the order: weights below 4 differ by up to their 24-bit unit, 2^-14. Encoded again, a moment
-        // moves by up to 1/127 of its group's largest, which moves the step, of size lr, by some percent.
+        // The dither depends on the order: weights below 4 differ by up to their 24-bit unit, 2^-14.
+        // Encoded again, a moment moves by up to 1/127 of its group's largest, which moves the step,
+        // of size lr, by some percent.
         const auto bound = 0x1p-14 + (format == Format::kFloat32 ? 0.0 : 0.1 * kRate);
         const auto difference = a->master(last) - b->master(row_major);
         EXPECT_LE(difference.square().mean().sqrt().item<double>(), bound) << name_of(format);
@@ -307,7 +309,8 @@ TEST(State, IsNotMadeByTheNorm) {
     EXPECT_EQ(optimizer.step_count(p), 1);
 }
 
-/// A run in the paper's format goes on from its own infinite scales, which group maxima of 65520 or more have.
+/// A run in the paper's format goes on from its own infinite scales, which group
+/// maxima of 65520 or more have.
 TEST(State, OfThePaperMayHaveInfiniteScales) {
     const auto whole = parameter(torch::ones({4, 64}), torch::kBFloat16);
     const auto a = make_optimizer(Rule::kAdamW, Format::kPaper, {whole});

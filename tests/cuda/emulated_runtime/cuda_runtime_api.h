@@ -1,5 +1,5 @@
-// The CUDA runtime as the tests have it without a GPU: what src/cuda and the tests call of it, declared as there.
-// Device memory is memory of the host, streams run at once; emulated_runtime.h says how tests steer it.
+// The CUDA runtime of the tests without a GPU: the functions that src/cuda and the tests call, declared as in
+// CUDA. Device memory is memory of the host, streams run at once; emulated_runtime.h says how tests steer it.
 #pragma once
 
 #include <stddef.h>
