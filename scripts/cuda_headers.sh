@@ -24,7 +24,7 @@ template <class T> __device__ void __stcs(T* to, T value) { *to = value; }
 SHIM
 
 flags=(-std=c++20 -Iinclude -Isrc)
-for file in src/cuda/*.cpp src/capi/c_device.cpp; do
+for file in src/cuda/*.cpp src/bindings/capi/c_device.cpp; do
     "${CXX:-c++}" "${flags[@]}" -isystem "$work/cuda/include" -DFLASHOPTIM_WITH_CUDA -Wall -Wextra -Werror -fsyntax-only "$file"
     echo "compiles: $file"
 done

@@ -20,12 +20,12 @@ import docs
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
-CPP_ROOMS = ("include", "src", "apps", "tests", "bench", "examples")
+CPP_ROOMS = ("include", "src", "trainer", "apps", "tests", "bench", "examples")
 PYTHON_ROOMS = ("apps", "bench", "docs", "examples", "python", "scripts", "tests")
 CPP_SUFFIXES = {".h", ".cpp", ".c", ".cu", ".cuh"}
 # LibTorch's headers take clang-tidy minutes, so it reads the core only.
 TIDY_ROOMS = ("include", "src")
-TIDY_EXCEPT = (ROOT / "src" / "torch", ROOT / "src" / "trainer")
+TIDY_EXCEPT = (ROOT / "src" / "bindings" / "torch",)
 COMPILE_COMMANDS = ROOT / "build" / "release" / "compile_commands.json"
 
 

@@ -18,7 +18,7 @@
 #include "flashoptim/error.h"
 #include "json_target.h"
 #include "number_arguments.h"
-#include "one_line.h"
+#include "system/one_line.h"
 #include "plot.h"
 #include "run_arguments.h"
 #include "stop_signals.h"

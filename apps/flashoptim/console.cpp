@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "flashoptim/error.h"
-#include "one_line.h"
+#include "system/one_line.h"
 #include "process_setup.h"
 
 namespace flashoptim::app {

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-#include "human_bytes.h"
+#include "system/human_bytes.h"
 #include "stop_signals.h"
 #include "trainer/progress.h"
 

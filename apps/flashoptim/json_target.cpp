@@ -9,9 +9,9 @@
 #include <cerrno>
 #include <system_error>
 
-#include "checkpoint/atomic_path.h"
-#include "checkpoint/descriptor_path.h"
-#include "checkpoint/message.h"
+#include "system/atomic_path.h"
+#include "system/descriptor_path.h"
+#include "system/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
 #include "process_setup.h"

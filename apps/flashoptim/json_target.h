@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "checkpoint/file_io.h"
+#include "system/file_io.h"
 
 namespace flashoptim::app {
 

@@ -10,7 +10,7 @@
 
 #include "console.h"
 #include "flashoptim/error.h"
-#include "one_line.h"
+#include "system/one_line.h"
 #include "subprocess.h"
 
 namespace flashoptim::app {

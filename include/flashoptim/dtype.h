@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "flashoptim/numeric/device.h"
+#include "flashoptim/numeric/compiler.h"
 
 namespace flashoptim {
 

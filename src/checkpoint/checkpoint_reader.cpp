@@ -5,10 +5,10 @@
 #include <optional>
 #include <system_error>
 
-#include "atomic_path.h"
-#include "file_io.h"
+#include "system/atomic_path.h"
+#include "system/file_io.h"
 #include "manifest.h"
-#include "message.h"
+#include "system/message.h"
 #include "safetensors_file.h"
 
 namespace flashoptim::checkpoint {

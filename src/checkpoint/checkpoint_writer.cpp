@@ -12,7 +12,7 @@
 
 #include "json_text.h"
 #include "manifest.h"
-#include "message.h"
+#include "system/message.h"
 #include "safetensors_writer.h"
 
 namespace flashoptim::checkpoint {

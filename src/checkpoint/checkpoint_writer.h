@@ -2,7 +2,7 @@
 // the file system.
 #pragma once
 
-#include "atomic_path.h"
+#include "system/atomic_path.h"
 #include "flashoptim/checkpoint.h"
 
 namespace flashoptim::checkpoint {

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "flashoptim/error.h"
-#include "message.h"
+#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

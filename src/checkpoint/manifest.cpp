@@ -7,7 +7,7 @@
 
 #include "flashoptim/checkpoint.h"
 #include "json_text.h"
-#include "message.h"
+#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

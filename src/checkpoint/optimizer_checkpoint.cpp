@@ -13,7 +13,7 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/optimizer.h"
-#include "message.h"
+#include "system/message.h"
 #include "optimizer_manifest.h"
 #include "state_conversion.h"
 #include "storage_type.h"

@@ -8,9 +8,9 @@
 #include <optional>
 #include <utility>
 
-#include "checked_arithmetic.h"
+#include "system/checked_arithmetic.h"
 #include "json_text.h"
-#include "message.h"
+#include "system/message.h"
 #include "storage_type.h"
 
 namespace flashoptim::checkpoint {

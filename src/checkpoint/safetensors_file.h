@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "file_io.h"
+#include "system/file_io.h"
 #include "flashoptim/checkpoint.h"
 #include "safetensors_header.h"
 

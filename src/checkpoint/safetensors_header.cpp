@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "json_text.h"
-#include "message.h"
+#include "system/message.h"
 #include "storage_type.h"
 
 namespace flashoptim::checkpoint {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <array>
 
-#include "message.h"
+#include "system/message.h"
 #include "safetensors_file.h"
 #include "safetensors_header.h"
 #include "storage_type.h"

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "json_text.h"
-#include "message.h"
+#include "system/message.h"
 #include "safetensors_header.h"
 #include "storage_type.h"
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "file_io.h"
+#include "system/file_io.h"
 #include "flashoptim/checkpoint.h"
 
 namespace flashoptim::checkpoint {

@@ -5,9 +5,9 @@
 #include <functional>
 #include <optional>
 
-#include "atomic_path.h"
-#include "descriptor_path.h"
-#include "message.h"
+#include "system/atomic_path.h"
+#include "system/descriptor_path.h"
+#include "system/message.h"
 #include "safetensors_writer.h"
 
 namespace flashoptim::checkpoint {

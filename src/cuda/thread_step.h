@@ -197,7 +197,7 @@ private:
         return old;
     }
 
-    /// All elements, as if nothing were out of the ordinary; returns whether that is so (step/ordinary_step.h). Unguarded lanes
+    /// All elements, as if nothing were out of the ordinary; returns whether that is so (step/fast_kernel.h). Unguarded lanes
     /// find more out of the ordinary than others.
     template <class Lanes>
     FLASHOPTIM_INLINE bool update_ordinary(const StepScalars& k) {
@@ -280,7 +280,7 @@ private:
         return 0.0F;
     }
 
-    /// The reference: what fused_step.h does, for each element that there is.
+    /// The reference: what reference_kernel.h does, for each element that there is.
     FLASHOPTIM_OUT_OF_LINE int update_one_by_one(ThreadStep& s, const StepScalars& k, bool checks_gradient) {
         using S = ScalarLanes;
         auto first_before = s.template old_first<S>(k);

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "checked_arithmetic.h"
+#include "system/checked_arithmetic.h"
 #include "flashoptim/error.h"
 
 namespace flashoptim {

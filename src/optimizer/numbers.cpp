@@ -5,7 +5,7 @@
 
 #include "impl.h"
 #include "step/float_environment.h"
-#include "step/memory_checks.h"
+#include "core/memory_checks.h"
 #include "step/scalars.h"
 
 namespace flashoptim {

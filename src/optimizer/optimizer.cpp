@@ -6,10 +6,10 @@
 #include <limits>
 #include <optional>
 
-#include "exact_arithmetic.h"
+#include "core/exact_arithmetic.h"
 #include "impl.h"
 #include "step/float_environment.h"
-#include "step/memory_checks.h"
+#include "core/memory_checks.h"
 
 namespace flashoptim {
 

@@ -3,9 +3,9 @@
 
 #include <type_traits>
 
-#include "step/fused_step.h"
+#include "step/reference_kernel.h"
 #include "step/kernel_types.h"
-#include "step/ordinary_step.h"
+#include "step/fast_kernel.h"
 #include "step/rows.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
@@ -13,9 +13,9 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 template <class L, class R, class M, class W>
 Kernels kernels_of() {
     if constexpr (!std::is_same_v<L, ScalarLanes>) {
-        return {&OrdinaryStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};
+        return {&FastKernel<L, R, M, W>::run, &ReferenceKernel<L, R, M, W>::count_bad};
     } else {
-        return {&FusedStep<L, R, M, W>::run, &FusedStep<L, R, M, W>::count_bad};
+        return {&ReferenceKernel<L, R, M, W>::run, &ReferenceKernel<L, R, M, W>::count_bad};
     }
 }
 

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "step/memory_checks.h"
+#include "core/memory_checks.h"
 
 namespace flashoptim {
 

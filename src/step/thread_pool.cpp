@@ -9,7 +9,7 @@
 
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
-#include "step/cpu_count.h"
+#include "system/cpu_count.h"
 #include "step/float_environment.h"
 #include "step/workers.h"
 #include "step/workspace.h"

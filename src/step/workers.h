@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "step/cpu_count.h"
+#include "system/cpu_count.h"
 
 namespace flashoptim {
 

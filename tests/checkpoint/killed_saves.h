@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "atomic_path.h"
+#include "system/atomic_path.h"
 #include "support.h"
 
 namespace flashoptim::checkpoint {

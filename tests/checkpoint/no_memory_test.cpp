@@ -7,7 +7,7 @@
 #include <map>
 #include <memory>
 
-#include "atomic_path.h"
+#include "system/atomic_path.h"
 #include "failing_allocations.h"
 #include "flashoptim/optimizer.h"
 #include "support.h"

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../capi/support.h"
+#include "../bindings/capi/support.h"
 
 /* A weight, its gradient and its optimizer, which has them in memory of the host or of the device. */
 typedef struct run {

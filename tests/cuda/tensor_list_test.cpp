@@ -5,7 +5,7 @@
 #include <array>
 #include <deque>
 
-#include "../core/support.h"
+#include "../support/step_cases.h"
 #include "flashoptim/step.h"
 
 namespace flashoptim::cuda {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "../core/support.h"
+#include "../support/step_cases.h"
 #include "flashoptim/step.h"
 
 namespace flashoptim::cuda {

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "../comparison.h"
+#include "../support/comparison.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/optimizer.h"
 #include "support.h"

@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "../comparison.h"
+#include "../support/comparison.h"
 #include "flashoptim/optimizer.h"
 #include "flashoptim/quantize.h"
 #include "support.h"

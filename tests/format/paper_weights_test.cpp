@@ -8,7 +8,7 @@
 #include <memory>
 #include <mutex>
 
-#include "../comparison.h"
+#include "../support/comparison.h"
 #include "flashoptim/format/paper.h"
 #include "step/lanes/portable.h"
 #include "support.h"

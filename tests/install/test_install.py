@@ -278,7 +278,7 @@ def test_inexact_flags_do_not_get_past_cmake():
     have them, the library may not."""
     compiler = os.environ.get("CXX", "c++")
     check = [compiler, "-std=c++20", "-fsyntax-only", "-I", ROOT / "include", "-I", ROOT / "src"]
-    assert "exact results" in run(*check, "-ffast-math", ROOT / "src" / "quantize.cpp", fails=True)
+    assert "exact results" in run(*check, "-ffast-math", ROOT / "src" / "core" / "quantize.cpp", fails=True)
     run(*check, "-ffast-math", CONSUMER / "main.cpp")
 
 
@@ -318,7 +318,7 @@ def test_every_installed_header_stands_alone(prefix: Path):
 
 
 def test_torch_component_and_command_run_where_they_are_installed(build: Path):
-    if not list(RELEASE.glob("src/torch/libflashoptim_torch.*")):
+    if not list(RELEASE.glob("src/bindings/torch/libflashoptim_torch.*")):
         pytest.skip("build/release has no LibTorch optimizers")
     prefix = install(RELEASE, WORK / "torch")
     torch = next((ROOT / ".venv").glob("lib/python3*/site-packages/torch"))

@@ -23,11 +23,11 @@ CONSUMER = Path(__file__).resolve().parent / "consumer"
 COMPILER = os.environ.get("CXX", "c++")
 KERNELS = ["src/step/backend_scalar.cpp", "src/step/backend_portable.cpp"]
 OTHERS = [
-    "src/quantize.cpp",
+    "src/core/quantize.cpp",
     "src/step/step.cpp",
-    "src/layout.cpp",
-    "src/checkpoint/message.cpp",
-    "src/capi/c_api.cpp",
+    "src/core/layout.cpp",
+    "src/system/message.cpp",
+    "src/bindings/capi/c_api.cpp",
 ]
 IS_GCC = (
     "__clang__"
@@ -164,7 +164,7 @@ def test_flags_of_the_surrounding_project_change_nothing(
 @pytest.mark.parametrize("kind", ["", "Debug", "MinSizeRel", "RelWithDebInfo", "Release"])
 def test_kernels_are_optimised_in_every_configuration(tmp_path: Path, kind: str):
     commands = configure(tmp_path, *([f"-DCMAKE_BUILD_TYPE={kind}"] if kind else []))
-    kernels = [file for file in commands if "/step/backend_" in file] + ["src/quantize.cpp"]
+    kernels = [file for file in commands if "/step/backend_" in file] + ["src/core/quantize.cpp"]
     assert len(kernels) >= 3
     for file in kernels:
         optimisation = [argument for argument in commands[file] if argument.startswith("-O")]

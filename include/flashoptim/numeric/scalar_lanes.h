@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "flashoptim/numeric/device.h"
+#include "compiler.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "flashoptim/numeric/device.h"
+#include "flashoptim/numeric/compiler.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 

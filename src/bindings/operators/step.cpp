@@ -1,0 +1,212 @@
+// The step of a list of tensors, its count of bad gradients and their norm, on the CPU or on a GPU: the core is called once. What a call
+// is given is checked in batch.cpp.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <memory>
+#include <mutex>
+
+#include "batch.h"
+#include "system/checked_arithmetic.h"
+#include "flashoptim/optimizer.h"
+#include "gpu.h"
+#include "kernels.h"
+
+namespace flashoptim::operators {
+
+namespace {
+
+/// The process's threads: as many as torch has, or as set_threads says. A call in progress keeps the pool that it began with.
+class SharedPool {
+public:
+    std::shared_ptr<ThreadPool> get() {
+        const int wanted = fixed_ > 0 ? fixed_.load() : static_cast<int>(torch::stable::get_num_threads());
+        const std::lock_guard lock(mutex_);
+        if (pool_ == nullptr || pool_->threads() != wanted) pool_ = std::make_shared<ThreadPool>(wanted);
+        return pool_;
+    }
+    void fix(int threads) { fixed_ = threads; }
+
+private:
+    std::atomic<int> fixed_ = 0;
+    std::mutex mutex_;
+    std::shared_ptr<ThreadPool> pool_;
+};
+SharedPool& shared_pool() {
+    static SharedPool pool;
+    return pool;
+}
+
+std::atomic<Backend>& chosen_backend() {
+    static std::atomic<Backend> backend = Backend::kAutomatic;
+    return backend;
+}
+
+/// What counting and norms need: no moments, the same effective gradient.
+void forget_moments(StepItem& item) {
+    item.rule = item.rule == Rule::kSGD || item.rule == Rule::kAdam ? Rule::kSGD : Rule::kSGDW;
+    item.hyperparameters.momentum = 0.0;
+    item.plan.moments = MomentStorage::kFloat32;
+    item.plan.first = item.plan.first_scales = item.plan.second = item.plan.second_scales = {};
+}
+
+void forget_correction(StepItem& item) {
+    item.plan.master_weight_bits = 0;
+    item.plan.correction = {};
+}
+
+/// One step on the CPU. Its step counts advance where it is not left out.
+void step_on_host(Batch& batch, const std::optional<Tensor>& found_inf, std::span<std::int64_t> bad,
+                  bool stops_at_bad_gradients) {
+    if (found_inf && number_of(found_inf->get(), {"found_inf"}) != 0.0) return;
+    const auto pool = shared_pool().get();
+    const bool stops =
+        stops_at_bad_gradients && count_bad_gradients(batch.items, *pool, chosen_backend()) != 0;
+    if (!stops) flashoptim::step(batch.items, *pool, chosen_backend());
+    for (std::size_t n = 0; n < batch.items.size(); ++n) {
+        const auto more = static_cast<std::int64_t>(batch.items[n].bad_elements);
+        bad[n] = checked_add(bad[n], more).value_or(std::numeric_limits<std::int64_t>::max());
+        if (!stops) *batch.step_counts[n] = batch.items[n].step;
+    }
+}
+
+/// The same on a GPU, where nothing is known yet when this returns.
+void enqueue_step(std::int64_t plan, Batch& batch, const std::optional<Tensor>& found_inf,
+                  std::span<std::int64_t> bad, bool stops_at_bad_gradients) {
+    auto values = batch.device_values;
+    if (found_inf) values.found_inf = float_of(found_inf->get(), {"found_inf"}, batch.device());
+    values.bad_elements = reinterpret_cast<std::uint64_t*>(bad.data());
+    gpu_step(plan, batch.device(), batch.items,
+             {stops_at_bad_gradients ? NonFinite::kSkipStep : NonFinite::kSkipElement, values});
+}
+
+}  // namespace
+
+void step(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
+          ListArgument first_list, ListArgument first_scale_list, ListArgument second_list,
+          ListArgument second_scale_list, ListArgument step_list, const Tensor& bad_elements,
+          const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
+          const std::optional<Tensor>& found_inf, double gradient_factor, std::int64_t nonfinite,
+          const std::optional<Tensor>& clip_coefficient, const std::optional<Tensor>& learning_rates,
+          std::int64_t plan) {
+    const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"},
+                            NamedList{step_list, "steps"}, NamedList{correction_list, "corrections"},
+                            NamedList{first_list, "first"}, NamedList{first_scale_list, "first_scales"},
+                            NamedList{second_list, "second"}, NamedList{second_scale_list, "second_scales"});
+    const auto& [weights, gradients, steps, corrections, first, first_scales, second, second_scales] =
+        lists.all;
+    const auto count = weights.size();
+    if (nonfinite != 0 && nonfinite != 1) {
+        refuse("nonfinite is " + std::to_string(nonfinite) + ": it must be 0 or 1");
+    }
+    for (const auto* list : {&corrections, &first, &first_scales, &second, &second_scales}) {
+        check_count(*list, count);
+    }
+    if (steps.size() != count) refuse("steps needs one integer for each weight");
+
+    Batch batch(weights, gradients, table, hyperparameters);
+    if (learning_rates) batch.set_learning_rates(*learning_rates);
+    const auto bad = integers_of(bad_elements.get(), {"bad_elements"}, batch.device());
+    if (bad.size() != count) refuse("bad_elements needs one integer for each weight");
+    for (std::size_t n = 0; n < count; ++n) {
+        auto& item = batch.add();
+        const auto& buffers = item.plan;
+        item.state = {batch.elements(corrections, buffers.correction), batch.elements(first, buffers.first),
+                      batch.scales(first_scales, buffers.first_scales),
+                      batch.elements(second, buffers.second),
+                      batch.scales(second_scales, buffers.second_scales)};
+        batch.set_step(steps);
+    }
+    batch.set_factors({gradient_factor, grad_scale, clip_coefficient});
+    if (batch.is_on_gpu()) {
+        enqueue_step(plan, batch, found_inf, bad, nonfinite == 1);
+    } else {
+        step_on_host(batch, found_inf, bad, nonfinite == 1);
+    }
+}
+
+Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
+                 const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
+                 double gradient_factor, const std::optional<Tensor>& clip_coefficient, std::int64_t plan) {
+    const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"},
+                            NamedList{correction_list, "corrections"});
+    const auto& [weights, gradients, corrections] = lists.all;
+    check_count(corrections, weights.size());
+    Batch batch(weights, gradients, table, hyperparameters);
+    batch.forget_learning_rates();
+    for (std::size_t n = 0; n < weights.size(); ++n) {
+        auto& item = batch.add();
+        forget_moments(item);
+        if (corrections.size() != 0) {
+            item.state.correction = batch.elements(corrections, item.plan.correction);
+        } else {
+            forget_correction(item);
+        }
+    }
+    batch.set_factors({gradient_factor, grad_scale, clip_coefficient});
+    auto counts = make_zeros(static_cast<std::int64_t>(weights.size()), batch.device());
+    if (batch.is_on_gpu()) {
+        auto values = batch.device_values;
+        values.bad_elements = static_cast<std::uint64_t*>(counts.data_ptr());
+        gpu_count_bad(plan, batch.device(), batch.items, values);
+    } else {
+        count_bad_gradients(batch.items, *shared_pool().get(), chosen_backend());
+        auto* to = static_cast<std::int64_t*>(counts.data_ptr());
+        for (const auto& item : batch.items) *to++ = static_cast<std::int64_t>(item.bad_elements);
+    }
+    return counts;
+}
+
+Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Tensor& table,
+                 const Tensor& hyperparameters, double gradient_factor, std::int64_t plan) {
+    const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"});
+    const auto& [weights, gradients] = lists.all;
+    Batch batch(weights, gradients, table, hyperparameters);
+    batch.forget_learning_rates();
+    for (std::size_t n = 0; n < weights.size(); ++n) {
+        auto& item = batch.add();
+        forget_moments(item);
+        forget_correction(item);
+    }
+    const std::optional<Tensor> none;
+    batch.set_factors({gradient_factor, none, none});
+    if (!batch.is_on_gpu()) {
+        return make_number(flashoptim::grad_norm(batch.items, *shared_pool().get(), chosen_backend()));
+    }
+    auto norm = empty_number(batch.device());
+    gpu_grad_norm(plan, batch.device(), batch.items, batch.device_values,
+                  static_cast<double*>(norm.data_ptr()));
+    return norm;
+}
+
+void check_groups(const Tensor& hyperparameters, std::int64_t rule) {
+    for (const auto& group : groups_from(hyperparameters)) {
+        check_hyperparameters(rule_from(rule), group);
+    }
+}
+
+void set_threads(std::int64_t threads) {
+    if (threads < 0 || threads > 4096) refuse("threads is " + std::to_string(threads) + ": give 0 to 4096");
+    shared_pool().fix(static_cast<int>(threads));
+}
+
+std::int64_t backend() { return static_cast<std::int64_t>(chosen_backend().load()); }
+void set_backend(std::int64_t value) {
+    const auto wanted = static_cast<Backend>(value);
+    const auto available = available_backends();
+    const bool is_known = value == 0 || (static_cast<std::int64_t>(wanted) == value &&
+                                         std::ranges::find(available, wanted) != available.end());
+    if (!is_known) {
+        std::string known = "0 (automatic)";
+        for (const auto known_backend : available) {
+            known += ", " + std::to_string(static_cast<int>(known_backend)) + " (" +
+                     std::string(name_of(known_backend)) + ")";
+        }
+        refuse("backend " + std::to_string(value) + " is not one of this processor: " + known);
+    }
+    chosen_backend() = wanted;
+}
+
+}  // namespace flashoptim::operators

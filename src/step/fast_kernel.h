@@ -1,0 +1,351 @@
+// The fused step at full speed, for blocks in which nothing is out of the ordinary: no gradient is bad, no weight is Inf, NaN,
+// huge or of a magnitude below zero. Then nothing needs to be chosen element by element. Each block is computed in registers
+// and buffers, looked at as a whole, and only then written; one that is out of the ordinary is left to the reference kernel
+// untouched. The bits are those of reference_kernel.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "flashoptim/numeric/dither.h"
+#include "step/block.h"
+#include "step/read_gradient.h"
+#include "step/watch.h"
+
+namespace flashoptim::inline FLASHOPTIM_ISA {
+
+template <class L, class R, class M, class W>
+class FastKernel : BlockTypes<R, M, W> {
+    using Types = BlockTypes<R, M, W>;
+    using typename Types::Block, typename Types::Stored, typename Types::Correction;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at,
+        Types::place_at;
+    using Float = typename L::Float;
+    using UInt = typename L::UInt;
+    using Unit = Float[L::kUnit];
+    using Watch = flashoptim::Watch<L, R, W>;
+    static constexpr int kUnitSize = L::kUnit * L::kWidth;
+    static constexpr int kTail = kUnitSize < kGroup ? kGroup : kUnitSize;
+    static constexpr int kVectorsInGroup = kGroup / L::kWidth;
+    using Tail = typename Types::template Tail<kTail>;
+    /// Elements between a unit and what is fetched from memory ahead of it; the processor does not foresee so many streams.
+    static constexpr int kPrefetch = 1024;
+    /// Whether the root of the second moment is at least |g|, so that its maximum tells of bad gradients.
+    static constexpr bool kRootShowsGradient = kGrouped && kSecond && M::kCarriesScaled;
+
+public:
+    /// Steps the segment; returns the number of elements that were skipped.
+    static std::uint64_t run(const Segment& s) {
+        std::uint64_t bad = 0;
+        const std::int64_t whole = s.count / kTail * kTail;
+        for (std::int64_t at = 0; at < whole; at += kBlockSize) {
+            const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
+            if constexpr (kGrouped) {
+                if (!step_groups(s, block_at(s, at), size, place_at(s, at), Ahead(s, at))) {
+                    bad += refer(s, at, size);
+                }
+            } else {
+                bad += step_units(s, at, size);
+            }
+        }
+        if (whole < s.count) {
+            const auto size = static_cast<int>(s.count - whole);
+            Tail tail(s, block_at(s, whole), size);
+            if (step_tail(s, tail.block(), size, place_at(s, whole), Ahead(s, whole))) {
+                tail.write_back();
+            } else {
+                bad += refer(s, whole, size);
+            }
+        }
+        return bad;
+    }
+
+private:
+    /// Has the reference kernel step a part of the segment.
+    static std::uint64_t refer(const Segment& s, std::int64_t at, int size) {
+        const Block b = block_at(s, at);
+        Segment part = s;
+        part.weight = b.weight;
+        part.correction = b.correction;
+        part.first = b.first;
+        part.first_scales = b.first_scales;
+        part.second = b.second;
+        part.second_scales = b.second_scales;
+        part.gradient = b.gradient;
+        part.place = place_at(s, at);
+        part.count = size;
+        return s.reference(part);
+    }
+
+    /// What comes kPrefetch elements after a block: in its segment, or in the one that follows.
+    class Ahead {
+    public:
+        FLASHOPTIM_INLINE Ahead(const Segment& s, std::int64_t at) : gradient_dtype_(s.gradient_dtype) {
+            const Segment* from = &s;
+            auto place = at + kPrefetch;
+            if (place >= s.count) {
+                from = s.following;
+                place = (place - s.count) / kGroup * kGroup;
+            }
+            is_there_ = from != nullptr && place < from->count;
+            if (is_there_) block_ = block_at(*from, place);
+        }
+        /// Fetches as much as a unit, e elements on.
+        FLASHOPTIM_INLINE void fetch(int e) const {
+            if (!is_there_) return;
+            fetch(block_.weight, e, sizeof(Stored));
+            if constexpr (kHasCorrection) fetch(block_.correction, e, sizeof(Correction));
+            if constexpr (kFirst) fetch(block_.first, e, sizeof(typename Types::FirstCode));
+            if constexpr (kSecond) fetch(block_.second, e, sizeof(typename Types::SecondCode));
+            if (gradient_dtype_ == DType::kFloat32) {
+                fetch(block_.gradient, e, 4);
+            } else {
+                fetch(block_.gradient, e, 2);
+            }
+        }
+
+    private:
+        static FLASHOPTIM_INLINE void fetch(const void* block, int e, int size) {
+            constexpr int kLine = 64;
+            const auto* from = static_cast<const char*>(block) + static_cast<std::ptrdiff_t>(e) * size;
+            FLASHOPTIM_UNROLL
+            for (int at = 0; at < kUnitSize * size; at += kLine) __builtin_prefetch(from + at);
+        }
+        Block block_{};
+        DType gradient_dtype_ = DType::kFloat32;
+        bool is_there_ = false;
+    };
+
+    /// The moments of a block between the passes, and its groups' scales.
+    struct Pending : GroupScales<L, M> {
+        alignas(64) float values[kBlockSize];
+        float gap[48];  // see DitherTables
+        alignas(64) std::uint32_t largest[kGroupsPerBlock][L::kWidth];
+        alignas(64) float reciprocal[kGroupsPerBlock];  // of `encode`, where the format divides
+
+        FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
+            GroupScales<L, M>::read_scales(from, groups, scale_factor);
+            if (groups < kGroupsPerBlock) std::memset(largest, 0, sizeof largest);
+        }
+    };
+    struct Nothing {};
+    using First = std::conditional_t<kGrouped && kFirst, Pending, Nothing>;
+    using Second = std::conditional_t<kGrouped && kSecond, Pending, Nothing>;
+    struct Buffers {
+        alignas(64) float weight[kBlockSize];
+        float gap1[16];
+        alignas(64) float gradient[kBlockSize];
+        float gap2[32];
+        First first;
+        Second second;
+    };
+
+    /// Steps one vector in registers: vector j of the unit at e.
+    static FLASHOPTIM_INLINE Float update(const StepScalars& k, const Block& b, const float* gradient, int e,
+                                          int j, const typename M::template OldFirst<L>& old_first,
+                                          const typename M::template OldSecond<L>& old_second, Watch& watch,
+                                          Float& first, Float& second, Float& root) {
+        Float w = W::template decode_in_unit<L>(b.weight + e, correction_at(b, e), j);
+        watch.weight(w);
+        const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e + j * L::kWidth), w, k);
+        if constexpr (!kRootShowsGradient) watch.gradient(g);
+        if constexpr (R::kDividesMoments) {
+            R::template update<L, M, true>(g, w, old_first, old_second, first, second, root, k);
+            watch.dividend(first);
+            watch.dividend(second);
+        } else {
+            R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+        }
+        watch.weight(w);
+        return w;
+    }
+
+    /// Steps a padded block of which `size` elements count.
+    static bool step_tail(const Segment& s, const Block& b, int size, std::uint32_t place,
+                          const Ahead& ahead) {
+        if constexpr (kGrouped) {
+            return step_groups(s, b, kTail, place, ahead);
+        } else {
+            alignas(64) float gradient[kTail];
+            read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, kTail, gradient);
+            bool is_ordinary = true;
+            for (int e = 0; e < size; e += kUnitSize) {
+                ahead.fetch(e);
+                const int vectors = (size - e + L::kWidth - 1) / L::kWidth;
+                is_ordinary = step_unit(s, b, gradient, e, place, vectors) && is_ordinary;
+            }
+            return is_ordinary;
+        }
+    }
+
+    /// Steps whole groups if all that is in them is ordinary; writes nothing otherwise.
+    static bool step_groups(const Segment& s, const Block& b, int size, std::uint32_t place,
+                            const Ahead& ahead) {
+        const StepScalars& k = *s.scalars;
+        const int groups = size / kGroup;
+        Buffers buffers;
+        Watch watch;
+        read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, buffers.gradient);
+        if constexpr (kFirst) buffers.first.read_scales(b.first_scales, groups, k.first.factor);
+        if constexpr (kSecond) buffers.second.read_scales(b.second_scales, groups, k.second.factor);
+
+        [[maybe_unused]] Float largest_first{};
+        [[maybe_unused]] UInt largest_root{};
+        for (int e = 0; e < size; e += kUnitSize) {
+            ahead.fetch(e);
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) {
+                const int at = e + j * L::kWidth, group = at / kGroup;
+                typename M::template OldFirst<L> old_first{};
+                typename M::template OldSecond<L> old_second{};
+                if constexpr (kFirst) {
+                    old_first = {M::template first_in_unit<L>(b.first + e, j),
+                                 L::broadcast(buffers.first.factor[group])};
+                }
+                if constexpr (kSecond) {
+                    old_second = {M::template second_in_unit<L>(b.second + e, j),
+                                  L::broadcast(buffers.second.factor[group])};
+                }
+                Float first{}, second{}, root{};
+                const Float w =
+                    update(k, b, buffers.gradient, e, j, old_first, old_second, watch, first, second, root);
+                L::store_f32(buffers.weight + at, w);
+                // A unit may be several groups, or part of one.
+                const bool begins = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;
+                const bool ends = (j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit;
+                if constexpr (kFirst) {
+                    L::store_f32(buffers.first.values + at, first);
+                    largest_first = L::max_magnitude(begins ? Float{} : largest_first, first);
+                    if (ends) L::store_u32(buffers.first.largest[group], L::bits(largest_first));
+                }
+                if constexpr (kSecond) {
+                    L::store_f32(buffers.second.values + at, root);
+                    largest_root = begins ? L::bits(root) : L::max_bits(largest_root, L::bits(root));
+                    if (ends) L::store_u32(buffers.second.largest[group], largest_root);
+                }
+            }
+        }
+        if (!watch.is_quiet()) return false;
+        if constexpr (kSecond) {
+            if (!new_scales<false>(buffers.second, groups, k.second)) return false;
+        }
+        if constexpr (kFirst) new_scales<true>(buffers.first, groups, k.first);
+        encode(s, b, size, place, buffers);
+        return true;
+    }
+
+    /// Returns false if a maximum tells of a bad gradient.
+    template <bool kIsFirst>
+    static FLASHOPTIM_INLINE bool new_scales(Pending& moments, int groups, const MomentScalars& k) {
+        for (int n = 0; n < groups; n += L::kWidth) {
+            const auto largest = L::from_bits(L::row_maxima(moments.largest + n));
+            const auto old_scale = L::load_f32(moments.old_scale + n);
+            Float scale, encode;
+            if constexpr (kIsFirst) {
+                M::template first_scale<L>(largest, old_scale, k, scale, encode);
+            } else {
+                if constexpr (kRootShowsGradient) {
+                    if (L::any(L::negate(L::less(largest, L::broadcast(0x1p47F))))) return false;
+                }
+                M::template second_scale<L>(largest, old_scale, k, scale, encode);
+            }
+            L::store_f32(moments.new_scale + n, scale);
+            L::store_f32(moments.encode + n, encode);
+            if constexpr (M::kDivides) {
+                L::store_f32(moments.reciprocal + n, L::divide(L::broadcast(1.0F), encode));
+            }
+        }
+        return true;
+    }
+
+    static FLASHOPTIM_INLINE void encode(const Segment& s, const Block& b, int size, std::uint32_t place,
+                                         const Buffers& buffers) {
+        const DitherTables& dither = *s.dither;
+        for (int e = 0; e < size; e += kUnitSize) {
+            const auto from = place + static_cast<std::uint32_t>(e);
+            Unit weight;
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) weight[j] = L::load_f32(buffers.weight + e + j * L::kWidth);
+            W::template encode_unit<L>(weight, dither, from, b.weight + e, correction_at(b, e));
+            if constexpr (kFirst) {
+                UInt sum[L::kUnit];
+                FLASHOPTIM_UNROLL
+                for (int j = 0; j < L::kUnit; ++j) {
+                    const int at = e + j * L::kWidth;
+                    sum[j] = M::template first_sum<L>(L::load_f32(buffers.first.values + at),
+                                                      L::broadcast(buffers.first.encode[at / kGroup]),
+                                                      L::broadcast(buffers.first.reciprocal[at / kGroup]),
+                                                      L::load_u32(dither.first + from + j * L::kWidth));
+                }
+                L::template store_byte<M::kCodeShift>(b.first + e, sum, M::kFirstFlip);
+            }
+            if constexpr (kSecond) {
+                UInt sum[L::kUnit];
+                FLASHOPTIM_UNROLL
+                for (int j = 0; j < L::kUnit; ++j) {
+                    const int at = e + j * L::kWidth;
+                    sum[j] = M::template second_sum<L>(L::load_f32(buffers.second.values + at),
+                                                       L::broadcast(buffers.second.encode[at / kGroup]),
+                                                       L::broadcast(buffers.second.reciprocal[at / kGroup]),
+                                                       L::load_u32(dither.second + from + j * L::kWidth));
+                }
+                L::template store_byte<M::kCodeShift>(b.second + e, sum, 0U);
+            }
+        }
+        if constexpr (kFirst) buffers.first.write_scales(b.first_scales, size / kGroup);
+        if constexpr (kSecond) buffers.second.write_scales(b.second_scales, size / kGroup);
+    }
+
+    /// Without groups each unit stands for itself.
+    static std::uint64_t step_units(const Segment& s, std::int64_t at, int size) {
+        const Block b = block_at(s, at);
+        const auto place = place_at(s, at);
+        const Ahead ahead(s, at);
+        alignas(64) float gradient[kBlockSize];
+        read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
+        std::uint64_t bad = 0;
+        for (int e = 0; e < size; e += kUnitSize) {
+            ahead.fetch(e);
+            if (!step_unit(s, b, gradient, e, place, L::kUnit)) [[unlikely]] {
+                bad += refer(s, at + e, kUnitSize);
+            }
+        }
+        return bad;
+    }
+
+    /// Steps the first `vectors` of a unit; the others it takes for zeros.
+    static FLASHOPTIM_INLINE bool step_unit(const Segment& s, const Block& b, const float* gradient, int e,
+                                            std::uint32_t place, int vectors) {
+        const StepScalars& k = *s.scalars;
+        Watch watch;
+        Unit weight{}, first{}, second{};
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            if (j >= vectors) break;
+            typename M::template OldFirst<L> old_first{};
+            typename M::template OldSecond<L> old_second{};
+            const int at = e + j * L::kWidth;
+            if constexpr (kFirst) old_first = {L::load_f32(b.first + at), L::broadcast(k.first.factor)};
+            if constexpr (kSecond) old_second = {L::load_f32(b.second + at), L::broadcast(k.second.factor)};
+            Float root{};
+            weight[j] = update(k, b, gradient, e, j, old_first, old_second, watch, first[j], second[j], root);
+        }
+        if (!watch.is_quiet()) return false;
+        W::template encode_unit<L>(weight, *s.dither, place + static_cast<std::uint32_t>(e), b.weight + e,
+                                   correction_at(b, e));
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            if constexpr (kFirst) L::store_f32(b.first + e + j * L::kWidth, first[j]);
+            if constexpr (kSecond) L::store_f32(b.second + e + j * L::kWidth, second[j]);
+        }
+        return true;
+    }
+
+    static FLASHOPTIM_INLINE Correction* correction_at(const Block& b, int e) {
+        if constexpr (kHasCorrection) return b.correction + e;
+        return nullptr;
+    }
+};
+
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

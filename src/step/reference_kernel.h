@@ -1,0 +1,318 @@
+// One fused step of a run of elements: decode, rule, encode. The only place where rule, format and lanes meet; it knows
+// nothing of tensors, threads or instruction sets.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "flashoptim/numeric/dither.h"
+#include "step/block.h"
+#include "step/read_gradient.h"
+
+namespace flashoptim::inline FLASHOPTIM_ISA {
+
+template <class L, class R, class M, class W>
+class ReferenceKernel : BlockTypes<R, M, W> {
+    using Types = BlockTypes<R, M, W>;
+    using typename Types::Block, typename Types::Stored, typename Types::Correction,
+        typename Types::FirstCode, typename Types::SecondCode;
+    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at,
+        Types::place_at;
+    using Tail = typename Types::template Tail<kGroup>;
+    using Float = typename L::Float;
+    using UInt = typename L::UInt;
+    using Mask = typename L::Mask;
+    static_assert(kGroup % L::kWidth == 0);
+
+public:
+    /// Steps the segment; returns the number of elements that were skipped.
+    static std::uint64_t run(const Segment& s) {
+        std::uint64_t bad = 0;
+        const std::int64_t whole = s.count / kGroup * kGroup;
+        for (std::int64_t at = 0; at < whole; at += kBlockSize) {
+            const auto size = static_cast<int>(whole - at < kBlockSize ? whole - at : kBlockSize);
+            bad += step_block(s, block_at(s, at), size, size, place_at(s, at));
+        }
+        if (whole < s.count) bad += step_tail(s, whole);
+        return bad;
+    }
+
+    /// Counts the bad gradients of the segment and changes nothing.
+    static std::uint64_t count_bad(const Segment& s) {
+        std::uint64_t bad = 0;
+        alignas(64) float gradient[kGroup];
+        for (std::int64_t at = 0; at < s.count; at += kGroup) {
+            const auto size = static_cast<int>(s.count - at < kGroup ? s.count - at : kGroup);
+            const auto block = block_at(s, at);
+            if (size == kGroup) {
+                read_gradient<L>(block.gradient, s.gradient_dtype, s.gradient_factor, kGroup, gradient);
+                bad += count_bad_in_group(s, block, gradient, kGroup);
+            } else {
+                Tail tail(s, block, size);
+                read_gradient<L>(tail.gradient, s.gradient_dtype, s.gradient_factor, kGroup, gradient);
+                bad += count_bad_in_group(s, tail.block(), gradient, size);
+            }
+        }
+        return bad;
+    }
+
+private:
+    static std::uint64_t step_tail(const Segment& s, std::int64_t at) {
+        Tail tail(s, block_at(s, at), static_cast<int>(s.count - at));
+        const auto bad = step_block(s, tail.block(), kGroup, static_cast<int>(s.count - at), place_at(s, at));
+        tail.write_back();
+        return bad;
+    }
+
+    static FLASHOPTIM_INLINE UInt load_weight(const Stored* p) {
+        if constexpr (std::is_same_v<Stored, float>) {
+            return L::bits(L::load_f32(p));
+        } else {
+            return L::load_u16(p);
+        }
+    }
+    static FLASHOPTIM_INLINE void store_weight(Stored* p, UInt hi) {
+        if constexpr (std::is_same_v<Stored, float>) {
+            L::store_f32(p, L::from_bits(hi));
+        } else {
+            L::store_u16(p, hi);
+        }
+    }
+    static FLASHOPTIM_INLINE UInt load_correction(const Correction* p) {
+        if constexpr (!kHasCorrection) {
+            return L::broadcast_bits(0U);
+        } else if constexpr (sizeof(Correction) == 1) {
+            return L::load_i8(p);
+        } else {
+            return L::load_i16(p);
+        }
+    }
+    static FLASHOPTIM_INLINE void store_correction(Correction* p, UInt lo) {
+        if constexpr (!kHasCorrection) {
+            return;
+        } else if constexpr (sizeof(Correction) == 1) {
+            L::store_i8(p, lo);
+        } else {
+            L::store_i16(p, lo);
+        }
+    }
+    static FLASHOPTIM_INLINE Float first_unit(const FirstCode* p) {
+        if constexpr (kGrouped) {
+            return M::template first_unit<L>(L::load_i8(p));
+        } else {
+            return L::load_f32(p);
+        }
+    }
+    static FLASHOPTIM_INLINE Float second_unit(const SecondCode* p) {
+        if constexpr (kGrouped) {
+            return M::template second_unit<L>(L::load_u8(p));
+        } else {
+            return L::load_f32(p);
+        }
+    }
+    /// NaN, Inf and |g| >= 2^48 (formats: a bad gradient).
+    static FLASHOPTIM_INLINE Mask is_bad(Float g) {
+        return L::negate(L::less(absolute<L>(g), L::broadcast(0x1p48F)));
+    }
+
+    static std::uint64_t count_bad_in_group(const Segment& s, const Block& b, const float* gradient,
+                                            int size) {
+        if (!s.check_gradient) return 0;
+        alignas(64) std::uint32_t marks[kGroup];
+        for (int e = 0; e < kGroup; e += L::kWidth) {
+            const auto w =
+                W::template decode<L>(load_weight(b.weight + e), load_correction(b.correction + e));
+            const auto g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, *s.scalars);
+            L::store_u32(marks + e, L::mask_bits(is_bad(g)));
+        }
+        return count_marked(marks, size);
+    }
+
+    /// What the first pass over a block hands to the second: new moments in carried units, and the groups' scales.
+    struct Pending : GroupScales<L, M> {
+        using Scales = GroupScales<L, M>;
+        using Scales::old_scale, Scales::new_scale;
+        alignas(64) float values[kBlockSize];
+        alignas(64) float largest[kGroupsPerBlock] = {};
+
+        [[nodiscard]] bool keeps_codes(int group) const {
+            return new_scale[group] == old_scale[group] && new_scale[group] != 0.0F;
+        }
+    };
+    struct Nothing {};
+
+    /// Of `size` elements the first `valid` are the tensor's, the others padding: they are stepped too, but never counted.
+    static std::uint64_t step_block(const Segment& s, const Block& b, int size, int valid,
+                                    std::uint32_t place) {
+        const StepScalars& k = *s.scalars;
+        const DitherTables& dither = *s.dither;
+        const int groups = size / kGroup;
+        alignas(64) float gradient[kBlockSize];
+        alignas(64) std::uint32_t bad_elements[kBlockSize];
+        alignas(64) float weight[kBlockSize];
+        alignas(64) std::uint32_t kept_weights[kBlockSize];
+        bool keeps_weights = false;
+        std::uint64_t bad_count = 0;
+        [[maybe_unused]] std::conditional_t<kGrouped && kFirst, Pending, Nothing> first_moments;
+        [[maybe_unused]] std::conditional_t<kGrouped && kSecond, Pending, Nothing> second_moments;
+
+        read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
+        if constexpr (kGrouped && kFirst) first_moments.read_scales(b.first_scales, groups, k.first.factor);
+        if constexpr (kGrouped && kSecond)
+            second_moments.read_scales(b.second_scales, groups, k.second.factor);
+
+        for (int group = 0; group < groups; ++group) {
+            [[maybe_unused]] Float largest_first = L::broadcast(0.0F), largest_second = L::broadcast(0.0F);
+            for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
+                const UInt old_hi = load_weight(b.weight + e), old_lo = load_correction(b.correction + e);
+                Float w = W::template decode<L>(old_hi, old_lo);
+                const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, k);
+                typename M::template OldFirst<L> old_first{};
+                typename M::template OldSecond<L> old_second{};
+                if constexpr (kFirst) old_first.unit = first_unit(b.first + e);
+                if constexpr (kSecond) old_second.unit = second_unit(b.second + e);
+                if constexpr (kGrouped) {
+                    if constexpr (kFirst) old_first.factor = L::broadcast(first_moments.factor[group]);
+                    if constexpr (kSecond) old_second.factor = L::broadcast(second_moments.factor[group]);
+                } else {
+                    old_first.factor = L::broadcast(k.first.factor);
+                    old_second.factor = L::broadcast(k.second.factor);
+                }
+                Float first{}, second{}, root{};
+                R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+
+                Mask bad = is_bad(g), keep = bad;
+                if constexpr (W::kProtected) {
+                    const Mask special = W::template is_special<L>(old_hi);
+                    bad = L::either(bad, L::both(is_nan<L>(w), L::negate(special)));
+                    keep = L::either(bad, special);
+                } else if (!s.check_gradient) {
+                    bad = keep = L::from_mask_bits(L::broadcast_bits(0U));
+                }
+                L::store_f32(weight + e, w);
+                if (L::any(keep)) [[unlikely]] {
+                    if (!keeps_weights) std::memset(kept_weights, 0, sizeof kept_weights);
+                    keeps_weights = true;
+                    L::store_u32(kept_weights + e, L::mask_bits(keep));
+                }
+                if (L::any(bad)) [[unlikely]] {
+                    if (bad_count == 0) std::memset(bad_elements, 0, sizeof bad_elements);
+                    bad_count += static_cast<std::uint64_t>(L::count(bad));
+                    L::store_u32(bad_elements + e, L::mask_bits(bad));
+                    keep_moments<kFirst>(bad, old_first.unit, first_moments, group, k.first.measure,
+                                         M::kFirstUnit, first);
+                    if constexpr (kGrouped) {
+                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, k.second.measure,
+                                              M::kSecondUnit, root);
+                    } else {
+                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, 1.0F, 1.0F,
+                                              second);
+                    }
+                }
+                if constexpr (!kGrouped) {
+                    if constexpr (kFirst) L::store_f32(b.first + e, first);
+                    if constexpr (kSecond) L::store_f32(b.second + e, second);
+                } else {
+                    if constexpr (kFirst) {
+                        L::store_f32(first_moments.values + e, first);
+                        largest_first = L::max_ignoring_nan(largest_first, absolute<L>(first));
+                    }
+                    if constexpr (kSecond) {
+                        L::store_f32(second_moments.values + e, root);
+                        largest_second = L::max_ignoring_nan(largest_second, root);
+                    }
+                }
+            }
+            if constexpr (kGrouped && kFirst) first_moments.largest[group] = L::horizontal_max(largest_first);
+            if constexpr (kGrouped && kSecond)
+                second_moments.largest[group] = L::horizontal_max(largest_second);
+        }
+        for (int e = 0; e < size; e += L::kWidth) {
+            const auto from = (place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
+            UInt hi{}, lo{};
+            W::template encode<L>(L::load_f32(weight + e), L::load_u32(dither.weight + from), hi, lo);
+            if (keeps_weights) [[unlikely]] {
+                const auto keep = L::from_mask_bits(L::load_u32(kept_weights + e));
+                hi = L::select_bits(keep, load_weight(b.weight + e), hi);
+                lo = L::select_bits(keep, load_correction(b.correction + e), lo);
+            }
+            store_weight(b.weight + e, hi);
+            store_correction(b.correction + e, lo);
+        }
+        if constexpr (kGrouped) {
+            if constexpr (kFirst) {
+                for (int n = 0; n < groups; n += L::kWidth) new_scales<true>(first_moments, n, k.first);
+                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0,
+                              bad_elements, [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
+                                  return M::template first_code<L>(m, encode, u);
+                              });
+                first_moments.write_scales(b.first_scales, groups);
+            }
+            if constexpr (kSecond) {
+                for (int n = 0; n < groups; n += L::kWidth) new_scales<false>(second_moments, n, k.second);
+                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0,
+                              bad_elements, [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
+                                  return M::template second_code<L>(r, encode, u);
+                              });
+                second_moments.write_scales(b.second_scales, groups);
+            }
+        }
+        return valid == size || bad_count == 0 ? bad_count : count_marked(bad_elements, valid);
+    }
+
+    static std::uint64_t count_marked(const std::uint32_t* marks, int size) {
+        std::uint64_t count = 0;
+        for (int e = 0; e < size; ++e) count += marks[e] != 0 ? 1 : 0;
+        return count;
+    }
+
+    /// Puts the old moment, in carried units, where an element is bad.
+    template <bool kPresent, class State>
+    static FLASHOPTIM_INLINE void keep_moments(Mask bad, Float unit, const State& state, int group,
+                                               float measure, float unit_value, Float& value) {
+        if constexpr (kPresent) {
+            Float kept = unit;
+            if constexpr (kGrouped) {
+                kept = L::divide(unit * (state.old_scale[group] * unit_value), L::broadcast(measure));
+            }
+            value = L::select(bad, kept, value);
+        }
+    }
+
+    template <bool kIsFirst>
+    static FLASHOPTIM_INLINE void new_scales(Pending& moments, int group, const MomentScalars& k) {
+        Float scale, encode;
+        const auto largest = L::load_f32(moments.largest + group),
+                   old_scale = L::load_f32(moments.old_scale + group);
+        if constexpr (kIsFirst) {
+            M::template first_scale<L>(largest, old_scale, k, scale, encode);
+        } else {
+            M::template second_scale<L>(largest, old_scale, k, scale, encode);
+        }
+        L::store_f32(moments.new_scale + group, scale);
+        L::store_f32(moments.encode + group, encode);
+    }
+
+    template <class Code, class Encode>
+    static FLASHOPTIM_INLINE void encode_moment(Code* codes, const Pending& moments,
+                                                const std::uint32_t* dither, std::uint32_t place, int groups,
+                                                bool has_bad, const std::uint32_t* bad_elements,
+                                                Encode encode) {
+        for (int group = 0; group < groups; ++group) {
+            const auto factor = L::broadcast(moments.encode[group]);
+            for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
+                const auto u = L::load_u32(dither + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod);
+                auto code = encode(L::load_f32(moments.values + e), factor, u);
+                auto* const bytes = reinterpret_cast<std::uint8_t*>(codes) + e;
+                if (has_bad && moments.keeps_codes(group)) [[unlikely]] {
+                    const auto bad = L::from_mask_bits(L::load_u32(bad_elements + e));
+                    code = L::select_bits(bad, L::load_u8(bytes), code);
+                }
+                L::store_u8(bytes, code);
+            }
+        }
+    }
+};
+
+}  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -1,0 +1,43 @@
+// metrics.csv: one row for each step, complete on the disk after each. Never computes a metric.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "system/file_io.h"
+#include "trainer/progress.h"
+
+namespace flashoptim::trainer {
+
+/// The first line of the file, without its end.
+std::string_view metrics_header();
+
+/// Whether there is anything in the file beyond its header.
+bool has_rows(const std::filesystem::path& file);
+
+/// The file of metrics of one run.
+class MetricsFile {
+public:
+    /// Makes `file` with the rows of `before` (the same file, or where it was moved) up to `last_step`: rows
+    /// of later steps, which a killed run left behind, and a row that it did not finish are dropped, so that
+    /// the finished file equals that of a run that was never interrupted. `notice` hears of lines between the
+    /// rows that are none. Throws IoError, and FormatError for a file of other columns.
+    MetricsFile(const std::filesystem::path& file, const std::filesystem::path& before,
+                std::int64_t last_step, const std::function<void(const std::string&)>& notice);
+
+    /// Appends a row. Numbers are the shortest that read back as the same value; what is absent is left
+    /// empty. Throws IoError; the file then ends with the row before.
+    void append(const StepRecord& record);
+
+    /// Returns when all rows are on the disk: before a checkpoint that counts on them. Throws IoError.
+    void sync();
+
+private:
+    std::filesystem::path file_;
+    checkpoint::FileDescriptor descriptor_;
+};
+
+}  // namespace flashoptim::trainer
