@@ -92,9 +92,9 @@ int cuda_bench_add(void* handle, const std::int64_t* shape, int dimensions, int 
         item.weight = weight;
         item.gradient = gradient;
         item.gradient_dtype = dtype;
-        item.state = {run.zeros(item.plan.correction), run.zeros(item.plan.first),
-                      run.zeros(item.plan.first_scales), run.zeros(item.plan.second),
-                      run.zeros(item.plan.second_scales)};
+        for (int place = 0; place < kMaxBuffers; ++place) {
+            item.state.at(place) = run.zeros(item.plan.at(place));
+        }
         run.items.push_back(item);
     });
 }

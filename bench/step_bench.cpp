@@ -51,15 +51,15 @@ private:
     static std::unique_ptr<Optimizer> make(Rule rule, const OptimizerOptions& options) {
         switch (rule) {
             case Rule::kSGD:
-                return std::make_unique<SGD>(SGDOptions{.momentum = 0.9}, options);
+                return std::make_unique<SGD>(SGDHyperparameters{.momentum = 0.9}, options);
             case Rule::kSGDW:
-                return std::make_unique<SGDW>(SGDOptions{.momentum = 0.9}, options);
+                return std::make_unique<SGDW>(SGDHyperparameters{.momentum = 0.9}, options);
             case Rule::kAdam:
-                return std::make_unique<Adam>(AdamOptions{}, options);
+                return std::make_unique<Adam>(AdamHyperparameters{}, options);
             case Rule::kAdamW:
-                return std::make_unique<AdamW>(AdamWOptions{}, options);
+                return std::make_unique<AdamW>(AdamWHyperparameters{}, options);
             case Rule::kLion:
-                return std::make_unique<Lion>(LionOptions{}, options);
+                return std::make_unique<Lion>(LionHyperparameters{}, options);
         }
         return nullptr;
     }
@@ -89,7 +89,7 @@ void run_ratio(benchmark::State& state, Format format, std::int64_t numel, int t
     state.counters["speed_over_fp32_adamw"] = reference_seconds / our_seconds;
 }
 
-constexpr std::pair<const char*, Rule> kRules[] = {
+constexpr std::pair<const char*, Rule> kTimedRules[] = {
     {"sgd_momentum", Rule::kSGD}, {"adamw", Rule::kAdamW}, {"lion", Rule::kLion}};
 constexpr std::pair<const char*, Format> kFormats[] = {
     {"native", Format::kNative}, {"paper", Format::kPaper}, {"fp32", Format::kFloat32}};
@@ -101,7 +101,7 @@ int main(int argc, char** argv) {
     benchmark::Initialize(&argc, argv);
     if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
     for (const auto& [format_name, format] : kFormats) {
-        for (const auto& [rule_name, rule] : kRules) {
+        for (const auto& [rule_name, rule] : kTimedRules) {
             for (const auto backend : available_backends()) {
                 const auto name = std::string(rule_name) + "/" + format_name + "/" +
                                   std::string(name_of(backend)) + "/1M/1 thread";

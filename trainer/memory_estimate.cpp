@@ -7,8 +7,8 @@
 #include <optional>
 #include <string>
 
-#include "system/checked_arithmetic.h"
 #include "flashoptim/error.h"
+#include "system/checked_arithmetic.h"
 #include "system/human_bytes.h"
 
 namespace flashoptim::trainer {
@@ -34,11 +34,11 @@ std::int64_t sum(std::initializer_list<std::int64_t> terms) {
 }
 
 std::int64_t state_bytes(const StoragePlan& plan) {
-    const auto bytes = [](const BufferPlan& buffer) {
-        return product({buffer.count, static_cast<std::int64_t>(size_of(buffer.dtype))});
-    };
-    return sum({bytes(plan.correction), bytes(plan.first), bytes(plan.first_scales), bytes(plan.second),
-                bytes(plan.second_scales)});
+    std::int64_t bytes = 0;
+    for (const auto& buffer : plan.buffers) {
+        bytes = sum({bytes, product({buffer.count, static_cast<std::int64_t>(size_of(buffer.dtype))})});
+    }
+    return bytes;
 }
 
 // Elements that autograd keeps of each token between forward and backward.

@@ -6,9 +6,9 @@
 #include <limits>
 #include <optional>
 
-#include "system/checked_arithmetic.h"
 #include "flashoptim/error.h"
 #include "flashoptim/optimizer.h"
+#include "system/checked_arithmetic.h"
 #include "trainer/limits.h"
 
 namespace flashoptim::trainer {
@@ -46,8 +46,9 @@ void require_countable_tokens(const TrainOptions& options) {
 }  // namespace
 
 Rule parse_rule(std::string_view name) {
-    constexpr std::array kRules = {Rule::kSGD, Rule::kSGDW, Rule::kAdam, Rule::kAdamW, Rule::kLion};
-    return parse(kRules, rule_name, "optimizer", name);
+    std::array<Rule, kRules.size()> rules{};
+    std::ranges::transform(kRules, rules.begin(), &RuleTraits::rule);
+    return parse(rules, rule_name, "optimizer", name);
 }
 std::string rule_name(Rule rule) {
     std::string name(name_of(rule));
@@ -63,7 +64,7 @@ Format parse_format(std::string_view name) {
 }
 
 Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double learning_rate) {
-    Hyperparameters h;
+    auto h = default_hyperparameters(choice.rule);
     h.learning_rate = learning_rate;
     h.weight_decay = choice.weight_decay;
     h.beta1 = choice.beta1;

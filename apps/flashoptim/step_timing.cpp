@@ -29,28 +29,22 @@ DType weight_dtype(Format format) { return format == Format::kFloat32 ? DType::k
 std::vector<std::int64_t> shape_of(std::int64_t parameters) { return {parameters / kColumns, kColumns}; }
 
 Hyperparameters hyperparameters_of(Rule rule) {
-    Hyperparameters h;
-    h.learning_rate = rule == Rule::kLion ? 1e-4 : 1e-3;
+    auto h = default_hyperparameters(rule);
     h.weight_decay = 0.01;
     h.momentum = 0.9;
-    if (rule == Rule::kLion) h.beta2 = 0.99;
     return h;
 }
 
 std::size_t state_bytes(const StoragePlan& plan) {
-    return plan.correction.bytes() + plan.first.bytes() + plan.first_scales.bytes() + plan.second.bytes() +
-           plan.second_scales.bytes();
+    std::size_t bytes = 0;
+    for (const auto& buffer : plan.buffers) bytes += buffer.bytes();
+    return bytes;
 }
 
 }  // namespace
 
 struct StepContestant::State {
-    /// An optimizer whose rule is known only now.
-    struct AnyOptimizer : Optimizer {
-        AnyOptimizer(Rule rule, const Hyperparameters& h, const OptimizerOptions& options)
-            : Optimizer(rule, h, options) {}
-    };
-    AnyOptimizer optimizer;
+    Optimizer optimizer;
     std::vector<std::byte> weights, gradients;
 };
 

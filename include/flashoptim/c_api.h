@@ -130,7 +130,8 @@ typedef enum flashoptim_master_weight_bits {
 /** Where weights, gradients and state lie. */
 typedef enum flashoptim_place { FLASHOPTIM_HOST = 0, FLASHOPTIM_CUDA = 1 } flashoptim_place;
 
-/** Which moment. */
+/** The kinds of moments. They are also the numbers of the first and the second moment of Adam;
+   flashoptim_moment_name() gives the moments of every rule. */
 typedef enum flashoptim_moment {
     FLASHOPTIM_FIRST_MOMENT = 0,
     FLASHOPTIM_SECOND_MOMENT = 1
@@ -168,17 +169,17 @@ flashoptim_status flashoptim_options_init(flashoptim_options* options, size_t si
 typedef struct flashoptim_hyperparameters {
     size_t size; /**< sizeof(flashoptim_hyperparameters); set by flashoptim_hyperparameters_init */
     double learning_rate;
-    double beta1;   /**< Adam, AdamW, Lion */
-    double beta2;   /**< Adam, AdamW, Lion */
-    double epsilon; /**< Adam, AdamW */
+    double beta1;
+    double beta2;
+    double epsilon;
     double weight_decay;
-    double momentum;              /**< SGD, SGDW */
-    double dampening;             /**< SGD, SGDW */
+    double momentum;
+    double dampening;
     double initial_learning_rate; /**< reference of fully_decoupled, or FLASHOPTIM_FIRST_LEARNING_RATE */
-    int32_t nesterov;             /**< SGD, SGDW */
-    int32_t maximize;             /**< 1 steps along the gradient instead of against it */
-    int32_t fully_decoupled;      /**< decay by weight_decay * learning_rate / initial_learning_rate */
-    int32_t reserved;             /**< 0 */
+    int32_t nesterov;
+    int32_t maximize;        /**< 1 steps along the gradient instead of against it */
+    int32_t fully_decoupled; /**< decay by weight_decay * learning_rate / initial_learning_rate */
+    int32_t reserved;        /**< 0 */
 } flashoptim_hyperparameters;
 
 /** Fills in the defaults of the rule. `size` is sizeof(flashoptim_hyperparameters). */
@@ -308,7 +309,11 @@ flashoptim_status flashoptim_set_master(flashoptim_optimizer* optimizer, size_t 
 flashoptim_status flashoptim_refresh_master(flashoptim_optimizer* optimizer, size_t parameter);
 /** The same for every parameter. */
 flashoptim_status flashoptim_refresh_masters(flashoptim_optimizer* optimizer);
-/** Copies a moment as fp32 in memory order. `moment` is a flashoptim_moment. Fails if the rule has no such
+/** The name of a rule as saved files spell it; NULL for a number that is no rule's. */
+const char* flashoptim_rule_name(int32_t rule);
+/** The name of moment `moment` of a rule, counted from 0, as saved files spell it; NULL if it has none. */
+const char* flashoptim_moment_name(int32_t rule, int32_t moment);
+/** Copies moment `moment`, counted from 0, as fp32 in memory order. Fails if the parameter has no such
    moment. */
 flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, size_t parameter,
                                          int32_t moment, float* values, size_t count);

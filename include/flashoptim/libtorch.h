@@ -7,12 +7,14 @@
 
 #include <torch/torch.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -23,172 +25,194 @@
 
 namespace flashoptim::libtorch {
 
-/// One option of a parameter group, and whether it was set by its setter. An option that was neither set nor
-/// changed takes the value of the optimizer's defaults.
-template <class T>
-struct Option {
-    T value;
-    bool is_set = false;
-};
+/// An option as TORCH_ARG has it: `options.name(value)` sets it and returns the options, `options.name()` reads it. `where` is
+/// where its value is.
+#define FLASHOPTIM_OPTION(T, name, where)                          \
+    Self& name(const T& value) {                                   \
+        (where) = value;                                           \
+        return set(#name);                                         \
+    }                                                              \
+    [[nodiscard]] const T& name() const noexcept { return where; } \
+    [[nodiscard]] T& name() noexcept { return where; }
 
-/// As TORCH_ARG: `options.name(value)` sets and returns the options, `options.name()` reads.
-#define FLASHOPTIM_OPTION(T, name)                                         \
-public:                                                                    \
-    Self& name(const T& value) {                                           \
-        name##_ = {value, true};                                           \
-        return static_cast<Self&>(*this);                                  \
-    }                                                                      \
-    [[nodiscard]] const T& name() const noexcept { return name##_.value; } \
-    [[nodiscard]] T& name() noexcept { return name##_.value; }             \
-                                                                           \
-private:                                                                   \
-    Option<T> name##_
-
-/// Interface of the options of every rule.
+/// The options of a parameter group, whatever the rule. The class of a rule adds what the rule reads.
 class FlashOptions : public torch::optim::OptimizerOptions {
 public:
-    [[nodiscard]] virtual Hyperparameters hyperparameters() const = 0;  ///< those of the group
-    [[nodiscard]] virtual StorageOptions storage() const = 0;           ///< how its parameters are stored
-    [[nodiscard]] virtual NonFinite nonfinite_policy() const = 0;       ///< what bad gradients do
-    [[nodiscard]] virtual bool checks_gradients() const = 0;            ///< whether they are looked for
-    /// Takes the options that were not set here from `defaults`.
+    [[nodiscard]] Rule rule() const { return rule_; }  ///< whose options
+    [[nodiscard]] const Hyperparameters& hyperparameters() const {
+        return hyperparameters_;
+    }  ///< of the group
+    [[nodiscard]] const StorageOptions& storage() const { return storage_; }  ///< how parameters are stored
+    [[nodiscard]] NonFinite nonfinite_policy() const { return nonfinite_; }   ///< what bad gradients do
+    [[nodiscard]] bool checks_gradients() const { return check_gradients_; }  ///< whether they are looked for
+
+    [[nodiscard]] double get_lr() const override { return hyperparameters_.learning_rate; }
+    void set_lr(double value) override { hyperparameters_.learning_rate = value; }
+
+    /// Takes the options that were neither set by a setter nor changed from `defaults`.
     /// @throws InvalidArgument if they are another rule's options.
-    virtual void inherit(const torch::optim::OptimizerOptions& defaults) = 0;
+    void inherit(const torch::optim::OptimizerOptions& defaults);
     /// Stores the learning rate as the first one, if the rule needs it and none is stored. Called when the
     /// group is added.
-    virtual void remember_first_learning_rate() = 0;
+    void remember_first_learning_rate();
     /// The values of all options by their names in archives.
-    [[nodiscard]] virtual std::vector<std::pair<std::string, c10::IValue>> values() const = 0;
+    [[nodiscard]] std::vector<std::pair<std::string, c10::IValue>> values() const;
     /// Sets all options. `read` returns the value of a name, or none.
     /// @throws FormatError for an option that is missing or out of its range.
-    virtual void set_values(
-        const std::function<std::optional<c10::IValue>(const std::string& name)>& read) = 0;
+    void set_values(const std::function<std::optional<c10::IValue>(const std::string& name)>& read);
+    /// @throws FormatError for a key that is missing or of another type.
+    void serialize(torch::serialize::InputArchive& archive) override;
+    void serialize(torch::serialize::OutputArchive& archive) const override;
+    /// Whether all values are equal.
+    bool operator==(const FlashOptions& other) const;
+
+protected:
+    explicit FlashOptions(Rule rule) : rule_(rule), hyperparameters_(default_hyperparameters(rule)) {}
+
+    Rule rule_;
+    Hyperparameters hyperparameters_;
+    StorageOptions storage_;
+    NonFinite nonfinite_ = NonFinite::kSkipElement;
+    bool check_gradients_ = true;
+    std::vector<std::string_view> set_;  ///< names of the options whose setters were called
+
+private:
+    [[nodiscard]] bool is_own(std::string_view name) const;
 };
 
-/// The options that all rules share; `Self` is the rule's own options type.
+/// The options that all rules share; `Self` is the rule's own options class.
 template <class Self_>
 class CommonOptions : public FlashOptions {
 protected:
     using Self = Self_;
-    CommonOptions(double lr, double weight_decay) : lr_{lr}, weight_decay_{weight_decay} {}
-
-    FLASHOPTIM_OPTION(double, lr);
-    FLASHOPTIM_OPTION(double, weight_decay);
-    FLASHOPTIM_OPTION(bool, maximize) { false };
-    /// Number format of the moments and of the weights' corrections.
-    FLASHOPTIM_OPTION(Format, format) { Format::kNative };
-    /// Bits of the master weight over 16-bit weights: 16, 24 or 32; 0: none, round to nearest.
-    FLASHOPTIM_OPTION(int, master_weight_bits) { 24 };
-    /// false keeps the moments in fp32 whatever the format.
-    FLASHOPTIM_OPTION(bool, quantize) { true };
-    /// What a gradient that is NaN, infinite or huge does.
-    FLASHOPTIM_OPTION(NonFinite, nonfinite) { NonFinite::kSkipElement };
-    /// Format::kPaper only: false takes such gradients as they are.
-    FLASHOPTIM_OPTION(bool, check_gradients) { true };
-    /// Format::kNative keeps the moments of smaller tensors in fp32; the second holds for one-dimensional
-    /// tensors.
-    FLASHOPTIM_OPTION(std::int64_t, min_quantized_numel) { kDefaultMinQuantizedNumel };
-    FLASHOPTIM_OPTION(std::int64_t, min_quantized_numel_1d) { kDefaultMinQuantizedNumel1d };
+    explicit CommonOptions(Rule rule) : FlashOptions(rule) {}
+    Self& set(std::string_view name) {
+        set_.push_back(name);
+        return static_cast<Self&>(*this);
+    }
 
 public:
-    [[nodiscard]] double get_lr() const override { return lr(); }
-    void set_lr(double value) override { lr_.value = value; }
-    /// @throws FormatError for a key that is missing or of another type.
-    void serialize(torch::serialize::InputArchive& archive) override;
-    void serialize(torch::serialize::OutputArchive& archive) const override;
-    [[nodiscard]] std::unique_ptr<torch::optim::OptimizerOptions> clone() const override;
-    bool operator==(const CommonOptions& other) const;
+    FLASHOPTIM_OPTION(double, lr, hyperparameters_.learning_rate)
+    FLASHOPTIM_OPTION(double, weight_decay, hyperparameters_.weight_decay)
+    FLASHOPTIM_OPTION(bool, maximize, hyperparameters_.maximize)
+    /// Number format of the moments and of the weights' corrections.
+    FLASHOPTIM_OPTION(Format, format, storage_.format)
+    /// Bits of the master weight over 16-bit weights: 16, 24 or 32; 0: none, round to nearest.
+    FLASHOPTIM_OPTION(int, master_weight_bits, storage_.master_weight_bits)
+    /// false keeps the moments in fp32 whatever the format.
+    FLASHOPTIM_OPTION(bool, quantize, storage_.quantize)
+    /// What a gradient that is NaN, infinite or huge does.
+    FLASHOPTIM_OPTION(NonFinite, nonfinite, nonfinite_)
+    /// Format::kPaper only: false takes such gradients as they are.
+    FLASHOPTIM_OPTION(bool, check_gradients, check_gradients_)
+    /// Format::kNative keeps the moments of smaller tensors in fp32; the second holds for one-dimensional
+    /// tensors.
+    FLASHOPTIM_OPTION(std::int64_t, min_quantized_numel, storage_.min_quantized_numel)
+    FLASHOPTIM_OPTION(std::int64_t, min_quantized_numel_1d, storage_.min_quantized_numel_1d)
 
-    [[nodiscard]] Hyperparameters hyperparameters() const override;
-    [[nodiscard]] StorageOptions storage() const override;
-    [[nodiscard]] NonFinite nonfinite_policy() const override { return nonfinite(); }
-    [[nodiscard]] bool checks_gradients() const override { return check_gradients(); }
-    void inherit(const torch::optim::OptimizerOptions& defaults) override;
-    void remember_first_learning_rate() override;
-    [[nodiscard]] std::vector<std::pair<std::string, c10::IValue>> values() const override;
-    void set_values(const std::function<std::optional<c10::IValue>(const std::string& name)>& read) override;
+    [[nodiscard]] std::unique_ptr<torch::optim::OptimizerOptions> clone() const override {
+        return std::make_unique<Self>(static_cast<const Self&>(*this));
+    }
+};
 
-private:
-    friend struct OptionFields;
+/// Options of a rule that is known only when the program runs.
+class AnyOptions final : public CommonOptions<AnyOptions> {
+public:
+    /// With the defaults of the rule. @throws InvalidArgument for a rule that does not exist.
+    explicit AnyOptions(Rule rule);
+    /// With these hyperparameters; those that the rule does not read keep their defaults.
+    /// @throws InvalidArgument for a rule that does not exist.
+    AnyOptions(Rule rule, const Hyperparameters& hyperparameters);
 };
 
 using Betas = std::tuple<double, double>;
 
+/// The options of SGD with momentum.
+template <class Self_>
+class MomentumOptions : public CommonOptions<Self_> {
+protected:
+    using Self = Self_;
+    using CommonOptions<Self_>::CommonOptions, CommonOptions<Self_>::set,
+        CommonOptions<Self_>::hyperparameters_;
+
+public:
+    FLASHOPTIM_OPTION(double, momentum, hyperparameters_.momentum)
+    FLASHOPTIM_OPTION(double, dampening, hyperparameters_.dampening)
+    FLASHOPTIM_OPTION(bool, nesterov, hyperparameters_.nesterov)
+};
+/// The options of rules with two betas.
+template <class Self_>
+class BetasOptions : public CommonOptions<Self_> {
+protected:
+    using Self = Self_;
+    using CommonOptions<Self_>::CommonOptions, CommonOptions<Self_>::set,
+        CommonOptions<Self_>::hyperparameters_;
+
+public:
+    /// Sets both betas.
+    Self& betas(const Betas& value) {
+        betas() = value;
+        return set("betas");
+    }
+    /// Both betas.
+    [[nodiscard]] Betas betas() const { return {hyperparameters_.beta1, hyperparameters_.beta2}; }
+    /// References: what is assigned to them changes the options.
+    [[nodiscard]] std::tuple<double&, double&> betas() {
+        return {hyperparameters_.beta1, hyperparameters_.beta2};
+    }
+};
+/// Weight decay that follows the learning rate only relative to the first one.
+#define FLASHOPTIM_DECOUPLED_DECAY                                                                           \
+    /** Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr. */          \
+    FLASHOPTIM_OPTION(bool, decouple_lr, hyperparameters_.fully_decoupled)                                   \
+    /** 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the          \
+        schedule's peak here: decay that is decoupled from it is refused otherwise. */ \
+    FLASHOPTIM_OPTION(double, initial_lr, hyperparameters_.initial_learning_rate)
+
 // Constructors from a learning rate are implicit, as LibTorch's: `AdamW optimizer(parameters, 1e-3)`.
 
 /// SGD with an L2 term in the gradient, as torch::optim::SGD.
-class SGDOptions final : public CommonOptions<SGDOptions> {
+class SGDOptions final : public MomentumOptions<SGDOptions> {
 public:
-    SGDOptions() : CommonOptions(1e-3, 0.0) {}
+    SGDOptions() : MomentumOptions(Rule::kSGD) {}
     SGDOptions(double learning_rate) : SGDOptions() { lr(learning_rate); }
-    FLASHOPTIM_OPTION(double, momentum) { 0.0 };
-    FLASHOPTIM_OPTION(double, dampening) { 0.0 };
-    FLASHOPTIM_OPTION(bool, nesterov) { false };
-    friend struct OptionFields;
 };
 
 /// SGD whose weights decay apart from the gradient.
-class SGDWOptions final : public CommonOptions<SGDWOptions> {
+class SGDWOptions final : public MomentumOptions<SGDWOptions> {
 public:
-    SGDWOptions() : CommonOptions(1e-3, 0.0) {}
+    SGDWOptions() : MomentumOptions(Rule::kSGDW) {}
     SGDWOptions(double learning_rate) : SGDWOptions() { lr(learning_rate); }
-    FLASHOPTIM_OPTION(double, momentum) { 0.0 };
-    FLASHOPTIM_OPTION(double, dampening) { 0.0 };
-    FLASHOPTIM_OPTION(bool, nesterov) { false };
-    /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
-    FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's
-    /// peak here: decay that is decoupled from it is refused otherwise.
-    FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
-    friend struct OptionFields;
+    FLASHOPTIM_DECOUPLED_DECAY
 };
 
 /// Adam with an L2 term in the gradient, as torch::optim::Adam.
-class AdamOptions final : public CommonOptions<AdamOptions> {
+class AdamOptions final : public BetasOptions<AdamOptions> {
 public:
-    AdamOptions() : CommonOptions(1e-3, 0.0) {}
+    AdamOptions() : BetasOptions(Rule::kAdam) {}
     AdamOptions(double learning_rate) : AdamOptions() { lr(learning_rate); }
-    FLASHOPTIM_OPTION(Betas, betas) { Betas(0.9, 0.999) };
-    FLASHOPTIM_OPTION(double, eps) { 1e-8 };
-    friend struct OptionFields;
+    FLASHOPTIM_OPTION(double, eps, hyperparameters_.epsilon)
 };
 
 /// Adam whose weights decay apart from the gradient, as torch::optim::AdamW.
-class AdamWOptions final : public CommonOptions<AdamWOptions> {
+class AdamWOptions final : public BetasOptions<AdamWOptions> {
 public:
-    AdamWOptions() : CommonOptions(1e-3, 1e-2) {}
+    AdamWOptions() : BetasOptions(Rule::kAdamW) {}
     AdamWOptions(double learning_rate) : AdamWOptions() { lr(learning_rate); }
-    FLASHOPTIM_OPTION(Betas, betas) { Betas(0.9, 0.999) };
-    FLASHOPTIM_OPTION(double, eps) { 1e-8 };
-    /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
-    FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's
-    /// peak here: decay that is decoupled from it is refused otherwise.
-    FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
-    friend struct OptionFields;
+    FLASHOPTIM_OPTION(double, eps, hyperparameters_.epsilon)
+    FLASHOPTIM_DECOUPLED_DECAY
 };
 
 /// The sign of an interpolated gradient (arXiv 2302.06675); weights decay apart from the gradient.
-class LionOptions final : public CommonOptions<LionOptions> {
+class LionOptions final : public BetasOptions<LionOptions> {
 public:
-    LionOptions() : CommonOptions(1e-4, 0.0) {}
+    LionOptions() : BetasOptions(Rule::kLion) {}
     LionOptions(double learning_rate) : LionOptions() { lr(learning_rate); }
-    FLASHOPTIM_OPTION(Betas, betas) { Betas(0.9, 0.99) };
-    /// Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr.
-    FLASHOPTIM_OPTION(bool, decouple_lr) { false };
-    /// 0: the learning rate with which the group was added. Where that is 0 (a warm-up), set the schedule's
-    /// peak here: decay that is decoupled from it is refused otherwise.
-    FLASHOPTIM_OPTION(double, initial_lr) { 0.0 };
-    friend struct OptionFields;
+    FLASHOPTIM_DECOUPLED_DECAY
 };
 
+#undef FLASHOPTIM_DECOUPLED_DECAY
 #undef FLASHOPTIM_OPTION
-
-extern template class CommonOptions<SGDOptions>;
-extern template class CommonOptions<SGDWOptions>;
-extern template class CommonOptions<AdamOptions>;
-extern template class CommonOptions<AdamWOptions>;
-extern template class CommonOptions<LionOptions>;
 
 /// What an optimizer keeps of one parameter. Tensors that its storage does not have are undefined. Tensors of
 /// elements have the parameter's shape and strides; scales have the shape (rows, groups in a row), in the
@@ -199,56 +223,32 @@ class FlashParamState : public torch::optim::OptimizerParamState {
     TORCH_ARG(std::int64_t, bad_elements) = 0;
     /// SGD: whether the momentum buffer has been filled.
     TORCH_ARG(bool, has_momentum) = false;
-    /// Corrections of 16-bit weights.
-    TORCH_ARG(torch::Tensor, error_bits);
-    TORCH_ARG(torch::Tensor, first_moment);
-    TORCH_ARG(torch::Tensor, first_moment_scales);
-    TORCH_ARG(torch::Tensor, second_moment);
-    TORCH_ARG(torch::Tensor, second_moment_scales);
 
 public:
-    /// The name of the first moment in files: "exp_avg" or "momentum_buffer"; scales append "_scales".
-    [[nodiscard]] virtual std::string first_moment_name() const { return "exp_avg"; }
+    /// An empty state of a rule.
+    explicit FlashParamState(Rule rule) : rule_(rule) {}
+
+    [[nodiscard]] Rule rule() const { return rule_; }  ///< whose state
+    /// The tensor at a place of the state (step.h, StoragePlan).
+    [[nodiscard]] const torch::Tensor& at(int place) const {
+        return tensors_[static_cast<std::size_t>(place)];
+    }
+    /// The same, to be changed.
+    [[nodiscard]] torch::Tensor& at(int place) { return tensors_[static_cast<std::size_t>(place)]; }
+    /// The tensor of this name in files: "error_bits", "exp_avg", "exp_avg_scales", ...
+    /// @throws InvalidArgument if the rule has none.
+    [[nodiscard]] const torch::Tensor& named(std::string_view name) const;
     /// The tensors that are defined, under their names in files.
     [[nodiscard]] std::vector<std::pair<std::string, torch::Tensor>> tensors() const;
     void serialize(torch::serialize::InputArchive& archive) override;
     void serialize(torch::serialize::OutputArchive& archive) const override;
-};
+    [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
+        return std::make_unique<FlashParamState>(*this);
+    }
 
-class SGDParamState : public FlashParamState {
-public:
-    [[nodiscard]] std::string first_moment_name() const override { return "momentum_buffer"; }
-    [[nodiscard]] const torch::Tensor& momentum_buffer() const { return first_moment(); }  ///< m
-    [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
-        return std::make_unique<SGDParamState>(*this);
-    }
-};
-class SGDWParamState final : public SGDParamState {
-public:
-    [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
-        return std::make_unique<SGDWParamState>(*this);
-    }
-};
-class AdamParamState : public FlashParamState {
-public:
-    [[nodiscard]] const torch::Tensor& exp_avg() const { return first_moment(); }      ///< m
-    [[nodiscard]] const torch::Tensor& exp_avg_sq() const { return second_moment(); }  ///< v
-    [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
-        return std::make_unique<AdamParamState>(*this);
-    }
-};
-class AdamWParamState final : public AdamParamState {
-public:
-    [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
-        return std::make_unique<AdamWParamState>(*this);
-    }
-};
-class LionParamState final : public FlashParamState {
-public:
-    [[nodiscard]] const torch::Tensor& exp_avg() const { return first_moment(); }  ///< m
-    [[nodiscard]] std::unique_ptr<OptimizerParamState> clone() const override {
-        return std::make_unique<LionParamState>(*this);
-    }
+private:
+    Rule rule_;
+    std::array<torch::Tensor, kMaxBuffers> tensors_;  // by place
 };
 
 struct OptimizerImpl;
@@ -399,45 +399,45 @@ private:
     std::unique_ptr<OptimizerImpl> impl_;
 };
 
-class SGD final : public FlashOptimizer {
+/// An optimizer of one rule, whose options are of one class.
+template <Rule kRule, class Options>
+class FlashOptimizerOf : public FlashOptimizer {
 public:
-    explicit SGD(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                 const SGDOptions& defaults = {})
-        : FlashOptimizer(Rule::kSGD, std::make_unique<SGDOptions>(defaults), groups) {}
-    explicit SGD(std::vector<torch::Tensor> parameters, const SGDOptions& defaults = {})
-        : SGD({torch::optim::OptimizerParamGroup(std::move(parameters))}, defaults) {}
+    /// Options that a group did not set are those of `defaults`. @throws as add_param_group()
+    explicit FlashOptimizerOf(const std::vector<torch::optim::OptimizerParamGroup>& groups,
+                              const Options& defaults = {})
+        : FlashOptimizer(kRule, std::make_unique<Options>(defaults), groups) {}
+    explicit FlashOptimizerOf(std::vector<torch::Tensor> parameters, const Options& defaults = {})
+        : FlashOptimizerOf({torch::optim::OptimizerParamGroup(std::move(parameters))}, defaults) {}
 };
-class SGDW final : public FlashOptimizer {
+
+class SGD final : public FlashOptimizerOf<Rule::kSGD, SGDOptions> {
 public:
-    explicit SGDW(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                  const SGDWOptions& defaults = {})
-        : FlashOptimizer(Rule::kSGDW, std::make_unique<SGDWOptions>(defaults), groups) {}
-    explicit SGDW(std::vector<torch::Tensor> parameters, const SGDWOptions& defaults = {})
-        : SGDW({torch::optim::OptimizerParamGroup(std::move(parameters))}, defaults) {}
+    using FlashOptimizerOf::FlashOptimizerOf;
 };
-class Adam final : public FlashOptimizer {
+class SGDW final : public FlashOptimizerOf<Rule::kSGDW, SGDWOptions> {
 public:
-    explicit Adam(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                  const AdamOptions& defaults = {})
-        : FlashOptimizer(Rule::kAdam, std::make_unique<AdamOptions>(defaults), groups) {}
-    explicit Adam(std::vector<torch::Tensor> parameters, const AdamOptions& defaults = {})
-        : Adam({torch::optim::OptimizerParamGroup(std::move(parameters))}, defaults) {}
+    using FlashOptimizerOf::FlashOptimizerOf;
 };
-class AdamW final : public FlashOptimizer {
+class Adam final : public FlashOptimizerOf<Rule::kAdam, AdamOptions> {
 public:
-    explicit AdamW(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                   const AdamWOptions& defaults = {})
-        : FlashOptimizer(Rule::kAdamW, std::make_unique<AdamWOptions>(defaults), groups) {}
-    explicit AdamW(std::vector<torch::Tensor> parameters, const AdamWOptions& defaults = {})
-        : AdamW({torch::optim::OptimizerParamGroup(std::move(parameters))}, defaults) {}
+    using FlashOptimizerOf::FlashOptimizerOf;
 };
-class Lion final : public FlashOptimizer {
+class AdamW final : public FlashOptimizerOf<Rule::kAdamW, AdamWOptions> {
 public:
-    explicit Lion(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                  const LionOptions& defaults = {})
-        : FlashOptimizer(Rule::kLion, std::make_unique<LionOptions>(defaults), groups) {}
-    explicit Lion(std::vector<torch::Tensor> parameters, const LionOptions& defaults = {})
-        : Lion({torch::optim::OptimizerParamGroup(std::move(parameters))}, defaults) {}
+    using FlashOptimizerOf::FlashOptimizerOf;
+};
+class Lion final : public FlashOptimizerOf<Rule::kLion, LionOptions> {
+public:
+    using FlashOptimizerOf::FlashOptimizerOf;
+};
+
+/// An optimizer whose rule is known only when the program runs.
+class AnyOptimizer final : public FlashOptimizer {
+public:
+    explicit AnyOptimizer(const std::vector<torch::optim::OptimizerParamGroup>& groups,
+                          const AnyOptions& defaults)
+        : FlashOptimizer(defaults.rule(), std::make_unique<AnyOptions>(defaults), groups) {}
 };
 
 struct ReleaseControl;

@@ -100,6 +100,10 @@ public:
     using ParameterId = std::size_t;
     using GroupId = std::size_t;
 
+    /// @throws InvalidArgument for hyperparameters as add_group(), a negative number of threads, or a backend
+    ///         that this build or processor does not have. A backend that FLASHOPTIM_BACKEND names is checked
+    ///         in the first step.
+    Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options = {});
     virtual ~Optimizer();
     Optimizer(Optimizer&&) noexcept;
     Optimizer& operator=(Optimizer&&) noexcept;
@@ -221,10 +225,10 @@ public:
     /// The same for every parameter.
     void refresh_masters();
 
-    /// The first moment as fp32 in memory order. Empty if the rule has none.
-    [[nodiscard]] std::vector<float> first_moment(ParameterId parameter) const;
-    /// The second moment (not its root) as fp32 in memory order. Empty if the rule has none.
-    [[nodiscard]] std::vector<float> second_moment(ParameterId parameter) const;
+    /// A moment as fp32 in memory order (of squares the moment itself, not its root). Empty if there is none.
+    /// @param parameter number of the parameter
+    /// @param number    of the moment, in the order of the rule's row in the table of rules
+    [[nodiscard]] std::vector<float> moment(ParameterId parameter, int number) const;
 
     /// The state buffers of a parameter. On the host the bytes are the buffers themselves: writing them
     /// replaces the state. On a device they are copies.
@@ -253,12 +257,6 @@ public:
     /// The memory that the optimizer uses now, with the caller's weights and gradients.
     [[nodiscard]] MemoryReport memory_report() const;
 
-protected:
-    /// @throws InvalidArgument for hyperparameters as add_group(), a negative number of threads, or a backend
-    ///         that this build or processor does not have. A backend that FLASHOPTIM_BACKEND names is checked
-    ///         in the first step.
-    Optimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options);
-
 private:
     struct Impl;
     std::unique_ptr<Impl> impl_;
@@ -269,57 +267,113 @@ private:
 /// @throws InvalidArgument names the first that fails.
 void check_hyperparameters(Rule rule, const Hyperparameters& hyperparameters);
 
+// What a user sets of each rule. The defaults are those of the table of rules.
+
 /// Hyperparameters of SGD and SGDW.
-struct SGDOptions {
+struct SGDHyperparameters {
     double learning_rate = 1e-3, momentum = 0.0, dampening = 0.0, weight_decay = 0.0;
     bool nesterov = false, maximize = false;
     /// SGDW: weights decay by weight_decay * learning_rate / the first learning rate.
     bool fully_decoupled = false;
+
+    /// The same as the core reads it.
+    [[nodiscard]] Hyperparameters hyperparameters() const {
+        auto h = default_hyperparameters(Rule::kSGD);
+        h.learning_rate = learning_rate;
+        h.momentum = momentum;
+        h.dampening = dampening;
+        h.weight_decay = weight_decay;
+        h.nesterov = nesterov;
+        h.maximize = maximize;
+        h.fully_decoupled = fully_decoupled;
+        return h;
+    }
 };
 /// Hyperparameters of Adam.
-struct AdamOptions {
+struct AdamHyperparameters {
     double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.0;
     bool maximize = false;
+
+    /// The same as the core reads it.
+    [[nodiscard]] Hyperparameters hyperparameters() const {
+        auto h = default_hyperparameters(Rule::kAdam);
+        h.learning_rate = learning_rate;
+        h.beta1 = beta1;
+        h.beta2 = beta2;
+        h.epsilon = epsilon;
+        h.weight_decay = weight_decay;
+        h.maximize = maximize;
+        return h;
+    }
 };
 /// Hyperparameters of AdamW.
-struct AdamWOptions {
+struct AdamWHyperparameters {
     double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 1e-2;
     bool maximize = false;
     /// Weights decay by weight_decay * learning_rate / the first learning rate.
     bool fully_decoupled = false;
+
+    /// The same as the core reads it.
+    [[nodiscard]] Hyperparameters hyperparameters() const {
+        auto h = AdamHyperparameters{learning_rate, beta1, beta2, epsilon, weight_decay, maximize}
+                     .hyperparameters();
+        h.fully_decoupled = fully_decoupled;
+        return h;
+    }
 };
 /// Hyperparameters of Lion.
-struct LionOptions {
+struct LionHyperparameters {
     double learning_rate = 1e-4, beta1 = 0.9, beta2 = 0.99, weight_decay = 0.0;
     bool maximize = false;
     /// Weights decay by weight_decay * learning_rate / the first learning rate.
     bool fully_decoupled = false;
+
+    /// The same as the core reads it.
+    [[nodiscard]] Hyperparameters hyperparameters() const {
+        auto h = default_hyperparameters(Rule::kLion);
+        h.learning_rate = learning_rate;
+        h.beta1 = beta1;
+        h.beta2 = beta2;
+        h.weight_decay = weight_decay;
+        h.maximize = maximize;
+        h.fully_decoupled = fully_decoupled;
+        return h;
+    }
+};
+
+/// An optimizer of one rule. Every rule has its class below.
+template <Rule kRule, class RuleOptions>
+class OptimizerOf : public Optimizer {
+public:
+    /// @throws what Optimizer's constructor throws.
+    explicit OptimizerOf(const RuleOptions& rule = {}, const OptimizerOptions& options = {})
+        : Optimizer(kRule, rule.hyperparameters(), options) {}
 };
 
 /// SGD with momentum and an L2 term in the gradient, as torch.optim.SGD (docs/optimizers/sgd.md).
-class SGD : public Optimizer {
+class SGD : public OptimizerOf<Rule::kSGD, SGDHyperparameters> {
 public:
-    explicit SGD(const SGDOptions& rule = {}, const OptimizerOptions& options = {});
+    using OptimizerOf::OptimizerOf;
 };
 /// SGD with momentum and decoupled weight decay (docs/optimizers/sgd.md).
-class SGDW : public Optimizer {
+class SGDW : public OptimizerOf<Rule::kSGDW, SGDHyperparameters> {
 public:
-    explicit SGDW(const SGDOptions& rule = {}, const OptimizerOptions& options = {});
+    using OptimizerOf::OptimizerOf;
 };
 /// Adam with an L2 term in the gradient, as torch.optim.Adam (docs/optimizers/adam.md).
-class Adam : public Optimizer {
+class Adam : public OptimizerOf<Rule::kAdam, AdamHyperparameters> {
 public:
-    explicit Adam(const AdamOptions& rule = {}, const OptimizerOptions& options = {});
+    using OptimizerOf::OptimizerOf;
 };
 /// Adam with decoupled weight decay, as torch.optim.AdamW (docs/optimizers/adamw.md).
-class AdamW : public Optimizer {
+class AdamW : public OptimizerOf<Rule::kAdamW, AdamWHyperparameters> {
 public:
-    explicit AdamW(const AdamWOptions& rule = {}, const OptimizerOptions& options = {});
+    using OptimizerOf::OptimizerOf;
 };
 /// Lion: the sign of an interpolated momentum, with decoupled weight decay (docs/optimizers/lion.md).
-class Lion : public Optimizer {
+class Lion : public OptimizerOf<Rule::kLion, LionHyperparameters> {
 public:
-    explicit Lion(const LionOptions& rule = {}, const OptimizerOptions& options = {});
+    using OptimizerOf::OptimizerOf;
 };
 
 }  // namespace flashoptim

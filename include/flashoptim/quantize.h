@@ -12,11 +12,8 @@
 
 namespace flashoptim {
 
-/// Which moment: the first is signed, the second is not negative.
-enum class Moment : std::uint8_t { kFirst, kSecond };
-
 /// Encodes fp32 moments, rounding to nearest (u = 1/2 in docs/formats.md).
-/// @param moment  which moment
+/// @param kind    what the moment is a mean of
 /// @param storage kNative or kPaper; kFloat32 copies
 /// @param layout  how the elements are counted
 /// @param values  m, or v (not its root), in memory order
@@ -24,13 +21,13 @@ enum class Moment : std::uint8_t { kFirst, kSecond };
 /// @param scales  one 16-bit scale per group, as plan_storage() sizes them
 /// @throws InvalidArgument for a value that is NaN, infinite or too large for the format, a negative v,
 ///         buffers of another size, or buffers that overlap.
-void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+void quantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
                      std::span<std::uint16_t> scales);
 
 /// Decodes moments: the reverse of quantize_moment().
 /// @throws InvalidArgument for buffers of another size, or buffers that overlap.
-void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+void dequantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                        std::span<float> values);
 
@@ -43,7 +40,7 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
 /// rule does not have pass.
 /// @throws FormatError names `name` if the check fails.
 /// @throws InvalidArgument for buffers of another size than `layout` has.
-void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
+void check_moment(MomentKind kind, const StoragePlan& plan, const Layout& layout,
                   std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                   std::string_view name);
 

@@ -5,6 +5,8 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -15,7 +17,8 @@
 
 #include "flashoptim/dtype.h"
 #include "flashoptim/layout.h"
-#include "flashoptim/rule/hyperparameters.h"
+#include "flashoptim/numeric/compiler.h"
+#include "flashoptim/rule/rules.h"
 
 namespace flashoptim {
 
@@ -26,7 +29,7 @@ enum class Format : std::uint8_t {
     kFloat32,  ///< Uncompressed moments. Weights are stored as in the native format.
 };
 
-/// The name of a rule as saved files spell it: "SGD", "AdamW", ...
+/// The name of a rule as saved files spell it: "SGD", "AdamW", ...; "unknown" for what is no enumerator.
 std::string_view name_of(Rule rule);
 /// The name of a format as saved files spell it: "native", "paper" or "fp32".
 std::string_view name_of(Format format);
@@ -71,6 +74,35 @@ struct BufferPlan {
 
 enum class MomentStorage : std::uint8_t { kNative, kPaper, kFloat32 };
 
+/// The buffers of one moment of a tensor.
+struct MomentPlan {
+    BufferPlan codes;   ///< codes or fp32 values, one per element
+    BufferPlan scales;  ///< one per group; none if the moment is not quantized
+};
+/// How a moment of this kind is stored.
+MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout);
+
+// The state of a parameter is a list of buffers, each known by its place: first the weight's correction, then
+// for each moment of the rule, in the table's order, its codes (or fp32 values) and its scales.
+
+/// Places of a state.
+constexpr int kMaxBuffers = 1 + 2 * kMaxMoments;
+/// The place of the weight's correction.
+constexpr int kCorrectionPlace = 0;
+/// The place of a moment's codes.
+FLASHOPTIM_INLINE constexpr int codes_place(int moment) { return 1 + 2 * moment; }
+/// The place of a moment's scales.
+FLASHOPTIM_INLINE constexpr int scales_place(int moment) { return 2 + 2 * moment; }
+/// The moment whose codes or scales are at a place behind the correction's.
+constexpr int moment_of_place(int place) { return (place - 1) / 2; }
+/// Whether the buffer at a place has one element per group; the others have one per element of the weight.
+constexpr bool is_scales_place(int place) { return place > 0 && place % 2 == 0; }
+/// The name of a buffer in saved files and in torch's state: "error_bits", or a name of the table of rules.
+/// Empty if the rule has no such buffer.
+std::string_view buffer_name(Rule rule, int place);
+/// The place of the buffer of this name; nothing if the rule has none.
+std::optional<int> buffer_place(Rule rule, std::string_view name);
+
 /// Which buffers a parameter has and how they are read. Buffers of elements lie in the weight's memory order;
 /// scales are ordered by row, then by group in the row (`paper`: by groups of 32 in memory order).
 struct StoragePlan {
@@ -78,27 +110,42 @@ struct StoragePlan {
     int master_weight_bits = 0;     ///< 0 also for float32 weights
     bool paper_arithmetic = false;  ///< the paper's correction and its order of operations
     MomentStorage moments = MomentStorage::kFloat32;
-    BufferPlan correction;
-    BufferPlan first, first_scales;
-    BufferPlan second, second_scales;
+    BufferPlan buffers[kMaxBuffers];  // by place
+
+    /// The buffer of corrections.
+    [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& correction() const { return buffers[kCorrectionPlace]; }
+    /// The buffer of a moment's codes or fp32 values; `moment` is less than kMaxMoments.
+    [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& codes(int moment) const {
+        return buffers[codes_place(moment)];
+    }
+    /// The buffer of a moment's scales; `moment` is less than kMaxMoments.
+    [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& scales(int moment) const {
+        return buffers[scales_place(moment)];
+    }
+    /// The buffer at a place, which is less than kMaxBuffers.
+    [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& at(int place) const { return buffers[place]; }
+    /// The same, to be changed.
+    [[nodiscard]] FLASHOPTIM_INLINE BufferPlan& at(int place) { return buffers[place]; }
     bool operator==(const StoragePlan&) const = default;
 };
 
-/// Plans the buffers of a parameter. SGD without momentum has no moments.
+/// Plans the buffers of a parameter. A moment that the hyperparameters do not need is left out: SGD without
+/// momentum has none.
 /// @throws InvalidArgument for a weight that is not float32, bfloat16 or float16, bits that are not 0, 16,
-///         24, 32 (`paper`: 0, 24, 32), or a vector that is cut inside a group of 32 whose `native` moments
-///         are quantized.
+///         24, 32 (`paper`: 0, 24, 32), a rule that has no `paper` format, or a vector that is cut inside a
+///         group of 32 whose `native` moments are quantized.
 StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, const StorageOptions& options,
                          DType weight_dtype, const Layout& layout, std::string_view name = "tensor");
 
 /// The caller's buffers, each as its plan says; zero-filled before the first step. Pointers may be null where
 /// count is 0.
 struct StateBuffers {
-    void* correction = nullptr;
-    void* first = nullptr;
-    void* first_scales = nullptr;
-    void* second = nullptr;
-    void* second_scales = nullptr;
+    std::array<void*, kMaxBuffers> buffers{};  // by place
+
+    /// The buffer at a place, which is less than kMaxBuffers.
+    [[nodiscard]] void* at(int place) const { return buffers[static_cast<std::size_t>(place)]; }
+    /// The same, to be changed.
+    [[nodiscard]] void*& at(int place) { return buffers[static_cast<std::size_t>(place)]; }
 };
 
 /// One tensor of a step. The weight, its state and its gradient lie in the same memory order.

@@ -5,12 +5,12 @@ paper, 2 fp32. Dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16.
 paper, 2 fp32.
 
 A layout is a tensor of 8 int64: numel, rows, row_length, whole_numel, whole_row_length, row_offset,
-column_offset, one_dimensional. A plan is one of 12: weight dtype, master_weight_bits, paper arithmetic,
-moment storage, dtype and count of the correction, then dtype and count of the first moment, count of its
-scales, and the same three of the second moment. The table of a step has a row of 24 for each weight: its
-layout, its plan, its row of hyperparameters, unfilled_at (SGD: the step count at which its momentum buffer is
-still to be filled, else -1), check_gradient, rule. A row of hyperparameters is 11 float64: lr, beta1, beta2,
-eps, weight_decay, momentum, dampening, initial_lr, nesterov, maximize, fully_decoupled.
+column_offset, one_dimensional. A plan is one of PLAN_ROW: weight dtype, master_weight_bits, paper arithmetic,
+moment storage, then dtype and count of the buffer at each place. Place 0 is the correction's, 1 + 2n that of
+the codes (or fp32 values) of moment n, 2 + 2n that of its scales. The table of a step has a row for each
+weight: its layout, its plan, its row of hyperparameters, unfilled_at (SGD: the step count at which its
+momentum buffer is still to be filled, else -1), check_gradient, rule. A row of hyperparameters has one
+float64 for each of the "columns" of rule_table(), flags as 0 and 1.
 
 Layouts, plans, tables and hyperparameters lie on the CPU. Weights, gradients, states, counts and factors lie
 on one device: the CPU, or a GPU that the build has kernels for. On a GPU a step, a count and a norm are
@@ -42,6 +42,8 @@ torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
 _REFUSED = "flashoptim_cpp refuses: "
 # What a plan says that finds no memory for its lists or kernels, before anything is enqueued.
 _NO_MEMORY = re.compile(r"(cudaMalloc|the load of a step's kernels) failed with cudaErrorMemoryAllocation")
+# Columns of a plan: four, and two for each place of a state.
+PLAN_ROW = 4 + 2 * 9
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _ops = torch.ops.flashoptim_cpp
@@ -182,7 +184,7 @@ def layout(
 def plan(
     layout: Tensor,
     rule: int,
-    momentum: float,
+    hyperparameters: Tensor,
     format: int,
     master_weight_bits: int,
     quantize: bool,
@@ -190,18 +192,15 @@ def plan(
     min_numel_1d: int,
     weight_dtype: int,
 ) -> Tensor:
-    """Which buffers a parameter has; `master_weight_bits` 0 for None."""
+    """Which buffers a parameter has; `master_weight_bits` 0 for None. `hyperparameters` is one row."""
 
 
 @_operator
 def step_(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
-    corrections: Sequence[Tensor],
-    first: Sequence[Tensor],
-    first_scales: Sequence[Tensor],
-    second: Sequence[Tensor],
-    second_scales: Sequence[Tensor],
+    state: Sequence[Tensor],
+    places: Sequence[int],
     steps: Sequence[Tensor],
     bad_elements: Tensor,
     table: Tensor,
@@ -216,8 +215,9 @@ def step_(
 ) -> None:
     """One step of every weight, in place.
 
-    A buffer that a plan does not have is a tensor of no elements. A list of buffers is empty where no weight
-    has one. `steps` are 0-dimensional int64: the counts before this step, each advanced by one. Gradients may
+    `state` has the buffers of all weights at the first of `places`, then those at the second, and so on. A
+    buffer that a plan does not have is a tensor of no elements; a place that no weight has may be left out.
+    `steps` are 0-dimensional int64: the counts before this step, each advanced by one. Gradients may
     be float32, bfloat16 or float16, of any strides. They are multiplied by `gradient_factor * (1 / grad_scale
     * clip_coefficient)`, in fp32. Where `found_inf` is not 0 nothing changes. `nonfinite` 0 skips bad
     elements; 1 steps nothing where there is one. Either way they are added to `bad_elements`.
@@ -253,6 +253,11 @@ def grad_norm(
     plan: int = 0,
 ) -> Tensor:
     """Euclidean norm of all gradients times the factor, float64; bad elements are left out."""
+
+
+@_operator
+def rule_table() -> str:
+    """The core's table of rules as JSON: "columns" has the hyperparameters of a row in order; and "rules"."""
 
 
 @_operator
@@ -368,7 +373,7 @@ def _fake_correction(masters: Tensor, weights: Tensor, master_weight_bits: int, 
 
 
 _register_fake("layout", lambda *_: torch.empty(8, dtype=torch.int64, device="cpu"))
-_register_fake("plan", lambda *_: torch.empty(12, dtype=torch.int64, device="cpu"))
+_register_fake("plan", lambda *_: torch.empty(PLAN_ROW, dtype=torch.int64, device="cpu"))
 _register_fake("step_", _fake_step)
 _register_fake("count_bad", _fake_count)
 _register_fake("grad_norm", _fake_norm)

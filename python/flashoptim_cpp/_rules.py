@@ -1,5 +1,6 @@
 """The core's table of rules: moments, hyperparameters, ranges and defaults. No other file restates it."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from . import _operators as ops
 from .memory import has_memory
 
 Group = dict[str, Any]
@@ -75,6 +77,13 @@ class Rule:
     is_coupled: bool  # weight decay is an L2 term of the gradient
     moments: tuple[MomentTraits, ...]
     arguments: Mapping[str, tuple[Hyperparameter, ...]]  # Python's, each with the numbers that it holds
+    flags: tuple[str, ...]  # Python's arguments that are True or False
+
+    @cached_property
+    def flag_columns(self) -> tuple[tuple[int, str], ...]:
+        """Where each flag stands in a row of the operators."""
+        names = {h["python"]: h["name"] for h in _TABLE["rules"][self.number]["hyperparameters"]}
+        return tuple((_COLUMNS.index(names[argument]), argument) for argument in self.flags)
 
     @property
     def divides_by_root(self) -> bool:
@@ -95,6 +104,14 @@ class Rule:
             for n, number in enumerate(numbers)
         )
 
+    def defaults(self) -> Group:
+        """Every argument with its default."""
+        numbers = {
+            argument: numbers[0].default if len(numbers) == 1 else tuple(own.default for own in numbers)
+            for argument, numbers in self.arguments.items()
+        }
+        return {**numbers, "decouple_lr": False} | dict.fromkeys(self.flags, False)
+
     def moments_in(self, group: Mapping[str, Any]) -> Iterator[tuple[int, MomentTraits]]:
         """The moments that parameters of this group have, with their numbers."""
         for n, moment in enumerate(self.moments):
@@ -108,57 +125,28 @@ def _rule(number: int, row: Mapping[str, Any]) -> Rule:
         MomentTraits(m["name"], m["sign"] == "signed", arguments.get(m["present"])) for m in row["moments"]
     ]
     numbers: dict[str, tuple[Hyperparameter, ...]] = {}
+    flags = []
     for h in row["hyperparameters"]:
+        if h["flag"]:
+            flags.append(h["python"])
+        if h["flag"] or h["name"] == _INITIAL_RATE:
+            continue
         default = h["default"] if h.get("python_default") is None else h["python_default"]
         maximum = math.inf if h["maximum"] is None else h["maximum"]
         limits = Range(h["minimum"], maximum, h["minimum_open"], h["maximum_open"] or maximum == math.inf)
         own = Hyperparameter(h["name"], default, limits)
         numbers[h["python"]] = (*numbers.get(h["python"], ()), own)
-    return Rule(number, row["name"], row["decay"] == "coupled", tuple(moments), numbers)
+    return Rule(number, row["name"], row["decay"] == "coupled", tuple(moments), numbers, tuple(flags))
 
 
-def _stand_in() -> list[dict[str, Any]]:
-    """The table as the operators will give it."""
-
-    def number(
-        name: str, python: str, default: float, maximum: float | None = None, **more: object
-    ) -> dict[str, object]:
-        limits = {"minimum": 0.0, "maximum": maximum, "minimum_open": False, "maximum_open": False}
-        return {"name": name, "python": python, "default": default, "python_default": None, **limits, **more}
-
-    def moment(name: str, sign: str = "signed", present: str = "always") -> dict[str, str]:
-        return {"name": name, "sign": sign, "present": present}
-
-    lr = number("learning_rate", "lr", 1e-3)
-    momentum = [number("momentum", "momentum", 0.0, 1.0), number("dampening", "dampening", 0.0, 1.0)]
-    betas = [
-        number("beta1", "betas", 0.9, 1.0, maximum_open=True),
-        number("beta2", "betas", 0.999, 1.0, maximum_open=True),
-    ]
-    decay, decay_of_adamw = (
-        number("weight_decay", "weight_decay", 0.0),
-        number("weight_decay", "weight_decay", 1e-2),
-    )
-    adam = [moment("exp_avg"), moment("exp_avg_sq", "non_negative")]
-    buffer = [moment("momentum_buffer", present="momentum")]
-    epsilon = number("epsilon", "eps", 1e-8)
-    lion = [number("beta1", "betas", 0.9, 1.0), number("beta2", "betas", 0.99, 1.0)]
-    rows = [
-        ("SGD", "coupled", buffer, [lr, *momentum, decay]),
-        ("SGDW", "decoupled", buffer, [lr, *momentum, decay]),
-        ("Adam", "coupled", adam, [lr, *betas, epsilon, decay]),
-        ("AdamW", "decoupled", adam, [lr, *betas, epsilon, decay_of_adamw]),
-        ("Lion", "decoupled", [moment("exp_avg")], [lr, *lion, decay]),
-    ]
-    keys = ("name", "decay", "moments", "hyperparameters")
-    return [dict(zip(keys, row, strict=True)) for row in rows]
-
-
-RULES: Final = {row["name"]: _rule(number, row) for number, row in enumerate(_stand_in())}
+# Python has it only where weight decay is measured by it.
+_INITIAL_RATE: Final = "initial_learning_rate"
+_TABLE: Final = json.loads(ops.rule_table())
+RULES: Final = {row["name"]: _rule(number, row) for number, row in enumerate(_TABLE["rules"])}
 # The names of the moments of all rules.
 MOMENTS: Final = tuple(dict.fromkeys(moment.name for rule in RULES.values() for moment in rule.moments))
-# The numbers in a row of hyperparameters, before the learning rate that decay is measured by and three flags.
-_COLUMNS: Final = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "momentum", "dampening")
+# The hyperparameters in a row of the operators.
+_COLUMNS: Final = tuple(_TABLE["columns"])
 
 
 def shown(value: object) -> str:
@@ -247,10 +235,8 @@ def row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> 
             values[column] = math.nan
         else:
             values[column] = float(group[argument] if n < 0 else group[argument][n])
-    return (
-        *values,
-        number(initial_lr(group)) if group["decouple_lr"] else 0.0,
-        float(group.get("nesterov", False)),
-        float(group["maximize"]),
-        float(group["decouple_lr"]),
-    )
+    for column, argument in rule.flag_columns:
+        values[column] = float(group[argument])
+    if group["decouple_lr"]:
+        values[_COLUMNS.index(_INITIAL_RATE)] = number(initial_lr(group))
+    return tuple(values)

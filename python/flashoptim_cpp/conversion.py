@@ -270,14 +270,15 @@ class Reader:
     def _checked(self, moment: Moment, n: int) -> Moment:
         """The moment, if a step could have written it."""
         name, is_fp32 = self.rule.moments[n].name, moment.storage == Storage.FP32
-        base: Group = {own.needs: 1.0 for own in self.rule.moments if own.needs}
+        base: Group = self.rule.defaults() | {own.needs: 1.0 for own in self.rule.moments if own.needs}
         base |= dict(min_quantized_numel=0, min_quantized_numel_1d=0, master_weight_bits=None)
         base |= dict(format=self.saved.format or "native", quantize=moment.is_quantized())
         if is_fp32 and base["format"] == "native":
             base["format"] = "fp32"
         plan = integers(plan_of(self.rule, base, moment.layout, torch.float32, name).row)
         try:
-            ops.check_moment(moment.codes, moment.scales, moment.layout, plan, n)
+            is_squared = not self.rule.moments[n].is_signed
+            ops.check_moment(moment.codes, moment.scales, moment.layout, plan, int(is_squared))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.parameter.name}: {name}: {error}") from None
         return moment

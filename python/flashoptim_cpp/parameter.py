@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _operators as ops
-from ._rules import FORMATS, MOMENTS, WEIGHT_DTYPES, Group, Rule, Storage, shown
+from ._rules import FORMATS, MOMENTS, WEIGHT_DTYPES, Group, Rule, Storage, row_of, shown
 from .memory import has_memory, has_several_parts
 from .moment import Moment
 from .sharding import is_sharded, local_of, place_of
@@ -208,11 +208,10 @@ class Plan(NamedTuple):
 
 
 def _plan(row: list[int]) -> Plan:
-    weight_dtype, bits, paper, storage, _, correction_count, *moments = row
-    counts = tuple(zip(moments[1::3], moments[2::3], strict=True))
-    return Plan(
-        tuple(row), WeightStorage(weight_dtype, bits, paper), Storage(storage), correction_count, counts
-    )
+    weight_dtype, bits, paper, storage, *buffers = row
+    correction, *counts = buffers[1::2]
+    moments = tuple(zip(counts[::2], counts[1::2], strict=True))
+    return Plan(tuple(row), WeightStorage(weight_dtype, bits, paper), Storage(storage), correction, moments)
 
 
 def strides_of(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -263,7 +262,7 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, 
             row = ops.plan(
                 layout,
                 rule.number,
-                float(any(True for _, moment in rule.moments_in(group) if moment.needs)),
+                torch.tensor([row_of(rule, group, lr_is_on_gpu=True)], dtype=torch.float64, device="cpu"),
                 int(FORMATS[group["format"]]),
                 group["master_weight_bits"] or 0,
                 bool(group["quantize"]),

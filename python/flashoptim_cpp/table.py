@@ -132,19 +132,21 @@ class Table:
             for parameter, state in zip(self.parameters, self.states, strict=True)
         ]
         self.corrections = listed(corrections)
-        # For each moment its codes, then its scales.
-        self.moments: list[list[torch.Tensor]] = []
-        for kind in range(2):
+        by_place = [self.corrections]
+        for kind in range(len(self.rule.moments)):
             moments = [self._moment(n, kind) for n in range(len(self.states))]
             scales = [m.scales if m and m.is_quantized() else _NOTHING for m in moments]
-            self.moments += [listed([m.codes if m else _NOTHING for m in moments]), listed(scales)]
+            by_place += [listed([m.codes if m else _NOTHING for m in moments]), listed(scales)]
+        # The buffers of all weights, place by place.
+        self.places = [place for place, buffers in enumerate(by_place) if buffers]
+        self.state = [buffer for buffers in by_place for buffer in buffers]
 
-    def _moment(self, n: int, kind: int) -> Moment | None:
+    def _moment(self, n: int, number: int) -> Moment | None:
         plan = self.parameters[n].plan
         assert plan is not None
-        if plan.moments[kind][0] == 0:
+        if plan.moments[number][0] == 0:
             return None
-        moment = self.states[n][self.rule.moments[kind].name]
+        moment = self.states[n][self.rule.moments[number].name]
         assert isinstance(moment, Moment)
         return moment
 
@@ -304,16 +306,12 @@ class Table:
 
     def step(self, gradients: list[torch.Tensor], factors: Factors) -> None:
         """One step; bad elements are added to the counter."""
-        first, first_scales, second, second_scales = self.moments
         try:
             ops.step_(
                 self.weights,
                 gradients,
-                self.corrections,
-                first,
-                first_scales,
-                second,
-                second_scales,
+                self.state,
+                self.places,
                 self.steps,
                 self.counter.counts,
                 self.rows,

@@ -99,22 +99,6 @@ std::map<std::string, ParameterId> parameters_by_name(const Optimizer& optimizer
     return ids;
 }
 
-/// The buffers of a state by the names that Optimizer::state gives them.
-struct NamedBuffer {
-    std::string name;
-    std::vector<std::byte> StateBytes::* bytes;
-    BufferPlan StoragePlan::* plan;
-    bool is_scales;
-};
-std::vector<NamedBuffer> buffers_of(Rule rule) {
-    const std::string first = rule == Rule::kSGD || rule == Rule::kSGDW ? "momentum_buffer" : "exp_avg";
-    return {{"error_bits", &StateBytes::correction, &StoragePlan::correction, false},
-            {first, &StateBytes::first, &StoragePlan::first, false},
-            {first + "_scales", &StateBytes::first_scales, &StoragePlan::first_scales, true},
-            {"exp_avg_sq", &StateBytes::second, &StoragePlan::second, false},
-            {"exp_avg_sq_scales", &StateBytes::second_scales, &StoragePlan::second_scales, true}};
-}
-
 /// What will be put into one parameter once everything has been read.
 struct Staged {
     ParameterId id = 0;
@@ -259,18 +243,18 @@ private:
 
         Staged staged{.id = id, .steps = saved.steps, .has_momentum = saved.has_momentum, .state = {}};
         const auto shape = shape_in_memory(saved.shape, saved.strides);
-        for (const auto& buffer : buffers_of(manifest_.rule)) {
-            const auto& plan = from.plan.*buffer.plan;
+        for (int place = 0; place < kMaxBuffers; ++place) {
+            const auto& plan = from.plan.at(place);
             if (plan.count == 0) continue;
-            const auto name = saved.name + "." + buffer.name;
-            staged.state.*buffer.bytes =
-                read(state_file_, name, plan, buffer.is_scales ? std::vector{plan.count} : shape);
+            const auto name = saved.name + "." + std::string(buffer_name(manifest_.rule, place));
+            staged.state.at(place) =
+                read(state_file_, name, plan, is_scales_place(place) ? std::vector{plan.count} : shape);
             ++tensors_read_;
         }
         if (weights_file_) {
             staged.state.weight = read(*weights_file_, saved.name, {saved.dtype, to.layout.numel}, shape);
         }
-        check_state(from, staged.state, label_of(saved.name));
+        check_state(manifest_.rule, from, staged.state, label_of(saved.name));
 
         const bool same_order = same_memory_order(saved.shape, from.layout.strides, to.layout.strides);
         const bool same = from.plan == to.plan && same_order;
@@ -282,7 +266,7 @@ private:
                     " master bits, or in another stride order, and this optimizer keeps it otherwise: "
                     "use the options that it was saved with, or allow the conversion");
             }
-            staged.state = convert_state(std::move(staged.state), from, to, saved.shape,
+            staged.state = convert_state(manifest_.rule, std::move(staged.state), from, to, saved.shape,
                                          optimizer_.stored_weight(id).bytes.data(), label_of(saved.name));
             report_.converted.push_back(saved.name);
         }
@@ -291,14 +275,13 @@ private:
 
     // All that may fail for want of memory comes first.
     void commit() {
-        const auto buffers = buffers_of(manifest_.rule);
         std::vector<SavedState> states;
         for (const auto& staged : staged_) {
             SavedState saved{staged.id, staged.steps, staged.has_momentum, {}};
             if (!staged.state.weight.empty()) saved.buffers.emplace_back("weight", staged.state.weight);
-            for (const auto& buffer : buffers) {
-                const auto& bytes = staged.state.*(buffer.bytes);
-                if (!bytes.empty()) saved.buffers.emplace_back(buffer.name, bytes);
+            for (int place = 0; place < kMaxBuffers; ++place) {
+                const auto& bytes = staged.state.at(place);
+                if (!bytes.empty()) saved.buffers.emplace_back(buffer_name(manifest_.rule, place), bytes);
             }
             states.push_back(std::move(saved));
         }

@@ -27,19 +27,6 @@ std::optional<DType> weight_type_named(std::string_view name) {
     return std::nullopt;
 }
 
-constexpr std::array<std::pair<const char*, double Hyperparameters::*>, 8> kNumbers = {
-    {{"learning_rate", &Hyperparameters::learning_rate},
-     {"beta1", &Hyperparameters::beta1},
-     {"beta2", &Hyperparameters::beta2},
-     {"epsilon", &Hyperparameters::epsilon},
-     {"weight_decay", &Hyperparameters::weight_decay},
-     {"momentum", &Hyperparameters::momentum},
-     {"dampening", &Hyperparameters::dampening},
-     {"initial_learning_rate", &Hyperparameters::initial_learning_rate}}};
-constexpr std::array<std::pair<const char*, bool Hyperparameters::*>, 3> kSwitches = {
-    {{"nesterov", &Hyperparameters::nesterov},
-     {"maximize", &Hyperparameters::maximize},
-     {"fully_decoupled", &Hyperparameters::fully_decoupled}}};
 constexpr std::array<std::pair<const char*, std::int64_t SavedPlace::*>, 4> kPlace = {
     {{"whole_numel", &SavedPlace::whole_numel},
      {"whole_row_length", &SavedPlace::whole_row_length},
@@ -58,20 +45,21 @@ public:
     [[noreturn]] void fail(const std::string& what) const {
         throw FormatError(label_() + " " + what + "; the checkpoint is damaged, use another");
     }
-    [[nodiscard]] const std::string& text(const char* key) const { return at<std::string>(key, "a string"); }
-    [[nodiscard]] bool boolean(const char* key) const { return at<bool>(key, "true or false"); }
-    [[nodiscard]] double number(const char* key) const {
+    [[nodiscard]] bool has(std::string_view key) const { return object_.find(key) != nullptr; }
+    [[nodiscard]] const std::string& text(std::string_view key) const { return at<std::string>(key, "a string"); }
+    [[nodiscard]] bool boolean(std::string_view key) const { return at<bool>(key, "true or false"); }
+    [[nodiscard]] double number(std::string_view key) const {
         const JsonValue& value = at(key);
         if (const auto* real = value.as<double>()) return *real;
         if (const auto* positive = value.as<std::uint64_t>()) return static_cast<double>(*positive);
         if (const auto* negative = value.as<std::int64_t>()) return static_cast<double>(*negative);
         fail_at(key, "a number");
     }
-    [[nodiscard]] std::int64_t count(const char* key) const {
+    [[nodiscard]] std::int64_t count(std::string_view key) const {
         if (const auto number = count_in(at(key))) return *number;
         fail_at(key, "an integer of at least 0");
     }
-    [[nodiscard]] std::vector<std::int64_t> counts(const char* key) const {
+    [[nodiscard]] std::vector<std::int64_t> counts(std::string_view key) const {
         std::vector<std::int64_t> numbers;
         for (const JsonValue& value : list(key)) {
             const auto number = count_in(value);
@@ -80,29 +68,29 @@ public:
         }
         return numbers;
     }
-    [[nodiscard]] const JsonValue::List& list(const char* key) const {
+    [[nodiscard]] const JsonValue::List& list(std::string_view key) const {
         return at<JsonValue::List>(key, "a list");
     }
     /// What `named` finds under the text of a field.
     template <class T>
-    [[nodiscard]] T one_of(std::optional<T> (*named)(std::string_view), const char* key) const {
+    [[nodiscard]] T one_of(std::optional<T> (*named)(std::string_view), std::string_view key) const {
         const std::string& wanted = text(key);
         if (const auto value = named(wanted)) return *value;
-        throw FormatError(label_() + " has \"" + key + "\": \"" + printable(wanted) +
+        throw FormatError(label_() + " has \"" + std::string(key) + "\": \"" + printable(wanted) +
                           "\", which this build does not know; update flashoptim");
     }
 
 private:
-    [[noreturn]] void fail_at(const char* key, const char* expected) const {
-        fail(std::string("has a \"") + key + "\" that is not " + expected);
+    [[noreturn]] void fail_at(std::string_view key, const char* expected) const {
+        fail("has a \"" + std::string(key) + "\" that is not " + expected);
     }
-    [[nodiscard]] const JsonValue& at(const char* key) const {
+    [[nodiscard]] const JsonValue& at(std::string_view key) const {
         const JsonValue* value = object_.find(key);
-        if (value == nullptr) fail(std::string("has no \"") + key + "\"");
+        if (value == nullptr) fail("has no \"" + std::string(key) + "\"");
         return *value;
     }
     template <class T>
-    [[nodiscard]] const T& at(const char* key, const char* expected) const {
+    [[nodiscard]] const T& at(std::string_view key, const char* expected) const {
         const T* value = at(key).as<T>();
         if (value == nullptr) fail_at(key, expected);
         return *value;
@@ -152,8 +140,9 @@ std::string list_of(const std::vector<std::string>& values) {
 // Keys are sorted by name.
 std::string to_json(const Hyperparameters& h) {
     std::map<std::string_view, std::string> fields;
-    for (const auto& [key, member] : kNumbers) fields[key] = json_number(h.*member);
-    for (const auto& [key, member] : kSwitches) fields[key] = to_json(h.*member);
+    for (const auto& field : kHyperparameterFields) {
+        fields[field.name] = field.number != nullptr ? json_number(h.*field.number) : to_json(h.*field.flag);
+    }
     Lines lines(3);
     for (const auto& [key, value] : fields) lines.add(key, value);
     return lines.text();
@@ -178,10 +167,17 @@ std::string to_json(const SavedParameter& p) {
     return lines.text();
 }
 
-Hyperparameters parse_group(const Reader& from) {
+/// A version that did not know a hyperparameter wrote none: it must be there where the rule reads it.
+Hyperparameters parse_group(const Reader& from, Rule rule) {
     Hyperparameters h;
-    for (const auto& [key, member] : kNumbers) h.*member = from.number(key);
-    for (const auto& [key, member] : kSwitches) h.*member = from.boolean(key);
+    for (const auto& field : kHyperparameterFields) {
+        if (traits_of(rule).find(field) == nullptr && !from.has(field.name)) continue;
+        if (field.number != nullptr) {
+            h.*field.number = from.number(field.name);
+        } else {
+            h.*field.flag = from.boolean(field.name);
+        }
+    }
     return h;
 }
 
@@ -234,7 +230,8 @@ OptimizerManifest parse_optimizer_manifest(std::string_view text, const std::fil
     manifest.rule = reader.one_of(rule_named, "rule");
     for (const auto& group : reader.list("groups")) {
         manifest.groups.push_back(parse_group(
-            Reader(group, [&] { return label(": group " + std::to_string(manifest.groups.size())); })));
+            Reader(group, [&] { return label(": group " + std::to_string(manifest.groups.size())); }),
+            manifest.rule));
     }
     for (const auto& parameter : reader.list("parameters")) {
         manifest.parameters.push_back(parse_parameter(Reader(

@@ -39,8 +39,8 @@ private:
 };
 
 bool same_correction(const StoragePlan& a, const StoragePlan& b) {
-    return a.correction == b.correction &&
-           (a.correction.count == 0 || a.paper_arithmetic == b.paper_arithmetic);
+    return a.correction() == b.correction() &&
+           (a.correction().count == 0 || a.paper_arithmetic == b.paper_arithmetic);
 }
 
 void convert_correction(StateBytes& state, const StoragePlan& from, const StoragePlan& to,
@@ -48,10 +48,11 @@ void convert_correction(StateBytes& state, const StoragePlan& from, const Storag
     if (same_correction(from, to)) return;
     std::vector<float> masters(numel);
     const void* weight = state.weight.empty() ? weight_in_memory : state.weight.data();
-    join_weights(from, weight, state.correction.data(), masters);
+    auto& correction = state.at(kCorrectionPlace);
+    join_weights(from, weight, correction.data(), masters);
     state.weight.resize(numel * size_of(to.weight_dtype));
-    state.correction.resize(to.correction.bytes());
-    split_weights(to, masters, state.weight.data(), state.correction.data());
+    correction.resize(to.correction().bytes());
+    split_weights(to, masters, state.weight.data(), correction.data());
 }
 
 /// The paper's moments may be NaN or infinite; nobody else's.
@@ -66,7 +67,7 @@ void check_finite(const std::vector<std::byte>& moment) {
     }
 }
 
-void convert_moment(Moment moment, std::vector<std::byte>& codes, std::vector<std::byte>& scales,
+void convert_moment(const MomentTraits& moment, std::vector<std::byte>& codes, std::vector<std::byte>& scales,
                     const StateLayout& from, const StateLayout& to, const Reorder& reorder) {
     if (codes.empty()) return;
     const bool is_finite_fp32 = to.plan.moments == MomentStorage::kFloat32 && !to.plan.paper_arithmetic;
@@ -77,35 +78,40 @@ void convert_moment(Moment moment, std::vector<std::byte>& codes, std::vector<st
         return;
     }
     std::vector<float> values(static_cast<std::size_t>(from.layout.numel));
-    dequantize_moment(moment, from.plan.moments, from.layout, codes, as_scales(scales), values);
+    dequantize_moment(moment.kind, from.plan.moments, from.layout, codes, as_scales(scales), values);
     reorder.apply(values, DType::kFloat32);
-    const bool is_first = moment == Moment::kFirst;
-    codes.resize((is_first ? to.plan.first : to.plan.second).bytes());
-    scales.resize((is_first ? to.plan.first_scales : to.plan.second_scales).bytes());
-    quantize_moment(moment, to.plan.moments, to.layout, values, codes, as_scales(scales));
+    const auto wanted = plan_moment(moment.kind, to.plan.moments, to.layout);
+    codes.resize(wanted.codes.bytes());
+    scales.resize(wanted.scales.bytes());
+    quantize_moment(moment.kind, to.plan.moments, to.layout, values, codes, as_scales(scales));
     if (is_finite_fp32) check_finite(codes);
 }
 
 }  // namespace
 
-void check_state(const StateLayout& layout, const StateBytes& state, const std::string& label) {
-    check_moment(Moment::kFirst, layout.plan, layout.layout, state.first, as_scales(state.first_scales),
-                 label + ", first moment");
-    check_moment(Moment::kSecond, layout.plan, layout.layout, state.second, as_scales(state.second_scales),
-                 label + ", second moment");
+void check_state(Rule rule, const StateLayout& layout, const StateBytes& state, const std::string& label) {
+    int n = 0;
+    for (const auto& moment : traits_of(rule).moments) {
+        check_moment(moment.kind, layout.plan, layout.layout, state.at(codes_place(n)),
+                     as_scales(state.at(scales_place(n))), label + ", " + std::string(moment.name));
+        ++n;
+    }
 }
 
-StateBytes convert_state(StateBytes state, const StateLayout& from, const StateLayout& to,
+StateBytes convert_state(Rule rule, StateBytes state, const StateLayout& from, const StateLayout& to,
                          const std::vector<std::int64_t>& shape, const void* weight_in_memory,
                          const std::string& label) {
     const Reorder reorder(shape, from.layout, to.layout);
     reorder.apply(state.weight, from.plan.weight_dtype);
-    reorder.apply(state.correction, from.plan.correction.dtype);
+    reorder.apply(state.at(kCorrectionPlace), from.plan.correction().dtype);
     convert_correction(state, from.plan, to.plan, weight_in_memory,
                        static_cast<std::size_t>(to.layout.numel));
     try {
-        convert_moment(Moment::kFirst, state.first, state.first_scales, from, to, reorder);
-        convert_moment(Moment::kSecond, state.second, state.second_scales, from, to, reorder);
+        int n = 0;
+        for (const auto& moment : traits_of(rule).moments) {
+            convert_moment(moment, state.at(codes_place(n)), state.at(scales_place(n)), from, to, reorder);
+            ++n;
+        }
     } catch (const InvalidArgument& error) {
         throw FormatError(label + " cannot be kept in the format of this optimizer (" + error.what() +
                           "): load it into one with the format that it was saved in");

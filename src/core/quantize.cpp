@@ -11,6 +11,7 @@
 
 #include "exact_arithmetic.h"
 #include "flashoptim/error.h"
+#include "flashoptim/format/dither_tables.h"
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
 #include "flashoptim/format/weights.h"
@@ -82,68 +83,70 @@ void check_apart(const StoragePlan& plan, std::span<const float> masters, const 
     if (plan.weight_dtype == DType::kFloat32) return;
     const auto stored = bytes_of(weights, masters.size(), plan.weight_dtype);
     check_apart(std::as_bytes(masters), stored, "masters and weights");
-    if (plan.correction.count == 0) return;
-    const auto correction = bytes_of(corrections, masters.size(), plan.correction.dtype);
+    if (plan.correction().count == 0) return;
+    const auto correction = bytes_of(corrections, masters.size(), plan.correction().dtype);
     check_apart(std::as_bytes(masters), correction, "masters and corrections");
     check_apart(stored, correction, "weights and corrections");
 }
 
-void check_values(Moment moment, MomentStorage storage, std::span<const float> values) {
+void check_values(MomentKind kind, MomentStorage storage, std::span<const float> values) {
     const float largest = storage == MomentStorage::kPaper ? kLargestPaperMoment : kLargestNativeMoment;
+    const bool is_squared = kind == MomentKind::kSquared;
     for (std::size_t n = 0; n < values.size(); ++n) {
         const float x = values[n];
-        const float size = moment == Moment::kFirst ? std::fabs(x) : std::sqrt(x);
+        const float size = is_squared ? std::sqrt(x) : std::fabs(x);
         if (!(size <= largest)) {
             throw InvalidArgument("value " + std::to_string(n) + " of the moment is " + std::to_string(x) +
-                                  ": it must be finite" +
-                                  (moment == Moment::kSecond ? ", not negative" : "") +
+                                  ": it must be finite" + (is_squared ? ", not negative" : "") +
                                   " and within the range of the format");
         }
     }
 }
 
-template <class M>
-void encode_groups(Moment moment, MomentStorage storage, const Layout& layout, std::span<const float> values,
+/// Calls visit.template operator()<M, kKind>() for a storage with groups.
+template <class Visit>
+void with_moment_format(MomentKind kind, MomentStorage storage, Visit visit) {
+    const auto with_kind = [&]<class M>() {
+        kind == MomentKind::kSquared ? visit.template operator()<M, MomentKind::kSquared>()
+                                     : visit.template operator()<M, MomentKind::kSigned>();
+    };
+    storage == MomentStorage::kNative ? with_kind.template operator()<NativeMoments>()
+                                      : with_kind.template operator()<PaperMoments>();
+}
+
+template <class M, MomentKind kKind>
+void encode_groups(MomentStorage storage, const Layout& layout, std::span<const float> values,
                    std::span<std::byte> codes, std::span<std::uint16_t> scales) {
-    const bool is_first = moment == Moment::kFirst;
-    const auto k = is_first ? M::first_scalars(1.0, 1.0, 1.0) : M::second_scalars(1.0, 1.0, 1.0);
+    using Moment = typename M::template Of<kKind>;
+    const auto k = Moment::scalars(1.0, 1.0, 1.0);
     for_each_group(storage, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {
         float carried[kGroupSize], largest = 0.0F;
         for (std::size_t n = 0; n < count; ++n) {
-            carried[n] = is_first ? values[begin + n] : L::sqrt(values[begin + n]);
+            carried[n] = kKind == MomentKind::kSquared ? L::sqrt(values[begin + n]) : values[begin + n];
             largest = L::max_ignoring_nan(largest, std::fabs(carried[n]));
         }
         float scale = 0.0F, encode = 0.0F;
-        if (is_first) {
-            M::template first_scale<L>(largest, 0.0F, k, scale, encode);
-        } else {
-            M::template second_scale<L>(largest, 0.0F, k, scale, encode);
-        }
+        Moment::template new_scale<L>(largest, 0.0F, k, scale, encode);
         for (std::size_t n = 0; n < count; ++n) {
             const auto code =
-                is_first ? M::template first_code<L>(carried[n], encode, dither_above_384(kNearestDither))
-                         : M::template second_code<L>(carried[n], encode, dither_above_256(kNearestDither));
+                Moment::template code<L>(carried[n], encode, dither_of_code(kKind, kNearestDither));
             codes[begin + n] = static_cast<std::byte>(code & 0xffU);
         }
         scales[group] = static_cast<std::uint16_t>(M::scale_bits(scale));
     });
 }
 
-template <class M>
-void decode_groups(Moment moment, MomentStorage storage, const Layout& layout,
-                   std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
-                   std::span<float> values) {
+template <class M, MomentKind kKind>
+void decode_groups(MomentStorage storage, const Layout& layout, std::span<const std::byte> codes,
+                   std::span<const std::uint16_t> scales, std::span<float> values) {
+    using Moment = typename M::template Of<kKind>;
     for_each_group(storage, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {
         const float scale = M::scale_to_float(scales[group]);
         for (std::size_t n = begin; n < begin + count; ++n) {
-            if (moment == Moment::kFirst) {
-                const auto code = static_cast<std::int8_t>(codes[n]);
-                values[n] = M::template first_unit<L>(L::load_i8(&code)) * (scale * M::kFirstUnit);
-            } else {
-                const auto root = M::template second_unit<L>(static_cast<std::uint32_t>(codes[n])) *
-                                  (scale * M::kSecondUnit);
-                values[n] = root * root;
-            }
+            const auto code = static_cast<typename Moment::Code>(codes[n]);
+            const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(code));
+            const auto value = Moment::template unit<L>(bits) * (scale * Moment::kUnit);
+            values[n] = kKind == MomentKind::kSquared ? value * value : value;
         }
     });
 }
@@ -253,7 +256,7 @@ void join_all(const void* weights, const void* corrections, std::span<float> mas
 
 }  // namespace
 
-void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+void quantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
                      std::span<std::uint16_t> scales) {
     const DefaultFloatEnvironment exact;
@@ -265,15 +268,13 @@ void quantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
     check_apart(std::as_bytes(values), codes, "values and codes");
     check_apart(std::as_bytes(values), std::as_bytes(scales), "values and scales");
     check_apart(codes, std::as_bytes(scales), "codes and scales");
-    check_values(moment, storage, values);
-    if (storage == MomentStorage::kNative) {
-        encode_groups<NativeMoments>(moment, storage, layout, values, codes, scales);
-    } else {
-        encode_groups<PaperMoments>(moment, storage, layout, values, codes, scales);
-    }
+    check_values(kind, storage, values);
+    with_moment_format(kind, storage, [&]<class M, MomentKind kKind>() {
+        encode_groups<M, kKind>(storage, layout, values, codes, scales);
+    });
 }
 
-void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layout,
+void dequantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                        std::span<float> values) {
     const DefaultFloatEnvironment exact;
@@ -284,44 +285,42 @@ void dequantize_moment(Moment moment, MomentStorage storage, const Layout& layou
     }
     check_apart(codes, std::as_bytes(values), "codes and values");
     check_apart(std::as_bytes(scales), std::as_bytes(values), "scales and values");
-    if (storage == MomentStorage::kNative) {
-        decode_groups<NativeMoments>(moment, storage, layout, codes, scales, values);
-    } else {
-        decode_groups<PaperMoments>(moment, storage, layout, codes, scales, values);
-    }
+    with_moment_format(kind, storage, [&]<class M, MomentKind kKind>() {
+        decode_groups<M, kKind>(storage, layout, codes, scales, values);
+    });
 }
 
-void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
+void check_moment(MomentKind kind, const StoragePlan& plan, const Layout& layout,
                   std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
                   std::string_view name) {
-    const bool is_first = moment == Moment::kFirst;
+    const bool is_squared = kind == MomentKind::kSquared;
     if (codes.empty() && scales.empty()) return;
     check_sizes(plan.moments, layout, static_cast<std::size_t>(layout.numel), codes.size(), scales.size());
     if (plan.moments == MomentStorage::kFloat32) {
         for (std::size_t at = 0; at + sizeof(float) <= codes.size(); at += sizeof(float)) {
             const auto value = L::load_as<float>(codes.data() + at);
-            if ((plan.paper_arithmetic || std::isfinite(value)) && (is_first || !(value < 0.0F))) continue;
+            if ((plan.paper_arithmetic || std::isfinite(value)) && (!is_squared || !(value < 0.0F))) continue;
             throw FormatError(std::string(name) + ": element " + std::to_string(at / sizeof(float)) + " is " +
                               std::to_string(value) + "; a moment is " +
                               (plan.paper_arithmetic ? "not negative"
-                               : is_first            ? "finite"
-                                                     : "finite and not negative") +
+                               : is_squared          ? "finite and not negative"
+                                                     : "finite") +
                               ": the file is damaged");
         }
         return;
     }
     const bool is_native = plan.moments == MomentStorage::kNative;
     if (is_native) {
-        const auto forbidden = is_first ? std::byte{0x80} : std::byte{0xff};
+        const auto forbidden = is_squared ? std::byte{0xff} : std::byte{0x80};
         for (std::size_t n = 0; n < codes.size(); ++n) {
             if (codes[n] != forbidden) continue;
             throw FormatError(
                 std::string(name) + ": element " + std::to_string(n) + " has code " +
-                (is_first ? "-128" : "255") +
+                (is_squared ? "255" : "-128") +
                 ", which the native format never writes: the file is damaged or of another format");
         }
     }
-    const float smallest = is_first ? NativeMoments::kTinyFirst : NativeMoments::kTinySecond;
+    const float smallest = is_squared ? NativeMoments::Squared::kTiny : NativeMoments::Signed::kTiny;
     for (std::size_t n = 0; n < scales.size(); ++n) {
         const float scale =
             is_native ? NativeMoments::scale_to_float(scales[n]) : PaperMoments::scale_to_float(scales[n]);
@@ -332,7 +331,7 @@ void check_moment(Moment moment, const StoragePlan& plan, const Layout& layout,
         throw FormatError(
             std::string(name) + ": scale " + std::to_string(n) + " is " + text.data() +
             "; scales are not negative, not NaN and in the native format finite and 0 or at least " +
-            (is_first ? "2^-100" : "2^-60") + ": the file is damaged or of another format");
+            (is_squared ? "2^-60" : "2^-100") + ": the file is damaged or of another format");
     }
     if (!is_native) return;
     for_each_group(plan.moments, layout, [&](std::size_t group, std::size_t begin, std::size_t count) {

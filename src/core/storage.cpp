@@ -27,6 +27,19 @@ int checked_master_bits(const StorageOptions& options, DType dtype, std::string_
 
 }  // namespace
 
+MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout) {
+    const auto codes = kind == MomentKind::kSquared ? DType::kUInt8 : DType::kInt8;
+    switch (storage) {
+        case MomentStorage::kNative:
+            return {{codes, layout.numel}, {DType::kBFloat16, layout.rows * layout.groups_per_row()}};
+        case MomentStorage::kPaper:
+            return {{codes, layout.numel}, {DType::kFloat16, (layout.numel + kGroupSize - 1) / kGroupSize}};
+        case MomentStorage::kFloat32:
+            break;
+    }
+    return {{DType::kFloat32, layout.numel}, {}};
+}
+
 StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, const StorageOptions& options,
                          DType weight_dtype, const Layout& layout, std::string_view name) {
     if (!is_floating(weight_dtype)) {
@@ -38,24 +51,25 @@ StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, cons
                               std::to_string(options.min_quantized_numel) + " and min_quantized_numel_1d " +
                               std::to_string(options.min_quantized_numel_1d) + ": they must not be negative");
     }
+    if (!is_known(rule)) {
+        throw InvalidArgument(std::string(name) + ": rule " + std::to_string(static_cast<int>(rule)) +
+                              " does not exist: use an enumerator of the header");
+    }
     StoragePlan plan;
     plan.weight_dtype = weight_dtype;
     plan.master_weight_bits = checked_master_bits(options, weight_dtype, name);
     plan.paper_arithmetic = options.format == Format::kPaper;
-    if (plan.master_weight_bits == 24) plan.correction = {DType::kInt8, layout.numel};
-    if (plan.master_weight_bits == 32) plan.correction = {DType::kInt16, layout.numel};
-
-    const bool is_sgd = rule == Rule::kSGD || rule == Rule::kSGDW;
-    const bool has_first = !is_sgd || hyperparameters.momentum != 0.0;
-    const bool has_second = rule == Rule::kAdam || rule == Rule::kAdamW;
-    if (keeps_fp32_moments(options, layout)) {
-        plan.moments = MomentStorage::kFloat32;
-        if (has_first) plan.first = {DType::kFloat32, layout.numel};
-        if (has_second) plan.second = {DType::kFloat32, layout.numel};
-        return plan;
-    }
+    const auto& traits = traits_of(rule);
     const bool paper = options.format == Format::kPaper;
-    if (!paper && layout.splits_groups()) {
+    if (paper && !traits.has_paper_order) {
+        throw InvalidArgument(std::string(name) + ": " + std::string(traits.name) +
+                              " is not a rule of the paper's format: choose native or fp32");
+    }
+    if (plan.master_weight_bits == 24) plan.at(kCorrectionPlace) = {DType::kInt8, layout.numel};
+    if (plan.master_weight_bits == 32) plan.at(kCorrectionPlace) = {DType::kInt16, layout.numel};
+
+    const bool keeps_fp32 = keeps_fp32_moments(options, layout);
+    if (!keeps_fp32 && !paper && layout.splits_groups()) {
         throw InvalidArgument(
             std::string(name) + " is a part of a vector of " + std::to_string(layout.whole_numel) +
             " elements that begins at " + std::to_string(layout.column_offset) + " and ends at " +
@@ -63,17 +77,15 @@ StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, cons
             ", inside a group of 32: cut it at multiples of 32, or raise min_quantized_numel_1d "
             "above its length");
     }
-    plan.moments = paper ? MomentStorage::kPaper : MomentStorage::kNative;
-    const auto groups =
-        paper ? (layout.numel + kGroupSize - 1) / kGroupSize : layout.rows * layout.groups_per_row();
-    const BufferPlan scales{paper ? DType::kFloat16 : DType::kBFloat16, groups};
-    if (has_first) {
-        plan.first = {DType::kInt8, layout.numel};
-        plan.first_scales = scales;
-    }
-    if (has_second) {
-        plan.second = {DType::kUInt8, layout.numel};
-        plan.second_scales = scales;
+    plan.moments = keeps_fp32 ? MomentStorage::kFloat32
+                   : paper    ? MomentStorage::kPaper
+                              : MomentStorage::kNative;
+    for (std::size_t n = 0; n < traits.moments.size(); ++n) {
+        if (!traits.keeps(n, hyperparameters)) continue;
+        const auto place = static_cast<int>(n);
+        const auto moment = plan_moment(traits.moments[n].kind, plan.moments, layout);
+        plan.at(codes_place(place)) = moment.codes;
+        plan.at(scales_place(place)) = moment.scales;
     }
     return plan;
 }

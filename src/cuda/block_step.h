@@ -29,7 +29,7 @@ FLASHOPTIM_INLINE void step_chunk(Team& team, const Launch& launch, std::uint32_
         if constexpr (Thread::kHasGroups) {
             team.share_maxima();
             team.each([&](Thread& thread, int n) { thread.choose_scale(k, n); });
-            if constexpr (Thread::kHasTwoScales) team.share_scales();
+            if constexpr (Thread::kScales > 1) team.share_scales();
         }
         team.each([&](Thread& thread, int n) { thread.finish(t, step, n); });
     }
@@ -44,7 +44,7 @@ class ThreadCount : BlockTypes<R, Float32Moments, W> {
 
 public:
     static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk, int groups) {
-        return {t, chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0, 0};
+        return {t, chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0};
     }
     /// How many gradients of the run are bad.
     FLASHOPTIM_INLINE int count(const TensorEntry& t, const StepScalars& k, float factor,

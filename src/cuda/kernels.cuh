@@ -22,27 +22,33 @@ public:
     }
     /// Groups are four neighbouring threads of a warp. Each thread learns the maximum that it needs for its scale.
     __device__ __forceinline__ void share_maxima() {
-        if constexpr (Thread::kHasTwoScales) {
+        if constexpr (Thread::kScales == 2) {
             // One exchange between neighbours serves both moments: each gives away the one that it does not need.
-            const bool second = Thread::scales_second(static_cast<int>(threadIdx.x));
-            const auto mine = second ? thread_.largest_second : thread_.largest_first;
-            const auto given = second ? thread_.largest_first : thread_.largest_second;
+            const bool second = Thread::moment_of(static_cast<int>(threadIdx.x)) == 1;
+            const auto mine = second ? thread_.largest[1] : thread_.largest[0];
+            const auto given = second ? thread_.largest[0] : thread_.largest[1];
             auto largest = max(mine, __shfl_xor_sync(kAllLanes, given, 1));
             largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-            thread_.largest_first = thread_.largest_second = largest;
+            thread_.largest[0] = thread_.largest[1] = largest;
         } else {
-            auto largest = max(thread_.largest_first, thread_.largest_second);  // one of them is zero
-            largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-            largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-            thread_.largest_first = thread_.largest_second = largest;
+#pragma unroll
+            for (int n = 0; n < Thread::kScales; ++n) {
+                auto& largest = thread_.largest[n];
+                largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+                largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+            }
         }
         // All have read the old scale before one of them writes the new one.
         __syncwarp();
     }
-    /// Between those that chose the first moment's scale and those that chose the second's.
+    /// Each thread learns what the others of its group chose: thread n of it the scale of moment n.
     __device__ __forceinline__ void share_scales() {
-        thread_.other_scale = __shfl_xor_sync(kAllLanes, thread_.scale, 1);
-        thread_.other_encode = __shfl_xor_sync(kAllLanes, thread_.encode, 1);
+        const auto first = static_cast<int>(threadIdx.x) / kThreadsInGroup * kThreadsInGroup;
+#pragma unroll
+        for (int n = 0; n < Thread::kScales; ++n) {
+            thread_.scale[n] = __shfl_sync(kAllLanes, thread_.scale[n], first + n);
+            thread_.encode[n] = __shfl_sync(kAllLanes, thread_.encode[n], first + n);
+        }
     }
     static __device__ __forceinline__ void add(std::uint64_t* counter, unsigned count) {
         atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));

@@ -15,8 +15,8 @@ namespace flashoptim::cuda {
 
 namespace {
 
-Launchers find_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
-    return visit_kernel_types(rule, has_first, plan,
+Launchers find_launchers(Rule rule, const StoragePlan& plan) {
+    return visit_kernel_types(rule, plan,
                               []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 

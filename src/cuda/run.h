@@ -32,7 +32,7 @@ struct ChunkView {
 
     /// Sizes are those of an element of each buffer.
     FLASHOPTIM_INLINE ChunkView(const TensorEntry& tensor, const Chunk& chunk, int groups_in_chunk,
-                                int weight_size, int correction_size, int first_size, int second_size)
+                                int weight_size, int correction_size, int code_size)
         : t(tensor) {
         constexpr std::int64_t kFar = std::int64_t{1} << 30;  // beyond every chunk
         const std::int64_t column = static_cast<std::int64_t>(chunk.group) * kGroup;
@@ -48,10 +48,11 @@ struct ChunkView {
         t.place = row_place + static_cast<std::uint32_t>(column);
         t.weight = advanced(t.weight, begin * weight_size);
         t.correction = advanced(t.correction, begin * correction_size);
-        t.first = advanced(t.first, begin * first_size);
-        t.second = advanced(t.second, begin * second_size);
-        t.first_scales = advanced(t.first_scales, group * 2);
-        t.second_scales = advanced(t.second_scales, group * 2);
+        FLASHOPTIM_UNROLL
+        for (int n = 0; n < kMaxMoments; ++n) {
+            t.codes[n] = advanced(t.codes[n], begin * code_size);
+            t.scales[n] = advanced(t.scales[n], group * 2);
+        }
         t.gradient = advanced(t.gradient, begin * (t.gradient_dtype == DType::kFloat32 ? 4 : 2));
     }
 

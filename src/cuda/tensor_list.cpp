@@ -18,12 +18,13 @@ bool is_aligned_for(const void* p, std::size_t bytes_of_element) {
     return reinterpret_cast<std::uintptr_t>(p) % needed == 0;
 }
 
-void* checked(void* buffer, const BufferPlan& plan, const char* name, std::size_t index) {
-    if (plan.count != 0 && buffer == nullptr) {
-        throw InvalidArgument("tensor " + std::to_string(index) + ": its " + name +
-                              " are null: give the device memory of every buffer that its plan has");
-    }
-    return plan.count == 0 ? nullptr : buffer;
+/// The buffer at a place of an item's state; null where its plan has none.
+void* checked_buffer(const StepItem& item, int place, std::size_t index) {
+    if (item.plan.at(place).count == 0) return nullptr;
+    if (item.state.at(place) != nullptr) return item.state.at(place);
+    throw InvalidArgument("tensor " + std::to_string(index) + ": its " +
+                          std::string(buffer_name(item.rule, place)) +
+                          " is null: give the device memory of every buffer that its plan has");
 }
 
 TensorEntry entry_of(const StepItem& item, std::size_t index, std::uint32_t kind) {
@@ -32,19 +33,22 @@ TensorEntry entry_of(const StepItem& item, std::size_t index, std::uint32_t kind
     TensorEntry t;
     t.kind = kind;
     if (layout.numel == 0) return t;
+    if (!is_known(item.rule)) {
+        throw InvalidArgument("tensor " + std::to_string(index) + ": rule " +
+                              std::to_string(static_cast<int>(item.rule)) +
+                              " does not exist: use an enumerator of the header");
+    }
     t.numel = layout.numel;
     if (item.weight == nullptr || item.gradient == nullptr) {
         throw InvalidArgument("tensor " + std::to_string(index) +
                               ": its weight or gradient is null: give both in device memory");
     }
     t.weight = item.weight;
-    t.correction = checked(item.state.correction, plan.correction, "corrections", index);
-    t.first = checked(item.state.first, plan.first, "first moments", index);
-    t.second = checked(item.state.second, plan.second, "second moments", index);
-    t.first_scales = static_cast<std::uint16_t*>(
-        checked(item.state.first_scales, plan.first_scales, "first scales", index));
-    t.second_scales = static_cast<std::uint16_t*>(
-        checked(item.state.second_scales, plan.second_scales, "second scales", index));
+    t.correction = checked_buffer(item, kCorrectionPlace, index);
+    for (int n = 0; n < kMaxMoments; ++n) {
+        t.codes[n] = checked_buffer(item, codes_place(n), index);
+        t.scales[n] = static_cast<std::uint16_t*>(checked_buffer(item, scales_place(n), index));
+    }
     t.gradient = item.gradient;
     t.gradient_dtype = item.gradient_dtype;
     t.gradient_factor = item.gradient_factor;
@@ -63,10 +67,11 @@ TensorEntry entry_of(const StepItem& item, std::size_t index, std::uint32_t kind
         (layout.row_offset * layout.whole_row_length + layout.column_offset) % kDitherPeriod);
     t.row_places = static_cast<std::uint32_t>(layout.whole_row_length % kDitherPeriod);
     t.is_aligned = is_aligned_for(t.weight, size_of(plan.weight_dtype)) &&
-                   is_aligned_for(t.correction, size_of(plan.correction.dtype)) &&
-                   is_aligned_for(t.first, size_of(plan.first.dtype)) &&
-                   is_aligned_for(t.second, size_of(plan.second.dtype)) &&
+                   is_aligned_for(t.correction, size_of(plan.correction().dtype)) &&
                    is_aligned_for(t.gradient, size_of(t.gradient_dtype));
+    for (int n = 0; n < kMaxMoments; ++n) {
+        t.is_aligned = t.is_aligned && is_aligned_for(t.codes[n], size_of(plan.codes(n).dtype));
+    }
     return t;
 }
 
@@ -126,7 +131,7 @@ void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues
     for (std::size_t n = 0; n < items.size(); ++n) {
         const auto& item = items[n];
         const bool is_of_former_kind = former != nullptr && same_kind(*former, item);
-        if (!is_of_former_kind) launchers = find(item.rule, item.plan.first.count != 0, item.plan);
+        if (!is_of_former_kind) launchers = find(item.rule, item.plan);
         if (!is_of_former_kind || (!values.empty() && !(values[n] == values[n - 1]))) {
             kind = next.kind_of(ScalarSource(item), values.empty() ? ItemValues() : values[n]);
         }

@@ -38,10 +38,8 @@ constexpr int chunk_size(std::int64_t groups_in_list) {
 struct TensorEntry {
     void* weight = nullptr;
     void* correction = nullptr;
-    void* first = nullptr;
-    std::uint16_t* first_scales = nullptr;
-    void* second = nullptr;
-    std::uint16_t* second_scales = nullptr;
+    void* codes[kMaxMoments] = {};  // of each moment
+    std::uint16_t* scales[kMaxMoments] = {};
     const void* gradient = nullptr;
     std::int64_t numel = 0;
     std::int64_t rows = 0;
@@ -114,7 +112,7 @@ struct Launchers {
     Loader load_count = nullptr;
     bool operator==(const Launchers&) const = default;
 };
-using FindLaunchers = Launchers (*)(Rule rule, bool has_first, const StoragePlan& plan);
+using FindLaunchers = Launchers (*)(Rule rule, const StoragePlan& plan);
 
 /// Chunks [begin, begin + count) are stepped by the same kernels.
 struct LaunchRange {

@@ -20,33 +20,39 @@
 namespace flashoptim::cuda {
 
 /// The dither of a thread's elements in the place of the tables that other backends share: here computing it is cheaper.
+template <class R>
 struct RunDither {
-    std::uint32_t weight[kElements];  // as in DitherTables
-    std::uint32_t weight8[kElements];
-    std::uint32_t weight16[kElements];
-    std::uint32_t first[kElements];
-    std::uint32_t second[kElements];
+    struct Table {
+        std::uint32_t entry[kElements];
+    };
+    static constexpr int kBuffers = R::Moments::kCount > 0 ? R::Moments::kCount : 1;
+    Table weight;  // as in DitherTables
+    Table weight8;
+    Table weight16;
+    Table moment[kBuffers];
 
     FLASHOPTIM_INLINE RunDither(std::uint32_t step, std::uint32_t place) {
         const auto first_bits = dither_bits(step, place, kDitherSaltWeight);
         FLASHOPTIM_UNROLL
         for (int e = 0; e < kElements; ++e) {
-            weight[e] = first_bits + dither_bits(0, static_cast<std::uint32_t>(e), 0);
+            weight.entry[e] = first_bits + dither_bits(0, static_cast<std::uint32_t>(e), 0);
         }
         if (place > kDitherPeriod - kElements) {
             FLASHOPTIM_UNROLL
             for (int e = 0; e < kElements; ++e) {
                 // Beyond the end of the period it begins anew.
                 const bool is_beyond = place + static_cast<std::uint32_t>(e) >= kDitherPeriod;
-                weight[e] -= is_beyond ? dither_bits(0, kDitherPeriod, 0) : 0U;
+                weight.entry[e] -= is_beyond ? dither_bits(0, kDitherPeriod, 0) : 0U;
             }
         }
         FLASHOPTIM_UNROLL
         for (int e = 0; e < kElements; ++e) {
-            weight8[e] = (weight[e] >> 24U) + 0x8000U;
-            weight16[e] = weight[e] >> 16U;
-            first[e] = dither_above_384(weight[e] + kDitherSaltFirst);
-            second[e] = dither_above_256(weight[e] + kDitherSaltSecond);
+            weight8.entry[e] = (weight.entry[e] >> 24U) + 0x8000U;
+            weight16.entry[e] = weight.entry[e] >> 16U;
+            for_each_moment<R>([&](auto n) {
+                constexpr auto kKind = R::Moments::template kKind<n>;
+                moment[n].entry[e] = dither_of_code(kKind, weight.entry[e] + dither_salt_of_moment(n));
+            });
         }
     }
 };
@@ -54,29 +60,44 @@ struct RunDither {
 template <class R, class M, class W>
 class ThreadStep : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
-    using typename Types::Stored, typename Types::Correction, typename Types::FirstCode,
-        typename Types::SecondCode;
-    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection;
+    using typename Types::Stored, typename Types::Correction;
+    using Types::kMoments, Types::kGrouped, Types::kHasCorrection, Types::kRootShowsGradient;
+    template <int n>
+    using MomentFormat = typename Types::template MomentFormat<n>;
+    template <int n>
+    using Code = typename Types::template Code<n>;
+    using CodeWord = std::conditional_t<M::kGrouped, std::uint8_t, float>;
     using L = CudaLanes;
-    /// Whether the root of the second moment is at least |g|, so that its maximum tells of bad gradients.
-    static constexpr bool kRootShowsGradient = kGrouped && kSecond && M::kCarriesScaled;
+    static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
     /// Whether operands of its division and root are tracked, so that they may be computed without a check of each.
-    static constexpr bool kHasUnguarded = kRootShowsGradient;
+    static constexpr bool kHasUnguarded = kRootShowsGradient && requires { R::kDividesFirstByRootOfSecond; };
 
 public:
-    static constexpr bool kHasGroups = kGrouped && (kFirst || kSecond);
-    /// Where there are two moments, even threads choose the scale of the first and odd ones that of the second.
-    static constexpr bool kHasTwoScales = kGrouped && kFirst && kSecond;
-    static FLASHOPTIM_INLINE bool scales_second(int thread) {
-        return kHasTwoScales ? thread % 2 != 0 : kSecond;
+    static constexpr bool kHasGroups = kGrouped;
+    static constexpr int kScales = kGrouped ? kMoments : 0;
+    /// The moment whose scale a thread chooses: with several moments its group's threads share them out.
+    static FLASHOPTIM_INLINE int moment_of(int thread) {
+        if constexpr (kMoments < 2) {
+            return 0;
+        } else if constexpr (kMoments == 2) {
+            return thread % 2;
+        } else {
+            const int in_group = thread % kThreadsInGroup;
+            return in_group < kMoments ? in_group : 0;
+        }
     }
     static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk, int groups) {
-        return {t, chunk, groups, sizeof(Stored), sizeof(Correction), sizeof(FirstCode), sizeof(SecondCode)};
+        return {t,
+                chunk,
+                groups,
+                sizeof(Stored),
+                sizeof(Correction),
+                kMoments > 0 ? static_cast<int>(sizeof(CodeWord)) : 0};
     }
-    /// The bits of the largest magnitudes: of this thread's elements, then of their group.
-    std::uint32_t largest_first = 0, largest_second = 0;
-    /// The new scale that this thread chooses and its neighbour's, and the factors that codes are made with.
-    float scale = 0.0F, encode = 0.0F, other_scale = 0.0F, other_encode = 0.0F;
+    /// The bits of the largest magnitudes of each moment: of this thread's elements, then of their group.
+    std::uint32_t largest[kBuffers] = {};
+    /// The new scale of each moment and the factor that its codes are made with: its own thread's, then all.
+    float scale[kBuffers] = {}, encode[kBuffers] = {};
 
     /// Loads and updates; nothing is written yet. Returns how many elements are skipped.
     /// `far` is k in memory.
@@ -90,8 +111,9 @@ public:
             load<false>(t, gradient);
         }
         convert_gradient(gradient_, gradient, t.gradient_dtype, factor);
-        if constexpr (kGrouped && kFirst) first_scale_ = old_scale(t.first_scales);
-        if constexpr (kGrouped && kSecond) second_scale_ = old_scale(t.second_scales);
+        for_each_moment<R>([&](auto n) {
+            if constexpr (kGrouped) old_scale_[n] = old_scale(t.scales[n]);
+        });
         if constexpr (kHasUnguarded) {
             // A weight that is out of the ordinary stays so where it hardly decays and steps are small: new ones tell of the old.
             const bool old_shows = k.weight_factor >= 0.75F && k.weight_factor <= 1.0F &&
@@ -111,56 +133,59 @@ public:
         return bad;
     }
 
-    /// The new scale of a moment of the group, whose maximum must be known by now.
+    /// The new scale of this thread's moment, whose maximum in the group must be known by now.
     FLASHOPTIM_INLINE void choose_scale(const StepScalars& k, int thread) {
-        const bool second = scales_second(thread);
-        const auto largest = second ? largest_second : largest_first;
-        const float old = second ? second_scale_ : first_scale_;
-        M::template either_scale<L>(second, L::from_bits(largest), old, second ? k.second : k.first, scale,
-                                    encode);
+        const int mine = moment_of(thread);
+        std::uint32_t bits = largest[0];
+        float old = old_scale_[0];
+        MomentScalars scalars = k.moment[0];
+        bool is_squared = Types::template kIsSquared<0>;
+        for_each_moment<R>([&](auto n) {
+            if (n != mine) return;
+            bits = largest[n];
+            old = old_scale_[n];
+            scalars = k.moment[n];
+            is_squared = Types::template kIsSquared<n>;
+        });
+        float new_scale = 0.0F, new_encode = 0.0F;
+        M::template new_scale_of<L>(is_squared, L::from_bits(bits), old, scalars, new_scale, new_encode);
+        for_each_moment<R>([&](auto n) {
+            if (n != mine) return;
+            scale[n] = new_scale;
+            encode[n] = new_encode;
+        });
     }
 
     /// Encodes and writes.
     FLASHOPTIM_INLINE void finish(const TensorEntry& t, std::uint32_t step, int thread) {
-        Encoding encoding{step};
-        if constexpr (kHasGroups) {
-            const bool second = scales_second(thread);
-            encoding.first = second ? other_encode : encode;
-            encoding.second = second ? encode : other_encode;
-            encoding.first_scale = second ? other_scale : scale;
-            encoding.second_scale = second ? scale : other_scale;
-        }
         if (is_ordinary_) {
-            encode_ordinary(encoding);
+            encode_ordinary(step);
             store(t);
         } else {
             ThreadStep copy = *this;
-            const Encoding far = encoding;
-            encode_one_by_one(copy, far);
+            encode_one_by_one(copy, step);
             copy.store(t);
         }
-        if constexpr (kHasGroups) {
+        if constexpr (kGrouped) {
             // The first threads of a group write what they chose.
-            if (thread % kThreadsInGroup > (kHasTwoScales ? 1 : 0) || run_.count_in_group <= 0) return;
-            auto* const scales = scales_second(thread) ? t.second_scales : t.first_scales;
-            L::store_u16(scales + run_.group, M::template scale_bits<L>(scale));
+            if (thread % kThreadsInGroup >= kMoments || run_.count_in_group <= 0) return;
+            const int mine = moment_of(thread);
+            auto* to = t.scales[0];
+            float chosen = scale[0];
+            for_each_moment<R>([&](auto n) {
+                to = n == mine ? t.scales[n] : to;
+                chosen = n == mine ? scale[n] : chosen;
+            });
+            L::store_u16(to + run_.group, M::template scale_bits<L>(chosen));
         }
     }
 
 private:
-    /// What a group's elements are encoded with.
-    struct Encoding {
-        std::uint32_t step = 1;
-        float first = 0.0F, first_scale = 0.0F;
-        float second = 0.0F, second_scale = 0.0F;
-    };
-
     template <bool kWhole>
     FLASHOPTIM_INLINE void load(const TensorEntry& t, Words<float>& gradient) {
         load_run<kWhole>(stored_, t.weight, run_);
         load_gradient<kWhole>(gradient, t, run_);
-        if constexpr (kFirst) load_run<kWhole>(first_code_, t.first, run_);
-        if constexpr (kSecond) load_run<kWhole>(second_code_, t.second, run_);
+        for_each_moment<R>([&](auto n) { load_run<kWhole>(code_[n], t.codes[n], run_); });
         if constexpr (kHasCorrection) load_run<kWhole>(correction_, t.correction, run_);
     }
     FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
@@ -173,8 +198,7 @@ private:
     template <bool kWhole>
     FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
         store_run<kWhole>(t.weight, stored_, run_);
-        if constexpr (kFirst) store_run<kWhole>(t.first, first_code_, run_);
-        if constexpr (kSecond) store_run<kWhole>(t.second, second_code_, run_);
+        for_each_moment<R>([&](auto n) { store_run<kWhole>(t.codes[n], code_[n], run_); });
         if constexpr (kHasCorrection) store_run<kWhole>(t.correction, correction_, run_);
     }
 
@@ -182,18 +206,21 @@ private:
         return run_.count_in_group <= 0 ? 0.0F
                                         : M::template scale_to_float<L>(L::load_u16(scales + run_.group));
     }
-    template <class Lanes>
-    FLASHOPTIM_INLINE typename M::template OldFirst<Lanes> old_first(const StepScalars& k) const {
-        typename M::template OldFirst<Lanes> old{};
-        if constexpr (kFirst && kGrouped) old.factor = first_scale_ * k.first.factor;
-        if constexpr (kFirst && !kGrouped) old.factor = k.first.factor;
-        return old;
+    template <int n>
+    [[nodiscard]] FLASHOPTIM_INLINE const Code<n>* codes() const {
+        return reinterpret_cast<const Code<n>*>(code_[n].elements());
     }
+    /// The old moments, but for what their codes stand for.
     template <class Lanes>
-    FLASHOPTIM_INLINE typename M::template OldSecond<Lanes> old_second(const StepScalars& k) const {
-        typename M::template OldSecond<Lanes> old{};
-        if constexpr (kSecond && kGrouped) old.factor = second_scale_ * k.second.factor;
-        if constexpr (kSecond && !kGrouped) old.factor = k.second.factor;
+    FLASHOPTIM_INLINE OldMoments<Lanes, M, R> old_moments(const StepScalars& k) const {
+        OldMoments<Lanes, M, R> old;
+        for_each_moment<R>([&](auto n) {
+            if constexpr (kGrouped) {
+                old.template at<n>().factor = old_scale_[n] * k.moment[n].factor;
+            } else {
+                old.template at<n>().factor = k.moment[n].factor;
+            }
+        });
         return old;
     }
 
@@ -204,76 +231,75 @@ private:
         constexpr bool kUnguarded = std::is_same_v<Lanes, CudaUnguardedLanes>;
         Watch<L, R, W> watch;
         std::uint32_t smallest_first = ~0U, smallest_second = ~0U;  // nonzero ones, less 1
-        auto first_before = old_first<Lanes>(k);
-        auto second_before = old_second<Lanes>(k);
-        float largest = 0.0F;
-        largest_second = 0;
+        auto old = old_moments<Lanes>(k);
+        FLASHOPTIM_UNROLL
+        for (int n = 0; n < kBuffers; ++n) largest[n] = 0;
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kElements; ++j) {
             float w = W::template decode_in_unit<L>(stored_.elements(), correction_.elements(), j);
             if constexpr (!kUnguarded) watch.weight(w);
             const float g = R::template effective_gradient<L>(gradient_[j], w, k);
             if constexpr (!kRootShowsGradient) watch.gradient(g);
-            if constexpr (kFirst && kGrouped)
-                first_before.unit = M::template first_in_unit<L>(first_code_.elements(), j);
-            if constexpr (kFirst && !kGrouped) first_before.unit = L::from_bits(first_code_.word[j]);
-            if constexpr (kSecond && kGrouped) {
-                second_before.unit = M::template second_in_unit<L>(second_code_.elements(), j);
-            }
-            if constexpr (kSecond && !kGrouped) second_before.unit = L::from_bits(second_code_.word[j]);
-            float first = 0.0F, second = 0.0F, root = 0.0F;
-            R::template update<Lanes, M>(g, w, first_before, second_before, first, second, root, k);
+            for_each_moment<R>([&](auto n) {
+                if constexpr (kGrouped) {
+                    old.template at<n>().unit =
+                        MomentFormat<n>::template unit_of_vector<L>(this->template codes<n>(), j);
+                } else {
+                    old.template at<n>().unit = L::from_bits(code_[n].word[j]);
+                }
+            });
+            NewMoments<Lanes, R> next;
+            Types::template update<Lanes>(g, w, old, next, k);
             watch.weight(w);
             if constexpr (kUnguarded) {
-                smallest_first = L::min_bits(smallest_first, L::bits(first) * 2 - 1);
-                smallest_second = L::min_bits(smallest_second, L::bits(second) - 1);
+                smallest_first = L::min_bits(smallest_first, L::bits(next.value[0]) * 2 - 1);
+                smallest_second = L::min_bits(smallest_second, L::bits(next.value[1]) - 1);
             }
             weight_[j] = w;
-            if constexpr (kFirst) first_[j] = first;
-            if constexpr (kSecond) second_[j] = kGrouped ? root : second;
-            if constexpr (kFirst && kGrouped) largest = L::max_magnitude(largest, first);
-            if constexpr (kSecond && kGrouped) largest_second = L::max_bits(largest_second, L::bits(root));
+            for_each_moment<R>([&](auto n) {
+                const float kept = Types::template kept<n, Lanes>(next);
+                moment_[n][j] = kept;
+                if constexpr (kGrouped) {
+                    if constexpr (Types::template kIsSquared<n>) {
+                        largest[n] = L::max_bits(largest[n], L::bits(kept));
+                    } else {
+                        largest[n] = L::bits(L::max_magnitude(L::from_bits(largest[n]), kept));
+                    }
+                }
+            });
         }
-        largest_first = L::bits(largest);
         bool is_quiet = watch.is_quiet();
-        if constexpr (kRootShowsGradient) is_quiet = is_quiet && L::from_bits(largest_second) < 0x1p47F;
+        if constexpr (kRootShowsGradient) {
+            is_quiet = is_quiet && L::from_bits(largest[Types::kFirstSquared]) < 0x1p47F;
+        }
         if constexpr (kUnguarded) {
             const auto bound = L::bits(Lanes::kSmallest) - 1;
-            const float divisor = L::fma(L::from_bits(largest_second), k.root_scale, k.epsilon);
+            const float divisor = L::fma(L::from_bits(largest[1]), k.root_scale, k.epsilon);
             is_quiet = is_quiet && smallest_first >= bound * 2 + 1 && smallest_second >= bound &&
-                       largest <= 0x1p60F && divisor <= 0x1p30F;
+                       L::from_bits(largest[0]) <= 0x1p60F && divisor <= 0x1p30F;
         }
         return is_quiet;
     }
 
-    FLASHOPTIM_INLINE void encode_ordinary(const Encoding& encoding) {
-        const RunDither dither(encoding.step, run_.place);
+    FLASHOPTIM_INLINE void encode_ordinary(std::uint32_t step) {
+        const RunDither<R> dither(step, run_.place);
         W::template encode_unit<L>(weight_, dither, 0, stored_.elements(), correction_.elements());
-        if constexpr (kFirst && kGrouped) {
-            const float reciprocal = reciprocal_of(encoding.first);
-            std::uint32_t sum[kElements];
-            FLASHOPTIM_UNROLL
-            for (int j = 0; j < kElements; ++j) {
-                sum[j] = M::template first_sum<L>(first_[j], encoding.first, reciprocal, dither.first[j]);
+        for_each_moment<R>([&](auto n) {
+            if constexpr (kGrouped) {
+                const float reciprocal = reciprocal_of(encode[n]);
+                std::uint32_t sum[kElements];
+                FLASHOPTIM_UNROLL
+                for (int j = 0; j < kElements; ++j) {
+                    sum[j] = MomentFormat<n>::template sum<L>(moment_[n][j], encode[n], reciprocal,
+                                                              dither.moment[n].entry[j]);
+                }
+                L::template store_byte<M::kCodeShift>(reinterpret_cast<Code<n>*>(code_[n].elements()), sum,
+                                                      MomentFormat<n>::kFlip);
+            } else {
+                FLASHOPTIM_UNROLL
+                for (int j = 0; j < kElements; ++j) code_[n].word[j] = L::bits(moment_[n][j]);
             }
-            L::template store_byte<M::kCodeShift>(first_code_.elements(), sum, M::kFirstFlip);
-        }
-        if constexpr (kSecond && kGrouped) {
-            const float reciprocal = reciprocal_of(encoding.second);
-            std::uint32_t sum[kElements];
-            FLASHOPTIM_UNROLL
-            for (int j = 0; j < kElements; ++j) {
-                sum[j] = M::template second_sum<L>(second_[j], encoding.second, reciprocal, dither.second[j]);
-            }
-            L::template store_byte<M::kCodeShift>(second_code_.elements(), sum, 0U);
-        }
-        if constexpr (!kGrouped) {
-            FLASHOPTIM_UNROLL
-            for (int j = 0; j < kElements; ++j) {
-                if constexpr (kFirst) first_code_.word[j] = L::bits(first_[j]);
-                if constexpr (kSecond) second_code_.word[j] = L::bits(second_[j]);
-            }
-        }
+        });
     }
     static FLASHOPTIM_INLINE float reciprocal_of(float encode) {
         if constexpr (M::kDivides && L::kHasFastFma) return L::divide(1.0F, encode);
@@ -283,26 +309,19 @@ private:
     /// The reference: what reference_kernel.h does, for each element that there is.
     FLASHOPTIM_OUT_OF_LINE int update_one_by_one(ThreadStep& s, const StepScalars& k, bool checks_gradient) {
         using S = ScalarLanes;
-        auto first_before = s.template old_first<S>(k);
-        auto second_before = s.template old_second<S>(k);
-        float largest_first = 0.0F, largest_second = 0.0F;
+        auto old = s.template old_moments<S>(k);
+        float largest[kBuffers] = {};
         int bad_count = 0;
         s.bad_ = s.kept_ = 0;
         for (int e = 0; e < s.run_.count; ++e) {
             const auto old_high = s.load_stored(e), old_low = s.load_correction(e);
             float w = W::template decode<S>(old_high, old_low);
             const float g = R::template effective_gradient<S>(s.gradient_[e], w, k);
-            if constexpr (kFirst && kGrouped) {
-                first_before.unit = M::template first_unit<S>(S::load_i8(s.first_code_.elements() + e));
-            }
-            if constexpr (kFirst && !kGrouped) first_before.unit = s.first_code_.get(e);
-            if constexpr (kSecond && kGrouped) {
-                second_before.unit = M::template second_unit<S>(S::load_u8(s.second_code_.elements() + e));
-            }
-            if constexpr (kSecond && !kGrouped) second_before.unit = s.second_code_.get(e);
-            float first = 0.0F, second = 0.0F, root = 0.0F;
-            R::template update<S, M>(g, w, first_before, second_before, first, second, root, k);
-            if constexpr (kGrouped) second = root;
+            for_each_moment<R>([&](auto n) {
+                old.template at<n>().unit = s.template unit_of<n>(e);
+            });
+            NewMoments<S, R> next;
+            Types::template update<S>(g, w, old, next, k);
 
             bool bad = is_bad_gradient(g), keep = bad;
             if constexpr (W::kProtected) {
@@ -316,26 +335,20 @@ private:
             if (bad) {
                 s.bad_ |= 1U << static_cast<unsigned>(e);
                 ++bad_count;
-                if constexpr (kFirst) {
-                    first = kept_moment(first_before.unit, s.first_scale_, M::kFirstUnit, k.first.measure);
-                }
-                if constexpr (kSecond) {
-                    second =
-                        kept_moment(second_before.unit, s.second_scale_, M::kSecondUnit, k.second.measure);
-                }
             }
             s.weight_[e] = w;
-            if constexpr (kFirst) {
-                s.first_[e] = first;
-                largest_first = S::max_ignoring_nan(largest_first, absolute<S>(first));
-            }
-            if constexpr (kSecond) {
-                s.second_[e] = second;
-                largest_second = S::max_ignoring_nan(largest_second, second);
-            }
+            for_each_moment<R>([&](auto n) {
+                float kept = Types::template kept<n, S>(next);
+                if (bad) {
+                    kept = kept_moment(old.template at<n>().unit, s.old_scale_[n], MomentFormat<n>::kUnit,
+                                       k.moment[n].measure);
+                }
+                s.moment_[n][e] = kept;
+                largest[n] = S::max_ignoring_nan(
+                    largest[n], Types::template kIsSquared<n> ? kept : absolute<S>(kept));
+            });
         }
-        s.largest_first = S::bits(largest_first);
-        s.largest_second = S::bits(largest_second);
+        for (int n = 0; n < kBuffers; ++n) s.largest[n] = S::bits(largest[n]);
         return bad_count;
     }
     /// An old moment in carried units.
@@ -343,14 +356,23 @@ private:
         if constexpr (!kGrouped) return unit;
         return ScalarLanes::divide(unit * (scale * unit_value), measure);
     }
-
-    FLASHOPTIM_OUT_OF_LINE void encode_one_by_one(ThreadStep& s, const Encoding& encoding) {
+    template <int n>
+    [[nodiscard]] FLASHOPTIM_INLINE float unit_of(int e) const {
         using S = ScalarLanes;
-        const bool keeps_first = encoding.first_scale == s.first_scale_ && encoding.first_scale != 0.0F;
-        const bool keeps_second = encoding.second_scale == s.second_scale_ && encoding.second_scale != 0.0F;
+        if constexpr (!kGrouped) {
+            return code_[n].get(e);
+        } else if constexpr (std::is_signed_v<Code<n>>) {
+            return MomentFormat<n>::template unit<S>(S::load_i8(this->template codes<n>() + e));
+        } else {
+            return MomentFormat<n>::template unit<S>(S::load_u8(this->template codes<n>() + e));
+        }
+    }
+
+    FLASHOPTIM_OUT_OF_LINE void encode_one_by_one(ThreadStep& s, std::uint32_t step) {
+        using S = ScalarLanes;
         for (int e = 0; e < s.run_.count; ++e) {
             const auto place = (s.run_.place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
-            const auto bits = [&](std::uint32_t salt) { return dither_bits(encoding.step, place, salt); };
+            const auto bits = [&](std::uint32_t salt) { return dither_bits(step, place, salt); };
             const bool bad = ((s.bad_ >> static_cast<unsigned>(e)) & 1U) != 0;
             if (((s.kept_ >> static_cast<unsigned>(e)) & 1U) == 0) {
                 std::uint32_t high = 0, low = 0;
@@ -358,22 +380,19 @@ private:
                 s.store_stored(e, high);
                 s.store_correction(e, low);
             }
-            if constexpr (kFirst && kGrouped) {
-                if (!bad || !keeps_first) {
-                    const auto dither = dither_above_384(bits(kDitherSaltFirst));
-                    s.first_code_.set(e, static_cast<FirstCode>(
-                                             M::template first_code<S>(s.first_[e], encoding.first, dither)));
+            for_each_moment<R>([&](auto n) {
+                if constexpr (!kGrouped) {
+                    s.code_[n].set(e, s.moment_[n][e]);
+                } else {
+                    const bool keeps_code = s.scale[n] == s.old_scale_[n] && s.scale[n] != 0.0F;
+                    if (bad && keeps_code) return;
+                    constexpr auto kKind = R::Moments::template kKind<n>;
+                    const auto dither = dither_of_code(kKind, bits(dither_salt_of_moment(n)));
+                    const auto code =
+                        MomentFormat<n>::template code<S>(s.moment_[n][e], s.encode[n], dither);
+                    s.code_[n].set(e, static_cast<CodeWord>(code));
                 }
-            }
-            if constexpr (kSecond && kGrouped) {
-                if (!bad || !keeps_second) {
-                    const auto dither = dither_above_256(bits(kDitherSaltSecond));
-                    s.second_code_.set(e, static_cast<SecondCode>(M::template second_code<S>(
-                                              s.second_[e], encoding.second, dither)));
-                }
-            }
-            if constexpr (kFirst && !kGrouped) s.first_code_.set(e, s.first_[e]);
-            if constexpr (kSecond && !kGrouped) s.second_code_.set(e, s.second_[e]);
+            });
         }
     }
 
@@ -403,13 +422,12 @@ private:
     // As they lie in memory: the old ones, then the new.
     Words<Stored> stored_;
     Words<Correction> correction_;
-    Words<FirstCode> first_code_;
-    Words<SecondCode> second_code_;
+    Words<CodeWord> code_[kBuffers];
     float gradient_[kElements] = {};
-    // New, in the units that the rule carries; of a second moment in groups its root.
-    float weight_[kElements] = {}, first_[kElements] = {}, second_[kElements] = {};
-    float first_scale_ = 0.0F, second_scale_ = 0.0F;  // the old ones
-    std::uint32_t bad_ = 0, kept_ = 0;                // one bit for each element
+    // New, in the units that the rule carries; of a squared moment in groups its root.
+    float weight_[kElements] = {}, moment_[kBuffers][kElements] = {};
+    float old_scale_[kBuffers] = {};
+    std::uint32_t bad_ = 0, kept_ = 0;  // one bit for each element
     bool is_ordinary_ = true;
 };
 

@@ -47,11 +47,6 @@ struct Optimizer::Impl {
         double taken = 0.0, clipped = 0.0;
         float clip_coefficient = 1.0F;
     };
-    struct NamedBuffer {
-        std::string name;
-        const StateMemory* memory;
-        bool is_scales;
-    };
 
     Impl(Rule rule_, const OptimizerOptions& options_)
         : rule(rule_), options(checked(options_)), pool(options_.threads) {}
@@ -108,9 +103,6 @@ struct Optimizer::Impl {
     [[nodiscard]] HostBytes on_host(void* data, std::size_t bytes) const;
     [[nodiscard]] HostBytes on_host(const StateMemory& memory) const;
     [[nodiscard]] HostBytes weight_on_host(const Parameter& p) const;
-    [[nodiscard]] std::vector<float> moment_values(Moment moment, const Parameter& p,
-                                                   const StateMemory& codes, const StateMemory& scales) const;
-    [[nodiscard]] std::array<NamedBuffer, 5> buffers_of(const StoredState& stored) const;
     /// Where the buffer of that name lies, or the weight. @throws InvalidArgument for another name or number of bytes.
     [[nodiscard]] void* place_of(const Parameter& p, const StoredState& stored, std::string_view name,
                                  std::size_t bytes) const;

@@ -63,7 +63,7 @@ void Optimizer::Impl::set_hyperparameters(GroupId group, const Hyperparameters& 
         if (p.group != group) continue;
         auto stored = stored_under(changed, p, arena_after);
         if (stored.plan == p.stored.plan) continue;
-        const bool has_other_momentum = stored.plan.first.count != p.stored.plan.first.count;
+        const bool has_other_momentum = stored.plan.codes(0).count != p.stored.plan.codes(0).count;
         changes.push_back({&p, std::move(stored), has_other_momentum});
     }
     if (!changes.empty()) collect_steps();

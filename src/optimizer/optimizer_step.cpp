@@ -32,8 +32,9 @@ void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const Devic
             item.layout = &p.layout;
             item.plan = p.stored.plan;
             item.weight = p.weight.data;
-            item.state = {p.stored.correction.data(), p.stored.first.data(), p.stored.first_scales.data(),
-                          p.stored.second.data(), p.stored.second_scales.data()};
+            for (int place = 0; place < kMaxBuffers; ++place) {
+                item.state.at(place) = p.stored.at(place).data();
+            }
             item.rule = rule;
             item.hyperparameters = groups[p.group];
             item.check_gradient = options.check_gradients;

@@ -44,7 +44,7 @@ void Optimizer::restore(std::span<const Hyperparameters> groups, std::span<const
     for (const auto& copy : copies) all.write(copy.to, copy.from);
     for (std::size_t id = 0; id < stored_after.size(); ++id) {
         auto& p = all.parameters[id];
-        if (stored_after[id].plan.first.count != p.stored.plan.first.count) p.has_momentum = false;
+        if (stored_after[id].plan.codes(0).count != p.stored.plan.codes(0).count) p.has_momentum = false;
         p.stored = std::move(stored_after[id]);
     }
     for (const auto& saved : states) {

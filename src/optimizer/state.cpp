@@ -30,24 +30,6 @@ HostBytes Optimizer::Impl::on_host(const StateMemory& memory) const {
 HostBytes Optimizer::Impl::weight_on_host(const Parameter& p) const {
     return on_host(p.weight.data, static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype));
 }
-std::vector<float> Optimizer::Impl::moment_values(Moment moment, const Parameter& p, const StateMemory& codes,
-                                                  const StateMemory& scales) const {
-    if (codes.plan().count == 0) return {};
-    std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
-    const auto codes_here = on_host(codes), scales_here = on_host(scales);
-    dequantize_moment(moment, p.stored.plan.moments, p.layout, codes_here.bytes, scales_of(scales_here.bytes),
-                      values);
-    return values;
-}
-std::array<Optimizer::Impl::NamedBuffer, 5> Optimizer::Impl::buffers_of(const StoredState& stored) const {
-    const bool is_sgd = rule == Rule::kSGD || rule == Rule::kSGDW;
-    const std::string first = is_sgd ? "momentum_buffer" : "exp_avg";
-    return {{{"error_bits", &stored.correction, false},
-             {first, &stored.first, false},
-             {first + "_scales", &stored.first_scales, true},
-             {"exp_avg_sq", &stored.second, false},
-             {"exp_avg_sq_scales", &stored.second_scales, true}}};
-}
 void Optimizer::Impl::write(void* to, std::span<const std::byte> bytes) const {
     if (bytes.empty()) return;
     if (options.device) {
@@ -68,7 +50,7 @@ void Optimizer::copy_master(ParameterId parameter, std::span<float> to) const {
         throw InvalidArgument(p.name + " has " + std::to_string(p.layout.numel) + " elements, not " +
                               std::to_string(to.size()));
     }
-    const auto weight = impl_->weight_on_host(p), correction = impl_->on_host(p.stored.correction);
+    const auto weight = impl_->weight_on_host(p), correction = impl_->on_host(p.stored.correction());
     join_weights(p.stored.plan, weight.bytes.data(), correction.bytes.data(), to);
 }
 void Optimizer::set_master(ParameterId parameter, std::span<const float> values) {
@@ -78,15 +60,15 @@ void Optimizer::set_master(ParameterId parameter, std::span<const float> values)
                               std::to_string(values.size()));
     }
     if (!impl_->options.device)
-        return split_weights(p.stored.plan, values, p.weight.data, p.stored.correction.data());
+        return split_weights(p.stored.plan, values, p.weight.data, p.stored.correction().data());
     std::vector<std::byte> weight(values.size() * size_of(p.weight.dtype)),
-        correction(p.stored.correction.bytes());
+        correction(p.stored.correction().bytes());
     split_weights(p.stored.plan, values, weight.data(), correction.data());
     impl_->write(p.weight.data, weight);
-    impl_->write(p.stored.correction.data(), correction);
+    impl_->write(p.stored.correction().data(), correction);
 }
 void Optimizer::refresh_masters(ParameterId parameter) {
-    const auto& correction = impl_->at(parameter).stored.correction;
+    const auto& correction = impl_->at(parameter).stored.correction();
     if (correction.bytes() == 0) return;
     if (impl_->options.device) return impl_->options.device->clear(correction.data(), correction.bytes());
     std::memset(correction.data(), 0, correction.bytes());
@@ -95,23 +77,31 @@ void Optimizer::refresh_masters() {
     for (ParameterId p = 0; p < impl_->parameters.size(); ++p) refresh_masters(p);
 }
 
-std::vector<float> Optimizer::first_moment(ParameterId parameter) const {
+std::vector<float> Optimizer::moment(ParameterId parameter, int number) const {
     const auto& p = impl_->at(parameter);
-    return impl_->moment_values(Moment::kFirst, p, p.stored.first, p.stored.first_scales);
-}
-std::vector<float> Optimizer::second_moment(ParameterId parameter) const {
-    const auto& p = impl_->at(parameter);
-    return impl_->moment_values(Moment::kSecond, p, p.stored.second, p.stored.second_scales);
+    const auto moments = traits_of(impl_->rule).moments;
+    if (number < 0 || static_cast<std::size_t>(number) >= moments.size()) return {};
+    const auto& codes = p.stored.at(codes_place(number));
+    if (codes.plan().count == 0) return {};
+    std::vector<float> values(static_cast<std::size_t>(p.layout.numel));
+    const auto codes_here = impl_->on_host(codes),
+               scales_here = impl_->on_host(p.stored.at(scales_place(number)));
+    dequantize_moment(moments[static_cast<std::size_t>(number)].kind, p.stored.plan.moments, p.layout,
+                      codes_here.bytes, scales_of(scales_here.bytes), values);
+    return values;
 }
 
 std::vector<StateTensor> Optimizer::state(ParameterId parameter) {
     const auto& p = impl_->at(parameter);
     std::vector<StateTensor> tensors;
-    for (const auto& [name, buffer, is_scales] : impl_->buffers_of(p.stored)) {
-        if (buffer->plan().count == 0) continue;
-        const auto shape = is_scales ? std::vector<std::int64_t>{buffer->plan().count} : p.weight.shape;
-        auto here = impl_->on_host(*buffer);
-        tensors.push_back({name, buffer->plan().dtype, shape, here.bytes, std::move(here.copy)});
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        const auto& buffer = p.stored.at(place);
+        if (buffer.plan().count == 0) continue;
+        const auto shape =
+            is_scales_place(place) ? std::vector<std::int64_t>{buffer.plan().count} : p.weight.shape;
+        auto here = impl_->on_host(buffer);
+        tensors.push_back({std::string(buffer_name(impl_->rule, place)), buffer.plan().dtype, shape,
+                           here.bytes, std::move(here.copy)});
     }
     return tensors;
 }
@@ -125,15 +115,13 @@ void* Optimizer::Impl::place_of(const Parameter& p, const StoredState& stored, s
     void* place = p.weight.data;
     std::size_t size = static_cast<std::size_t>(p.layout.numel) * size_of(p.weight.dtype);
     if (name != kWeightName) {
-        const auto buffers = buffers_of(stored);
-        const auto buffer =
-            std::find_if(buffers.begin(), buffers.end(), [&](const auto& b) { return b.name == name; });
-        if (buffer == buffers.end()) {
+        const auto buffer = buffer_place(rule, name);
+        if (!buffer) {
             throw InvalidArgument(p.name + " has no buffer that is called " + std::string(name) +
                                   ": give a name that state() or stored_weight() gave");
         }
-        place = buffer->memory->data();
-        size = buffer->memory->bytes();
+        place = stored.at(*buffer).data();
+        size = stored.at(*buffer).bytes();
     }
     if (bytes == size) return place;
     throw InvalidArgument(p.name + " has " + std::to_string(size) + " bytes of " + std::string(name) +
@@ -150,9 +138,10 @@ MemoryReport Optimizer::memory_report() const {
         const auto numel = static_cast<std::size_t>(p.layout.numel);
         report.parameters += p.layout.numel;
         report.weights += numel * size_of(p.weight.dtype);
-        report.corrections += p.stored.correction.bytes();
-        report.moments += p.stored.first.bytes() + p.stored.second.bytes();
-        report.scales += p.stored.first_scales.bytes() + p.stored.second_scales.bytes();
+        report.corrections += p.stored.correction().bytes();
+        for (int place = kCorrectionPlace + 1; place < kMaxBuffers; ++place) {
+            (is_scales_place(place) ? report.scales : report.moments) += p.stored.at(place).bytes();
+        }
         if (p.has_gradient) report.gradients += numel * size_of(p.gradient.dtype) + p.ordered_gradient.size();
     }
     return report;

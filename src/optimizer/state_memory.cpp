@@ -72,21 +72,15 @@ StateMemory::StateMemory(StateArena& arena, const BufferPlan& plan, int stream) 
 StoredState::StoredState(const StoragePlan& wanted, const StoredState& former, StateArena& arena,
                          Device* device)
     : plan(wanted) {
-    int stream = 0;
-    const auto fit = [&](StateMemory StoredState::* memory, const BufferPlan& buffer) {
-        if ((former.*memory).plan() == buffer) {
-            this->*memory = former.*memory;
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        const auto& buffer = plan.at(place);
+        auto& memory = buffers[static_cast<std::size_t>(place)];
+        if (former.at(place).plan() == buffer) {
+            memory = former.at(place);
         } else {
-            this->*memory =
-                device != nullptr ? StateMemory(*device, buffer) : StateMemory(arena, buffer, stream);
+            memory = device != nullptr ? StateMemory(*device, buffer) : StateMemory(arena, buffer, place);
         }
-        ++stream;
-    };
-    fit(&StoredState::correction, plan.correction);
-    fit(&StoredState::first, plan.first);
-    fit(&StoredState::first_scales, plan.first_scales);
-    fit(&StoredState::second, plan.second);
-    fit(&StoredState::second_scales, plan.second_scales);
+    }
 }
 
 }  // namespace flashoptim

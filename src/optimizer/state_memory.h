@@ -1,6 +1,7 @@
 // The memory that an optimizer keeps its state in.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -30,7 +31,7 @@ private:
 class StateMemory {
 public:
     StateMemory() = default;
-    /// Buffers of one parameter differ in `stream` (0 to 7), which keeps the same element of each from lying a multiple of
+    /// Buffers of one parameter differ in `stream` (their place), which keeps the same element of each from lying a multiple of
     /// 4 KiB apart: the processor takes such loads and stores for one another.
     /// @throws std::bad_alloc
     StateMemory(StateArena& arena, const BufferPlan& plan, int stream = 0);
@@ -53,7 +54,10 @@ private:
 /// What a parameter is stored as, made together: the plan, and the memory for every buffer of it.
 struct StoredState {
     StoragePlan plan;
-    StateMemory correction, first, first_scales, second, second_scales;
+    std::array<StateMemory, kMaxBuffers> buffers;  // by place
+
+    [[nodiscard]] const StateMemory& at(int place) const { return buffers[static_cast<std::size_t>(place)]; }
+    [[nodiscard]] const StateMemory& correction() const { return at(kCorrectionPlace); }
 
     StoredState() = default;
     /// Buffers that `former` has alike are shared with it. `device` is null where state lies in memory of the host.

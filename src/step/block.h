@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "flashoptim/format/groups.h"
+#include "flashoptim/rule/rules.h"
 #include "step/kernels.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
@@ -45,28 +46,46 @@ struct BlockTypes {
     using Stored = typename W::Stored;
     static constexpr bool kHasCorrection = !std::is_void_v<typename W::Correction>;
     using Correction = std::conditional_t<kHasCorrection, typename W::Correction, std::int8_t>;
-    using FirstCode = typename M::FirstCode;
-    using SecondCode = typename M::SecondCode;
-    static constexpr bool kFirst = R::kHasFirst, kSecond = R::kHasSecond, kGrouped = M::kGrouped;
+    static constexpr int kMoments = R::Moments::kCount;
+    static constexpr bool kGrouped = M::kGrouped && kMoments > 0;
+    /// How moment n is stored.
+    template <int n>
+    using MomentFormat = typename M::template Of<R::Moments::kind(n)>;
+    template <int n>
+    using Code = typename MomentFormat<n>::Code;
+    template <int n>
+    static constexpr bool kIsSquared = R::Moments::kind(n) == MomentKind::kSquared;
+    /// The first squared moment; -1 where there is none.
+    static constexpr int kFirstSquared = [] {
+        for (int n = 0; n < kMoments; ++n) {
+            if (R::Moments::kind(n) == MomentKind::kSquared) return n;
+        }
+        return -1;
+    }();
+    /// Whether the root of a squared moment is at least |g|, so that its maximum tells of bad gradients.
+    static constexpr bool kRootShowsGradient = kGrouped && kFirstSquared >= 0 && M::kCarriesScaled;
 
     struct Block {
         Stored* weight;
         Correction* correction;
-        FirstCode* first;
-        std::uint16_t* first_scales;
-        SecondCode* second;
-        std::uint16_t* second_scales;
+        void* codes[kMaxMoments];
+        std::uint16_t* scales[kMaxMoments];
         const std::byte* gradient;
+
+        template <int n>
+        [[nodiscard]] FLASHOPTIM_INLINE Code<n>* code() const {
+            return static_cast<Code<n>*>(codes[n]);
+        }
     };
 
     static FLASHOPTIM_INLINE Block block_at(const Segment& s, std::int64_t at) {
         Block b{};
         b.weight = static_cast<Stored*>(s.weight) + at;
         if constexpr (kHasCorrection) b.correction = static_cast<Correction*>(s.correction) + at;
-        if constexpr (kFirst) b.first = static_cast<FirstCode*>(s.first) + at;
-        if constexpr (kSecond) b.second = static_cast<SecondCode*>(s.second) + at;
-        if constexpr (kGrouped && kFirst) b.first_scales = s.first_scales + at / kGroup;
-        if constexpr (kGrouped && kSecond) b.second_scales = s.second_scales + at / kGroup;
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            b.codes[n] = static_cast<Code<n>*>(s.codes[n]) + at;
+            if constexpr (kGrouped) b.scales[n] = s.scales[n] + at / kGroup;
+        });
         b.gradient = static_cast<const std::byte*>(s.gradient) +
                      at * static_cast<std::int64_t>(size_of(s.gradient_dtype));
         return b;
@@ -74,18 +93,40 @@ struct BlockTypes {
     static FLASHOPTIM_INLINE std::uint32_t place_at(const Segment& s, std::int64_t at) {
         return (s.place + static_cast<std::uint32_t>(at % kDitherPeriod)) % kDitherPeriod;
     }
+    /// What an update leaves of moment n for memory: of a squared one in groups its root.
+    template <int n, class L>
+    static FLASHOPTIM_INLINE typename L::Float kept(const NewMoments<L, R>& next) {
+        if constexpr (kGrouped && kIsSquared<n>) {
+            return next.root[n];
+        } else {
+            return next.value[n];
+        }
+    }
+    /// One element of every lane: decodes nothing and encodes nothing.
+    template <class L, bool kFits = false>
+    static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
+                                         const OldMoments<L, M, R>& old, NewMoments<L, R>& next,
+                                         const StepScalars& k) {
+        if constexpr (requires { R::template direction<L, M>(g, old, next, k); }) {
+            w = moved<L>(w, R::template direction<L, M>(g, old, next, k), k);
+        } else if constexpr (R::kDividesMoments) {
+            R::template update<L, M, kFits>(g, w, old, next, k);
+        } else {
+            R::template update<L, M>(g, w, old, next, k);
+        }
+    }
 
     /// The end of a segment, padded with zeros to kSize elements (whole groups) on the stack.
     template <int kSize>
     struct Tail {
         static constexpr int kGroups = kSize / kGroup;
+        static constexpr std::size_t kCodeSize = M::kGrouped ? 1 : sizeof(float);
+        static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
         alignas(64) Stored weight[kSize] = {};
         alignas(64) Correction correction[kSize] = {};
-        alignas(64) FirstCode first[kSize] = {};
-        alignas(64) SecondCode second[kSize] = {};
+        alignas(64) std::byte codes[kBuffers][kSize * kCodeSize] = {};
         alignas(64) std::byte gradient[kSize * 4] = {};
-        std::uint16_t first_scales[kGroups] = {};
-        std::uint16_t second_scales[kGroups] = {};
+        std::uint16_t scales[kBuffers][kGroups] = {};
         const Block home;
         const std::size_t size, groups;
 
@@ -95,22 +136,27 @@ struct BlockTypes {
               groups(static_cast<std::size_t>((count + kGroup - 1) / kGroup)) {
             std::memcpy(weight, home.weight, size * sizeof(Stored));
             if constexpr (kHasCorrection) std::memcpy(correction, home.correction, size * sizeof(Correction));
-            if constexpr (kFirst) std::memcpy(first, home.first, size * sizeof(FirstCode));
-            if constexpr (kSecond) std::memcpy(second, home.second, size * sizeof(SecondCode));
-            if constexpr (kGrouped && kFirst) std::memcpy(first_scales, home.first_scales, groups * 2);
-            if constexpr (kGrouped && kSecond) std::memcpy(second_scales, home.second_scales, groups * 2);
+            for (int n = 0; n < kMoments; ++n) {
+                std::memcpy(codes[n], home.codes[n], size * kCodeSize);
+                if constexpr (kGrouped) std::memcpy(scales[n], home.scales[n], groups * sizeof scales[n][0]);
+            }
             std::memcpy(gradient, home.gradient, size * size_of(s.gradient_dtype));
         }
         [[nodiscard]] Block block() {
-            return {weight, correction, first, first_scales, second, second_scales, gradient};
+            Block b{weight, correction, {}, {}, gradient};
+            for (int n = 0; n < kMoments; ++n) {
+                b.codes[n] = codes[n];
+                b.scales[n] = scales[n];
+            }
+            return b;
         }
         void write_back() const {
             std::memcpy(home.weight, weight, size * sizeof(Stored));
             if constexpr (kHasCorrection) std::memcpy(home.correction, correction, size * sizeof(Correction));
-            if constexpr (kFirst) std::memcpy(home.first, first, size * sizeof(FirstCode));
-            if constexpr (kSecond) std::memcpy(home.second, second, size * sizeof(SecondCode));
-            if constexpr (kGrouped && kFirst) std::memcpy(home.first_scales, first_scales, groups * 2);
-            if constexpr (kGrouped && kSecond) std::memcpy(home.second_scales, second_scales, groups * 2);
+            for (int n = 0; n < kMoments; ++n) {
+                std::memcpy(home.codes[n], codes[n], size * kCodeSize);
+                if constexpr (kGrouped) std::memcpy(home.scales[n], scales[n], groups * sizeof scales[n][0]);
+            }
         }
     };
 };

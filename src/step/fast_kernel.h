@@ -19,8 +19,12 @@ template <class L, class R, class M, class W>
 class FastKernel : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
     using typename Types::Block, typename Types::Stored, typename Types::Correction;
-    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at,
+    using Types::kMoments, Types::kGrouped, Types::kHasCorrection, Types::kRootShowsGradient, Types::block_at,
         Types::place_at;
+    template <int n>
+    using MomentFormat = typename Types::template MomentFormat<n>;
+    template <int n>
+    using Code = typename Types::template Code<n>;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
     using Unit = Float[L::kUnit];
@@ -31,8 +35,7 @@ class FastKernel : BlockTypes<R, M, W> {
     using Tail = typename Types::template Tail<kTail>;
     /// Elements between a unit and what is fetched from memory ahead of it; the processor does not foresee so many streams.
     static constexpr int kPrefetch = 1024;
-    /// Whether the root of the second moment is at least |g|, so that its maximum tells of bad gradients.
-    static constexpr bool kRootShowsGradient = kGrouped && kSecond && M::kCarriesScaled;
+    static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
 
 public:
     /// Steps the segment; returns the number of elements that were skipped.
@@ -68,10 +71,10 @@ private:
         Segment part = s;
         part.weight = b.weight;
         part.correction = b.correction;
-        part.first = b.first;
-        part.first_scales = b.first_scales;
-        part.second = b.second;
-        part.second_scales = b.second_scales;
+        for (int n = 0; n < kMoments; ++n) {
+            part.codes[n] = b.codes[n];
+            part.scales[n] = b.scales[n];
+        }
         part.gradient = b.gradient;
         part.place = place_at(s, at);
         part.count = size;
@@ -96,8 +99,9 @@ private:
             if (!is_there_) return;
             fetch(block_.weight, e, sizeof(Stored));
             if constexpr (kHasCorrection) fetch(block_.correction, e, sizeof(Correction));
-            if constexpr (kFirst) fetch(block_.first, e, sizeof(typename Types::FirstCode));
-            if constexpr (kSecond) fetch(block_.second, e, sizeof(typename Types::SecondCode));
+            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                fetch(block_.codes[n], e, sizeof(Code<n>));
+            });
             if (gradient_dtype_ == DType::kFloat32) {
                 fetch(block_.gradient, e, 4);
             } else {
@@ -130,32 +134,26 @@ private:
         }
     };
     struct Nothing {};
-    using First = std::conditional_t<kGrouped && kFirst, Pending, Nothing>;
-    using Second = std::conditional_t<kGrouped && kSecond, Pending, Nothing>;
     struct Buffers {
         alignas(64) float weight[kBlockSize];
         float gap1[16];
         alignas(64) float gradient[kBlockSize];
         float gap2[32];
-        First first;
-        Second second;
+        std::conditional_t<kGrouped, Pending, Nothing> moment[kBuffers];
     };
 
     /// Steps one vector in registers: vector j of the unit at e.
     static FLASHOPTIM_INLINE Float update(const StepScalars& k, const Block& b, const float* gradient, int e,
-                                          int j, const typename M::template OldFirst<L>& old_first,
-                                          const typename M::template OldSecond<L>& old_second, Watch& watch,
-                                          Float& first, Float& second, Float& root) {
+                                          int j, const OldMoments<L, M, R>& old, Watch& watch,
+                                          NewMoments<L, R>& next) {
         Float w = W::template decode_in_unit<L>(b.weight + e, correction_at(b, e), j);
         watch.weight(w);
         const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e + j * L::kWidth), w, k);
         if constexpr (!kRootShowsGradient) watch.gradient(g);
+        Types::template update<L, true>(g, w, old, next, k);
         if constexpr (R::kDividesMoments) {
-            R::template update<L, M, true>(g, w, old_first, old_second, first, second, root, k);
-            watch.dividend(first);
-            watch.dividend(second);
-        } else {
-            R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+            for_each_moment<R>([&](auto n)
+                                   __attribute__((always_inline)) { watch.dividend(next.value[n]); });
         }
         watch.weight(w);
         return w;
@@ -187,73 +185,68 @@ private:
         Buffers buffers;
         Watch watch;
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, buffers.gradient);
-        if constexpr (kFirst) buffers.first.read_scales(b.first_scales, groups, k.first.factor);
-        if constexpr (kSecond) buffers.second.read_scales(b.second_scales, groups, k.second.factor);
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            buffers.moment[n].read_scales(b.scales[n], groups, k.moment[n].factor);
+        });
 
-        [[maybe_unused]] Float largest_first{};
-        [[maybe_unused]] UInt largest_root{};
+        UInt largest[kBuffers] = {};  // magnitudes, as bits
         for (int e = 0; e < size; e += kUnitSize) {
             ahead.fetch(e);
             FLASHOPTIM_UNROLL
             for (int j = 0; j < L::kUnit; ++j) {
                 const int at = e + j * L::kWidth, group = at / kGroup;
-                typename M::template OldFirst<L> old_first{};
-                typename M::template OldSecond<L> old_second{};
-                if constexpr (kFirst) {
-                    old_first = {M::template first_in_unit<L>(b.first + e, j),
-                                 L::broadcast(buffers.first.factor[group])};
-                }
-                if constexpr (kSecond) {
-                    old_second = {M::template second_in_unit<L>(b.second + e, j),
-                                  L::broadcast(buffers.second.factor[group])};
-                }
-                Float first{}, second{}, root{};
-                const Float w =
-                    update(k, b, buffers.gradient, e, j, old_first, old_second, watch, first, second, root);
+                OldMoments<L, M, R> old;
+                for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                    old.template at<n>() = {
+                        MomentFormat<n>::template unit_of_vector<L>(b.template code<n>() + e, j),
+                        L::broadcast(buffers.moment[n].factor[group])};
+                });
+                NewMoments<L, R> next;
+                const Float w = update(k, b, buffers.gradient, e, j, old, watch, next);
                 L::store_f32(buffers.weight + at, w);
                 // A unit may be several groups, or part of one.
                 const bool begins = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;
                 const bool ends = (j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit;
-                if constexpr (kFirst) {
-                    L::store_f32(buffers.first.values + at, first);
-                    largest_first = L::max_magnitude(begins ? Float{} : largest_first, first);
-                    if (ends) L::store_u32(buffers.first.largest[group], L::bits(largest_first));
-                }
-                if constexpr (kSecond) {
-                    L::store_f32(buffers.second.values + at, root);
-                    largest_root = begins ? L::bits(root) : L::max_bits(largest_root, L::bits(root));
-                    if (ends) L::store_u32(buffers.second.largest[group], largest_root);
-                }
+                for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                    const Float kept = Types::template kept<n, L>(next);
+                    L::store_f32(buffers.moment[n].values + at, kept);
+                    if constexpr (Types::template kIsSquared<n>) {
+                        largest[n] = begins ? L::bits(kept) : L::max_bits(largest[n], L::bits(kept));
+                    } else {
+                        largest[n] = L::bits(
+                            L::max_magnitude(begins ? Float{} : L::from_bits(largest[n]), kept));
+                    }
+                    if (ends) L::store_u32(buffers.moment[n].largest[group], largest[n]);
+                });
             }
         }
         if (!watch.is_quiet()) return false;
-        if constexpr (kSecond) {
-            if (!new_scales<false>(buffers.second, groups, k.second)) return false;
+        constexpr int kShown = kRootShowsGradient ? Types::kFirstSquared : -1;
+        if constexpr (kShown >= 0) {
+            if (!new_scales<kShown, true>(buffers.moment[kShown], groups, k.moment[kShown])) return false;
         }
-        if constexpr (kFirst) new_scales<true>(buffers.first, groups, k.first);
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            if constexpr (n != kShown) new_scales<n, false>(buffers.moment[n], groups, k.moment[n]);
+        });
         encode(s, b, size, place, buffers);
         return true;
     }
 
     /// Returns false if a maximum tells of a bad gradient.
-    template <bool kIsFirst>
-    static FLASHOPTIM_INLINE bool new_scales(Pending& moments, int groups, const MomentScalars& k) {
-        for (int n = 0; n < groups; n += L::kWidth) {
-            const auto largest = L::from_bits(L::row_maxima(moments.largest + n));
-            const auto old_scale = L::load_f32(moments.old_scale + n);
-            Float scale, encode;
-            if constexpr (kIsFirst) {
-                M::template first_scale<L>(largest, old_scale, k, scale, encode);
-            } else {
-                if constexpr (kRootShowsGradient) {
-                    if (L::any(L::negate(L::less(largest, L::broadcast(0x1p47F))))) return false;
-                }
-                M::template second_scale<L>(largest, old_scale, k, scale, encode);
+    template <int n, bool kShowsGradient>
+    static FLASHOPTIM_INLINE bool new_scales(Pending& moment, int groups, const MomentScalars& k) {
+        for (int at = 0; at < groups; at += L::kWidth) {
+            const auto largest = L::from_bits(L::row_maxima(moment.largest + at));
+            const auto old_scale = L::load_f32(moment.old_scale + at);
+            if constexpr (kShowsGradient) {
+                if (L::any(L::negate(L::less(largest, L::broadcast(0x1p47F))))) return false;
             }
-            L::store_f32(moments.new_scale + n, scale);
-            L::store_f32(moments.encode + n, encode);
+            Float scale, encode;
+            MomentFormat<n>::template new_scale<L>(largest, old_scale, k, scale, encode);
+            L::store_f32(moment.new_scale + at, scale);
+            L::store_f32(moment.encode + at, encode);
             if constexpr (M::kDivides) {
-                L::store_f32(moments.reciprocal + n, L::divide(L::broadcast(1.0F), encode));
+                L::store_f32(moment.reciprocal + at, L::divide(L::broadcast(1.0F), encode));
             }
         }
         return true;
@@ -268,33 +261,23 @@ private:
             FLASHOPTIM_UNROLL
             for (int j = 0; j < L::kUnit; ++j) weight[j] = L::load_f32(buffers.weight + e + j * L::kWidth);
             W::template encode_unit<L>(weight, dither, from, b.weight + e, correction_at(b, e));
-            if constexpr (kFirst) {
+            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                const auto& moment = buffers.moment[n];
                 UInt sum[L::kUnit];
                 FLASHOPTIM_UNROLL
                 for (int j = 0; j < L::kUnit; ++j) {
                     const int at = e + j * L::kWidth;
-                    sum[j] = M::template first_sum<L>(L::load_f32(buffers.first.values + at),
-                                                      L::broadcast(buffers.first.encode[at / kGroup]),
-                                                      L::broadcast(buffers.first.reciprocal[at / kGroup]),
-                                                      L::load_u32(dither.first + from + j * L::kWidth));
+                    sum[j] = MomentFormat<n>::template sum<L>(
+                        L::load_f32(moment.values + at), L::broadcast(moment.encode[at / kGroup]),
+                        L::broadcast(moment.reciprocal[at / kGroup]),
+                        L::load_u32(dither.moment[n].entry + from + j * L::kWidth));
                 }
-                L::template store_byte<M::kCodeShift>(b.first + e, sum, M::kFirstFlip);
-            }
-            if constexpr (kSecond) {
-                UInt sum[L::kUnit];
-                FLASHOPTIM_UNROLL
-                for (int j = 0; j < L::kUnit; ++j) {
-                    const int at = e + j * L::kWidth;
-                    sum[j] = M::template second_sum<L>(L::load_f32(buffers.second.values + at),
-                                                       L::broadcast(buffers.second.encode[at / kGroup]),
-                                                       L::broadcast(buffers.second.reciprocal[at / kGroup]),
-                                                       L::load_u32(dither.second + from + j * L::kWidth));
-                }
-                L::template store_byte<M::kCodeShift>(b.second + e, sum, 0U);
-            }
+                L::template store_byte<M::kCodeShift>(b.template code<n>() + e, sum, MomentFormat<n>::kFlip);
+            });
         }
-        if constexpr (kFirst) buffers.first.write_scales(b.first_scales, size / kGroup);
-        if constexpr (kSecond) buffers.second.write_scales(b.second_scales, size / kGroup);
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            buffers.moment[n].write_scales(b.scales[n], size / kGroup);
+        });
     }
 
     /// Without groups each unit stands for itself.
@@ -319,25 +302,26 @@ private:
                                             std::uint32_t place, int vectors) {
         const StepScalars& k = *s.scalars;
         Watch watch;
-        Unit weight{}, first{}, second{};
+        Unit weight{};
+        NewMoments<L, R> next[L::kUnit];
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
             if (j >= vectors) break;
-            typename M::template OldFirst<L> old_first{};
-            typename M::template OldSecond<L> old_second{};
-            const int at = e + j * L::kWidth;
-            if constexpr (kFirst) old_first = {L::load_f32(b.first + at), L::broadcast(k.first.factor)};
-            if constexpr (kSecond) old_second = {L::load_f32(b.second + at), L::broadcast(k.second.factor)};
-            Float root{};
-            weight[j] = update(k, b, gradient, e, j, old_first, old_second, watch, first[j], second[j], root);
+            OldMoments<L, M, R> old;
+            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                old.template at<n>() = {L::load_f32(b.template code<n>() + e + j * L::kWidth),
+                                        L::broadcast(k.moment[n].factor)};
+            });
+            weight[j] = update(k, b, gradient, e, j, old, watch, next[j]);
         }
         if (!watch.is_quiet()) return false;
         W::template encode_unit<L>(weight, *s.dither, place + static_cast<std::uint32_t>(e), b.weight + e,
                                    correction_at(b, e));
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
-            if constexpr (kFirst) L::store_f32(b.first + e + j * L::kWidth, first[j]);
-            if constexpr (kSecond) L::store_f32(b.second + e + j * L::kWidth, second[j]);
+            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                L::store_f32(b.template code<n>() + e + j * L::kWidth, Types::template kept<n, L>(next[j]));
+            });
         }
         return true;
     }

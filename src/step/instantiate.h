@@ -20,8 +20,8 @@ Kernels kernels_of() {
 }
 
 template <class L>
-Kernels find_kernels(Rule rule, bool momentum, const StoragePlan& plan) {
-    return visit_kernel_types(rule, momentum, plan,
+Kernels find_kernels(Rule rule, const StoragePlan& plan) {
+    return visit_kernel_types(rule, plan,
                               []<class R, class M, class W>() { return kernels_of<L, R, M, W>(); });
 }
 

@@ -20,22 +20,29 @@ BufferPlan gradient_of(const StepItem& item) { return {item.gradient_dtype, item
 BufferPlan weight_of(const StepItem& item) { return {item.plan.weight_dtype, item.layout->numel}; }
 
 bool is_usable(const StepItem& item) {
-    const auto& [correction, first, first_scales, second, second_scales] = item.state;
     const auto& plan = item.plan;
-    return item.step >= 1 && is_floating(plan.weight_dtype) && is_floating(item.gradient_dtype) &&
-           is_usable(item.gradient, gradient_of(item)) && is_usable(item.weight, weight_of(item)) &&
-           is_usable(correction, plan.correction) && is_usable(first, plan.first) &&
-           is_usable(first_scales, plan.first_scales) && is_usable(second, plan.second) &&
-           is_usable(second_scales, plan.second_scales);
+    bool is_right = item.step >= 1 && is_floating(plan.weight_dtype) && is_floating(item.gradient_dtype) &&
+                    is_usable(item.gradient, gradient_of(item)) && is_usable(item.weight, weight_of(item));
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        is_right = is_right && is_usable(item.state.at(place), plan.at(place));
+    }
+    return is_right;
 }
 
-void check_buffer(const void* data, const BufferPlan& plan, const char* what, std::size_t index) {
+/// What a message calls a buffer of the state.
+std::string described(Rule rule, int place) {
+    if (place == kCorrectionPlace) return "correction";
+    const auto name = buffer_name(rule, place);
+    return name.empty() ? "state buffer " + std::to_string(place) : std::string(name);
+}
+
+void check_buffer(const void* data, const BufferPlan& plan, const std::string& what, std::size_t index) {
     if (is_usable(data, plan)) return;
     if (data == nullptr) {
         refuse(index,
-               std::string(": its ") + what + " is null: give memory for every buffer that its plan has");
+               ": its " + what + " is null: give memory for every buffer that its plan has");
     }
-    check_alignment(data, plan.dtype, "the " + std::string(what) + " of tensor " + std::to_string(index));
+    check_alignment(data, plan.dtype, "the " + what + " of tensor " + std::to_string(index));
 }
 
 bool has_elements(const StepItem& item, std::size_t index) {
@@ -61,11 +68,9 @@ void name_problem(const StepItem& item, std::size_t index) {
     }
     name_gradient(item, index);
     check_buffer(item.weight, weight_of(item), "weight", index);
-    check_buffer(item.state.correction, item.plan.correction, "correction", index);
-    check_buffer(item.state.first, item.plan.first, "first moment", index);
-    check_buffer(item.state.first_scales, item.plan.first_scales, "first moment's scales", index);
-    check_buffer(item.state.second, item.plan.second, "second moment", index);
-    check_buffer(item.state.second_scales, item.plan.second_scales, "second moment's scales", index);
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        check_buffer(item.state.at(place), item.plan.at(place), described(item.rule, place), index);
+    }
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Which rule, moments and weight a kernel is made of, by what a tensor's storage says: the only switch over all of them.
 #pragma once
 
+#include <type_traits>
+
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
 #include "flashoptim/format/weights.h"
@@ -48,16 +50,18 @@ auto with_paper_weight(const StoragePlan& plan, Visitor visit) {
     }
 }
 
-/// A rule in our order of operations and in the paper's.
+/// A rule in our order of operations and in the paper's, which may be void.
 template <class R, class PaperR, class Visitor>
 auto with_storage(const StoragePlan& plan, Visitor visit) {
-    constexpr bool kHasMoments = R::kHasFirst;
-    if (plan.paper_arithmetic) {
-        if constexpr (kHasMoments) {
-            if (plan.moments == MomentStorage::kPaper)
-                return with_paper_weight<PaperR, PaperMoments>(plan, visit);
+    constexpr bool kHasMoments = R::Moments::kCount > 0;
+    if constexpr (!std::is_void_v<PaperR>) {
+        if (plan.paper_arithmetic) {
+            if constexpr (kHasMoments) {
+                if (plan.moments == MomentStorage::kPaper)
+                    return with_paper_weight<PaperR, PaperMoments>(plan, visit);
+            }
+            return with_paper_weight<PaperR, Float32Moments>(plan, visit);
         }
-        return with_paper_weight<PaperR, Float32Moments>(plan, visit);
     }
     if constexpr (kHasMoments) {
         if (plan.moments == MomentStorage::kNative) return with_native_weight<R, NativeMoments>(plan, visit);
@@ -65,21 +69,26 @@ auto with_storage(const StoragePlan& plan, Visitor visit) {
     return with_native_weight<R, Float32Moments>(plan, visit);
 }
 
+/// Calls visit.template operator()<rule>() for the enumerator that `rule` is; for the last one where it is none.
+template <int kPlace = 0, class Visitor>
+FLASHOPTIM_INLINE auto visit_rule(Rule rule, Visitor visit) {
+    constexpr auto kHere = static_cast<Rule>(kPlace);
+    if constexpr (kPlace + 1 < kRuleCount) {
+        if (rule != kHere) return visit_rule<kPlace + 1>(rule, visit);
+    }
+    return visit.template operator()<kHere>();
+}
+
 // Coupled and decoupled decay differ in scalars only: one kernel serves both.
 template <class Visitor>
-auto visit_kernel_types(Rule rule, bool momentum, const StoragePlan& plan, Visitor visit) {
-    switch (rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW:
-            return momentum ? with_storage<SgdRule<true>, PaperSgdRule<true>>(plan, visit)
-                            : with_storage<SgdRule<false>, PaperSgdRule<false>>(plan, visit);
-        case Rule::kAdam:
-        case Rule::kAdamW:
-            return with_storage<AdamRule, PaperAdamRule>(plan, visit);
-        case Rule::kLion:
-            return with_storage<LionRule, PaperLionRule>(plan, visit);
-    }
-    return decltype(visit.template operator()<AdamRule, Float32Moments, NativeFloat32Weight>()) {};
+auto visit_kernel_types(Rule rule, const StoragePlan& plan, Visitor visit) {
+    return visit_rule(rule, [&]<Rule kRule>() {
+        using Of = KernelsOf<kRule>;
+        if (plan.codes(0).count != 0) {
+            return with_storage<typename Of::Native, typename Of::Paper>(plan, visit);
+        }
+        return with_storage<typename Of::NativeWithout, typename Of::PaperWithout>(plan, visit);
+    });
 }
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "flashoptim/numeric/dither.h"
+#include "flashoptim/format/dither_tables.h"
 #include "flashoptim/step.h"
 
 namespace flashoptim {
@@ -17,10 +17,8 @@ constexpr int kGroupsPerBlock = kBlockSize / static_cast<int>(kGroupSize);
 struct Segment {
     void* weight = nullptr;
     void* correction = nullptr;
-    void* first = nullptr;
-    std::uint16_t* first_scales = nullptr;
-    void* second = nullptr;
-    std::uint16_t* second_scales = nullptr;
+    void* codes[kMaxMoments] = {};  // of each moment
+    std::uint16_t* scales[kMaxMoments] = {};
     const void* gradient = nullptr;
     DType gradient_dtype = DType::kFloat32;
     float gradient_factor = 1.0F;
@@ -44,7 +42,7 @@ struct Kernels {
 using SumOfSquares = double (*)(const void* gradient, DType dtype, float factor, std::int64_t count);
 
 struct BackendKernels {
-    Kernels (*find)(Rule rule, bool momentum, const StoragePlan& plan) = nullptr;
+    Kernels (*find)(Rule rule, const StoragePlan& plan) = nullptr;
     SumOfSquares sum_of_squares = nullptr;
 };
 

@@ -1,5 +1,5 @@
-// One fused step of a run of elements: decode, rule, encode. The only place where rule, format and lanes meet; it knows
-// nothing of tensors, threads or instruction sets.
+// The reference kernel: one fused step of a run of elements, decode, rule, encode. It knows nothing of tensors, threads or
+// instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 template <class L, class R, class M, class W>
 class ReferenceKernel : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
-    using typename Types::Block, typename Types::Stored, typename Types::Correction,
-        typename Types::FirstCode, typename Types::SecondCode;
-    using Types::kFirst, Types::kSecond, Types::kGrouped, Types::kHasCorrection, Types::block_at,
-        Types::place_at;
+    using typename Types::Block, typename Types::Stored, typename Types::Correction;
+    using Types::kMoments, Types::kGrouped, Types::kHasCorrection, Types::block_at, Types::place_at;
+    template <int n>
+    using MomentFormat = typename Types::template MomentFormat<n>;
     using Tail = typename Types::template Tail<kGroup>;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
@@ -97,18 +97,15 @@ private:
             L::store_i16(p, lo);
         }
     }
-    static FLASHOPTIM_INLINE Float first_unit(const FirstCode* p) {
-        if constexpr (kGrouped) {
-            return M::template first_unit<L>(L::load_i8(p));
-        } else {
+    template <int n>
+    static FLASHOPTIM_INLINE Float unit_of(const Block& b, int e) {
+        const auto* const p = b.template code<n>() + e;
+        if constexpr (!kGrouped) {
             return L::load_f32(p);
-        }
-    }
-    static FLASHOPTIM_INLINE Float second_unit(const SecondCode* p) {
-        if constexpr (kGrouped) {
-            return M::template second_unit<L>(L::load_u8(p));
+        } else if constexpr (std::is_signed_v<typename Types::template Code<n>>) {
+            return MomentFormat<n>::template unit<L>(L::load_i8(p));
         } else {
-            return L::load_f32(p);
+            return MomentFormat<n>::template unit<L>(L::load_u8(p));
         }
     }
     /// NaN, Inf and |g| >= 2^48 (formats: a bad gradient).
@@ -141,6 +138,7 @@ private:
         }
     };
     struct Nothing {};
+    using Moments = std::conditional_t<kGrouped, Pending, Nothing>[kMoments > 0 ? kMoments : 1];
 
     /// Of `size` elements the first `valid` are the tensor's, the others padding: they are stepped too, but never counted.
     static std::uint64_t step_block(const Segment& s, const Block& b, int size, int valid,
@@ -154,33 +152,36 @@ private:
         alignas(64) std::uint32_t kept_weights[kBlockSize];
         bool keeps_weights = false;
         std::uint64_t bad_count = 0;
-        [[maybe_unused]] std::conditional_t<kGrouped && kFirst, Pending, Nothing> first_moments;
-        [[maybe_unused]] std::conditional_t<kGrouped && kSecond, Pending, Nothing> second_moments;
+        [[maybe_unused]] Moments moments;
 
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
-        if constexpr (kGrouped && kFirst) first_moments.read_scales(b.first_scales, groups, k.first.factor);
-        if constexpr (kGrouped && kSecond)
-            second_moments.read_scales(b.second_scales, groups, k.second.factor);
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            if constexpr (kGrouped) moments[n].read_scales(b.scales[n], groups, k.moment[n].factor);
+        });
 
         for (int group = 0; group < groups; ++group) {
-            [[maybe_unused]] Float largest_first = L::broadcast(0.0F), largest_second = L::broadcast(0.0F);
+            [[maybe_unused]] Float largest[kMaxMoments];
+            for (auto& of_moment : largest) of_moment = L::broadcast(0.0F);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
                 const UInt old_hi = load_weight(b.weight + e), old_lo = load_correction(b.correction + e);
                 Float w = W::template decode<L>(old_hi, old_lo);
                 const Float g = R::template effective_gradient<L>(L::load_f32(gradient + e), w, k);
-                typename M::template OldFirst<L> old_first{};
-                typename M::template OldSecond<L> old_second{};
-                if constexpr (kFirst) old_first.unit = first_unit(b.first + e);
-                if constexpr (kSecond) old_second.unit = second_unit(b.second + e);
-                if constexpr (kGrouped) {
-                    if constexpr (kFirst) old_first.factor = L::broadcast(first_moments.factor[group]);
-                    if constexpr (kSecond) old_second.factor = L::broadcast(second_moments.factor[group]);
-                } else {
-                    old_first.factor = L::broadcast(k.first.factor);
-                    old_second.factor = L::broadcast(k.second.factor);
-                }
-                Float first{}, second{}, root{};
-                R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+                OldMoments<L, M, R> old;
+                for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                    auto& moment = old.template at<n>();
+                    moment.unit = unit_of<n>(b, e);
+                    if constexpr (kGrouped) {
+                        moment.factor = L::broadcast(moments[n].factor[group]);
+                    } else {
+                        moment.factor = L::broadcast(k.moment[n].factor);
+                    }
+                });
+                NewMoments<L, R> next;
+                Types::template update<L>(g, w, old, next, k);
+                Float kept[kMaxMoments];
+                for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                    kept[n] = Types::template kept<n, L>(next);
+                });
 
                 Mask bad = is_bad(g), keep = bad;
                 if constexpr (W::kProtected) {
@@ -200,38 +201,27 @@ private:
                     if (bad_count == 0) std::memset(bad_elements, 0, sizeof bad_elements);
                     bad_count += static_cast<std::uint64_t>(L::count(bad));
                     L::store_u32(bad_elements + e, L::mask_bits(bad));
-                    keep_moments<kFirst>(bad, old_first.unit, first_moments, group, k.first.measure,
-                                         M::kFirstUnit, first);
+                    for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                        kept[n] = L::select(bad, old_in_carried_units<n>(old, moments, group, k), kept[n]);
+                    });
+                }
+                for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
                     if constexpr (kGrouped) {
-                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, k.second.measure,
-                                              M::kSecondUnit, root);
+                        L::store_f32(moments[n].values + e, kept[n]);
+                        largest[n] = L::max_ignoring_nan(largest[n], magnitude<n>(kept[n]));
                     } else {
-                        keep_moments<kSecond>(bad, old_second.unit, second_moments, group, 1.0F, 1.0F,
-                                              second);
+                        L::store_f32(b.template code<n>() + e, kept[n]);
                     }
-                }
-                if constexpr (!kGrouped) {
-                    if constexpr (kFirst) L::store_f32(b.first + e, first);
-                    if constexpr (kSecond) L::store_f32(b.second + e, second);
-                } else {
-                    if constexpr (kFirst) {
-                        L::store_f32(first_moments.values + e, first);
-                        largest_first = L::max_ignoring_nan(largest_first, absolute<L>(first));
-                    }
-                    if constexpr (kSecond) {
-                        L::store_f32(second_moments.values + e, root);
-                        largest_second = L::max_ignoring_nan(largest_second, root);
-                    }
-                }
+                });
             }
-            if constexpr (kGrouped && kFirst) first_moments.largest[group] = L::horizontal_max(largest_first);
-            if constexpr (kGrouped && kSecond)
-                second_moments.largest[group] = L::horizontal_max(largest_second);
+            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+                if constexpr (kGrouped) moments[n].largest[group] = L::horizontal_max(largest[n]);
+            });
         }
         for (int e = 0; e < size; e += L::kWidth) {
             const auto from = (place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
             UInt hi{}, lo{};
-            W::template encode<L>(L::load_f32(weight + e), L::load_u32(dither.weight + from), hi, lo);
+            W::template encode<L>(L::load_f32(weight + e), L::load_u32(dither.weight.entry + from), hi, lo);
             if (keeps_weights) [[unlikely]] {
                 const auto keep = L::from_mask_bits(L::load_u32(kept_weights + e));
                 hi = L::select_bits(keep, load_weight(b.weight + e), hi);
@@ -240,24 +230,14 @@ private:
             store_weight(b.weight + e, hi);
             store_correction(b.correction + e, lo);
         }
-        if constexpr (kGrouped) {
-            if constexpr (kFirst) {
-                for (int n = 0; n < groups; n += L::kWidth) new_scales<true>(first_moments, n, k.first);
-                encode_moment(b.first, first_moments, dither.first, place, groups, bad_count != 0,
-                              bad_elements, [](Float m, Float encode, UInt u) __attribute__((always_inline)) {
-                                  return M::template first_code<L>(m, encode, u);
-                              });
-                first_moments.write_scales(b.first_scales, groups);
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            if constexpr (kGrouped) {
+                for (int at = 0; at < groups; at += L::kWidth) new_scales<n>(moments[n], at, k.moment[n]);
+                encode_moment<n>(b, moments[n], dither.moment[n].entry, place, groups, bad_count != 0,
+                                 bad_elements);
+                moments[n].write_scales(b.scales[n], groups);
             }
-            if constexpr (kSecond) {
-                for (int n = 0; n < groups; n += L::kWidth) new_scales<false>(second_moments, n, k.second);
-                encode_moment(b.second, second_moments, dither.second, place, groups, bad_count != 0,
-                              bad_elements, [](Float r, Float encode, UInt u) __attribute__((always_inline)) {
-                                  return M::template second_code<L>(r, encode, u);
-                              });
-                second_moments.write_scales(b.second_scales, groups);
-            }
-        }
+        });
         return valid == size || bad_count == 0 ? bad_count : count_marked(bad_elements, valid);
     }
 
@@ -267,45 +247,50 @@ private:
         return count;
     }
 
-    /// Puts the old moment, in carried units, where an element is bad.
-    template <bool kPresent, class State>
-    static FLASHOPTIM_INLINE void keep_moments(Mask bad, Float unit, const State& state, int group,
-                                               float measure, float unit_value, Float& value) {
-        if constexpr (kPresent) {
-            Float kept = unit;
-            if constexpr (kGrouped) {
-                kept = L::divide(unit * (state.old_scale[group] * unit_value), L::broadcast(measure));
-            }
-            value = L::select(bad, kept, value);
-        }
-    }
-
-    template <bool kIsFirst>
-    static FLASHOPTIM_INLINE void new_scales(Pending& moments, int group, const MomentScalars& k) {
-        Float scale, encode;
-        const auto largest = L::load_f32(moments.largest + group),
-                   old_scale = L::load_f32(moments.old_scale + group);
-        if constexpr (kIsFirst) {
-            M::template first_scale<L>(largest, old_scale, k, scale, encode);
+    template <int n>
+    static FLASHOPTIM_INLINE Float magnitude(Float x) {
+        if constexpr (Types::template kIsSquared<n>) {
+            return x;
         } else {
-            M::template second_scale<L>(largest, old_scale, k, scale, encode);
+            return absolute<L>(x);
         }
-        L::store_f32(moments.new_scale + group, scale);
-        L::store_f32(moments.encode + group, encode);
     }
 
-    template <class Code, class Encode>
-    static FLASHOPTIM_INLINE void encode_moment(Code* codes, const Pending& moments,
+    /// The old moment as a new one would be: what an element keeps that is bad.
+    template <int n>
+    static FLASHOPTIM_INLINE Float old_in_carried_units(const OldMoments<L, M, R>& old,
+                                                        [[maybe_unused]] const Moments& moments,
+                                                        [[maybe_unused]] int group, const StepScalars& k) {
+        const Float unit = old.template at<n>().unit;
+        if constexpr (kGrouped) {
+            return L::divide(unit * (moments[n].old_scale[group] * MomentFormat<n>::kUnit),
+                             L::broadcast(k.moment[n].measure));
+        } else {
+            return unit;
+        }
+    }
+
+    template <int n>
+    static FLASHOPTIM_INLINE void new_scales(Pending& moment, int group, const MomentScalars& k) {
+        Float scale, encode;
+        const auto largest = L::load_f32(moment.largest + group),
+                   old_scale = L::load_f32(moment.old_scale + group);
+        MomentFormat<n>::template new_scale<L>(largest, old_scale, k, scale, encode);
+        L::store_f32(moment.new_scale + group, scale);
+        L::store_f32(moment.encode + group, encode);
+    }
+
+    template <int n>
+    static FLASHOPTIM_INLINE void encode_moment(const Block& b, const Pending& moment,
                                                 const std::uint32_t* dither, std::uint32_t place, int groups,
-                                                bool has_bad, const std::uint32_t* bad_elements,
-                                                Encode encode) {
+                                                bool has_bad, const std::uint32_t* bad_elements) {
         for (int group = 0; group < groups; ++group) {
-            const auto factor = L::broadcast(moments.encode[group]);
+            const auto factor = L::broadcast(moment.encode[group]);
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
                 const auto u = L::load_u32(dither + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod);
-                auto code = encode(L::load_f32(moments.values + e), factor, u);
-                auto* const bytes = reinterpret_cast<std::uint8_t*>(codes) + e;
-                if (has_bad && moments.keeps_codes(group)) [[unlikely]] {
+                auto code = MomentFormat<n>::template code<L>(L::load_f32(moment.values + e), factor, u);
+                auto* const bytes = static_cast<std::uint8_t*>(b.codes[n]) + e;
+                if (has_bad && moment.keeps_codes(group)) [[unlikely]] {
                     const auto bad = L::from_mask_bits(L::load_u32(bad_elements + e));
                     code = L::select_bits(bad, L::load_u8(bytes), code);
                 }

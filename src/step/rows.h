@@ -30,14 +30,20 @@ inline Rows rows_of(const StepItem& item) {
     return {length, (length + kGroupSize - 1) / kGroupSize};
 }
 
+inline bool same_moments(const StoragePlan& a, const StoragePlan& b) {
+    for (int n = 0; n < kMaxMoments; ++n) {
+        if ((a.codes(n).count != 0) != (b.codes(n).count != 0)) return false;
+    }
+    return true;
+}
+
 /// Whether everything but tensors and gradients is the same in both.
 inline bool same_kind(const StepItem& a, const StepItem& b) {
     return a.rule == b.rule && a.step == b.step && a.has_momentum == b.has_momentum &&
            a.plan.weight_dtype == b.plan.weight_dtype &&
            a.plan.master_weight_bits == b.plan.master_weight_bits &&
            a.plan.paper_arithmetic == b.plan.paper_arithmetic && a.plan.moments == b.plan.moments &&
-           (a.plan.first.count != 0) == (b.plan.first.count != 0) &&
-           (a.plan.second.count != 0) == (b.plan.second.count != 0) && a.hyperparameters == b.hyperparameters;
+           same_moments(a.plan, b.plan) && a.hyperparameters == b.hyperparameters;
 }
 
 }  // namespace flashoptim

@@ -2,12 +2,7 @@
 // for the device, where step count and learning rate may lie.
 #pragma once
 
-#include "flashoptim/format/native_states.h"
-#include "flashoptim/format/paper.h"
-#include "flashoptim/rule/adam.h"
-#include "flashoptim/rule/lion.h"
-#include "flashoptim/rule/sgd.h"
-#include "flashoptim/step.h"
+#include "step/kernel_types.h"
 
 namespace flashoptim {
 
@@ -34,32 +29,34 @@ struct ScalarSource {
 template <class R, class PaperR>
 FLASHOPTIM_INLINE StepScalars scalars_of_rule(const ScalarSource& from, Decay decay) {
     const auto& h = from.hyperparameters;
-    if (from.paper_arithmetic) return PaperR::template scalars<Float32Moments>(h, from.step, decay);
+    if constexpr (!std::is_void_v<PaperR>) {
+        if (from.paper_arithmetic) return PaperR::template scalars<Float32Moments>(h, from.step, decay);
+    }
     if (from.moments == MomentStorage::kNative) {
         return R::template scalars<NativeMoments>(h, from.step, decay);
     }
     return R::template scalars<Float32Moments>(h, from.step, decay);
 }
 
+/// The first moment that a rule may be without: its state has it where its hyperparameter is not 0.
+template <Rule kRule>
+constexpr auto kNeeds = traits_of(kRule).moments.empty() ? nullptr : traits_of(kRule).moments[0].needs;
+template <Rule kRule>
+constexpr Decay kDecayOf = traits_of(kRule).decay;
+
 FLASHOPTIM_INLINE StepScalars scalars_of(const ScalarSource& from) {
-    switch (from.rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW: {
-            const auto decay = from.rule == Rule::kSGD ? Decay::kCoupled : Decay::kDecoupled;
-            auto scalars = from.hyperparameters.momentum != 0.0
-                               ? scalars_of_rule<SgdRule<true>, PaperSgdRule<true>>(from, decay)
-                               : scalars_of_rule<SgdRule<false>, PaperSgdRule<false>>(from, decay);
-            scalars.has_momentum = from.has_momentum;
-            return scalars;
+    auto scalars = visit_rule(from.rule, [&]<Rule kRule>() {
+        using Of = KernelsOf<kRule>;
+        if constexpr (kNeeds<kRule> != nullptr) {
+            if (from.hyperparameters.*kNeeds<kRule> == 0.0) {
+                return scalars_of_rule<typename Of::NativeWithout, typename Of::PaperWithout>(
+                    from, kDecayOf<kRule>);
+            }
         }
-        case Rule::kAdam:
-            return scalars_of_rule<AdamRule, PaperAdamRule>(from, Decay::kCoupled);
-        case Rule::kAdamW:
-            return scalars_of_rule<AdamRule, PaperAdamRule>(from, Decay::kDecoupled);
-        case Rule::kLion:
-            return scalars_of_rule<LionRule, PaperLionRule>(from, Decay::kDecoupled);
-    }
-    return {};
+        return scalars_of_rule<typename Of::Native, typename Of::Paper>(from, kDecayOf<kRule>);
+    });
+    scalars.has_momentum = from.has_momentum;
+    return scalars;
 }
 
 /// What torch's clip_grad_norm_ multiplies gradients by.

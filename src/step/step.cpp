@@ -43,11 +43,11 @@ void describe(Segment& s, const Workspace& work, const PreparedItem& prepared, s
         return scales == nullptr ? nullptr : static_cast<std::uint16_t*>(scales) + group;
     };
     s.weight = advance(item.weight, begin, item.plan.weight_dtype);
-    s.correction = advance(item.state.correction, begin, item.plan.correction.dtype);
-    s.first = advance(item.state.first, begin, item.plan.first.dtype);
-    s.second = advance(item.state.second, begin, item.plan.second.dtype);
-    s.first_scales = scale_at(item.state.first_scales);
-    s.second_scales = scale_at(item.state.second_scales);
+    s.correction = advance(item.state.at(kCorrectionPlace), begin, item.plan.correction().dtype);
+    for (int n = 0; n < kMaxMoments; ++n) {
+        s.codes[n] = advance(item.state.at(codes_place(n)), begin, item.plan.codes(n).dtype);
+        s.scales[n] = scale_at(item.state.at(scales_place(n)));
+    }
     s.gradient = static_cast<const std::byte*>(item.gradient) +
                  begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
     s.gradient_dtype = item.gradient_dtype;
@@ -139,18 +139,13 @@ void cut(Workspace& work, std::size_t item, const Rows& rows, std::int64_t numel
 }
 
 bool has_moments_of_rule(const StepItem& item) {
-    const bool has_first = item.plan.first.count != 0, has_second = item.plan.second.count != 0;
-    switch (item.rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW:
-            return !has_second;
-        case Rule::kAdam:
-        case Rule::kAdamW:
-            return has_first && has_second;
-        case Rule::kLion:
-            return has_first && !has_second;
+    const auto moments = traits_of(item.rule).moments;
+    for (std::size_t n = 0; n < kMaxMoments; ++n) {
+        const bool is_there = item.plan.codes(static_cast<int>(n)).count != 0;
+        const bool may_be = n < moments.size(), must_be = may_be && moments[n].needs == nullptr;
+        if (is_there ? !may_be : must_be) return false;
     }
-    return false;
+    return true;
 }
 
 void close_jobs(Workspace& work) {
@@ -180,12 +175,13 @@ struct StepRun {
             item.bad_elements = 0;
             if (item.layout->numel == 0) continue;
             if (former == nullptr || !same_kind(*former, item)) {
-                const bool has_first = item.plan.first.count != 0;
-                const auto own = kernels.find(item.rule, has_first, item.plan).*kernel;
+                if (!is_known(item.rule)) refuse_plan(n);
+                const auto own = kernels.find(item.rule, item.plan).*kernel;
                 // Gradients are counted without a state, too.
                 if (own == nullptr || (kernel == &Kernels::run && !has_moments_of_rule(item))) refuse_plan(n);
-                work_->kinds.push_back({scalars_of(ScalarSource(item)), work_->dither_of(item.step), own,
-                                        reference.find(item.rule, has_first, item.plan).*kernel});
+                work_->kinds.push_back({scalars_of(ScalarSource(item)),
+                                        work_->dither_of(item.step, item.rule), own,
+                                        reference.find(item.rule, item.plan).*kernel});
             }
             former = &item;
             work_->items.push_back({&item, rows_of(item), work_->kinds.size() - 1});

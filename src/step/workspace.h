@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "step/kernels.h"
@@ -39,8 +40,17 @@ struct Workspace {
         jobs;  // the first chunk of each, and the end: chunks are handed out by the piece of work
     std::vector<double> sums;        // of each chunk's gradients
     std::uint64_t bad_elements = 0;  // of all items
-    std::vector<std::int64_t> dither_steps;
-    std::vector<std::unique_ptr<DitherTables>> dither;  // of dither_steps; more are kept for later
+    /// What dither tables are filled for. Rules with the same moments share them.
+    struct DitherUse {
+        std::int64_t step;
+        std::span<const MomentTraits> moments;
+        [[nodiscard]] bool is(std::int64_t other, std::span<const MomentTraits> others) const {
+            return step == other && std::ranges::equal(moments, others, {}, &MomentTraits::kind,
+                                                       &MomentTraits::kind);
+        }
+    };
+    std::vector<DitherUse> dither_uses;
+    std::vector<std::unique_ptr<DitherTables>> dither;  // of dither_uses; more are kept for later
 
     void clear() {
         items.clear();
@@ -49,19 +59,22 @@ struct Workspace {
         jobs.clear();
         sums.clear();
         bad_elements = 0;
-        dither_steps.clear();
+        dither_uses.clear();
     }
     /// Looked for among the last few only: there may be as many step counts as tensors, and then each has tables of its own.
-    const DitherTables* dither_of(std::int64_t step) {
+    const DitherTables* dither_of(std::int64_t step, Rule rule) {
         constexpr std::size_t kSearched = 16;
-        for (auto n = dither_steps.size() - std::min(dither_steps.size(), kSearched); n < dither_steps.size();
+        const auto moments = traits_of(rule).moments;
+        for (auto n = dither_uses.size() - std::min(dither_uses.size(), kSearched); n < dither_uses.size();
              ++n) {
-            if (dither_steps[n] == step) return dither[n].get();
+            if (dither_uses[n].is(step, moments)) return dither[n].get();
         }
-        if (dither.size() == dither_steps.size()) dither.push_back(std::make_unique<DitherTables>());
-        auto* tables = dither[dither_steps.size()].get();
-        fill_dither_tables(*tables, step);
-        dither_steps.push_back(step);
+        if (dither.size() == dither_uses.size()) dither.push_back(std::make_unique<DitherTables>());
+        auto* tables = dither[dither_uses.size()].get();
+        MomentKind wanted[kMaxMoments] = {};
+        for (std::size_t n = 0; n < moments.size(); ++n) wanted[n] = moments[n].kind;
+        fill_dither_tables(*tables, step, wanted, static_cast<int>(moments.size()));
+        dither_uses.push_back({step, moments});
         return tables;
     }
 };

@@ -1,8 +1,8 @@
 """Kills the command at every call that changes the file system: once a checkpoint was completed one is always
 found, and the run that goes on ends with the bits and metrics, times apart, of the run that was never killed.
 
-`.venv/bin/python tests/apps/kill_sweep.py [--every N] [SCENARIO...]` runs the whole sweep, in some minutes for
-each scenario; the tests take a few of its points.
+`.venv/bin/python tests/apps/kill_sweep.py [--every N] [SCENARIO...]` runs the whole sweep, in some minutes
+for each scenario; the tests take a few of its points.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 #include <filesystem>
 #include <functional>
 
-#include "flashoptim/checkpoint.h"
 #include "../support/step_cases.h"
+#include "flashoptim/checkpoint.h"
 
 namespace flashoptim {
 
@@ -85,7 +85,7 @@ private:
 
 public:
     std::vector<Tensor> weights;
-    AnyOptimizer optimizer;
+    Optimizer optimizer;
 };
 
 /// Everything that loading may change.
@@ -181,7 +181,7 @@ TEST_F(OptimizerCheckpoint, WeightsAreOptional) {
     const auto before = resumed.weights[0].bytes();
     EXPECT_FALSE(load_optimizer(resumed.optimizer, folder()).weights);
     EXPECT_TRUE(resumed.weights[0].bytes() == before);
-    EXPECT_EQ(resumed.optimizer.first_moment(0), stopped.optimizer.first_moment(0));
+    EXPECT_EQ(resumed.optimizer.moment(0, 0), stopped.optimizer.moment(0, 0));
 
     save_optimizer(stopped.optimizer, folder());
     EXPECT_FALSE(load_optimizer(resumed.optimizer, folder(), {.weights = false}).weights);
@@ -217,8 +217,8 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherStrideOrderIsEncodedAgain) {
             const auto view = resumed.optimizer.weight(id);
             EXPECT_EQ(row_major(resumed.optimizer.master(id), view), stopped.optimizer.master(id))
                 << "weights only change places";
-            const auto ours = row_major(resumed.optimizer.first_moment(id), view),
-                       saved = stopped.optimizer.first_moment(id);
+            const auto ours = row_major(resumed.optimizer.moment(id, 0), view),
+                       saved = stopped.optimizer.moment(id, 0);
             const auto largest = static_cast<float>(test::largest_magnitude(saved));
             for (std::size_t n = 0; n < ours.size(); ++n) {
                 // To nearest: half a cell, whose width is at most 4 / 127 of a scale at most 1.11 times (native) the group's largest.
@@ -262,8 +262,7 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherFormatIsEncodedAgain) {
                     << from.name << " to " << to.name;
             }
             EXPECT_EQ(resumed.optimizer.step_count(0), 3);
-            const auto first = resumed.optimizer.first_moment(0),
-                       expected = stopped.optimizer.first_moment(0);
+            const auto first = resumed.optimizer.moment(0, 0), expected = stopped.optimizer.moment(0, 0);
             const auto largest = static_cast<float>(test::largest_magnitude(expected));
             for (std::size_t e = 0; e < first.size(); ++e)
                 ASSERT_NEAR(first[e], expected[e], largest * 1.11F * 2.0F / 127.0F);
@@ -278,8 +277,8 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherFormatIsEncodedAgain) {
     save_optimizer(stopped.optimizer, folder());
     load_optimizer(resumed.optimizer, folder());
     EXPECT_EQ(resumed.optimizer.master(0), stopped.optimizer.master(0));
-    EXPECT_EQ(resumed.optimizer.first_moment(0), stopped.optimizer.first_moment(0));
-    EXPECT_EQ(resumed.optimizer.second_moment(0), stopped.optimizer.second_moment(0));
+    EXPECT_EQ(resumed.optimizer.moment(0, 0), stopped.optimizer.moment(0, 0));
+    EXPECT_EQ(resumed.optimizer.moment(0, 1), stopped.optimizer.moment(0, 1));
 }
 
 TEST_F(OptimizerCheckpoint, HyperparametersOfEveryGroupComeBack) {
@@ -429,7 +428,7 @@ TEST_F(OptimizerCheckpoint, ThePapersInfinitiesComeBack) {
             options.storage = {format, 24, quantize, 0, 0};
             options.check_gradients = false;
             options.threads = 1;
-            AnyOptimizer optimizer(Rule::kAdamW, {}, options);
+            Optimizer optimizer(Rule::kAdamW, {}, options);
             optimizer.add_parameter(weight.view(), "weight");
             return optimizer;
         };
@@ -440,7 +439,7 @@ TEST_F(OptimizerCheckpoint, ThePapersInfinitiesComeBack) {
         auto stopped = make(weight, Format::kPaper), resumed = make(again, Format::kPaper);
         stopped.set_gradient(0, gradient.view());
         stopped.step();
-        EXPECT_FALSE(std::isfinite(stopped.second_moment(0)[70]));
+        EXPECT_FALSE(std::isfinite(stopped.moment(0, 1)[70]));
         save_optimizer(stopped, folder());
         load_optimizer(resumed, folder());
         EXPECT_TRUE(bytes_of(resumed) == bytes_of(stopped)) << quantize;

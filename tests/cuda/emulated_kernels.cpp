@@ -32,23 +32,27 @@ public:
     }
     void share_maxima() {
         for (std::size_t group = 0; group < kThreads; group += kThreadsInGroup) {
-            std::uint32_t first = 0, second = 0;
-            for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
-                first = std::max(first, threads_[n].largest_first);
-                second = std::max(second, threads_[n].largest_second);
-            }
-            for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
-                threads_[n].largest_first = first;
-                threads_[n].largest_second = second;
+            for (int moment = 0; moment < Thread::kScales; ++moment) {
+                std::uint32_t largest = 0;
+                for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                    largest = std::max(largest, threads_[n].largest[moment]);
+                }
+                for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                    threads_[n].largest[moment] = largest;
+                }
             }
         }
     }
     void share_scales() {
-        for (std::size_t n = 0; n < kThreads; n += 2) {
-            threads_[n].other_scale = threads_[n + 1].scale;
-            threads_[n].other_encode = threads_[n + 1].encode;
-            threads_[n + 1].other_scale = threads_[n].scale;
-            threads_[n + 1].other_encode = threads_[n].encode;
+        for (std::size_t group = 0; group < kThreads; group += kThreadsInGroup) {
+            for (int moment = 0; moment < Thread::kScales; ++moment) {
+                const auto& chose = threads_[group + static_cast<std::size_t>(moment)];
+                const float scale = chose.scale[moment], encode = chose.encode[moment];
+                for (std::size_t n = group; n < group + kThreadsInGroup; ++n) {
+                    threads_[n].scale[moment] = scale;
+                    threads_[n].encode[moment] = encode;
+                }
+            }
         }
     }
     static void add(std::uint64_t* counter, unsigned count) { *counter += count; }
@@ -100,9 +104,9 @@ cudaError_t load_count() {
 }
 
 /// Nobody calls it: it makes the compiler instantiate every kernel.
-Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan);
-Launchers emulated_launchers(Rule rule, bool has_first, const StoragePlan& plan) {
-    return visit_kernel_types(rule, has_first, plan,
+Launchers emulated_launchers(Rule rule, const StoragePlan& plan);
+Launchers emulated_launchers(Rule rule, const StoragePlan& plan) {
+    return visit_kernel_types(rule, plan,
                               []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 

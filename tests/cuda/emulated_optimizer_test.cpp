@@ -89,7 +89,7 @@ TEST_F(CudaOptimizerOnEmulation, MemoryOfAnotherDeviceIsRefused) {
     emulated::set_device_count(2);
     Tensor weight(DType::kBFloat16, {4, 8});
     const DeviceTensor on_first(weight);
-    AnyOptimizer optimizer(Rule::kLion, {}, Pair::on(native(), 1));
+    Optimizer optimizer(Rule::kLion, {}, Pair::on(native(), 1));
     expect_refused<InvalidArgument>("w lies on CUDA device 0 and its optimizer on 1: make an optimizer",
                                     [&] { optimizer.add_parameter(on_first.view(), "w"); });
 

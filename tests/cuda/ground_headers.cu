@@ -3,12 +3,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "flashoptim/format/dither_tables.h"
 #include "flashoptim/format/groups.h"
 #include "flashoptim/format/native_states.h"
 #include "flashoptim/format/paper.h"
 #include "flashoptim/format/weights.h"
 #include "flashoptim/numeric/bfloat16.h"
-#include "flashoptim/numeric/dither.h"
 #include "flashoptim/numeric/float16.h"
 #include "flashoptim/rule/adam.h"
 #include "flashoptim/rule/lion.h"
@@ -22,8 +22,9 @@ constexpr int kGroup = static_cast<int>(kGroupSize);
 
 /// Buffers of one tensor whose element count is a multiple of 32.
 struct Tensor {
-    void *weight, *correction, *first, *second;
-    std::uint16_t *first_scales, *second_scales;
+    void *weight, *correction;
+    void* codes[kMaxMoments];
+    std::uint16_t* scales[kMaxMoments];
     const std::uint16_t* gradient;
     std::int64_t groups;
 };
@@ -34,7 +35,9 @@ __global__ void prepare_step(const Hyperparameters* hyperparameters, const std::
                              StepScalars* scalars, DitherTables* dither) {
     *scalars = R::template scalars<M>(*hyperparameters, *step, Decay::kDecoupled);
     scalars->has_momentum = *step > 1;
-    fill_dither_tables(*dither, *step);
+    MomentKind kinds[kMaxMoments] = {};
+    for_each_moment<R>([&](auto n) { kinds[n] = R::Moments::template kKind<n>; });
+    fill_dither_tables(*dither, *step, kinds, R::Moments::kCount);
 }
 
 template <class W>
@@ -71,68 +74,69 @@ __device__ void store_weight(const Tensor& t, std::int64_t n, std::uint32_t hi, 
 
 template <class R, class M, class W>
 __global__ void step_groups(Tensor t, const StepScalars* scalars, const DitherTables* dither) {
-    using FirstCode = typename M::FirstCode;
-    using SecondCode = typename M::SecondCode;
+    constexpr int kMoments = R::Moments::kCount > 0 ? R::Moments::kCount : 1;
     const auto group = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (group >= t.groups) return;
     const StepScalars k = *scalars;
-    auto* first_codes = static_cast<FirstCode*>(t.first);
-    auto* second_codes = static_cast<SecondCode*>(t.second);
-    typename M::template OldFirst<L> old_first{0.0F, k.first.factor};
-    typename M::template OldSecond<L> old_second{0.0F, k.second.factor};
-    float old_first_scale = 0.0F, old_second_scale = 0.0F;
-    if constexpr (M::kGrouped) {
-        old_first_scale = M::scale_to_float(t.first_scales[group]);
-        old_second_scale = M::scale_to_float(t.second_scales[group]);
-        old_first.factor *= old_first_scale;
-        old_second.factor *= old_second_scale;
-    }
-    float firsts[kGroup], roots[kGroup], largest_first = 0.0F, largest_root = 0.0F;
-    for (int e = 0; e < kGroup; ++e) {
-        const auto n = group * kGroup + e;
-        const auto old_hi = load_weight<W>(t, n);
-        float w = W::template decode<L>(old_hi, load_correction<W>(t, n));
-        float g = bfloat16_to_float<L>(t.gradient[n]);
-        g = R::template effective_gradient<L>(g, w, k);
+    OldMoments<L, M, R> old;
+    float old_scales[kMoments] = {}, kept[kMoments][kGroup], largest[kMoments] = {};
+    for_each_moment<R>([&](auto n) {
+        old.template at<n>().factor = k.moment[n].factor;
         if constexpr (M::kGrouped) {
-            old_first.unit = M::template first_unit<L>(L::load_i8(first_codes + n));
-            old_second.unit = M::template second_unit<L>(L::load_u8(second_codes + n));
-        } else {
-            old_first.unit = first_codes[n];
-            old_second.unit = second_codes[n];
+            old_scales[n] = M::scale_to_float(t.scales[n][group]);
+            old.template at<n>().factor *= old_scales[n];
         }
-        float first = 0.0F, second = 0.0F, root = 0.0F;
-        R::template update<L, M>(g, w, old_first, old_second, first, second, root, k);
+    });
+    for (int e = 0; e < kGroup; ++e) {
+        const auto element = group * kGroup + e;
+        const auto old_hi = load_weight<W>(t, element);
+        float w = W::template decode<L>(old_hi, load_correction<W>(t, element));
+        float g = bfloat16_to_float<L>(t.gradient[element]);
+        g = R::template effective_gradient<L>(g, w, k);
+        for_each_moment<R>([&](auto n) {
+            using Format = typename M::template Of<R::Moments::template kKind<n>>;
+            const auto* code = static_cast<const typename Format::Code*>(t.codes[n]) + element;
+            if constexpr (!M::kGrouped) {
+                old.template at<n>().unit = *code;
+            } else if constexpr (R::Moments::template kKind<n> == MomentKind::kSquared) {
+                old.template at<n>().unit = Format::template unit<L>(L::load_u8(code));
+            } else {
+                old.template at<n>().unit = Format::template unit<L>(L::load_i8(code));
+            }
+        });
+        NewMoments<L, R> next;
+        if constexpr (requires { R::template direction<L, M>(g, old, next, k); }) {
+            w = moved<L>(w, R::template direction<L, M>(g, old, next, k), k);
+        } else {
+            R::template update<L, M>(g, w, old, next, k);
+        }
         std::uint32_t hi = 0, lo = 0;
-        W::template encode<L>(w, dither->weight[n % kDitherPeriod], hi, lo);
+        W::template encode<L>(w, dither->weight.entry[element % kDitherPeriod], hi, lo);
         bool keep = false;
         if constexpr (W::kProtected) keep = W::template is_special<L>(old_hi);
-        if (!keep) store_weight<W>(t, n, hi, lo);
+        if (!keep) store_weight<W>(t, element, hi, lo);
+        for_each_moment<R>([&](auto n) {
+            constexpr bool kIsRoot = M::kGrouped && R::Moments::template kKind<n> == MomentKind::kSquared;
+            kept[n][e] = kIsRoot ? next.root[n] : next.value[n];
+            largest[n] = L::max_ignoring_nan(largest[n], absolute<L>(kept[n][e]));
+        });
+    }
+    for_each_moment<R>([&](auto n) {
+        using Format = typename M::template Of<R::Moments::template kKind<n>>;
+        auto* codes = static_cast<typename Format::Code*>(t.codes[n]) + group * kGroup;
         if constexpr (M::kGrouped) {
-            firsts[e] = first;
-            roots[e] = root;
-            largest_first = L::max_ignoring_nan(largest_first, absolute<L>(first));
-            largest_root = L::max_ignoring_nan(largest_root, root);
+            float scale = 0.0F, encode = 0.0F;
+            Format::template new_scale<L>(largest[n], old_scales[n], k.moment[n], scale, encode);
+            for (int e = 0; e < kGroup; ++e) {
+                const auto place = (group * kGroup + e) % kDitherPeriod;
+                codes[e] = static_cast<typename Format::Code>(
+                    Format::template code<L>(kept[n][e], encode, dither->moment[n].entry[place]));
+            }
+            t.scales[n][group] = static_cast<std::uint16_t>(M::scale_bits(scale));
         } else {
-            first_codes[n] = first;
-            second_codes[n] = second;
+            for (int e = 0; e < kGroup; ++e) codes[e] = kept[n][e];
         }
-    }
-    if constexpr (M::kGrouped) {
-        float first_scale = 0.0F, second_scale = 0.0F, first_encode = 0.0F, second_encode = 0.0F;
-        M::template first_scale<L>(largest_first, old_first_scale, k.first, first_scale, first_encode);
-        M::template second_scale<L>(largest_root, old_second_scale, k.second, second_scale, second_encode);
-        for (int e = 0; e < kGroup; ++e) {
-            const auto n = group * kGroup + e;
-            const auto place = n % kDitherPeriod;
-            const auto first = M::template first_code<L>(firsts[e], first_encode, dither->first[place]);
-            const auto second = M::template second_code<L>(roots[e], second_encode, dither->second[place]);
-            first_codes[n] = static_cast<FirstCode>(first);
-            second_codes[n] = static_cast<SecondCode>(second);
-        }
-        t.first_scales[group] = static_cast<std::uint16_t>(M::scale_bits(first_scale));
-        t.second_scales[group] = static_cast<std::uint16_t>(M::scale_bits(second_scale));
-    }
+    });
 }
 
 /// The storage types alone, in device memory.

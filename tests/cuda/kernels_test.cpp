@@ -60,7 +60,8 @@ TEST(CudaTensorSets, OnlyNanIsTheSameAsAnotherNan) {
         EXPECT_TRUE(set(a, infinity) && a.same_as(b));
         EXPECT_TRUE(set(a, infinity ^ 1U << (8 * size - 1)) && !a.same_as(b));
         set(a, infinity);
-        *static_cast<std::uint8_t*>(a.items()[0].state.second) = 0xff;  // a code, whatever its bits
+        *static_cast<std::uint8_t*>(a.items()[0].state.at(codes_place(1))) =
+            0xff;  // a code, whatever its bits
         EXPECT_FALSE(a.same_as(b));
     }
 }
@@ -154,9 +155,9 @@ TEST_P(CudaKernels, WeightsAndGradientsOutOfTheOrdinary) {
                         const std::uint32_t bits =
                             size == 4 ? std::uint32_t{highs[n]} << 16U : std::uint32_t{highs[n]};
                         std::memcpy(static_cast<std::byte*>(item.weight) + at * size, &bits, size);
-                        if (item.plan.correction.count != 0) {
-                            const auto bytes = size_of(item.plan.correction.dtype);
-                            std::memset(static_cast<std::byte*>(item.state.correction) + at * bytes,
+                        if (item.plan.correction().count != 0) {
+                            const auto bytes = size_of(item.plan.correction().dtype);
+                            std::memset(static_cast<std::byte*>(item.state.at(kCorrectionPlace)) + at * bytes,
                                         n % 2 == 0 ? 0xff : 0x7f, bytes);
                         }
                     }

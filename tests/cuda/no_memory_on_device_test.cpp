@@ -92,7 +92,7 @@ TEST_F(NoMemoryOnDevice, EveryFunctionOfAnOptimizer) {
          }},
         {"moments and state",
          [](Trained&, Optimizer& o, bool) {
-             (void)o.first_moment(0);
+             (void)o.moment(0, 0);
              (void)o.state(0);
              (void)o.stored_weight(0);
              (void)o.bad_elements(0);

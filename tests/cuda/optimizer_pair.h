@@ -89,19 +89,19 @@ public:
             EXPECT_EQ(host_.bad_elements(id), device_.bad_elements(id)) << host_.name(id);
             EXPECT_EQ(host_.has_momentum(id), device_.has_momentum(id));
             EXPECT_EQ(host_.master(id), device_.master(id));
-            EXPECT_EQ(host_.first_moment(id), device_.first_moment(id));
-            EXPECT_EQ(host_.second_moment(id), device_.second_moment(id));
+            EXPECT_EQ(host_.moment(id, 0), device_.moment(id, 0));
+            EXPECT_EQ(host_.moment(id, 1), device_.moment(id, 1));
         }
     }
 
-    AnyOptimizer& host() { return host_; }
-    AnyOptimizer& device() { return device_; }
+    Optimizer& host() { return host_; }
+    Optimizer& device() { return device_; }
 
 private:
     Noise noise_{7};
     std::vector<std::unique_ptr<Tensor>> weights_, gradients_;
     std::vector<std::unique_ptr<DeviceTensor>> device_weights_, device_gradients_;
-    AnyOptimizer host_, device_;
+    Optimizer host_, device_;
 };
 
 inline OptimizerOptions native(NonFinite nonfinite = NonFinite::kSkipElement) {

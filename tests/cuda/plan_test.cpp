@@ -191,9 +191,9 @@ TEST_F(CudaPlan, NormsAndCountsLeaveTheVerdictOnTheStep) {
 
 TEST_F(CudaPlan, BuffersThatAreMissingAreNamed) {
     SetOnDevice set(two_tensors(), 1);
-    set.device.items[1].state.second = nullptr;
+    set.device.items[1].state.at(codes_place(1)) = nullptr;
     StepPlan plan;
-    expect_refused<InvalidArgument>("tensor 1: its second moments are null",
+    expect_refused<InvalidArgument>("tensor 1: its exp_avg_sq is null",
                                     [&] { plan.step(set.items(), {}, nullptr); });
 }
 

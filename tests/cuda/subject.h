@@ -52,10 +52,7 @@ public:
         for (auto& item : items) {
             item.weight = translated(item.weight);
             item.gradient = translated(item.gradient);
-            auto& s = item.state;
-            for (auto* p : {&s.correction, &s.first, &s.first_scales, &s.second, &s.second_scales}) {
-                *p = translated(*p);
-            }
+            for (auto*& buffer : item.state.buffers) buffer = translated(buffer);
         }
     }
     void upload() {

@@ -24,9 +24,9 @@ public:
         item.layout = &layouts_.back();
         item.rule = Rule::kAdamW;
         item.plan = plan_storage(item.rule, item.hyperparameters, {}, DType::kBFloat16, layouts_.back(), "w");
-        item.weight = item.state.correction = memory_.data();
-        item.state.first = item.state.second = memory_.data();
-        item.state.first_scales = item.state.second_scales = memory_.data();
+        item.weight = item.state.at(kCorrectionPlace) = memory_.data();
+        item.state.at(codes_place(0)) = item.state.at(codes_place(1)) = memory_.data();
+        item.state.at(scales_place(0)) = item.state.at(scales_place(1)) = memory_.data();
         item.gradient = memory_.data();
         items.push_back(item);
     }
@@ -37,7 +37,7 @@ private:
     alignas(16) std::array<std::byte, 16> memory_{};
 };
 
-Launchers no_launchers(Rule /*rule*/, bool /*has_first*/, const StoragePlan& /*plan*/) { return {}; }
+Launchers no_launchers(Rule /*rule*/, const StoragePlan& /*plan*/) { return {}; }
 
 void set(TensorList& list, const Items& items) { list.set(items.items, {}, &no_launchers); }
 

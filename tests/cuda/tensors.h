@@ -43,9 +43,9 @@ public:
             const auto buffer = [&](const BufferPlan& plan) {
                 return plan.count == 0 ? nullptr : t.add(plan.dtype, plan.count);
             };
-            item.state = {buffer(item.plan.correction), buffer(item.plan.first),
-                          buffer(item.plan.first_scales), buffer(item.plan.second),
-                          buffer(item.plan.second_scales)};
+            item.state = {buffer(item.plan.correction()), buffer(item.plan.codes(0)),
+                          buffer(item.plan.scales(0)), buffer(item.plan.codes(1)),
+                          buffer(item.plan.scales(1))};
             for (std::int64_t n = 0; n < t.layout.numel; ++n) {
                 set(item.weight, storage.weight, n, static_cast<float>(noise.normal()));
             }

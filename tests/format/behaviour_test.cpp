@@ -76,7 +76,8 @@ double norm(const std::vector<double>& values) {
 
 /// Masters after `steps` AdamW steps on the MLP stream, the gradients and eps times `unit`.
 std::vector<float> train(double unit, int steps, std::size_t numel, double beta2 = 0.999) {
-    Fixture<AdamW> run(AdamWOptions{.learning_rate = 1e-3, .beta2 = beta2, .epsilon = 1e-8 * unit}, numel);
+    Fixture<AdamW> run(AdamWHyperparameters{.learning_rate = 1e-3, .beta2 = beta2, .epsilon = 1e-8 * unit},
+                       numel);
     std::vector<float> masters(numel);
     Random random(11);
     for (auto& w : masters) w = static_cast<float>(0.05 * random.normal());
@@ -100,8 +101,8 @@ std::vector<float> train(double unit, int steps, std::size_t numel, double beta2
 /// 2^-16 = 1.5 % of the way, and the dither of one element is within a few units of even after 1,000 steps,
 /// that of all elements together much closer.
 TEST(Behaviour, MasterAtOneMovesUnderSmallUpdates) {
-    Fixture<SGD> sgd(SGDOptions{.learning_rate = 1e-6}, 1024);
-    Fixture<AdamW> adamw(AdamWOptions{.learning_rate = 1e-6, .weight_decay = 0.0}, 1024);
+    Fixture<SGD> sgd(SGDHyperparameters{.learning_rate = 1e-6}, 1024);
+    Fixture<AdamW> adamw(AdamWHyperparameters{.learning_rate = 1e-6, .weight_decay = 0.0}, 1024);
     const auto expect_motion = [](auto& run) {
         run.optimizer.set_master(run.p, std::vector<float>(run.weights.size(), 1.0F));
         std::fill(run.gradients.begin(), run.gradients.end(), 1.0F);
@@ -123,8 +124,8 @@ TEST(Behaviour, MasterAtOneMovesUnderSmallUpdates) {
 /// One gradient of 1e6 among gradients of 1e-3: elsewhere the whole group becomes NaN.
 TEST(Behaviour, OneHugeGradientLeavesItsGroupFinite) {
     constexpr std::size_t kNumel = 2048, kHuge = 40;
-    Fixture<AdamW> run(AdamWOptions{.learning_rate = 1e-3, .weight_decay = 0.0}, kNumel);
-    Fixture<AdamW> undisturbed(AdamWOptions{.learning_rate = 1e-3, .weight_decay = 0.0}, kNumel);
+    Fixture<AdamW> run(AdamWHyperparameters{.learning_rate = 1e-3, .weight_decay = 0.0}, kNumel);
+    Fixture<AdamW> undisturbed(AdamWHyperparameters{.learning_rate = 1e-3, .weight_decay = 0.0}, kNumel);
     Random random(12);
     for (int t = 1; t <= 300; ++t) {
         for (std::size_t n = 0; n < kNumel; ++n) {
@@ -158,8 +159,8 @@ TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
     constexpr std::size_t kNumel = 256, kBad = 70;
     for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                             -std::numeric_limits<float>::infinity(), 0x1p48F, -0x1p48F}) {
-        Fixture<AdamW> run(AdamWOptions{.learning_rate = 1e-3}, kNumel),
-            calm(AdamWOptions{.learning_rate = 1e-3}, kNumel);
+        Fixture<AdamW> run(AdamWHyperparameters{.learning_rate = 1e-3}, kNumel),
+            calm(AdamWHyperparameters{.learning_rate = 1e-3}, kNumel);
         Random random(13);
         const auto draw = [&] {
             for (std::size_t n = 0; n < kNumel; ++n)
@@ -170,8 +171,8 @@ TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
             run.optimizer.step();
             calm.optimizer.step();
         }
-        const auto w = run.optimizer.master(run.p), m = run.optimizer.first_moment(run.p),
-                   v = run.optimizer.second_moment(run.p);
+        const auto w = run.optimizer.master(run.p), m = run.optimizer.moment(run.p, 0),
+                   v = run.optimizer.moment(run.p, 1);
         draw();
         run.gradients[kBad] = bad;
         calm.gradients[kBad] = 0.0F;
@@ -179,8 +180,8 @@ TEST(Behaviour, NanGradientSkipsOnlyItsElement) {
         calm.optimizer.step();
         EXPECT_EQ(report.bad_elements, 1U);
         EXPECT_EQ(run.optimizer.bad_elements(run.p), 1U);
-        const auto new_w = run.optimizer.master(run.p), new_m = run.optimizer.first_moment(run.p);
-        const auto new_v = run.optimizer.second_moment(run.p), calm_w = calm.optimizer.master(calm.p);
+        const auto new_w = run.optimizer.master(run.p), new_m = run.optimizer.moment(run.p, 0);
+        const auto new_v = run.optimizer.moment(run.p, 1), calm_w = calm.optimizer.master(calm.p);
         EXPECT_EQ(new_w[kBad], w[kBad]);
         // Its code is kept, or encoded again under a new scale: within one cell, whose width in value is
         // below 4 sqrt(z).
@@ -334,7 +335,7 @@ TEST(Behaviour, ExpandedGradientsAreReadAndExpandedWeightsRefusedByName) {
 /// Values of another tensor's size are refused by name: elsewhere the state of another shape is loaded
 /// without a word.
 TEST(Behaviour, StateOfAnotherShapeIsRefused) {
-    Fixture<AdamW> run(AdamWOptions{}, 256);
+    Fixture<AdamW> run(AdamWHyperparameters{}, 256);
     EXPECT_THROW(run.optimizer.set_master(run.p, std::vector<float>(255)), InvalidArgument);
     std::vector<float> other(512);
     EXPECT_THROW(run.optimizer.set_gradient(run.p, {other.data(), DType::kFloat32, {512}, {}}),
@@ -392,8 +393,8 @@ TEST(Behaviour, MovedAndRebuiltOptimizersGoOnBitForBit) {
 /// bfloat16).
 TEST(Behaviour, ACheckpointTakesFiveBytesForEachParameter) {
     constexpr std::size_t kNumel = 64 * 1024;
-    Fixture<AdamW> adamw(AdamWOptions{}, kNumel);
-    Fixture<Lion> lion(LionOptions{}, kNumel);
+    Fixture<AdamW> adamw(AdamWHyperparameters{}, kNumel);
+    Fixture<Lion> lion(LionHyperparameters{}, kNumel);
     const auto bytes = [](auto& run) {
         std::size_t sum = run.weights.size() * sizeof(std::uint16_t);
         for (const auto& tensor : run.optimizer.state(run.p)) sum += tensor.bytes.size();

@@ -1,6 +1,5 @@
-// The paper format against the golden vectors of tests/golden, which the authors' own package computed: steps
-// on every backend and the codecs alone. If this fails, states of that package no longer read or continue
-// here as they do there.
+// The paper format against the golden vectors of tests/golden, which the authors' own package computed: steps on every backend and
+// the codecs alone. If this fails, states of that package no longer read or continue here as they do there.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -108,11 +107,11 @@ std::unique_ptr<Optimizer> optimizer_of(const Json& c, Backend backend) {
     options.backend = backend;
     const std::string rule = c.at("rule");
     std::unique_ptr<Optimizer> optimizer;
-    if (rule == "sgd") optimizer = std::make_unique<SGD>(SGDOptions{}, options);
-    if (rule == "sgdw") optimizer = std::make_unique<SGDW>(SGDOptions{}, options);
-    if (rule == "adam") optimizer = std::make_unique<Adam>(AdamOptions{}, options);
-    if (rule == "adamw") optimizer = std::make_unique<AdamW>(AdamWOptions{}, options);
-    if (rule == "lion") optimizer = std::make_unique<Lion>(LionOptions{}, options);
+    if (rule == "sgd") optimizer = std::make_unique<SGD>(SGDHyperparameters{}, options);
+    if (rule == "sgdw") optimizer = std::make_unique<SGDW>(SGDHyperparameters{}, options);
+    if (rule == "adam") optimizer = std::make_unique<Adam>(AdamHyperparameters{}, options);
+    if (rule == "adamw") optimizer = std::make_unique<AdamW>(AdamWHyperparameters{}, options);
+    if (rule == "lion") optimizer = std::make_unique<Lion>(LionHyperparameters{}, options);
     optimizer->set_hyperparameters(0, hyperparameters_of(c));
     return optimizer;
 }
@@ -169,8 +168,7 @@ void run_case(const Json& c, Backend backend) {
     }
 }
 
-/// Of the unquantised cases those with 16-bit weights keep 16-bit moments there and fp32 ones here: not
-/// comparable.
+/// Of the unquantised cases those with 16-bit weights keep 16-bit moments there and fp32 ones here: not comparable.
 bool is_comparable(const Json& c) { return c.at("quantize") || c.at("weight_dtype") == "fp32"; }
 
 TEST(PaperGolden, EveryStepOfEveryCaseOnEveryBackend) {
@@ -237,16 +235,17 @@ TEST(PaperGolden, Bfloat16WeightsOf32Bits) { expect_weights_as_authors("bf16", 3
 TEST(PaperGolden, Float16WeightsOf24Bits) { expect_weights_as_authors("fp16", 24); }
 TEST(PaperGolden, Float16WeightsOf32Bits) { expect_weights_as_authors("fp16", 32); }
 
-std::string codec_prefix(Moment moment) { return moment == Moment::kFirst ? "codec/m/" : "codec/v/"; }
+std::string codec_prefix(MomentKind moment) {
+    return moment == MomentKind::kSigned ? "codec/m/" : "codec/v/";
+}
 Layout flat_layout(std::size_t numel) {
     return layout_of({nullptr, DType::kFloat32, {static_cast<std::int64_t>(numel)}, {}});
 }
 
-/// Infinities, NaN and values beyond binary16 among them: the ground functions take what the public ones
-/// refuse.
-void expect_codes_as_authors(Moment moment) {
+/// Infinities, NaN and values beyond binary16 among them: the ground functions take what the public ones refuse.
+void expect_codes_as_authors(MomentKind moment) {
     using L = ScalarLanes;
-    const bool is_first = moment == Moment::kFirst;
+    const bool is_first = moment == MomentKind::kSigned;
     const auto prefix = codec_prefix(moment);
     const auto values = values_of<float>(prefix + "values");
     const auto codes = golden().read(golden().tensor(prefix + "codes"));
@@ -260,12 +259,12 @@ void expect_codes_as_authors(Moment moment) {
             carried[n] = is_first ? values[begin + n] : L::sqrt(values[begin + n]);
             largest = L::max_ignoring_nan(largest, absolute<L>(carried[n]));
         }
-        PaperMoments::first_scale<L>(largest, 0.0F, {}, scale, encode);
+        PaperMoments::Either::new_scale<L>(largest, 0.0F, {}, scale, encode);
         EXPECT_EQ(PaperMoments::scale_bits(scale), scales[group]) << "group " << group;
         bool in_range = true;
         for (std::size_t n = 0; n < size; ++n) {
-            const auto code = is_first ? PaperMoments::first_code<L>(carried[n], encode, 0)
-                                       : PaperMoments::second_code<L>(carried[n], encode, 0);
+            const auto code = is_first ? PaperMoments::Signed::code<L>(carried[n], encode, 0)
+                                       : PaperMoments::Squared::code<L>(carried[n], encode, 0);
             ASSERT_EQ(static_cast<std::byte>(code & 0xffU), codes[begin + n])
                 << values[begin + n] << " in group " << group;
             in_range = in_range && std::fabs(carried[n]) <= 65504.0F;
@@ -283,7 +282,7 @@ void expect_codes_as_authors(Moment moment) {
     EXPECT_GT(public_groups, values.size() / kGroupSize / 2);
 }
 
-void expect_decoded_as_authors(Moment moment) {
+void expect_decoded_as_authors(MomentKind moment) {
     const auto prefix = codec_prefix(moment);
     for (const auto& where : {prefix, prefix + "decode/"}) {
         const auto codes = golden().read(golden().tensor(where + "codes"));
@@ -297,10 +296,10 @@ void expect_decoded_as_authors(Moment moment) {
     }
 }
 
-TEST(PaperGolden, FirstMomentsEncode) { expect_codes_as_authors(Moment::kFirst); }
-TEST(PaperGolden, SecondMomentsEncode) { expect_codes_as_authors(Moment::kSecond); }
-TEST(PaperGolden, FirstMomentsDecode) { expect_decoded_as_authors(Moment::kFirst); }
-TEST(PaperGolden, SecondMomentsDecode) { expect_decoded_as_authors(Moment::kSecond); }
+TEST(PaperGolden, FirstMomentsEncode) { expect_codes_as_authors(MomentKind::kSigned); }
+TEST(PaperGolden, SecondMomentsEncode) { expect_codes_as_authors(MomentKind::kSquared); }
+TEST(PaperGolden, FirstMomentsDecode) { expect_decoded_as_authors(MomentKind::kSigned); }
+TEST(PaperGolden, SecondMomentsDecode) { expect_decoded_as_authors(MomentKind::kSquared); }
 
 }  // namespace
 }  // namespace flashoptim::test

@@ -60,7 +60,7 @@ std::vector<Tally> run_moments(double beta1, double beta2, std::size_t numel, in
         }
         optimizer.step();
         if (t <= warm_up) continue;
-        const auto stored_m = optimizer.first_moment(p), stored_v = optimizer.second_moment(p);
+        const auto stored_m = optimizer.moment(p, 0), stored_v = optimizer.moment(p, 1);
         for (std::size_t n = 0; n < numel; ++n) {
             tallies[n].first_error += (static_cast<double>(stored_m[n]) - m[n]) / size[n];
             tallies[n].root += std::sqrt(static_cast<double>(stored_v[n]));

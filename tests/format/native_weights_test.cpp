@@ -150,7 +150,7 @@ StoragePlan plan_of(const Storage& storage, std::int64_t numel) {
 /// Weights and corrections of a parameter, read as integers.
 struct Stored {
     explicit Stored(const StoragePlan& plan, std::size_t numel)
-        : weights(numel), corrections(plan.correction.bytes()), bits(plan.master_weight_bits) {}
+        : weights(numel), corrections(plan.correction().bytes()), bits(plan.master_weight_bits) {}
     [[nodiscard]] Split at(std::size_t n) const {
         std::int32_t lo = 0;
         if (bits == 24) lo = static_cast<std::int8_t>(corrections[n]);

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "flashoptim/format/dither_tables.h"
 #include "flashoptim/numeric/bfloat16.h"
-#include "flashoptim/numeric/dither.h"
 #include "flashoptim/numeric/float16.h"
 #include "support.h"
 
@@ -135,14 +135,20 @@ TEST(Dither, TablesFollowTheWrittenFormula) {
     for (const std::int64_t t : {std::int64_t{1}, std::int64_t{2}, std::int64_t{3}, std::int64_t{1000},
                                  std::int64_t{123456789}, (std::int64_t{1} << 32) + 7}) {
         DitherTables tables;
-        fill_dither_tables(tables, t);
+        constexpr MomentKind kKinds[] = {MomentKind::kSigned, MomentKind::kSquared, MomentKind::kSigned,
+                                         MomentKind::kSquared};
+        fill_dither_tables(tables, t, kKinds, 4);
         for (int n = 0; n < DitherTables::kEntries; ++n) {
             const auto step = static_cast<std::uint64_t>(t), index = static_cast<std::uint64_t>(n);
-            ASSERT_EQ(tables.weight[n], written_dither(step, index, 0));
-            // u from the top 15 bits, kept as 384 + u for the first moment and 256 + u for the second.
+            ASSERT_EQ(tables.weight.entry[n], written_dither(step, index, 0));
+            // u from the top 15 bits, kept as 384 + u for a signed moment and 256 + u for a squared one.
             const auto u = [](std::uint32_t h) { return static_cast<float>(h >> 17U) * 0x1p-15F; };
-            ASSERT_EQ(float_of(tables.first[n]) - 384.0F, u(written_dither(step, index, 0x55555555U)));
-            ASSERT_EQ(float_of(tables.second[n]) - 256.0F, u(written_dither(step, index, 0xAAAAAAABU)));
+            constexpr std::uint32_t kSalts[] = {0x55555555U, 0xAAAAAAABU, 0x80000000U, 0x2AAAAAABU};
+            for (int m = 0; m < 4; ++m) {
+                const float base = kKinds[m] == MomentKind::kSquared ? 256.0F : 384.0F;
+                ASSERT_EQ(float_of(tables.moment[m].entry[n]) - base,
+                          u(written_dither(step, index, kSalts[m])));
+            }
         }
     }
 }
@@ -157,7 +163,8 @@ TEST(Dither, NearestIsOneHalf) {
 /// [0, 1) is met 256 times. A golden-ratio sequence is never further than 2 from that (its discrepancy grows
 /// with log N).
 TEST(Dither, IsEvenOverTheStepsOfEachElement) {
-    for (const std::uint32_t salt : {kDitherSaltWeight, kDitherSaltFirst, kDitherSaltSecond}) {
+    for (const std::uint32_t salt : {kDitherSaltWeight, dither_salt_of_moment(0), dither_salt_of_moment(1),
+                                     dither_salt_of_moment(2), dither_salt_of_moment(3)}) {
         for (std::uint32_t place = 0; place < kDitherPeriod; place += 37) {
             int met[16] = {};
             for (std::uint32_t t = 1; t <= 4096; ++t) ++met[dither_bits(t, place, salt) >> 28U];

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "../support/comparison.h"
+#include "flashoptim/format/dither_tables.h"
 #include "flashoptim/format/paper.h"
 #include "step/lanes/portable.h"
 #include "support.h"

@@ -3,8 +3,8 @@
 #include <functional>
 #include <limits>
 
-#include "flashoptim/quantize.h"
 #include "../support/step_cases.h"
+#include "flashoptim/quantize.h"
 
 namespace flashoptim {
 
@@ -106,11 +106,11 @@ TEST(ExtremeNumbers, TheLargestTensor) {
         for (const auto format : {Format::kNative, Format::kPaper, Format::kFloat32}) {
             const auto plan =
                 plan_storage(Rule::kAdamW, {}, {format, 32, true, 0, 0}, DType::kBFloat16, layout);
-            EXPECT_GE(plan.first.bytes(), std::size_t{1} << 60);
+            EXPECT_GE(plan.codes(0).bytes(), std::size_t{1} << 60);
             std::vector<float> none;
             std::vector<std::uint16_t> no_scales;
             expect_refused<InvalidArgument>(
-                "", [&] { quantize_moment(Moment::kFirst, plan.moments, layout, none, {}, no_scales); });
+                "", [&] { quantize_moment(MomentKind::kSigned, plan.moments, layout, none, {}, no_scales); });
         }
         AdamW optimizer;
         Odd odd;
@@ -225,24 +225,25 @@ TEST(ExtremeNumbers, ItemsOfAStep) {
         {"step count -9223372036854775808", [](auto& i) { i.step = kLeast; }},
         {"weight is null", [](auto& i) { i.weight = nullptr; }},
         {"gradient is null", [](auto& i) { i.gradient = nullptr; }},
-        {"correction is null", [](auto& i) { i.state.correction = nullptr; }},
-        {"first moment is null", [](auto& i) { i.state.first = nullptr; }},
-        {"first moment's scales is null", [](auto& i) { i.state.first_scales = nullptr; }},
-        {"second moment is null", [](auto& i) { i.state.second = nullptr; }},
-        {"second moment's scales is null", [](auto& i) { i.state.second_scales = nullptr; }},
+        {"correction is null", [](auto& i) { i.state.at(kCorrectionPlace) = nullptr; }},
+        {"its exp_avg is null", [](auto& i) { i.state.at(codes_place(0)) = nullptr; }},
+        {"its exp_avg_scales is null", [](auto& i) { i.state.at(scales_place(0)) = nullptr; }},
+        {"its exp_avg_sq is null", [](auto& i) { i.state.at(codes_place(1)) = nullptr; }},
+        {"its exp_avg_sq_scales is null", [](auto& i) { i.state.at(scales_place(1)) = nullptr; }},
         {"the weight of tensor 1 lies at", [&](auto& i) { i.weight = odd(i.weight); }},
         {"the gradient of tensor 1 lies at", [&](auto& i) { i.gradient = odd(i.gradient); }},
         {"the correction of tensor 1 lies at",
-         [&](auto& i) { i.state.correction = odd(i.state.correction); }},
-        {"scales of tensor 1 lies at", [&](auto& i) { i.state.first_scales = odd(i.state.first_scales); }},
+         [&](auto& i) { i.state.at(kCorrectionPlace) = odd(i.state.at(kCorrectionPlace)); }},
+        {"scales of tensor 1 lies at",
+         [&](auto& i) { i.state.at(scales_place(0)) = odd(i.state.at(scales_place(0))); }},
         {"its gradient is int8", [](auto& i) { i.gradient_dtype = DType::kInt8; }},
         {"its weight is uint8", [](auto& i) { i.plan.weight_dtype = DType::kUInt8; }},
     };
     const std::vector<std::function<void(StepItem&)>> of_another_rule = {
         [](auto& i) { i.rule = Rule::kSGD; }, [](auto& i) { i.rule = Rule::kLion; },
         [](auto& i) { i.rule = static_cast<Rule>(50); },
-        [](auto& i) { i.plan.first = i.plan.first_scales = {}; },
-        [](auto& i) { i.plan.second = i.plan.second_scales = {}; }};
+        [](auto& i) { i.plan.at(codes_place(0)) = i.plan.at(scales_place(0)) = {}; },
+        [](auto& i) { i.plan.at(codes_place(1)) = i.plan.at(scales_place(1)) = {}; }};
     const auto before = weight.bytes();
     for (const auto& change : of_another_rule) {
         std::vector<StepItem> items{good, good};
@@ -277,7 +278,7 @@ TEST(ExtremeNumbers, OptionsOutOfTheirRange) {
                                     [&] { with([](auto& o) { o.storage.master_weight_bits = 1 << 30; }); });
     expect_refused<InvalidArgument>("nonfinite",
                                     [&] { with([](auto& o) { o.nonfinite = static_cast<NonFinite>(9); }); });
-    expect_refused<InvalidArgument>("rule 77", [&] { AnyOptimizer(static_cast<Rule>(77), {}); });
+    expect_refused<InvalidArgument>("rule 77", [&] { Optimizer(static_cast<Rule>(77), {}); });
 }
 
 // Gradients that lie in a weight are changed by the step that reads them.

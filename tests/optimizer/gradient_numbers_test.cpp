@@ -30,14 +30,14 @@ struct Training {
         for (std::size_t n = 0; n < weights.size(); ++n) {
             EXPECT_EQ(weights[n].bytes(), other.weights[n].bytes());
             EXPECT_EQ(optimizer.master(n), other.optimizer.master(n));
-            EXPECT_EQ(optimizer.first_moment(n), other.optimizer.first_moment(n));
-            EXPECT_EQ(optimizer.second_moment(n), other.optimizer.second_moment(n));
+            EXPECT_EQ(optimizer.moment(n, 0), other.optimizer.moment(n, 0));
+            EXPECT_EQ(optimizer.moment(n, 1), other.optimizer.moment(n, 1));
             EXPECT_EQ(optimizer.step_count(n), other.optimizer.step_count(n));
             EXPECT_EQ(optimizer.bad_elements(n), other.optimizer.bad_elements(n));
         }
     }
     std::vector<Tensor> weights, gradients;
-    AnyOptimizer optimizer;
+    Optimizer optimizer;
 };
 
 class GradientNumbersOfEveryRule : public ::testing::TestWithParam<RuleCase> {};

@@ -2,9 +2,9 @@
 // that steps wrongly or crashes, and a program that catches the error trains on with it.
 #include <functional>
 
+#include "../support/step_cases.h"
 #include "failing_allocations.h"
 #include "flashoptim/quantize.h"
-#include "../support/step_cases.h"
 
 namespace flashoptim {
 
@@ -59,7 +59,7 @@ public:
         optimizer_.step();
     }
 
-    AnyOptimizer& optimizer() { return optimizer_; }
+    Optimizer& optimizer() { return optimizer_; }
     Tensor& weight(std::size_t id) { return weights_[id]; }
     Tensor& gradient(std::size_t id) { return gradients_[id]; }
     Tensor& spare() { return spare_; }
@@ -83,7 +83,7 @@ private:
     std::vector<Tensor> weights_, gradients_;
     Tensor spare_{DType::kFloat16, {9, 33}};
     float number_ = 0.0F;
-    AnyOptimizer optimizer_;
+    Optimizer optimizer_;
 };
 
 using Action = std::function<void(Trained&)>;
@@ -244,8 +244,8 @@ TEST(NoMemory, WhatIsGivenOutAndTakenIn) {
              {"refresh_masters", [](auto& t) { t.optimizer().refresh_masters(); }},
              {"moments",
               [](auto& t) {
-                  (void)t.optimizer().first_moment(2);
-                  (void)t.optimizer().second_moment(2);
+                  (void)t.optimizer().moment(2, 0);
+                  (void)t.optimizer().moment(2, 1);
               }},
              {"state", [](auto& t) { (void)t.optimizer().state(2); }},
              {"stored_weight", [](auto& t) { (void)t.optimizer().stored_weight(2); }},
@@ -301,8 +301,8 @@ TEST(NoMemory, FunctionsWithoutAnOptimizer) {
     const auto plan =
         plan_storage(Rule::kLion, {}, {Format::kNative, 24, true, 0, 0}, DType::kBFloat16, layout);
     const std::vector<float> values(static_cast<std::size_t>(layout.numel), 0.75F);
-    std::vector<std::byte> codes(plan.first.bytes()), correction(plan.correction.bytes());
-    std::vector<std::uint16_t> scales(static_cast<std::size_t>(plan.first_scales.count));
+    std::vector<std::byte> codes(plan.codes(0).bytes()), correction(plan.correction().bytes());
+    std::vector<std::uint16_t> scales(static_cast<std::size_t>(plan.scales(0).count));
     std::vector<float> decoded(values.size());
     StepItem item;
     item.layout = &layout;
@@ -317,9 +317,9 @@ TEST(NoMemory, FunctionsWithoutAnOptimizer) {
         (void)layout_of(weight.view(), Shard{{128, 96}, {}, {64, 0}}, "part");
         (void)available_backends();
         check_hyperparameters(Rule::kAdam, {});
-        quantize_moment(Moment::kFirst, plan.moments, layout, values, codes, scales);
-        dequantize_moment(Moment::kFirst, plan.moments, layout, codes, scales, decoded);
-        check_moment(Moment::kFirst, plan, layout, codes, scales, "m");
+        quantize_moment(MomentKind::kSigned, plan.moments, layout, values, codes, scales);
+        dequantize_moment(MomentKind::kSigned, plan.moments, layout, codes, scales, decoded);
+        check_moment(MomentKind::kSigned, plan, layout, codes, scales, "m");
         split_weights(plan, values, weight.view().data, correction.data());
         correct_weights(plan, values, weight.view().data, correction.data());
         join_weights(plan, weight.view().data, correction.data(), decoded);

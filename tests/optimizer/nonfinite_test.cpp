@@ -41,7 +41,7 @@ struct Bench {
     }
 
     Tensor weight, gradient;
-    AnyOptimizer optimizer;
+    Optimizer optimizer;
 };
 
 /// A rule without weight decay, so that the effective gradient is the gradient.
@@ -69,7 +69,7 @@ TEST_P(NonFiniteOfEveryRule, ABadElementIsSkippedAndItsNeighboursAreNot) {
             for (const std::size_t place : {0U, 31U, 40U, 79U, 80U, 159U}) {
                 Bench with(rule, storage), without(rule, storage);
                 const auto before = with.optimizer.master(0);
-                const auto first = with.optimizer.first_moment(0), second = with.optimizer.second_moment(0);
+                const auto first = with.optimizer.moment(0, 0), second = with.optimizer.moment(0, 1);
                 with.gradient.set(place, bad);
                 without.gradient.set(place, 0.0F);
                 EXPECT_EQ(with.optimizer.step().bad_elements, 1U) << storage.name << " " << bad;
@@ -84,14 +84,13 @@ TEST_P(NonFiniteOfEveryRule, ABadElementIsSkippedAndItsNeighboursAreNot) {
                 if (with.optimizer.storage(0).moments == MomentStorage::kFloat32) {
                     // Old moments stay to the bit where nothing is encoded.
                     if (!first.empty()) {
-                        EXPECT_EQ(bits_of(with.optimizer.first_moment(0)[place]), bits_of(first[place]));
+                        EXPECT_EQ(bits_of(with.optimizer.moment(0, 0)[place]), bits_of(first[place]));
                     }
                     if (!second.empty()) {
-                        EXPECT_EQ(bits_of(with.optimizer.second_moment(0)[place]), bits_of(second[place]));
+                        EXPECT_EQ(bits_of(with.optimizer.moment(0, 1)[place]), bits_of(second[place]));
                     }
                 }
-                for (const auto& moments :
-                     {with.optimizer.first_moment(0), with.optimizer.second_moment(0)}) {
+                for (const auto& moments : {with.optimizer.moment(0, 0), with.optimizer.moment(0, 1)}) {
                     for (const float m : moments) ASSERT_TRUE(std::isfinite(m)) << storage.name;
                 }
             }
@@ -142,7 +141,7 @@ TEST(NonFinite, TheGradientIsJudgedWithItsL2Term) {
         strong.hyperparameters.weight_decay = 1.0;
         Tensor weight(DType::kFloat32, {40}), gradient(DType::kFloat32, {40});
         weight.set(7, 0x1p50F);
-        AnyOptimizer optimizer(strong.rule, strong.hyperparameters);
+        Optimizer optimizer(strong.rule, strong.hyperparameters);
         optimizer.add_parameter(weight.view());
         optimizer.set_gradient(0, gradient.view());
         EXPECT_EQ(optimizer.step().bad_elements, is_coupled ? 1U : 0U) << rule.name;
@@ -175,7 +174,7 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
     EXPECT_EQ(state(1)[kPlace], first_codes[kPlace]);
     EXPECT_EQ(state(3)[kPlace], second_codes[kPlace]);
 
-    const float first = optimizer.first_moment(0)[kPlace], second = optimizer.second_moment(0)[kPlace];
+    const float first = optimizer.moment(0, 0)[kPlace], second = optimizer.moment(0, 1)[kPlace];
     bench.gradient.fill([] { return 1000.0F; });
     bench.gradient.set(kPlace, -kInfinity);
     optimizer.step();
@@ -190,8 +189,8 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
     const auto code_m =
         static_cast<float>(std::abs(static_cast<int>(static_cast<std::int8_t>(state(1)[kPlace]))));
     const auto code_v = static_cast<float>(state(3)[kPlace]);
-    EXPECT_NEAR(optimizer.first_moment(0)[kPlace], first, (4.0F * code_m + 6.0F) * scale_of(2) / 16384.0F);
-    EXPECT_NEAR(std::sqrt(optimizer.second_moment(0)[kPlace]), std::sqrt(second),
+    EXPECT_NEAR(optimizer.moment(0, 0)[kPlace], first, (4.0F * code_m + 6.0F) * scale_of(2) / 16384.0F);
+    EXPECT_NEAR(std::sqrt(optimizer.moment(0, 1)[kPlace]), std::sqrt(second),
                 (4.0F * code_v + 6.0F) * scale_of(4) / 65536.0F);
     EXPECT_GT(code_v, 0.0F);
     EXPECT_EQ(optimizer.bad_elements(0), 2U);
@@ -242,7 +241,7 @@ TEST_P(NonFiniteOfEveryRule, StoredInfinityAndNanStay) {
         bench.weight.set(100, kNan);
         bench.optimizer.refresh_masters(0);
         const auto before = bench.weight.bytes();
-        const auto first = bench.optimizer.first_moment(0);
+        const auto first = bench.optimizer.moment(0, 0);
         const auto masters = bench.optimizer.master(0);
         EXPECT_EQ(bench.optimizer.step().bad_elements, 0U) << storage.name;
         const auto after = bench.optimizer.master(0);
@@ -252,7 +251,7 @@ TEST_P(NonFiniteOfEveryRule, StoredInfinityAndNanStay) {
         const auto size = size_of(storage.weight);
         EXPECT_EQ(std::memcmp(before.data() + 100 * size, bench.weight.bytes().data() + 100 * size, size), 0);
         if (!first.empty()) {
-            const auto moved = bench.optimizer.first_moment(0);
+            const auto moved = bench.optimizer.moment(0, 0);
             EXPECT_TRUE(test::has_moved(first[3], moved[3])) << "its moments still move";
         }
         const auto others = [](const std::vector<float>& values) { return std::span(values).subspan(5, 95); };
@@ -298,7 +297,7 @@ TEST(NonFinite, AResultThatIsNanKeepsTheElement) {
     EXPECT_EQ(optimizer.step().bad_elements, 39U);
     EXPECT_EQ(weight.get(0), 1.0F);
     EXPECT_LT(weight.get(1), -3e38F);
-    EXPECT_EQ(optimizer.first_moment(0)[0], 0.0F);
+    EXPECT_EQ(optimizer.moment(0, 0)[0], 0.0F);
 }
 
 TEST(NonFinite, EmptyTensorsAdvanceTheirStepCount) {
@@ -316,7 +315,7 @@ TEST(NonFinite, EmptyTensorsAdvanceTheirStepCount) {
         optimizer.step_parameter(0);
         EXPECT_EQ(optimizer.step_count(0), 2);
         EXPECT_TRUE(optimizer.master(0).empty());
-        EXPECT_TRUE(optimizer.first_moment(0).empty());
+        EXPECT_TRUE(optimizer.moment(0, 0).empty());
     }
 }
 

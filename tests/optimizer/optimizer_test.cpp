@@ -24,8 +24,8 @@ template <class Set>
 void expect_range_error(Rule rule, const std::string& name, Set set) {
     Hyperparameters h;
     set(h);
-    expect_refused<InvalidArgument>(name, [&] { AnyOptimizer(rule, h); });
-    AnyOptimizer optimizer(rule, {});
+    expect_refused<InvalidArgument>(name, [&] { Optimizer(rule, h); });
+    Optimizer optimizer(rule, {});
     expect_refused<InvalidArgument>(name, [&] { optimizer.add_group(h); });
     expect_refused<InvalidArgument>(name, [&] { optimizer.set_hyperparameters(0, h); });
     EXPECT_EQ(optimizer.group_count(), 1U);

@@ -127,14 +127,14 @@ TEST(Refusals, FormatsFromAndToTheSameMemory) {
         walk(
             parts,
             [&](auto& values, auto& codes, auto& scales) {
-                quantize_moment(Moment::kFirst, storage, layout, floats(values), bytes(codes),
+                quantize_moment(MomentKind::kSigned, storage, layout, floats(values), bytes(codes),
                                 halves(scales));
             },
             true);
         walk(
             parts,
             [&](auto& values, auto& codes, auto& scales) {
-                dequantize_moment(Moment::kFirst, storage, layout, bytes(codes), halves(scales),
+                dequantize_moment(MomentKind::kSigned, storage, layout, bytes(codes), halves(scales),
                                   floats(values));
             },
             false);
@@ -145,7 +145,7 @@ TEST(Refusals, FormatsFromAndToTheSameMemory) {
             const auto plan = plan_storage(Rule::kSGD, {}, options, DType::kBFloat16, layout);
             const std::array<Part, 3> parts{{{"masters", 0, 4 * kCount},
                                              {"weights", 0, 2 * kCount},
-                                             {"corrections", 0, plan.correction.bytes()}}};
+                                             {"corrections", 0, plan.correction().bytes()}}};
             walk(
                 parts,
                 [&](auto& masters, auto& weights, auto& corrections) {

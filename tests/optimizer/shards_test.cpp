@@ -59,8 +59,7 @@ void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage
     Noise noise(3);
     Tensor weight(storage.weight, shape, strides), gradient(DType::kFloat32, shape, strides);
     weight.fill([&] { return noise.normal(); });
-    AnyOptimizer whole(rule.rule, rule.hyperparameters, options),
-        cut(rule.rule, rule.hyperparameters, options);
+    Optimizer whole(rule.rule, rule.hyperparameters, options), cut(rule.rule, rule.hyperparameters, options);
 
     std::vector<Tensor> weights, gradients;
     std::vector<Extents> piece_strides;
@@ -88,11 +87,11 @@ void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage
         cut.step();
     }
     EXPECT_TRUE(test::holds_numbers(whole)) << rule.name << " " << storage.name;
-    const auto masters = whole.master(0), first = whole.first_moment(0), second = whole.second_moment(0);
+    const auto masters = whole.master(0), first = whole.moment(0, 0), second = whole.moment(0, 1);
     std::size_t covered = 0, different = 0;
     for (std::size_t n = 0; n < pieces.size(); ++n) {
-        const auto piece_masters = cut.master(n), piece_first = cut.first_moment(n),
-                   piece_second = cut.second_moment(n);
+        const auto piece_masters = cut.master(n), piece_first = cut.moment(n, 0),
+                   piece_second = cut.moment(n, 1);
         for_each_element(pieces[n], strides, piece_strides[n], [&](auto from, auto to) {
             ++covered;
             bool same = bits_of(masters[from]) == bits_of(piece_masters[to]);
@@ -172,7 +171,7 @@ std::vector<std::byte> bytes_of_shard(const Extents& shape, const Shard& shard) 
     Noise noise(9);
     Tensor weight(DType::kBFloat16, shape), gradient(DType::kBFloat16, shape);
     weight.fill([&] { return noise.normal(); });
-    AnyOptimizer optimizer(rule.rule, rule.hyperparameters, options);
+    Optimizer optimizer(rule.rule, rule.hyperparameters, options);
     optimizer.add_parameter(weight.view(), {}, 0, shard);
     for (int t = 0; t < 3; ++t) {
         gradient.fill([&] { return noise.normal(); });
@@ -203,7 +202,7 @@ TEST(Shards, IndicesBeyond32BitsKeepTheirDither) {
 // Whether small tensors keep fp32 moments is decided for the whole, or shards of one tensor would train differently.
 TEST(Shards, ThresholdsCountTheWholeTensor) {
     Hyperparameters h;
-    AnyOptimizer optimizer(Rule::kAdamW, h);
+    Optimizer optimizer(Rule::kAdamW, h);
     Tensor a(DType::kBFloat16, {2, 64}), b(DType::kBFloat16, {64}), c(DType::kBFloat16, {2, 64});
     optimizer.add_parameter(a.view(), "part of a large", 0, Shard{{100, 64}, {}, {0, 0}});
     optimizer.add_parameter(b.view(), "part of a long", 0, Shard{{70016}, {}, {640}});

@@ -20,7 +20,7 @@ std::vector<std::byte> bytes_in_memory_order(const RuleCase& rule, const Extents
     Noise noise(4);
     Tensor weight(DType::kBFloat16, shape, strides), gradient(DType::kBFloat16, shape, strides);
     weight.fill([&] { return noise.normal(); });
-    AnyOptimizer optimizer(rule.rule, rule.hyperparameters, all_quantized());
+    Optimizer optimizer(rule.rule, rule.hyperparameters, all_quantized());
     optimizer.add_parameter(weight.view());
     for (int t = 0; t < 3; ++t) {
         gradient.fill([&] { return noise.wide(); });
@@ -54,7 +54,7 @@ TEST(StrideOrder, GradientsInAnotherOrderOrWithHolesEqualOrderedOnes) {
                 Noise noise(8);
                 Tensor weight(DType::kBFloat16, shape, weight_strides);
                 weight.fill([&] { return noise.normal(); });
-                AnyOptimizer optimizer(rule.rule, rule.hyperparameters, all_quantized());
+                Optimizer optimizer(rule.rule, rule.hyperparameters, all_quantized());
                 optimizer.add_parameter(weight.view());
                 for (int t = 0; t < 3; ++t) {
                     Tensor given(DType::kFloat32, shape, gradient_strides),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,12 @@ def layout_of(tensor: Tensor) -> Tensor:
     """The layout of a whole tensor."""
     shape, strides = tensor.shape, tensor.stride()
     return operators.layout(shape, strides, shape, strides, [0] * tensor.dim())
+
+
+def numbers(momentum: float = 0.0) -> Tensor:
+    """A row of hyperparameters for a plan, which looks at the momentum alone."""
+    columns = json.loads(operators.rule_table())["columns"]
+    return torch.tensor([[momentum if name == "momentum" else 0.0 for name in columns]], dtype=torch.float64)
 
 
 class Call:
@@ -52,11 +59,11 @@ class Call:
             layout = layout_of(weight)
             dtype = DTYPES.index(weight.dtype)
             plan = operators.plan(
-                layout, RULES[rule], momentum, FORMATS[format], bits, True, 1024, 4096, dtype
+                layout, RULES[rule], numbers(momentum), FORMATS[format], bits, True, 1024, 4096, dtype
             )
             self.add_state(weight, plan.tolist(), SCALES[format])
             rows.append(torch.cat([layout, plan, torch.tensor([0, 0, 1, RULES[rule]])]))
-        self.table = torch.stack(rows) if rows else torch.empty(0, 24, dtype=torch.int64)
+        self.table = torch.stack(rows) if rows else torch.empty(0, 12 + operators.PLAN_ROW, dtype=torch.int64)
         values = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
         values |= {"momentum": momentum, "dampening": 0.0, "initial_lr": 1e-2, "nesterov": 0, "maximize": 0}
         values |= {"fully_decoupled": 0} | hyperparameters
@@ -71,9 +78,9 @@ class Call:
         made = (
             elements(*plan[4:6]),
             elements(*plan[6:8]),
-            torch.zeros(plan[8], dtype=scales),
-            elements(*plan[9:11]),
-            torch.zeros(plan[11], dtype=scales),
+            torch.zeros(plan[9], dtype=scales),
+            elements(*plan[10:12]),
+            torch.zeros(plan[13], dtype=scales),
             torch.zeros((), dtype=torch.int64),
         )
         for name, tensor in zip(self.LISTS, made, strict=True):
@@ -81,8 +88,11 @@ class Call:
 
     def arguments(self, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
         """The positional arguments of step_ that have no default."""
-        lists = [getattr(self, name) for name in self.LISTS]
-        return (self.weights, list(gradients), *lists, self.bad, self.table, self.hyperparameters)
+        lists = [getattr(self, name) for name in self.LISTS[:-1]]
+        places = [place for place, tensors in enumerate(lists) if tensors]
+        state = [tensor for tensors in lists for tensor in tensors]
+        rest = (self.steps, self.bad, self.table, self.hyperparameters)
+        return (self.weights, list(gradients), state, places, *rest)
 
     def step(self, gradients: Sequence[Tensor], **options: Any) -> Call:
         operators.step_(*self.arguments(gradients), **options)

@@ -125,7 +125,7 @@ def test_a_transposed_weight_is_stepped_where_it_lies() -> None:
     assert turned.weights[0].stride() == (1, 96)
     assert same_bits(turned.weights[0].t(), plain.weights[0])
     assert same_bits(turned.first[0].t(), plain.first[0])
-    with pytest.raises(ValueError, match=r"first\[0\] .*does not lie as its weight"):
+    with pytest.raises(ValueError, match=r"exp_avg\[0\] .*does not lie as its weight"):
         turned.first[0] = turned.first[0].contiguous()
         turned.step([gradient.t()])
 
@@ -214,11 +214,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("weights", lambda t: t.float(), r"weights\[1\] is float32: it must be bfloat16"),
     ("weights", lambda t: t[:3], r"weights\[1\] has 123 elements: it must have 1353"),
     ("weights", lambda t: t[:1].expand(33, 41), r"weights\[1\] .* is not dense in memory"),
-    ("corrections", lambda t: t.short(), r"corrections\[1\] is int16: it must be int8"),
-    ("corrections", lambda t: t[:0], r"corrections\[1\] has 0 elements: it must have 1353"),
-    ("first", lambda t: t[..., :1], r"first\[1\] has 33 elements"),
-    ("first_scales", lambda t: t.half(), r"first_scales\[1\] is float16: it must be bfloat16"),
-    ("second_scales", lambda t: t.repeat_interleave(2)[::2], r"second_scales\[1\] is not contiguous"),
+    ("corrections", lambda t: t.short(), r"error_bits\[1\] is int16: it must be int8"),
+    ("corrections", lambda t: t[:0], r"error_bits\[1\] has 0 elements: it must have 1353"),
+    ("first", lambda t: t[..., :1], r"exp_avg\[1\] has 33 elements"),
+    ("first_scales", lambda t: t.half(), r"exp_avg_scales\[1\] is float16: it must be bfloat16"),
+    ("second_scales", lambda t: t.repeat_interleave(2)[::2], r"exp_avg_sq_scales\[1\] is not contiguous"),
     ("steps", lambda t: t.float(), r"steps\[1\] is float32: .*int64"),
     ("steps", lambda t: t - 1, r"steps\[1\] must be one integer that is not negative"),
 ]
@@ -249,16 +249,16 @@ def test_tables_that_contradict_themselves_are_refused() -> None:
         (9, 32),
         (11, 1),
         (15, 1),
-        (20, 1),
-        (23, 5),
-        (23, 4),
+        (30, 1),
+        (33, 5),
+        (33, 4),
     ):
         call.table = good.clone()
         call.table[1, column] = value
         with pytest.raises(ValueError, match=r"layout|plan|group|rule|weight_dtype|elements"):
             operators.step_(*call.arguments(gradients))
     call.table = good[:2]
-    with pytest.raises(ValueError, match="a row of 24 for each weight"):
+    with pytest.raises(ValueError, match="a row of 34 for each weight"):
         operators.step_(*call.arguments(gradients))
     call.table = good
     call.hyperparameters[0, 2] = 1.0
@@ -272,7 +272,7 @@ def test_tables_that_contradict_themselves_are_refused() -> None:
 def test_momentum_that_came_needs_a_new_plan() -> None:
     call = Call(random(), "sgd", momentum=0.0)
     call.hyperparameters[0, 5] = 0.9
-    with pytest.raises(ValueError, match=r"plan does not fit its layout, rule or momentum"):
+    with pytest.raises(ValueError, match=r"plan does not fit its layout, rule or hyperparameters"):
         call.step(random(seed=1))
 
 

@@ -12,7 +12,7 @@ from itertools import product
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
-from operator_calls import Call, layout_of
+from operator_calls import Call, layout_of, numbers
 from support import same_bits
 
 Tensor = torch.Tensor
@@ -70,7 +70,7 @@ def test_layouts_are_what_a_tensor_has(column: int, value: int) -> None:
     call.table[0, column] = value
     before = call.copies()
     for use in (
-        lambda: operators.plan(layout, 3, 0.0, 0, 24, True, 0, 0, 1),
+        lambda: operators.plan(layout, 3, numbers(), 0, 24, True, 0, 0, 1),
         lambda: operators.encode_moment(torch.ones(64, 96), layout, 0, 0),
         lambda: call.step([torch.ones(64, 96)]),
     ):
@@ -99,10 +99,10 @@ def test_shapes_are_refused_or_multiplied_right(shape: tuple[int, ...]) -> None:
 def test_bits_are_not_cut_to_fewer(bits: int) -> None:
     weight = torch.ones(64, 96).bfloat16()
     if bits == 0:
-        operators.plan(layout_of(weight), 3, 0.0, 0, bits, True, 0, 0, 1)
+        operators.plan(layout_of(weight), 3, numbers(), 0, bits, True, 0, 0, 1)
         return
     with pytest.raises(ValueError, match="master_weight_bits"):
-        operators.plan(layout_of(weight), 3, 0.0, 0, bits, True, 0, 0, 1)
+        operators.plan(layout_of(weight), 3, numbers(), 0, bits, True, 0, 0, 1)
     with pytest.raises(ValueError, match="master_weight_bits"):
         operators.split_weights(weight.float(), 1, bits, False)
     with pytest.raises(ValueError, match="master_weight_bits"):
@@ -114,9 +114,9 @@ def test_choices_are_what_there_is() -> None:
     for value in ENDS:
         if not 0 <= value <= 2:
             with pytest.raises(ValueError):
-                operators.plan(layout, 3, 0.0, value, 24, True, 0, 0, 1)
+                operators.plan(layout, 3, numbers(), value, 24, True, 0, 0, 1)
             with pytest.raises(ValueError):
-                operators.plan(layout, 3, 0.0, 0, 24, True, 0, 0, value)
+                operators.plan(layout, 3, numbers(), 0, 24, True, 0, 0, value)
             with pytest.raises(ValueError):
                 operators.encode_moment(torch.ones(64, 96), layout, 0, value)
         if not 0 <= value <= 1:
@@ -149,6 +149,7 @@ def test_what_is_written_in_place_must_be_aligned(name: str) -> None:
     call = Call([torch.randn(64, 96).bfloat16()], bits=32)
     getattr(call, name)[0] = at_odd_address(getattr(call, name)[0])
     before = call.copies()
-    with pytest.raises(ValueError, match=rf"{name}\[0\] lies at an address"):
+    shown = {"corrections": "error_bits", "first_scales": "exp_avg_scales"}.get(name, name)
+    with pytest.raises(ValueError, match=rf"{shown}\[0\] lies at an address"):
         call.step([torch.ones(64, 96)])
     assert unchanged(call, before)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
-from operator_calls import Call, layout_of
+from operator_calls import Call, layout_of, numbers
 from support import same_bits
 
 Tensor = torch.Tensor
@@ -37,11 +37,11 @@ def test_a_moment_in_any_order_survives_its_codes(moment: int, storage: int) -> 
 def test_codes_that_no_step_writes_are_refused() -> None:
     weight = torch.randn(64, 64).bfloat16()
     layout = layout_of(weight)
-    plan = operators.plan(layout, 3, 0.0, NATIVE, 24, True, 0, 0, 1)
+    plan = operators.plan(layout, 3, numbers(), NATIVE, 24, True, 0, 0, 1)
     codes, scales = operators.encode_moment(weight.float(), layout, 0, NATIVE)
     operators.check_moment(codes, scales, layout, plan, 0)
     codes[1, 2] = -128
-    with pytest.raises(RuntimeError, match="first moment: element 66 has code -128"):
+    with pytest.raises(RuntimeError, match="moment: element 66 has code -128"):
         operators.check_moment(codes, scales, layout, plan, 0)
     codes[1, 2] = 0
     scales[3] = float("nan")
@@ -123,18 +123,18 @@ def test_settings_out_of_range_are_refused() -> None:
     assert operators.backend() == 0
     weight = torch.zeros(4, 4, dtype=torch.bfloat16)
     for change in ({0: 5}, {2: 3}, {3: 8}, {7: 3}):
-        numbers: list[Any] = [3, 0.9, 0, 24, True, 0, 0, 1]
+        choices: list[Any] = [3, numbers(0.9), 0, 24, True, 0, 0, 1]
         for position, value in change.items():
-            numbers[position] = value
+            choices[position] = value
         with pytest.raises(ValueError, match=r"must be|choose"):
-            operators.plan(layout_of(weight), *numbers)
+            operators.plan(layout_of(weight), *choices)
     with pytest.raises(ValueError, match="not dense"):
         operators.layout([4, 4], [0, 1], [4, 4], [0, 1], [0, 0])
     with pytest.raises(ValueError, match="multiples of 32"):
         operators.layout([4, 100], [100, 1], [4, 300], [300, 1], [0, 50])
     part = operators.layout([100], [1], [300], [1], [50])
     with pytest.raises(ValueError, match="multiples of 32"):
-        operators.plan(part, 3, 0.9, 0, 24, True, 0, 0, 1)
+        operators.plan(part, 3, numbers(0.9), 0, 24, True, 0, 0, 1)
 
 
 def samples() -> dict[str, tuple[Any, ...]]:
@@ -142,7 +142,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
     weights = [torch.randn(48, 40).bfloat16(), torch.randn(7).bfloat16()]
     gradients = [torch.randn(48, 40), torch.randn(7)]
     call = Call(weights)
-    layout, plan = call.table[0, :8].clone(), call.table[0, 8:20].clone()
+    layout, plan = call.table[0, :8].clone(), call.table[0, 8 : 8 + operators.PLAN_ROW].clone()
     table = (call.table, call.hyperparameters)
     codes, scales = operators.encode_moment(gradients[0], layout, 0, NATIVE)
     narrow, correction = operators.split_weights(gradients[0], 1, 24, False)
@@ -151,7 +151,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "count_bad": (call.weights, gradients, call.corrections, *table, None, 1.0),
         "grad_norm": (call.weights, gradients, *table, 1.0),
         "check_hyperparameters": (call.hyperparameters, 3),
-        "plan": (layout, 3, 0.9, NATIVE, 24, True, 0, 0, 1),
+        "plan": (layout, 3, numbers(0.9), NATIVE, 24, True, 0, 0, 1),
         "encode_moment": (gradients[0], layout, 0, NATIVE),
         "decode_moment": (codes, scales, layout, 0, NATIVE),
         "check_moment": (codes, scales, layout, plan, 0),

@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "step/processor.h"
 #include "../support/step_cases.h"
+#include "step/processor.h"
 
 namespace flashoptim {
 
@@ -81,7 +81,7 @@ void use_everything(Backend backend, NonFinite policy) {
     Tensor weight(DType::kFloat32, {100});
     Tensor gradient(DType::kFloat32, {100});
     gradient.fill([] { return 0.5; });
-    AnyOptimizer optimizer(Rule::kAdamW, {}, options);
+    Optimizer optimizer(Rule::kAdamW, {}, options);
     const auto p = optimizer.add_parameter(weight.view());
     optimizer.set_gradient(p, gradient.view());
     if (optimizer.grad_norm() != 5.0) std::exit(4);

@@ -34,7 +34,7 @@ struct Model {
         return options;
     }
     std::vector<Tensor> weights, gradients;
-    AnyOptimizer optimizer;
+    Optimizer optimizer;
 };
 
 /// All 64 bits, in characters that mean nothing to a regular expression.
@@ -125,7 +125,7 @@ TEST(GradientNorm, ClipsAsGradientsAreRead) {
         a.fill([&] { return noise.normal(); });
         Tensor b = a;
         gradient.fill([&] { return noise.normal(); });
-        AnyOptimizer by_factor(rule.rule, rule.hyperparameters), beforehand(rule.rule, rule.hyperparameters);
+        Optimizer by_factor(rule.rule, rule.hyperparameters), beforehand(rule.rule, rule.hyperparameters);
         by_factor.add_parameter(a.view());
         beforehand.add_parameter(b.view());
         by_factor.set_gradient(0, gradient.view());

@@ -48,7 +48,7 @@ private:
         options.threads = threads;
         return options;
     }
-    AnyOptimizer optimizer_;
+    Optimizer optimizer_;
     std::vector<Tensor> weights_, gradients_;
 };
 
@@ -123,7 +123,7 @@ TEST_P(SameBitsOfEveryRule, WithWeightsAndScalarsOutOfTheOrdinary) {
                 OptimizerOptions options;
                 options.storage = storage.options;
                 options.backend = backend;
-                AnyOptimizer optimizer(rule.rule, rule.hyperparameters, options);
+                Optimizer optimizer(rule.rule, rule.hyperparameters, options);
                 Tensor weight(storage.weight, {40, 96}), gradient(DType::kFloat32, {40, 96});
                 Noise noise(3);
                 weight.fill([&] { return noise.normal(); });
@@ -167,7 +167,7 @@ TEST(SameBits, ParametersSteppedOneByOneOrTogether) {
     std::vector<std::vector<std::byte>> results;
     for (const bool together : {true, false}) {
         std::vector<Tensor> weights, gradients;
-        AnyOptimizer optimizer(rule.rule, rule.hyperparameters);
+        Optimizer optimizer(rule.rule, rule.hyperparameters);
         Noise noise(5);
         for (int n = 0; n < 3; ++n) {
             weights.emplace_back(DType::kBFloat16, std::vector<std::int64_t>{70, 64}).fill([&] {

@@ -71,11 +71,6 @@ std::vector<std::byte> stored(const std::vector<float>& values, DType dtype) {
     return bytes;
 }
 
-struct AnyOptimizer : Optimizer {
-    AnyOptimizer(Rule rule, const Hyperparameters& h, const OptimizerOptions& options)
-        : Optimizer(rule, h, options) {}
-};
-
 std::string digest_of(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options,
                       DType weight_dtype, DType gradient_dtype, const std::vector<std::int64_t>& shape) {
     std::size_t numel = 1;
@@ -85,7 +80,7 @@ std::string digest_of(Rule rule, const Hyperparameters& hyperparameters, const O
     for (auto& value : values) value = numbers.even();
     auto weight = stored(values, weight_dtype);
 
-    AnyOptimizer optimizer(rule, hyperparameters, options);
+    Optimizer optimizer(rule, hyperparameters, options);
     optimizer.add_parameter({weight.data(), weight_dtype, shape});
     Digest digest;
     for (int t = 0; t < kSteps; ++t) {
@@ -173,6 +168,7 @@ void for_each_case(Backend backend, Each each) {
 }
 
 Backend backend_named(std::string_view name) {
+    if (name == name_of(Backend::kAutomatic)) return Backend::kAutomatic;
     for (const auto backend : available_backends()) {
         if (name_of(backend) == name) return backend;
     }

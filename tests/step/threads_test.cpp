@@ -96,9 +96,9 @@ TEST(Threads, OnePoolForSeveralLists) {
         list.gradient.fill([&] { return noise.even(); });
         list.item.layout = &list.layout;
         list.item.plan = plan_of(list.layout);
-        list.correction.resize(list.item.plan.correction.bytes());
-        list.codes.resize(list.item.plan.first.bytes());
-        list.scales.resize(static_cast<std::size_t>(list.item.plan.first_scales.count));
+        list.correction.resize(list.item.plan.correction().bytes());
+        list.codes.resize(list.item.plan.codes(0).bytes());
+        list.scales.resize(static_cast<std::size_t>(list.item.plan.scales(0).count));
         list.item.weight = list.weight.view().data;
         list.item.state = {list.correction.data(), list.codes.data(), list.scales.data(), nullptr, nullptr};
         list.item.gradient = list.gradient.view().data;
@@ -223,7 +223,7 @@ TEST(Threads, TheCallersFloatingPointModeChangesNothing) {
 TEST(Threads, AnOptimizerStepsInAForkedChild) {
     Tensor weight(DType::kFloat32, {200000}), gradient(DType::kFloat32, {200000});
     gradient.fill([] { return 1.0F; });
-    auto optimizer = std::make_unique<SGD>(SGDOptions{.learning_rate = 1.0}, with_threads(3));
+    auto optimizer = std::make_unique<SGD>(SGDHyperparameters{.learning_rate = 1.0}, with_threads(3));
     optimizer->add_parameter(weight.view());
     optimizer->set_gradient(0, gradient.view());
     optimizer->step();

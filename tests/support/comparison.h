@@ -59,10 +59,10 @@ inline bool has_moved(float before, float after) { return before < after || befo
 /// That no weight and no moment of an optimizer is NaN: what equal bits cannot tell.
 inline ::testing::AssertionResult holds_numbers(const Optimizer& optimizer) {
     for (Optimizer::ParameterId id = 0; id < optimizer.parameter_count(); ++id) {
-        const char* const held = has_nan(optimizer.master(id))          ? "weight"
-                                 : has_nan(optimizer.first_moment(id))  ? "first moment"
-                                 : has_nan(optimizer.second_moment(id)) ? "second moment"
-                                                                        : nullptr;
+        const char* const held = has_nan(optimizer.master(id))      ? "weight"
+                                 : has_nan(optimizer.moment(id, 0)) ? "first moment"
+                                 : has_nan(optimizer.moment(id, 1)) ? "second moment"
+                                                                    : nullptr;
         if (held != nullptr) {
             return ::testing::AssertionFailure()
                    << "the " << held << " of " << optimizer.name(id) << " holds a NaN";

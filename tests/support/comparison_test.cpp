@@ -71,7 +71,7 @@ TEST(Comparison, ANanInAnyBufferOfAnOptimizerIsSeen) {
         options.storage = storage.options;
         Tensor weight(storage.weight, {2, 32}), gradient(DType::kFloat32, {2, 32});
         gradient.fill([] { return 0.5F; });
-        AnyOptimizer optimizer(rule.rule, rule.hyperparameters, options);
+        Optimizer optimizer(rule.rule, rule.hyperparameters, options);
         optimizer.add_parameter(weight.view(), "w");
         optimizer.set_gradient(0, gradient.view());
         optimizer.step();

@@ -103,13 +103,6 @@ private:
     std::vector<std::byte> bytes_;
 };
 
-/// An optimizer whose rule is a value.
-class AnyOptimizer : public Optimizer {
-public:
-    AnyOptimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options = {})
-        : Optimizer(rule, hyperparameters, options) {}
-};
-
 /// A rule with hyperparameters under which everything it has is in use.
 struct RuleCase {
     std::string name;

@@ -1,6 +1,5 @@
-// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign
-// momentum, square root variance, fp16 scales, and a correction normalised by the unit in the last place. One
-// rounding per operation, no fma.
+// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign momentum, square
+// root variance, fp16 scales, and a correction normalised by the unit in the last place. One rounding per operation, no fma.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -68,7 +67,7 @@ struct PaperBfloat16 {
     }
 
 private:
-    /// The largest power of two that is not above a value; the smallest normal one for smaller values.
+    /// The power of two that a value begins with; the smallest normal one for what is below.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float binade(typename L::Float value) {
         return L::from_bits(L::max_bits(L::bits(value) & kInfinityBits, L::broadcast_bits(1U << 23U)));
@@ -245,96 +244,111 @@ struct PaperPlainWeight {
     }
 };
 
-/// Softsign codes of the first moment and linear codes of the root of the second (paper, section 3.2).
+/// Softsign codes of signed moments and linear codes of the root of squared ones (paper, section 3.2).
 struct PaperMoments {
-    using FirstCode = std::int8_t;
-    using SecondCode = std::uint8_t;
     static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = false;
     static constexpr bool kDivides = true;
-    static constexpr float kFirstUnit = 1.0F, kSecondUnit = 1.0F;
+    static constexpr int kCodeShift = 0;
     static constexpr float kSmallest = 1e-12F;  // the least group maximum
 
-    template <class L>
-    using OldFirst = OldMoment<L>;
-    template <class L>
-    using OldSecond = OldRootMoment<L>;
+    /// What both kinds have in common.
+    struct Either {
+        static constexpr float kUnit = 1.0F;
+        static constexpr std::uint32_t kFlip = 0U;
 
-    /// The rules of the paper multiply by their own constants.
-    static FLASHOPTIM_INLINE MomentScalars first_scalars(double /*decay*/, double /*gain*/,
-                                                         double /*measure*/) {
-        return {1.0F, 1.0F, 1.0F, 1.0F};
-    }
-    static FLASHOPTIM_INLINE MomentScalars second_scalars(double decay, double gain, double measure) {
-        return first_scalars(decay, gain, measure);
-    }
-    /// Encoding divides by the fp32 maximum, decoding multiplies by the stored fp16 one.
-    template <class L>
-    static FLASHOPTIM_INLINE void first_scale(typename L::Float largest, typename L::Float /*old_scale*/,
-                                              const MomentScalars& /*k*/, typename L::Float& scale,
-                                              typename L::Float& encode) {
-        encode = L::max_ignoring_nan(largest, L::broadcast(kSmallest));
-        scale = float16_to_float<L>(float_to_float16<L>(encode));
-    }
-    template <class L>
-    static FLASHOPTIM_INLINE void second_scale(typename L::Float largest, typename L::Float old_scale,
-                                               const MomentScalars& k, typename L::Float& scale,
-                                               typename L::Float& encode) {
-        first_scale<L>(largest, old_scale, k, scale, encode);
-    }
+        /// The rules of the paper multiply by their own constants.
+        static FLASHOPTIM_INLINE MomentScalars scalars(double /*decay*/, double /*gain*/,
+                                                       double /*measure*/) {
+            return {1.0F, 1.0F, 1.0F, 1.0F};
+        }
+        /// Encoding divides by the fp32 maximum, decoding multiplies by the stored fp16 one.
+        template <class L>
+        static FLASHOPTIM_INLINE void new_scale(typename L::Float largest, typename L::Float /*old_scale*/,
+                                                const MomentScalars& /*k*/, typename L::Float& scale,
+                                                typename L::Float& encode) {
+            encode = L::max_ignoring_nan(largest, L::broadcast(kSmallest));
+            scale = float16_to_float<L>(float_to_float16<L>(encode));
+        }
+    };
+
+    struct Signed : Either {
+        using Code = std::int8_t;
+        template <class L>
+        using Old = OldMoment<L>;
+
+        /// y / (2 - |y|) with y = q / 127; the moment is this times the scale.
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
+            const auto y = integer_quotient<L>(L::to_float(code), 127.0F);
+            return L::divide(y, 2.0F - absolute<L>(y));
+        }
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::Float unit_of_vector(const Code* codes, int j) {
+            return unit<L>(L::load_i8(codes + j * L::kWidth));
+        }
+        /// floor(2x / (1 + |x|) * 127 + 1/2), x = m / a.
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::UInt code(typename L::Float m, typename L::Float a,
+                                                       typename L::UInt /*dither*/) {
+            return L::floor_to_integer(finite_or_zero<L>(level<L>(L::divide(m, a))));
+        }
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::UInt sum(typename L::Float m, typename L::Float a,
+                                                      typename L::Float reciprocal,
+                                                      typename L::UInt /*dither*/) {
+            return L::floor_to_integer(level<L>(group_quotient<L>(m, a, reciprocal)));
+        }
+
+    private:
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::Float level(typename L::Float x) {
+            return L::divide(x * 2.0F, absolute<L>(x) + 1.0F) * 127.0F + 0.5F;
+        }
+    };
+
+    struct Squared : Either {
+        using Code = std::uint8_t;
+        template <class L>
+        using Old = OldRootMoment<L>;
+
+        /// c / 255; the root of the moment is this times the scale.
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
+            return integer_quotient<L>(L::to_float(code), 255.0F);
+        }
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::Float unit_of_vector(const Code* codes, int j) {
+            return unit<L>(L::load_u8(codes + j * L::kWidth));
+        }
+        /// floor(r / a * 255 + 1/2).
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::UInt code(typename L::Float root, typename L::Float a,
+                                                       typename L::UInt /*dither*/) {
+            return L::truncate(finite_or_zero<L>(level<L>(L::divide(root, a))));
+        }
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::UInt sum(typename L::Float root, typename L::Float a,
+                                                      typename L::Float reciprocal,
+                                                      typename L::UInt /*dither*/) {
+            return L::truncate(level<L>(group_quotient<L>(root, a, reciprocal)));
+        }
+
+    private:
+        template <class L>
+        static FLASHOPTIM_INLINE typename L::Float level(typename L::Float x) {
+            return x * 255.0F + 0.5F;
+        }
+    };
+
+    template <MomentKind kKind>
+    using Of = std::conditional_t<kKind == MomentKind::kSquared, Squared, Signed>;
 
     template <class L>
-    static FLASHOPTIM_INLINE void either_scale(bool /*is_second*/, typename L::Float largest,
+    static FLASHOPTIM_INLINE void new_scale_of(bool /*is_squared*/, typename L::Float largest,
                                                typename L::Float old_scale, const MomentScalars& k,
                                                typename L::Float& scale, typename L::Float& encode) {
-        first_scale<L>(largest, old_scale, k, scale, encode);
-    }
-
-    /// y / (2 - |y|) with y = q / 127; the first moment is this times the scale.
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float first_unit(typename L::UInt code) {
-        const auto y = integer_quotient<L>(L::to_float(code), 127.0F);
-        return L::divide(y, 2.0F - absolute<L>(y));
-    }
-    /// c / 255; the root of the second moment is this times the scale.
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float second_unit(typename L::UInt code) {
-        return integer_quotient<L>(L::to_float(code), 255.0F);
-    }
-    /// floor(2x / (1 + |x|) * 127 + 1/2), x = m / a.
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::UInt first_code(typename L::Float m, typename L::Float a,
-                                                         typename L::UInt /*dither*/) {
-        return L::floor_to_integer(finite_or_zero<L>(first_level<L>(L::divide(m, a))));
-    }
-    /// floor(r / a * 255 + 1/2).
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::UInt second_code(typename L::Float root, typename L::Float a,
-                                                          typename L::UInt /*dither*/) {
-        return L::truncate(finite_or_zero<L>(second_level<L>(L::divide(root, a))));
-    }
-
-    static constexpr int kCodeShift = 0;
-    static constexpr std::uint32_t kFirstFlip = 0U;
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float first_in_unit(const FirstCode* codes, int j) {
-        return first_unit<L>(L::load_i8(codes + j * L::kWidth));
-    }
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float second_in_unit(const SecondCode* codes, int j) {
-        return second_unit<L>(L::load_u8(codes + j * L::kWidth));
-    }
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::UInt first_sum(typename L::Float m, typename L::Float a,
-                                                        typename L::Float reciprocal,
-                                                        typename L::UInt /*dither*/) {
-        return L::floor_to_integer(first_level<L>(group_quotient<L>(m, a, reciprocal)));
-    }
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::UInt second_sum(typename L::Float root, typename L::Float a,
-                                                         typename L::Float reciprocal,
-                                                         typename L::UInt /*dither*/) {
-        return L::truncate(second_level<L>(group_quotient<L>(root, a, reciprocal)));
+        Either::new_scale<L>(largest, old_scale, k, scale, encode);
     }
     template <class L = ScalarLanes>
     static FLASHOPTIM_INLINE typename L::Float scale_to_float(typename L::UInt bits) {
@@ -346,16 +360,7 @@ struct PaperMoments {
     }
 
 private:
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float first_level(typename L::Float x) {
-        return L::divide(x * 2.0F, absolute<L>(x) + 1.0F) * 127.0F + 0.5F;
-    }
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float second_level(typename L::Float x) {
-        return x * 255.0F + 0.5F;
-    }
-    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a code (a is at
-    /// least 1e-12).
+    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a code (a is at least 1e-12).
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float group_quotient(typename L::Float x, typename L::Float a,
                                                               typename L::Float reciprocal) {

@@ -158,7 +158,7 @@ struct SplitWeight {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
             auto offset = L::broadcast_bits(0x8000U);
-            if constexpr (kBits == 8) offset = L::load_u32(dither.weight8 + place + j * L::kWidth);
+            if constexpr (kBits == 8) offset = L::load_u32(dither.weight8.entry + place + j * L::kWidth);
             sum[j] = Grid::template pattern<L>(w[j]) + offset;
         }
         L::store_high_u16(hi, sum);
@@ -212,7 +212,7 @@ struct PlainWeight {
         for (int j = 0; j < L::kUnit; ++j) {
             if constexpr (kDithered) {
                 sum[j] =
-                    Grid::template pattern<L>(w[j]) + L::load_u32(dither.weight16 + place + j * L::kWidth);
+                    Grid::template pattern<L>(w[j]) + L::load_u32(dither.weight16.entry + place + j * L::kWidth);
             } else {
                 const auto high = Grid::template nearest_high<L>(absolute<L>(w[j]));
                 sum[j] = L::merge_bits(kSignBit, L::bits(w[j]), high << 16U);

@@ -5,13 +5,16 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-#include "flashoptim/rule/hyperparameters.h"
+#include "flashoptim/rule/rules.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// A format may carry moments as m/(1-b1) and v/(1-b2) (Moments::kCarriesScaled).
+/// A format may carry moments as m/(1-b1) and v/(1-b2) (kCarriesScaled).
 struct AdamRule {
-    static constexpr bool kHasFirst = true, kHasSecond = true, kDividesMoments = false;
+    using Moments = MomentList<MomentKind::kSigned, MomentKind::kSquared>;
+    static constexpr bool kDividesMoments = false;
+    /// Its quotient is that of the first new moment and of fma(the second's root, root_scale, epsilon).
+    static constexpr bool kDividesFirstByRootOfSecond = true;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -20,24 +23,22 @@ struct AdamRule {
     }
 
     /// m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w = w (1 - lr wd) - lr (m/bc1) / (sqrt(v/bc2) + eps)
-    template <class L, class Moments>
-    static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
-                                         const typename Moments::template OldFirst<L>& old_first,
-                                         const typename Moments::template OldSecond<L>& old_second,
-                                         typename L::Float& first, typename L::Float& second,
-                                         typename L::Float& root, const StepScalars& k) {
+    template <class L, class Format>
+    static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float g,
+                                                         const OldMoments<L, Format, AdamRule>& old,
+                                                         NewMoments<L, AdamRule>& next,
+                                                         const StepScalars& k) {
         auto new_first = g;
         auto new_second = g * g;
-        if constexpr (!Moments::kCarriesScaled) {
-            new_first = g * k.first.gain;
-            new_second = new_second * k.second.gain;
+        if constexpr (!Format::kCarriesScaled) {
+            new_first = g * k.moment[0].gain;
+            new_second = new_second * k.moment[1].gain;
         }
-        first = old_first.plus(new_first);
-        second = old_second.plus(new_second);
-        root = L::sqrt(second);
-        const auto denominator = L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon));
-        const auto update = limited_quotient<L>(first, denominator, L::broadcast(k.update_limit));
-        w = L::fma(update, L::broadcast(-k.learning_rate), w * k.weight_factor);
+        next.value[0] = old.template at<0>().plus(new_first);
+        next.value[1] = old.template at<1>().plus(new_second);
+        next.root[1] = L::sqrt(next.value[1]);
+        const auto denominator = L::fma(next.root[1], L::broadcast(k.root_scale), L::broadcast(k.epsilon));
+        return limited_quotient<L>(next.value[0], denominator, L::broadcast(k.update_limit));
     }
 
     /// a / d with a magnitude of at most `limit`; d is not negative.
@@ -52,13 +53,13 @@ struct AdamRule {
     }
 
     /// The scalars of step `t` (1 in the first).
-    template <class Moments>
+    template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t, Decay decay) {
         const double bias_correction1 = 1.0 - power(h.beta1, t);
         const double bias_correction2 = 1.0 - power(h.beta2, t);
         // Carried moments are m/carry1 and v/carry2.
-        const double carry1 = Moments::kCarriesScaled ? 1.0 - h.beta1 : 1.0;
-        const double carry2 = Moments::kCarriesScaled ? 1.0 - h.beta2 : 1.0;
+        const double carry1 = Format::kCarriesScaled ? 1.0 - h.beta1 : 1.0;
+        const double carry2 = Format::kCarriesScaled ? 1.0 - h.beta2 : 1.0;
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate * carry1 / bias_correction1);
         set_decay(k, h, decay);
@@ -66,10 +67,10 @@ struct AdamRule {
         const auto epsilon = static_cast<float>(h.epsilon);
         k.epsilon = epsilon < 0x1p-126F ? 0x1p-126F : epsilon;
         k.update_limit = static_cast<float>(largest_update(h, t) * (bias_correction1 / carry1));
-        const double decay2 = Moments::kCarriesScaled ? h.beta2 / (1.0 - h.beta2) : h.beta2;
-        const double decay1 = Moments::kCarriesScaled ? h.beta1 / (1.0 - h.beta1) : h.beta1;
-        k.first = Moments::first_scalars(decay1, 1.0 - h.beta1, carry1);
-        k.second = Moments::second_scalars(decay2, 1.0 - h.beta2, carry2);
+        const double decay2 = Format::kCarriesScaled ? h.beta2 / (1.0 - h.beta2) : h.beta2;
+        const double decay1 = Format::kCarriesScaled ? h.beta1 / (1.0 - h.beta1) : h.beta1;
+        k.moment[0] = Format::Signed::scalars(decay1, 1.0 - h.beta1, carry1);
+        k.moment[1] = Format::Squared::scalars(decay2, 1.0 - h.beta2, carry2);
         return k;
     }
 
@@ -95,7 +96,8 @@ struct AdamRule {
 
 /// The same in the order of operations of the paper's authors: one rounding each, no fma, no clamp.
 struct PaperAdamRule {
-    static constexpr bool kHasFirst = true, kHasSecond = true, kDividesMoments = true;
+    using Moments = AdamRule::Moments;
+    static constexpr bool kDividesMoments = true;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -104,21 +106,19 @@ struct PaperAdamRule {
     }
 
     /// `kFits`: new moments are known to fit `quotient`.
-    template <class L, class Moments, bool kFits = false>
+    template <class L, class Format, bool kFits = false>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
-                                         const typename Moments::template OldFirst<L>& old_first,
-                                         const typename Moments::template OldSecond<L>& old_second,
-                                         typename L::Float& first, typename L::Float& second,
-                                         typename L::Float& root, const StepScalars& k) {
-        first = old_first.value() * k.beta1 + g * k.one_minus_beta1;
-        second = old_second.value() * k.beta2 + (g * g) * k.one_minus_beta2;
-        root = L::sqrt(second);
-        const auto numerator = quotient<L, kFits>(first, k.bias_correction1) * k.learning_rate;
-        const auto denominator = L::sqrt(quotient<L, kFits>(second, k.bias_correction2)) + k.epsilon;
+                                         const OldMoments<L, Format, PaperAdamRule>& old,
+                                         NewMoments<L, PaperAdamRule>& next, const StepScalars& k) {
+        next.value[0] = old.template at<0>().value() * k.beta1 + g * k.one_minus_beta1;
+        next.value[1] = old.template at<1>().value() * k.beta2 + (g * g) * k.one_minus_beta2;
+        next.root[1] = L::sqrt(next.value[1]);
+        const auto numerator = quotient<L, kFits>(next.value[0], k.bias_correction1) * k.learning_rate;
+        const auto denominator = L::sqrt(quotient<L, kFits>(next.value[1], k.bias_correction2)) + k.epsilon;
         w = w * k.weight_factor - L::divide(numerator, denominator);
     }
 
-    template <class Moments>
+    template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
@@ -130,11 +130,16 @@ struct PaperAdamRule {
         k.one_minus_beta2 = 1.0F - k.beta2;
         k.bias_correction1 = divisor_of(1.0F - static_cast<float>(power(static_cast<double>(k.beta1), t)));
         k.bias_correction2 = divisor_of(1.0F - static_cast<float>(power(static_cast<double>(k.beta2), t)));
-        k.first = Moments::first_scalars(1.0, 1.0, 1.0);
-        k.second = Moments::second_scalars(1.0, 1.0, 1.0);
+        k.moment[0] = Format::Signed::scalars(1.0, 1.0, 1.0);
+        k.moment[1] = Format::Squared::scalars(1.0, 1.0, 1.0);
         return k;
     }
 };
+
+template <>
+struct KernelsOf<Rule::kAdam> : RuleKernels<AdamRule, PaperAdamRule> {};
+template <>
+struct KernelsOf<Rule::kAdamW> : KernelsOf<Rule::kAdam> {};
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA
 

@@ -5,7 +5,7 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-#include "flashoptim/rule/hyperparameters.h"
+#include "flashoptim/rule/rules.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
@@ -18,7 +18,8 @@ FLASHOPTIM_INLINE typename L::Float sign_of(typename L::Float x) {
 }
 
 struct LionRule {
-    static constexpr bool kHasFirst = true, kHasSecond = false, kDividesMoments = false;
+    using Moments = MomentList<MomentKind::kSigned>;
+    static constexpr bool kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
@@ -28,19 +29,18 @@ struct LionRule {
     }
 
     /// c = b1 m + (1-b1) g;  w = w (1 - lr wd) - lr sign(c);  m = b2 m + (1-b2) g
-    template <class L, class Moments>
-    static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
-                                         const typename Moments::template OldFirst<L>& old_first,
-                                         const typename Moments::template OldSecond<L>& /*old_second*/,
-                                         typename L::Float& first, typename L::Float& /*second*/,
-                                         typename L::Float& /*root*/, const StepScalars& k) {
-        const auto m = old_first.value();
+    template <class L, class Format>
+    static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float g,
+                                                         const OldMoments<L, Format, LionRule>& old,
+                                                         NewMoments<L, LionRule>& next,
+                                                         const StepScalars& k) {
+        const auto m = old.template at<0>().value();
         const auto c = L::fma(m, L::broadcast(k.beta1), g * k.one_minus_beta1);
-        w = L::fma(sign_of<L>(c), L::broadcast(-k.learning_rate), w * k.weight_factor);
-        first = L::fma(m, L::broadcast(k.beta2), g * k.one_minus_beta2);
+        next.value[0] = L::fma(m, L::broadcast(k.beta2), g * k.one_minus_beta2);
+        return sign_of<L>(c);
     }
 
-    template <class Moments>
+    template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
@@ -49,14 +49,15 @@ struct LionRule {
         k.beta2 = static_cast<float>(h.beta2);
         k.one_minus_beta1 = static_cast<float>(1.0 - h.beta1);
         k.one_minus_beta2 = static_cast<float>(1.0 - h.beta2);
-        k.first = Moments::first_scalars(1.0, 1.0, 1.0);
+        k.moment[0] = Format::Signed::scalars(1.0, 1.0, 1.0);
         return k;
     }
 };
 
 /// The same in the order of operations of the paper's authors.
 struct PaperLionRule {
-    static constexpr bool kHasFirst = true, kHasSecond = false, kDividesMoments = false;
+    using Moments = LionRule::Moments;
+    static constexpr bool kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
@@ -65,19 +66,17 @@ struct PaperLionRule {
         return g;
     }
 
-    template <class L, class Moments>
+    template <class L, class Format>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
-                                         const typename Moments::template OldFirst<L>& old_first,
-                                         const typename Moments::template OldSecond<L>& /*old_second*/,
-                                         typename L::Float& first, typename L::Float& /*second*/,
-                                         typename L::Float& /*root*/, const StepScalars& k) {
-        const auto m = old_first.value();
+                                         const OldMoments<L, Format, PaperLionRule>& old,
+                                         NewMoments<L, PaperLionRule>& next, const StepScalars& k) {
+        const auto m = old.template at<0>().value();
         const auto c = m * k.beta1 + g * k.one_minus_beta1;
-        first = m * k.beta2 + g * k.one_minus_beta2;
+        next.value[0] = m * k.beta2 + g * k.one_minus_beta2;
         w = w * k.weight_factor - sign_of<L>(c) * k.learning_rate;
     }
 
-    template <class Moments>
+    template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
@@ -86,10 +85,13 @@ struct PaperLionRule {
         k.beta2 = static_cast<float>(h.beta2);
         k.one_minus_beta1 = 1.0F - k.beta1;
         k.one_minus_beta2 = 1.0F - k.beta2;
-        k.first = Moments::first_scalars(1.0, 1.0, 1.0);
+        k.moment[0] = Format::Signed::scalars(1.0, 1.0, 1.0);
         return k;
     }
 };
+
+template <>
+struct KernelsOf<Rule::kLion> : RuleKernels<LionRule, PaperLionRule> {};
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA
 

@@ -5,13 +5,20 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-#include "flashoptim/rule/hyperparameters.h"
+#include <type_traits>
+
+#include "flashoptim/rule/rules.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
+/// With its momentum buffer, and without one.
+template <bool kMomentum>
+using SgdMoments = std::conditional_t<kMomentum, MomentList<MomentKind::kSigned>, MomentList<>>;
+
 template <bool kMomentum>
 struct SgdRule {
-    static constexpr bool kHasFirst = kMomentum, kHasSecond = false, kDividesMoments = false;
+    using Moments = SgdMoments<kMomentum>;
+    static constexpr bool kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -20,28 +27,26 @@ struct SgdRule {
     }
 
     /// m = mu m + (1-dampening) g, or g where no buffer exists yet;  w = w (1 - lr wd) - lr m, Nesterov: lr (g + mu m)
-    template <class L, class Moments>
-    static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
-                                         const typename Moments::template OldFirst<L>& old_first,
-                                         const typename Moments::template OldSecond<L>& /*old_second*/,
-                                         typename L::Float& first, typename L::Float& /*second*/,
-                                         typename L::Float& /*root*/, const StepScalars& k) {
-        auto step = g;
+    template <class L, class Format>
+    static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float g,
+                                                         const OldMoments<L, Format, SgdRule>& old,
+                                                         NewMoments<L, SgdRule>& next, const StepScalars& k) {
         if constexpr (kMomentum) {
-            first = k.has_momentum ? old_first.plus(g * k.first.gain) : g;
-            step = k.nesterov ? L::fma(first, L::broadcast(k.beta1), g) : first;
+            next.value[0] = k.has_momentum ? old.template at<0>().plus(g * k.moment[0].gain) : g;
+            return k.nesterov ? L::fma(next.value[0], L::broadcast(k.beta1), g) : next.value[0];
+        } else {
+            return g;
         }
-        w = L::fma(step, L::broadcast(-k.learning_rate), w * k.weight_factor);
     }
 
-    template <class Moments>
+    template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
         set_decay(k, h, decay);
         k.beta1 = static_cast<float>(h.momentum);
         k.nesterov = h.nesterov;
-        k.first = Moments::first_scalars(h.momentum, 1.0 - h.dampening, 1.0);
+        k.moment[0] = Format::Signed::scalars(h.momentum, 1.0 - h.dampening, 1.0);
         return k;
     }
 };
@@ -49,7 +54,8 @@ struct SgdRule {
 /// The same in the order of operations of the paper's authors, who dampen from the first step on.
 template <bool kMomentum>
 struct PaperSgdRule {
-    static constexpr bool kHasFirst = kMomentum, kHasSecond = false, kDividesMoments = false;
+    using Moments = SgdMoments<kMomentum>;
+    static constexpr bool kDividesMoments = false;
 
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g, typename L::Float w,
@@ -57,21 +63,19 @@ struct PaperSgdRule {
         return add_paper_l2<L>(g, w, k);
     }
 
-    template <class L, class Moments>
+    template <class L, class Format>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
-                                         const typename Moments::template OldFirst<L>& old_first,
-                                         const typename Moments::template OldSecond<L>& /*old_second*/,
-                                         typename L::Float& first, typename L::Float& /*second*/,
-                                         typename L::Float& /*root*/, const StepScalars& k) {
+                                         const OldMoments<L, Format, PaperSgdRule>& old,
+                                         NewMoments<L, PaperSgdRule>& next, const StepScalars& k) {
         auto step = g;
         if constexpr (kMomentum) {
-            first = old_first.value() * k.beta1 + g * k.one_minus_beta1;
-            step = k.nesterov ? g + first * k.beta1 : first;
+            next.value[0] = old.template at<0>().value() * k.beta1 + g * k.one_minus_beta1;
+            step = k.nesterov ? g + next.value[0] * k.beta1 : next.value[0];
         }
         w = w * k.weight_factor - step * k.learning_rate;
     }
 
-    template <class Moments>
+    template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
@@ -84,10 +88,16 @@ struct PaperSgdRule {
         k.beta1 = static_cast<float>(h.momentum);
         k.one_minus_beta1 = static_cast<float>(1.0 - h.dampening);
         k.nesterov = h.nesterov;
-        k.first = Moments::first_scalars(1.0, 1.0, 1.0);
+        k.moment[0] = Format::Signed::scalars(1.0, 1.0, 1.0);
         return k;
     }
 };
+
+template <>
+struct KernelsOf<Rule::kSGD>
+    : RuleKernels<SgdRule<true>, PaperSgdRule<true>, SgdRule<false>, PaperSgdRule<false>> {};
+template <>
+struct KernelsOf<Rule::kSGDW> : KernelsOf<Rule::kSGD> {};
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA
 

@@ -17,13 +17,6 @@ using namespace flashoptim::capi;
 
 namespace {
 
-/// An optimizer whose rule is a value.
-class AnyOptimizer : public Optimizer {
-public:
-    AnyOptimizer(Rule rule, const Hyperparameters& hyperparameters, const OptimizerOptions& options)
-        : Optimizer(rule, hyperparameters, options) {}
-};
-
 /// Where a result goes, which may be NULL. Asked for before anything is done, so that a call either does all or nothing.
 template <class T>
 T* wanted(T* to, const char* name) {
@@ -36,14 +29,6 @@ void write(T* to, T value) {
 std::shared_ptr<Optimizer> core(flashoptim_optimizer* handle) { return Handles::instance().at(handle); }
 std::shared_ptr<const Optimizer> core(const flashoptim_optimizer* handle) {
     return Handles::instance().at(handle);
-}
-
-bool keeps_first_moment(const Optimizer& optimizer, size_t parameter) {
-    const bool is_sgd = optimizer.rule() == Rule::kSGD || optimizer.rule() == Rule::kSGDW;
-    return !is_sgd || optimizer.hyperparameters(optimizer.group_of(parameter)).momentum != 0.0;
-}
-bool keeps_second_moment(const Optimizer& optimizer) {
-    return optimizer.rule() == Rule::kAdam || optimizer.rule() == Rule::kAdamW;
 }
 
 void write_report(const StepReport& report, std::uint64_t* bad_elements, std::int32_t* skipped) {
@@ -86,7 +71,7 @@ flashoptim_status flashoptim_create(std::int32_t rule, const flashoptim_hyperpar
         const auto chosen = to_rule(rule);
         const auto h = hyperparameters == nullptr ? default_hyperparameters(chosen)
                                                   : from_c(not_null(hyperparameters, "hyperparameters"));
-        to = Handles::instance().add(std::make_shared<AnyOptimizer>(chosen, h, from_c(options)));
+        to = Handles::instance().add(std::make_shared<Optimizer>(chosen, h, from_c(options)));
     });
 }
 flashoptim_status flashoptim_destroy(flashoptim_optimizer* optimizer) {
@@ -210,17 +195,31 @@ flashoptim_status flashoptim_refresh_master(flashoptim_optimizer* optimizer, siz
 flashoptim_status flashoptim_refresh_masters(flashoptim_optimizer* optimizer) {
     return guarded([&] { core(optimizer)->refresh_masters(); });
 }
+const char* flashoptim_rule_name(std::int32_t rule) {
+    return rule >= 0 && rule < kRuleCount ? kRules[static_cast<std::size_t>(rule)].name.data() : nullptr;
+}
+const char* flashoptim_moment_name(std::int32_t rule, std::int32_t moment) {
+    if (flashoptim_rule_name(rule) == nullptr || moment < 0 || moment >= kMaxMoments) return nullptr;
+    const auto name = buffer_name(static_cast<Rule>(rule), codes_place(moment));
+    return name.empty() ? nullptr : name.data();
+}
 flashoptim_status flashoptim_copy_moment(const flashoptim_optimizer* optimizer, size_t parameter,
                                          int32_t moment, float* values, size_t count) {
     return guarded([&] {
         const auto from = core(optimizer);
-        const bool is_first = to_moment(moment) == Moment::kFirst;
         const auto to = span_of(values, count, "values");
-        const auto held = is_first ? from->first_moment(parameter) : from->second_moment(parameter);
-        if (!(is_first ? keeps_first_moment(*from, parameter) : keeps_second_moment(*from))) {
-            throw InvalidArgument(from->name(parameter) + " has no " + (is_first ? "first" : "second") +
-                                  " moment: " + std::string(name_of(from->rule())) +
-                                  " keeps none; ask for one that the rule has");
+        const auto held = from->moment(parameter, moment);
+        const auto& traits = traits_of(from->rule());
+        const bool is_kept = moment >= 0 && traits.keeps(static_cast<std::size_t>(moment),
+                                                         from->hyperparameters(from->group_of(parameter)));
+        if (!is_kept) {
+            std::string names;
+            for (const auto& one : traits.moments)
+                names += (names.empty() ? "" : ", ") + std::string(one.name);
+            throw InvalidArgument(from->name(parameter) + " has no moment " + std::to_string(moment) + ": " +
+                                  std::string(traits.name) + " keeps " + names +
+                                  (traits.moments[0].needs != nullptr ? ", with a momentum" : "") +
+                                  ", counted from 0; ask for one that it has");
         }
         if (held.size() != count) {
             throw InvalidArgument(from->name(parameter) + " has " + std::to_string(held.size()) +
@@ -256,13 +255,13 @@ flashoptim_status flashoptim_memory_report(const flashoptim_optimizer* optimizer
 
 flashoptim_status flashoptim_scale_count(int32_t format, const flashoptim_tensor* values, size_t* count) {
     return guarded(
-        [&] { write(wanted(count, "count"), moment_plan(format, not_null(values, "values")).scales); });
+        [&] { write(wanted(count, "count"), coded_moment(format, not_null(values, "values")).scales); });
 }
 flashoptim_status flashoptim_quantize_moment(int32_t format, int32_t moment, const flashoptim_tensor* values,
                                              void* codes, uint16_t* scales, size_t scale_count) {
     return guarded([&] {
-        const auto plan = moment_plan(format, not_null(values, "values"));
-        quantize_moment(to_moment(moment), plan.storage, plan.layout,
+        const auto plan = coded_moment(format, not_null(values, "values"));
+        quantize_moment(to_moment_kind(moment), plan.storage, plan.layout,
                         span_of(static_cast<const float*>(values->data), plan.numel, "values->data"),
                         span_of(static_cast<std::byte*>(codes), plan.numel, "codes"),
                         span_of(scales, scale_count, "scales"));
@@ -272,8 +271,8 @@ flashoptim_status flashoptim_dequantize_moment(int32_t format, int32_t moment, c
                                                const uint16_t* scales, size_t scale_count,
                                                const flashoptim_tensor* values) {
     return guarded([&] {
-        const auto plan = moment_plan(format, not_null(values, "values"));
-        dequantize_moment(to_moment(moment), plan.storage, plan.layout,
+        const auto plan = coded_moment(format, not_null(values, "values"));
+        dequantize_moment(to_moment_kind(moment), plan.storage, plan.layout,
                           span_of(static_cast<const std::byte*>(codes), plan.numel, "codes"),
                           span_of(scales, scale_count, "scales"),
                           span_of(static_cast<float*>(values->data), plan.numel, "values->data"));

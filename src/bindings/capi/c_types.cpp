@@ -32,6 +32,23 @@ std::int32_t checked_ndim(std::int32_t ndim) {
     throw InvalidArgument("ndim is " + std::to_string(ndim) + ": it must be from 0 to " +
                           std::to_string(FLASHOPTIM_MAX_DIMENSIONS));
 }
+/// Calls visit(field, place) for every hyperparameter and where it lies in flashoptim_hyperparameters, which has the table's fields in
+/// the table's order behind its size, flags as int32_t. Returns the size of such a struct. The test of the header compares the names.
+template <class Visit>
+constexpr std::size_t for_each_c_field(Visit visit) {
+    std::size_t place = sizeof(std::size_t);
+    for (const auto& field : kHyperparameterFields) {
+        const std::size_t bytes = field.number != nullptr ? sizeof(double) : sizeof(std::int32_t);
+        place = (place + bytes - 1) / bytes * bytes;
+        visit(field, place);
+        place += bytes;
+    }
+    return (place + alignof(double) - 1) / alignof(double) * alignof(double);
+}
+static_assert(for_each_c_field([](const HyperparameterField&, std::size_t) {}) ==
+                  sizeof(flashoptim_hyperparameters),
+              "flashoptim_hyperparameters has the fields of the table, in its order");
+
 void check_reserved(std::int32_t value, const char* name) {
     if (value == 0) return;
     throw InvalidArgument(std::string(name) + "->reserved is " + std::to_string(value) +
@@ -40,7 +57,7 @@ void check_reserved(std::int32_t value, const char* name) {
 
 }  // namespace
 
-Rule to_rule(std::int32_t value) { return to_enum(value, Rule::kLion, "rule"); }
+Rule to_rule(std::int32_t value) { return to_enum(value, kRules.back().rule, "rule"); }
 bool to_bool(std::int32_t value, const char* name) {
     if (value == 0 || value == 1) return value == 1;
     throw InvalidArgument(std::string(name) + " is " + std::to_string(value) + ": it must be 0 or 1");
@@ -64,7 +81,7 @@ std::string text_of(const char* text, const char* name) {
     }
     return whole;
 }
-Moment to_moment(std::int32_t value) { return to_enum(value, Moment::kSecond, "moment"); }
+MomentKind to_moment_kind(std::int32_t value) { return to_enum(value, MomentKind::kSquared, "moment"); }
 
 flashoptim_options to_c(const OptimizerOptions& o) {
     flashoptim_options c{};
@@ -107,57 +124,32 @@ OptimizerOptions from_c(const flashoptim_options* options) {
 flashoptim_hyperparameters to_c(const Hyperparameters& h) {
     flashoptim_hyperparameters c{};
     c.size = sizeof c;
-    c.learning_rate = h.learning_rate;
-    c.beta1 = h.beta1;
-    c.beta2 = h.beta2;
-    c.epsilon = h.epsilon;
-    c.weight_decay = h.weight_decay;
-    c.momentum = h.momentum;
-    c.dampening = h.dampening;
-    c.initial_learning_rate = h.initial_learning_rate;
-    c.nesterov = h.nesterov ? 1 : 0;
-    c.maximize = h.maximize ? 1 : 0;
-    c.fully_decoupled = h.fully_decoupled ? 1 : 0;
+    auto* const bytes = reinterpret_cast<unsigned char*>(&c);
+    for_each_c_field([&](const HyperparameterField& field, std::size_t place) {
+        if (field.number != nullptr) {
+            std::memcpy(bytes + place, &(h.*field.number), sizeof(double));
+        } else {
+            const std::int32_t flag = h.*field.flag ? 1 : 0;
+            std::memcpy(bytes + place, &flag, sizeof flag);
+        }
+    });
     return c;
 }
 Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters) {
     const auto c = read_struct(hyperparameters, to_c(Hyperparameters{}), "hyperparameters");
     check_reserved(c.reserved, "hyperparameters");
     Hyperparameters h;
-    h.learning_rate = c.learning_rate;
-    h.beta1 = c.beta1;
-    h.beta2 = c.beta2;
-    h.epsilon = c.epsilon;
-    h.weight_decay = c.weight_decay;
-    h.momentum = c.momentum;
-    h.dampening = c.dampening;
-    h.initial_learning_rate = c.initial_learning_rate;
-    h.nesterov = to_bool(c.nesterov, "nesterov");
-    h.maximize = to_bool(c.maximize, "maximize");
-    h.fully_decoupled = to_bool(c.fully_decoupled, "fully_decoupled");
-    return h;
-}
-
-Hyperparameters default_hyperparameters(Rule rule) {
-    OptimizerOptions options;
-    options.threads = 1;
-    auto defaults = [&] {
-        switch (rule) {
-            case Rule::kSGD:
-                return SGD({}, options).hyperparameters();
-            case Rule::kSGDW:
-                return SGDW({}, options).hyperparameters();
-            case Rule::kAdam:
-                return Adam({}, options).hyperparameters();
-            case Rule::kAdamW:
-                return AdamW({}, options).hyperparameters();
-            case Rule::kLion:
-                return Lion({}, options).hyperparameters();
+    const auto* const bytes = reinterpret_cast<const unsigned char*>(&c);
+    for_each_c_field([&](const HyperparameterField& field, std::size_t place) {
+        if (field.number != nullptr) {
+            std::memcpy(&(h.*field.number), bytes + place, sizeof(double));
+        } else {
+            std::int32_t flag = 0;
+            std::memcpy(&flag, bytes + place, sizeof flag);
+            h.*field.flag = to_bool(flag, std::string(field.name).c_str());
         }
-        throw InvalidArgument("rule does not exist: use an enumerator of flashoptim/c_api.h");
-    }();
-    defaults.initial_learning_rate = 0.0;  // it follows from the learning rate that the caller sets
-    return defaults;
+    });
+    return h;
 }
 
 TensorView from_c(const flashoptim_tensor& tensor, const char* name) {
@@ -193,25 +185,20 @@ flashoptim_memory to_c(const MemoryReport& report) {
     return c;
 }
 
-MomentPlan moment_plan(std::int32_t format, const flashoptim_tensor& values) {
+CodedMoment coded_moment(std::int32_t format, const flashoptim_tensor& values) {
     const auto view = from_c(values, "values");
     if (view.dtype != DType::kFloat32) throw InvalidArgument("values must be float32");
-    MomentPlan plan{};
-    plan.layout = layout_of(view, "values");
-    plan.numel = static_cast<std::size_t>(plan.layout.numel);
-    switch (to_format(format)) {
-        case Format::kNative:
-            plan.storage = MomentStorage::kNative;
-            plan.scales = static_cast<std::size_t>(plan.layout.rows * plan.layout.groups_per_row());
-            return plan;
-        case Format::kPaper:
-            plan.storage = MomentStorage::kPaper;
-            plan.scales = (plan.numel + kGroupSize - 1) / kGroupSize;
-            return plan;
-        case Format::kFloat32:
-            break;
+    const auto given = to_format(format);
+    if (given == Format::kFloat32) {
+        throw InvalidArgument("format is fp32, which has no codes: use native or paper");
     }
-    throw InvalidArgument("format is fp32, which has no codes: use native or paper");
+    CodedMoment moment{};
+    moment.storage = given == Format::kNative ? MomentStorage::kNative : MomentStorage::kPaper;
+    moment.layout = layout_of(view, "values");
+    moment.numel = static_cast<std::size_t>(moment.layout.numel);
+    const auto plan = plan_moment(MomentKind::kSigned, moment.storage, moment.layout);
+    moment.scales = static_cast<std::size_t>(plan.scales.count);
+    return moment;
 }
 
 StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t bits, std::size_t count) {
@@ -236,7 +223,7 @@ void check_weight_buffers(const StoragePlan& plan, const float* masters, const v
     };
     not_null(masters, "masters");
     check(weights, plan.weight_dtype, "weights");
-    if (plan.correction.count != 0) check(corrections, plan.correction.dtype, "corrections");
+    if (plan.correction().count != 0) check(corrections, plan.correction().dtype, "corrections");
 }
 
 }  // namespace flashoptim::capi

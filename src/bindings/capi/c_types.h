@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 
 #include "flashoptim/c_api.h"
 #include "flashoptim/optimizer.h"
@@ -43,7 +44,7 @@ std::span<T> span_of(T* values, std::size_t count, const char* name) {
 bool to_bool(std::int32_t value, const char* name);
 
 Rule to_rule(std::int32_t value);
-Moment to_moment(std::int32_t value);
+MomentKind to_moment_kind(std::int32_t value);
 
 /// The sizes that a struct had in the versions of this header, the present one last. A version ends at the end of a field.
 template <class Struct>
@@ -52,12 +53,24 @@ template <>
 inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_options> = {offsetof(flashoptim_options, place),
                                                                           sizeof(flashoptim_options)};
 
+/// The smallest size that flashoptim_hyperparameters had. It has grown by fields of 8 bytes since, or pairs of flags.
+constexpr std::size_t kFirstHyperparameters = offsetof(flashoptim_hyperparameters, reserved) + sizeof(std::int32_t);
+
+/// Whether a version of the struct before this one, or this one, had the size.
+template <class Struct>
+bool is_known_size(std::size_t size) {
+    if constexpr (std::is_same_v<Struct, flashoptim_hyperparameters>) {
+        return size >= kFirstHyperparameters && size <= sizeof(Struct) && size % alignof(double) == 0;
+    } else {
+        return std::ranges::find(kSizes<Struct>, size) != kSizes<Struct>.end();
+    }
+}
+
 /// @throws InvalidArgument for a size that no version of the struct has
 template <class Struct>
 void check_size(std::size_t size, const char* name) {
-    constexpr auto& kKnown = kSizes<Struct>;
-    if (size > kKnown.back() && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
-    if (std::find(kKnown.begin(), kKnown.end(), size) != kKnown.end()) return;
+    if (size > sizeof(Struct) && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
+    if (is_known_size<Struct>(size)) return;
     throw InvalidArgument(
         std::string(name) + "->size is " + std::to_string(size) +
         ", which is no version's: fill the struct by its init function or macro, or set size "
@@ -103,16 +116,13 @@ TensorView from_c(const flashoptim_tensor& tensor, const char* name);
 std::string text_of(const char* text, const char* name);
 std::optional<Shard> from_c(const flashoptim_shard* shard, std::int32_t ndim);
 
-/// Those of the C++ optimizer of this rule.
-Hyperparameters default_hyperparameters(Rule rule);
-
 /// What a moment's codes and scales are for a tensor of fp32 values.
-struct MomentPlan {
+struct CodedMoment {
     MomentStorage storage;
     Layout layout;
     std::size_t numel, scales;
 };
-MomentPlan moment_plan(std::int32_t format, const flashoptim_tensor& values);
+CodedMoment coded_moment(std::int32_t format, const flashoptim_tensor& values);
 
 /// The plan of `count` weights; whether the caller's pointers can be theirs.
 StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t master_weight_bits,

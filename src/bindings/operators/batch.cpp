@@ -14,7 +14,8 @@ namespace flashoptim::operators {
 
 std::vector<Hyperparameters> groups_from(const Tensor& hyperparameters) {
     const auto values = doubles_of(hyperparameters.get(), {"hyperparameters"});
-    if (values.size() % kHyperparameterRow != 0) refuse("hyperparameters needs rows of 11");
+    if (values.size() % kHyperparameterRow != 0)
+        refuse("hyperparameters needs rows of " + std::to_string(kHyperparameterRow));
     std::vector<Hyperparameters> groups;
     for (std::size_t at = 0; at < values.size(); at += kHyperparameterRow) {
         groups.push_back(hyperparameters_from(values.subspan(at, kHyperparameterRow)));
@@ -35,7 +36,8 @@ Batch::Batch(const TensorList& weights, const TensorList& gradients, const Tenso
         refuse(weights.name(0).text() + " is on " + device_.text() + ", where " + why_not_stepped(device_));
     }
     rows_ = integers_of(table.get(), {"table"});
-    if (rows_.size() != weights.size() * kStepRow) refuse("table needs a row of 24 for each weight");
+    if (rows_.size() != weights.size() * kStepRow)
+        refuse("table needs a row of " + std::to_string(kStepRow) + " for each weight");
     groups_ = groups_from(hyperparameters);
     rates_.assign(groups_.size(), nullptr);
     checked_.assign(groups_.size(), -1);
@@ -144,23 +146,25 @@ void Batch::set_gradient(StepItem& item, std::size_t n) {
     item.gradient = ordered_.back().data_ptr();
 }
 
-void* Batch::buffer(const TensorList& list, const BufferPlan& plan, bool in_order_of_weight) const {
+void* Batch::buffer(std::span<const AtenTensorHandle> tensors, int place) const {
     const auto n = items.size() - 1;
-    const auto name = list.name(n);
-    if (list.size() == 0) {
+    const auto& plan = items.back().plan.at(place);
+    const auto buffer = buffer_name(items.back().rule, place);
+    const Name name{buffer.empty() ? "state" : buffer.data(), static_cast<std::int64_t>(n)};
+    if (tensors.empty()) {
         if (plan.count == 0) return nullptr;
-        refuse(std::string(list.name()) + " is empty: " + weights_.name(n).text() + " needs " +
+        refuse("state has no " + std::string(buffer) + ": " + weights_.name(n).text() + " needs " +
                std::to_string(plan.count) + " elements of it");
     }
     // What stands for no buffer may lie anywhere.
-    const auto memory = memory_of(list[n], name, plan.count == 0 ? device_of(list[n]) : device_);
+    const auto memory = memory_of(tensors[n], name, plan.count == 0 ? device_of(tensors[n]) : device_);
     check_numel(memory, plan.count, name);
     if (plan.count == 0) return nullptr;
     check_dtype(memory, plan.dtype, name);
-    if (!in_order_of_weight) {
+    if (is_scales_place(place)) {
         if (!memory.is_contiguous) refuse(name.text() + " is not contiguous: give a contiguous copy");
     } else if (!memory.is_contiguous || !weight_.is_contiguous) {
-        check_order(list[n], name);
+        check_order(tensors[n], name);
     }
     return memory.data;
 }
@@ -173,10 +177,20 @@ void Batch::check_order(AtenTensorHandle tensor, Name name) const {
            ": decode and encode it again where the weight's strides have changed");
 }
 
-void check_count(const TensorList& list, std::size_t wanted) {
-    if (list.size() != 0 && list.size() != wanted) {
-        refuse(std::string(list.name()) + " has " + std::to_string(list.size()) + " tensors for " +
-               std::to_string(wanted) + " weights: give one for each, empty where there is none");
+StateLists::StateLists(const TensorList& list, std::span<const std::int64_t> places, std::size_t weights) {
+    if (list.size() != places.size() * weights) {
+        refuse("state has " + std::to_string(list.size()) + " tensors for " + std::to_string(places.size()) +
+               " places of " + std::to_string(weights) +
+               " weights: give one for each, empty where there is none");
+    }
+    std::size_t begin = 0;
+    for (const auto place : places) {
+        if (place < 0 || place >= kMaxBuffers || !of(static_cast<int>(place)).empty()) {
+            refuse("places has " + std::to_string(place) + ": it must be 0 to " +
+                   std::to_string(kMaxBuffers - 1) + ", each once");
+        }
+        lists_[static_cast<std::size_t>(place)] = list.handles().subspan(begin, weights);
+        begin += weights;
     }
 }
 

@@ -1,8 +1,10 @@
 // The tensors and tables of a call of a step, a count or a norm, checked, as the core's items. What is done with them stands in step.cpp.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "flashoptim/cuda.h"
@@ -31,14 +33,8 @@ public:
 
     /// The next item, without its state. Its factor is 1.
     StepItem& add();
-    /// The memory of the last item's state buffer: elements in the weight's order, or scales. A list may be empty where no
-    /// tensor of the call has such a buffer.
-    [[nodiscard]] void* elements(const TensorList& list, const BufferPlan& plan) const {
-        return buffer(list, plan, true);
-    }
-    [[nodiscard]] void* scales(const TensorList& list, const BufferPlan& plan) const {
-        return buffer(list, plan, false);
-    }
+    /// The memory of the last item's state buffer at a place; null if its plan has none. `tensors` are those of all items.
+    [[nodiscard]] void* buffer(std::span<const AtenTensorHandle> tensors, int place) const;
     /// Where the step count of the last item lies, a step row's one.
     void set_step(const TensorList& steps);
     /// Once all items are there. On a GPU the two tensors are read when the step runs.
@@ -55,7 +51,6 @@ public:
 
 private:
     void set_gradient(StepItem& item, std::size_t n);
-    [[nodiscard]] void* buffer(const TensorList& list, const BufferPlan& plan, bool in_order_of_weight) const;
     void check_order(AtenTensorHandle tensor, Name name) const;
 
     const TensorList& weights_;
@@ -76,7 +71,19 @@ private:
 /// The rows of a tensor of hyperparameters.
 std::vector<Hyperparameters> groups_from(const Tensor& hyperparameters);
 
-/// Refuses a list that is neither empty nor as long as the weights'.
-void check_count(const TensorList& list, std::size_t wanted);
+/// The state of a call: one list of tensors, with those of all weights for one place behind those for another.
+class StateLists {
+public:
+    /// `places` are those that the list has, in its order. Refuses a place that is none or is there twice, and a list of another
+    /// length.
+    StateLists(const TensorList& list, std::span<const std::int64_t> places, std::size_t weights);
+    /// The tensors at a place, one for each weight; empty where the list has none.
+    [[nodiscard]] std::span<const AtenTensorHandle> of(int place) const {
+        return lists_[static_cast<std::size_t>(place)];
+    }
+
+private:
+    std::array<std::span<const AtenTensorHandle>, kMaxBuffers> lists_;
+};
 
 }  // namespace flashoptim::operators

@@ -1,5 +1,6 @@
 // The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and back. All of it is done
 // by the CPU: tensors of other devices come here and what is made of them goes back.
+#include "batch.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/quantize.h"
 #include "kernels.h"
@@ -11,23 +12,9 @@ namespace {
 
 Layout layout_of_row(const Tensor& row) { return layout_from(integers_of(row.get(), {"layout"})); }
 
-Moment moment_from(std::int64_t value) {
+MomentKind moment_kind_from(std::int64_t value) {
     if (value != 0 && value != 1) refuse("moment is " + std::to_string(value) + ": it must be 0 or 1");
-    return static_cast<Moment>(value);
-}
-
-/// The plan of one moment of a tensor, whatever its rule.
-struct MomentPlan {
-    BufferPlan codes, scales;
-};
-MomentPlan moment_plan(MomentStorage storage, Moment moment, const Layout& layout) {
-    const auto numel = layout.numel;
-    if (storage == MomentStorage::kFloat32) return {{DType::kFloat32, numel}, {DType::kBFloat16, 0}};
-    const auto codes = moment == Moment::kFirst ? DType::kInt8 : DType::kUInt8;
-    if (storage == MomentStorage::kNative) {
-        return {{codes, numel}, {DType::kBFloat16, layout.rows * layout.groups_per_row()}};
-    }
-    return {{codes, numel}, {DType::kFloat16, (numel + kGroupSize - 1) / kGroupSize}};
+    return static_cast<MomentKind>(value);
 }
 
 template <class T>
@@ -52,8 +39,8 @@ StoragePlan weight_plan(const View& weights, std::int64_t weight_dtype, std::int
 }
 /// A tensor for the corrections; one of no elements where the plan has none.
 Tensor empty_correction(const View& like, const StoragePlan& plan) {
-    if (plan.correction.count == 0) return empty_flat(0, DType::kInt8);
-    return empty_as(like, plan.correction.dtype);
+    if (plan.correction().count == 0) return empty_flat(0, DType::kInt8);
+    return empty_as(like, plan.correction().dtype);
 }
 std::span<float> floats_of(const View& view) {
     return {static_cast<float*>(view.data), static_cast<std::size_t>(view.numel)};
@@ -77,7 +64,7 @@ Tensor layout(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides
         row_of(layout_of(tensor, {std::move(whole_shape), std::move(whole_strides), std::move(offset)})));
 }
 
-Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64_t format,
+Tensor plan(const Tensor& layout, std::int64_t rule, const Tensor& hyperparameters, std::int64_t format,
             std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
             std::int64_t weight_dtype) {
     StorageOptions options;
@@ -86,9 +73,9 @@ Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64
     options.quantize = quantize;
     options.min_quantized_numel = min_numel;
     options.min_quantized_numel_1d = min_numel_1d;
-    Hyperparameters hyperparameters;
-    hyperparameters.momentum = momentum;
-    return make_integers(row_of(plan_storage(rule_from(rule), hyperparameters, options,
+    const auto groups = groups_from(hyperparameters);
+    if (groups.size() != 1) refuse("hyperparameters needs one row");
+    return make_integers(row_of(plan_storage(rule_from(rule), groups.front(), options,
                                              weight_dtype_from(weight_dtype), layout_of_row(layout))));
 }
 
@@ -97,13 +84,13 @@ std::tuple<Tensor, Tensor> encode_moment(const Tensor& given, const Tensor& layo
     const auto device = device_of(given.get());
     const auto values = on_device(given, {});
     const auto layout = layout_of_row(layout_row);
-    const auto moment = moment_from(moment_number);
+    const auto kind = moment_kind_from(moment_number);
     const auto storage = storage_from(storage_number);
-    const auto plan = moment_plan(storage, moment, layout);
+    const auto plan = plan_moment(kind, storage, layout);
     const auto from = view_of(values, {DType::kFloat32, layout.numel}, "values");
     auto codes = empty_as(from, plan.codes.dtype);
     auto scales = empty_flat(plan.scales.count, plan.scales.dtype);
-    quantize_moment(moment, storage, layout, floats_of(from),
+    quantize_moment(kind, storage, layout, floats_of(from),
                     memory<std::byte>(view_of(codes, plan.codes, "codes"), plan.codes),
                     memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales));
     return {on_device(codes, device), on_device(scales, device)};
@@ -114,15 +101,15 @@ Tensor decode_moment(const Tensor& given, const Tensor& given_scales, const Tens
     const auto device = device_of(given.get());
     const auto codes = on_device(given, {}), scales = on_device(given_scales, {});
     const auto layout = layout_of_row(layout_row);
-    const auto moment = moment_from(moment_number);
+    const auto kind = moment_kind_from(moment_number);
     const auto storage = storage_from(storage_number);
-    const auto plan = moment_plan(storage, moment, layout);
+    const auto plan = plan_moment(kind, storage, layout);
     const auto from = view_of(codes, plan.codes, "codes");
     const auto scale_bits = plan.scales.count == 0
                                 ? std::span<std::uint16_t>()
                                 : memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales);
     auto values = empty_as(from, DType::kFloat32);
-    dequantize_moment(moment, storage, layout, memory<std::byte>(from, plan.codes), scale_bits,
+    dequantize_moment(kind, storage, layout, memory<std::byte>(from, plan.codes), scale_bits,
                       {static_cast<float*>(values.data_ptr()), static_cast<std::size_t>(layout.numel)});
     return on_device(values, device);
 }
@@ -131,20 +118,21 @@ void check_moment(const Tensor& given, const Tensor& given_scales, const Tensor&
                   const Tensor& plan_row, std::int64_t moment_number) {
     const auto codes = on_device(given, {}), scales = on_device(given_scales, {});
     const auto layout = layout_of_row(layout_row);
-    const auto moment = moment_from(moment_number);
+    const auto kind = moment_kind_from(moment_number);
     const auto row = integers_of(plan_row.get(), {"plan"});
-    if (row.size() != kPlanRow) refuse("a plan has 12 integers: make it with plan()");
+    if (row.size() != kPlanRow)
+        refuse("a plan has " + std::to_string(kPlanRow) + " integers: make it with plan()");
     StoragePlan plan;
     plan.paper_arithmetic = row[2] != 0;
     plan.moments = storage_from(row[3]);
-    const auto buffers = moment_plan(plan.moments, moment, layout);
+    const auto buffers = plan_moment(kind, plan.moments, layout);
     const auto scale_bits =
         buffers.scales.count == 0
             ? std::span<std::uint16_t>()
             : memory<std::uint16_t>(view_of(scales, buffers.scales, "scales"), buffers.scales);
-    flashoptim::check_moment(moment, plan, layout,
+    flashoptim::check_moment(kind, plan, layout,
                              memory<std::byte>(view_of(codes, buffers.codes, "codes"), buffers.codes),
-                             scale_bits, moment == Moment::kFirst ? "first moment" : "second moment");
+                             scale_bits, kind == MomentKind::kSquared ? "moment of squares" : "moment");
 }
 
 std::tuple<Tensor, Tensor> split_weights(const Tensor& given, std::int64_t weight_dtype,
@@ -167,8 +155,8 @@ Tensor join_weights(const Tensor& given, const Tensor& given_corrections, std::i
     const auto from = dense_view_of(weights.get(), dtype, {"weights"});
     const auto plan = weight_plan(from, static_cast<std::int64_t>(dtype), master_weight_bits, paper);
     const void* correction = nullptr;
-    if (plan.correction.count != 0) {
-        const auto view = view_of(corrections, plan.correction, "corrections");
+    if (plan.correction().count != 0) {
+        const auto view = view_of(corrections, plan.correction(), "corrections");
         check_same_order(from, view, "weights and corrections");
         correction = view.data;
     }

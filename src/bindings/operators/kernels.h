@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -11,9 +12,8 @@
 namespace flashoptim::operators {
 
 // step.cpp
-void step(ListArgument weights, ListArgument gradients, ListArgument corrections, ListArgument first,
-          ListArgument first_scales, ListArgument second, ListArgument second_scales, ListArgument steps,
-          const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
+void step(ListArgument weights, ListArgument gradients, ListArgument state, std::vector<std::int64_t> places,
+          ListArgument steps, const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
           const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
           double gradient_factor, std::int64_t nonfinite, const std::optional<Tensor>& clip_coefficient,
           const std::optional<Tensor>& learning_rates, std::int64_t plan);
@@ -27,11 +27,14 @@ void set_threads(std::int64_t threads);
 std::int64_t backend();
 void set_backend(std::int64_t backend);
 
+// rule_table.cpp
+std::string rule_table();
+
 // formats.cpp
 Tensor layout(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
               std::vector<std::int64_t> whole_shape, std::vector<std::int64_t> whole_strides,
               std::vector<std::int64_t> offset);
-Tensor plan(const Tensor& layout, std::int64_t rule, double momentum, std::int64_t format,
+Tensor plan(const Tensor& layout, std::int64_t rule, const Tensor& hyperparameters, std::int64_t format,
             std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
             std::int64_t weight_dtype);
 std::tuple<Tensor, Tensor> encode_moment(const Tensor& values, const Tensor& layout, std::int64_t moment,

@@ -25,12 +25,12 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
     library.def(
         "layout(int[] shape, int[] strides, int[] whole_shape, int[] whole_strides, int[] offset) -> Tensor");
     library.def(
-        "plan(Tensor layout, int rule, float momentum, int format, int master_weight_bits, bool quantize, "
-        "int min_numel, int min_numel_1d, int weight_dtype) -> Tensor");
+        "plan(Tensor layout, int rule, Tensor hyperparameters, int format, int master_weight_bits, "
+        "bool quantize, int min_numel, int min_numel_1d, int weight_dtype) -> Tensor");
     library.def(
-        "step_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] corrections, Tensor(c!)[] first, "
-        "Tensor(d!)[] first_scales, Tensor(e!)[] second, Tensor(f!)[] second_scales, Tensor(g!)[] steps, "
-        "Tensor(h!) bad_elements, Tensor table, Tensor hyperparameters, Tensor? grad_scale, "
+        "step_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] state, int[] places, "
+        "Tensor(c!)[] steps, Tensor(d!) bad_elements, Tensor table, Tensor hyperparameters, Tensor? "
+        "grad_scale, "
         "Tensor? found_inf, float gradient_factor, int nonfinite, Tensor? clip_coefficient=None, "
         "Tensor? learning_rates=None, int plan=0) -> ()");
     library.def(
@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
     library.def(
         "grad_norm(Tensor[] weights, Tensor[] gradients, Tensor table, Tensor hyperparameters, "
         "float gradient_factor, int plan=0) -> Tensor");
+    library.def("rule_table() -> str");
     library.def("check_hyperparameters(Tensor hyperparameters, int rule) -> ()");
     library.def("encode_moment(Tensor values, Tensor layout, int moment, int storage) -> (Tensor, Tensor)");
     library.def(
@@ -68,6 +69,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("step_", &boxed<&step>);
     library.impl("count_bad", &boxed<&count_bad>);
     library.impl("grad_norm", &boxed<&grad_norm>);
+    library.impl("rule_table", &boxed<&rule_table>);
     library.impl("check_hyperparameters", &boxed<&check_groups>);
     library.impl("encode_moment", &boxed<&encode_moment>);
     library.impl("decode_moment", &boxed<&decode_moment>);

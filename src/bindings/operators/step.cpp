@@ -9,10 +9,10 @@
 #include <mutex>
 
 #include "batch.h"
-#include "system/checked_arithmetic.h"
 #include "flashoptim/optimizer.h"
 #include "gpu.h"
 #include "kernels.h"
+#include "system/checked_arithmetic.h"
 
 namespace flashoptim::operators {
 
@@ -46,15 +46,15 @@ std::atomic<Backend>& chosen_backend() {
 
 /// What counting and norms need: no moments, the same effective gradient.
 void forget_moments(StepItem& item) {
-    item.rule = item.rule == Rule::kSGD || item.rule == Rule::kAdam ? Rule::kSGD : Rule::kSGDW;
+    item.rule = traits_of(item.rule).decay == Decay::kCoupled ? Rule::kSGD : Rule::kSGDW;
     item.hyperparameters.momentum = 0.0;
     item.plan.moments = MomentStorage::kFloat32;
-    item.plan.first = item.plan.first_scales = item.plan.second = item.plan.second_scales = {};
+    for (int place = kCorrectionPlace + 1; place < kMaxBuffers; ++place) item.plan.at(place) = {};
 }
 
 void forget_correction(StepItem& item) {
     item.plan.master_weight_bits = 0;
-    item.plan.correction = {};
+    item.plan.at(kCorrectionPlace) = {};
 }
 
 /// One step on the CPU. Its step counts advance where it is not left out.
@@ -84,26 +84,20 @@ void enqueue_step(std::int64_t plan, Batch& batch, const std::optional<Tensor>& 
 
 }  // namespace
 
-void step(ListArgument weight_list, ListArgument gradient_list, ListArgument correction_list,
-          ListArgument first_list, ListArgument first_scale_list, ListArgument second_list,
-          ListArgument second_scale_list, ListArgument step_list, const Tensor& bad_elements,
+void step(ListArgument weight_list, ListArgument gradient_list, ListArgument state_list,
+          std::vector<std::int64_t> places, ListArgument step_list, const Tensor& bad_elements,
           const Tensor& table, const Tensor& hyperparameters, const std::optional<Tensor>& grad_scale,
           const std::optional<Tensor>& found_inf, double gradient_factor, std::int64_t nonfinite,
           const std::optional<Tensor>& clip_coefficient, const std::optional<Tensor>& learning_rates,
           std::int64_t plan) {
     const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"},
-                            NamedList{step_list, "steps"}, NamedList{correction_list, "corrections"},
-                            NamedList{first_list, "first"}, NamedList{first_scale_list, "first_scales"},
-                            NamedList{second_list, "second"}, NamedList{second_scale_list, "second_scales"});
-    const auto& [weights, gradients, steps, corrections, first, first_scales, second, second_scales] =
-        lists.all;
+                            NamedList{state_list, "state"}, NamedList{step_list, "steps"});
+    const auto& [weights, gradients, state, steps] = lists.all;
     const auto count = weights.size();
     if (nonfinite != 0 && nonfinite != 1) {
         refuse("nonfinite is " + std::to_string(nonfinite) + ": it must be 0 or 1");
     }
-    for (const auto* list : {&corrections, &first, &first_scales, &second, &second_scales}) {
-        check_count(*list, count);
-    }
+    const StateLists buffers(state, places, count);
     if (steps.size() != count) refuse("steps needs one integer for each weight");
 
     Batch batch(weights, gradients, table, hyperparameters);
@@ -112,11 +106,9 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument cor
     if (bad.size() != count) refuse("bad_elements needs one integer for each weight");
     for (std::size_t n = 0; n < count; ++n) {
         auto& item = batch.add();
-        const auto& buffers = item.plan;
-        item.state = {batch.elements(corrections, buffers.correction), batch.elements(first, buffers.first),
-                      batch.scales(first_scales, buffers.first_scales),
-                      batch.elements(second, buffers.second),
-                      batch.scales(second_scales, buffers.second_scales)};
+        for (int place = 0; place < kMaxBuffers; ++place) {
+            item.state.at(place) = batch.buffer(buffers.of(place), place);
+        }
         batch.set_step(steps);
     }
     batch.set_factors({gradient_factor, grad_scale, clip_coefficient});
@@ -133,14 +125,15 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
     const TensorLists lists(NamedList{weight_list, "weights"}, NamedList{gradient_list, "gradients"},
                             NamedList{correction_list, "corrections"});
     const auto& [weights, gradients, corrections] = lists.all;
-    check_count(corrections, weights.size());
+    const std::vector<std::int64_t> places(corrections.size() != 0 ? 1 : 0, kCorrectionPlace);
+    const StateLists buffers(corrections, places, weights.size());
     Batch batch(weights, gradients, table, hyperparameters);
     batch.forget_learning_rates();
     for (std::size_t n = 0; n < weights.size(); ++n) {
         auto& item = batch.add();
         forget_moments(item);
         if (corrections.size() != 0) {
-            item.state.correction = batch.elements(corrections, item.plan.correction);
+            item.state.at(kCorrectionPlace) = batch.buffer(buffers.of(kCorrectionPlace), kCorrectionPlace);
         } else {
             forget_correction(item);
         }

@@ -12,24 +12,12 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// Columns of a plan.
-enum : std::size_t {
-    kWeightDType,
-    kMasterWeightBits,
-    kPaperArithmetic,
-    kMoments,
-    kCorrectionDType,
-    kCorrectionCount,
-    kFirstDType,
-    kFirstCount,
-    kFirstScalesCount,
-    kSecondDType,
-    kSecondCount,
-    kSecondScalesCount,
-};
+/// Columns of a plan: these, then dtype and count of the buffer at each place.
+enum : std::size_t { kWeightDType, kMasterWeightBits, kPaperArithmetic, kMoments, kBuffers };
+static_assert(kBuffers + 2 * kMaxBuffers == kPlanRow);
 /// Columns of a step behind layout and plan.
 enum : std::size_t { kGroup = kLayoutRow + kPlanRow, kUnfilledAt, kCheckGradient, kRule };
-static_assert(kSecondScalesCount + 1 == kPlanRow && kRule + 1 == kStepRow);
+static_assert(kRule + 1 == kStepRow);
 
 template <class Enum>
 Enum enumerator(std::int64_t value, Enum last, const char* name) {
@@ -94,19 +82,16 @@ std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan) {
     row[kMasterWeightBits] = plan.master_weight_bits;
     row[kPaperArithmetic] = plan.paper_arithmetic ? 1 : 0;
     row[kMoments] = static_cast<std::int64_t>(plan.moments);
-    row[kCorrectionDType] = static_cast<std::int64_t>(plan.correction.dtype);
-    row[kCorrectionCount] = plan.correction.count;
-    row[kFirstDType] = static_cast<std::int64_t>(plan.first.dtype);
-    row[kFirstCount] = plan.first.count;
-    row[kFirstScalesCount] = plan.first_scales.count;
-    row[kSecondDType] = static_cast<std::int64_t>(plan.second.dtype);
-    row[kSecondCount] = plan.second.count;
-    row[kSecondScalesCount] = plan.second_scales.count;
+    for (std::size_t place = 0; place < kMaxBuffers; ++place) {
+        row[kBuffers + 2 * place] = static_cast<std::int64_t>(plan.buffers[place].dtype);
+        row[kBuffers + 2 * place + 1] = plan.buffers[place].count;
+    }
     return row;
 }
 
 StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout) {
-    if (row.size() != kPlanRow) refuse("a plan has 12 integers: make it with plan()");
+    if (row.size() != kPlanRow)
+        refuse("a plan has " + std::to_string(kPlanRow) + " integers: make it with plan()");
     // The plan follows from a few of its columns; the others must be what follows.
     StorageOptions options;
     const auto moments = storage_from(row[kMoments]);
@@ -122,8 +107,8 @@ StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters
         plan_storage(rule, hyperparameters, options, weight_dtype_from(row[kWeightDType]), layout, "plan");
     if (!std::ranges::equal(row_of(plan), row)) {
         refuse(
-            "a plan does not fit its layout, rule or momentum: make it again with plan() where one of them "
-            "changed");
+            "a plan does not fit its layout, rule or hyperparameters: make it again with plan() where one of "
+            "them changed");
     }
     return plan;
 }
@@ -135,7 +120,7 @@ int bits_from(std::int64_t value) {
     }
     return static_cast<int>(value);
 }
-Rule rule_from(std::int64_t value) { return enumerator(value, Rule::kLion, "rule"); }
+Rule rule_from(std::int64_t value) { return enumerator(value, kRules.back().rule, "rule"); }
 Format format_from(std::int64_t value) { return enumerator(value, Format::kFloat32, "format"); }
 DType weight_dtype_from(std::int64_t value) { return enumerator(value, DType::kFloat16, "weight_dtype"); }
 MomentStorage storage_from(std::int64_t value) {
@@ -144,17 +129,7 @@ MomentStorage storage_from(std::int64_t value) {
 
 Hyperparameters hyperparameters_from(std::span<const double> row) {
     Hyperparameters h;
-    h.learning_rate = row[0];
-    h.beta1 = row[1];
-    h.beta2 = row[2];
-    h.epsilon = row[3];
-    h.weight_decay = row[4];
-    h.momentum = row[5];
-    h.dampening = row[6];
-    h.initial_learning_rate = row[7];
-    h.nesterov = row[8] != 0.0;
-    h.maximize = row[9] != 0.0;
-    h.fully_decoupled = row[10] != 0.0;
+    for (std::size_t n = 0; n < kHyperparameterFields.size(); ++n) kHyperparameterFields[n].set(h, row[n]);
     return h;
 }
 

@@ -12,9 +12,9 @@ namespace flashoptim::operators {
 using Row = std::span<const std::int64_t>;
 
 constexpr std::size_t kLayoutRow = 8;
-constexpr std::size_t kPlanRow = 12;
-constexpr std::size_t kStepRow = 24;            // layout, plan, group, unfilled_at, check_gradient, rule
-constexpr std::size_t kHyperparameterRow = 11;  // as in struct Hyperparameters
+constexpr std::size_t kPlanRow = 4 + 2 * kMaxBuffers;
+constexpr std::size_t kStepRow = kLayoutRow + kPlanRow + 4;  // group, unfilled_at, check_gradient, rule
+constexpr std::size_t kHyperparameterRow = kHyperparameterFields.size();
 
 std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout);
 std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan);

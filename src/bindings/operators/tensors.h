@@ -43,6 +43,7 @@ public:
     TensorList& operator=(const TensorList&) = delete;
     [[nodiscard]] std::size_t size() const { return handles_.size(); }
     [[nodiscard]] AtenTensorHandle operator[](std::size_t n) const { return handles_[n]; }
+    [[nodiscard]] std::span<const AtenTensorHandle> handles() const { return handles_; }
     [[nodiscard]] const char* name() const { return name_; }
     [[nodiscard]] Name name(std::size_t n) const { return {name_, static_cast<std::int64_t>(n)}; }
 

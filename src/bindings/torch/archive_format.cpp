@@ -89,7 +89,7 @@ private:
     std::size_t at_ = 0;
 };
 
-void read_states(InputArchive& archive, const std::vector<SavedParameter*>& with_state) {
+void read_states(InputArchive& archive, Rule rule, const std::vector<SavedParameter*>& with_state) {
     Reader<std::int64_t> steps(archive, "state/step"), bad(archive, "state/bad_elements");
     Reader<bool> momentum(archive, "state/has_momentum");
     for (auto* parameter : with_state) {
@@ -98,8 +98,9 @@ void read_states(InputArchive& archive, const std::vector<SavedParameter*>& with
         parameter->has_momentum = momentum.next();
     }
     steps.expect_end();
-    for (const std::string name : {"error_bits", "exp_avg", "exp_avg_scales", "exp_avg_sq",
-                                   "exp_avg_sq_scales", "momentum_buffer", "momentum_buffer_scales"}) {
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        const std::string name(buffer_name(rule, place));
+        if (name.empty()) continue;
         const auto key = "state/" + name;
         c10::IValue unused;
         if (!archive.try_read(key, unused)) continue;
@@ -149,7 +150,7 @@ std::vector<SavedGroup> read_flat_archive(InputArchive& archive,
         }
     }
     dtypes.expect_end();
-    read_states(archive, with_state);
+    read_states(archive, dynamic_cast<const FlashOptions&>(defaults).rule(), with_state);
     return groups;
 }
 

@@ -22,7 +22,7 @@ SavedParameter read_parameter(InputArchive& archive, Rule rule) {
     if (!parameter.has_state) return parameter;
     InputArchive of_state;
     archive.read("state", of_state);
-    const auto state = new_state(rule);
+    const auto state = std::make_unique<FlashParamState>(rule);
     state->serialize(of_state);
     parameter.step = state->step();
     parameter.bad_elements = state->bad_elements();

@@ -90,7 +90,7 @@ void OptimizerImpl::collect_steps() {
             auto* const state = state_of(*parameter);
             if (state != nullptr && steps != 0) {
                 state->step(saturated_sum(state->step(), static_cast<std::uint64_t>(steps)));
-                if (state->first_moment().defined()) state->has_momentum(true);
+                if (state->at(codes_place(0)).defined()) state->has_momentum(true);
             }
             parameter->counts_on_device = false;
         }

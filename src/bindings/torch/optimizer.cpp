@@ -139,9 +139,10 @@ MemoryReport FlashOptimizer::memory_report() const {
         if (!parameter->gradient.is_same(gradient)) report.gradients += bytes(parameter->gradient);
         const auto* state = impl_->state_of(*parameter);
         if (state == nullptr) continue;
-        report.corrections += bytes(state->error_bits());
-        report.moments += bytes(state->first_moment()) + bytes(state->second_moment());
-        report.scales += bytes(state->first_moment_scales()) + bytes(state->second_moment_scales());
+        report.corrections += bytes(state->at(kCorrectionPlace));
+        for (int place = kCorrectionPlace + 1; place < kMaxBuffers; ++place) {
+            (is_scales_place(place) ? report.scales : report.moments) += bytes(state->at(place));
+        }
     }
     return report;
 }
@@ -210,7 +211,7 @@ void FlashOptimizer::load_state_tensors(const torch::Tensor& tensor,
                               impl_->options_of(parameter));
     auto state = restore_state(impl_->rule, parameter, form, tensors);
     if (old != nullptr) state->step(old->step()).bad_elements(old->bad_elements());
-    state->has_momentum(state->first_moment().defined());
+    state->has_momentum(state->at(codes_place(0)).defined());
     impl_->set_state(parameter, std::move(state), std::move(form));
 }
 

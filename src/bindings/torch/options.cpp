@@ -1,58 +1,70 @@
-// Options of the optimizers: their fields, listed once, and all that follows from the list (saving, comparing, inheriting).
-// What an option does never stands here.
+// The options of parameter groups: saving, comparing and inheriting them, by the table of rules. What an option does never
+// stands here.
+#include <algorithm>
 #include <optional>
 #include <string>
-#include <tuple>
-#include <type_traits>
 #include <utility>
 
 #include "flashoptim/libtorch.h"
 
 namespace flashoptim::libtorch {
 
-template <class T>
-struct Field {
-    const char* name;
-    T& option;  // Option<...>, const or not
-};
-template <class T>
-Field(const char*, T&) -> Field<T>;
-
-/// The fields of every options type, in the order of its declaration.
-struct OptionFields {
-    template <class Options>
-    static auto of(Options& o) {
-        using Plain = std::remove_const_t<Options>;
-        auto common =
-            std::tuple(Field{"lr", o.lr_}, Field{"weight_decay", o.weight_decay_},
-                       Field{"maximize", o.maximize_}, Field{"format", o.format_},
-                       Field{"master_weight_bits", o.master_weight_bits_}, Field{"quantize", o.quantize_},
-                       Field{"nonfinite", o.nonfinite_}, Field{"check_gradients", o.check_gradients_},
-                       Field{"min_quantized_numel", o.min_quantized_numel_},
-                       Field{"min_quantized_numel_1d", o.min_quantized_numel_1d_});
-        const auto momentum = [&o] {
-            if constexpr (requires { o.momentum(); }) {
-                return std::tuple(Field{"momentum", o.momentum_}, Field{"dampening", o.dampening_},
-                                  Field{"nesterov", o.nesterov_});
-            } else if constexpr (requires { o.eps(); }) {
-                return std::tuple(Field{"betas", o.betas_}, Field{"eps", o.eps_});
-            } else {
-                return std::tuple(Field{"betas", o.betas_});
-            }
-        };
-        const auto decay = [&o] {
-            if constexpr (requires { o.decouple_lr(); }) {
-                return std::tuple(Field{"decouple_lr", o.decouple_lr_}, Field{"initial_lr", o.initial_lr_});
-            } else {
-                return std::tuple<>();
-            }
-        };
-        static_assert(std::is_base_of_v<FlashOptions, Plain>);
-        return std::tuple_cat(common, momentum(), decay());
-    }
-};
-
 namespace {
+
+[[noreturn]] void refuse_missing(const std::string& name) {
+    throw FormatError("optimizer archive: option " + name +
+                      " is missing; the archive is damaged or of another optimizer");
+}
+
+std::int64_t number_up_to(std::int64_t last, const c10::IValue& from, const char* name) {
+    const auto number = from.toInt();
+    if (number >= 0 && number <= last) return number;
+    throw FormatError(std::string("optimizer archive: option ") + name + " is " + std::to_string(number) +
+                      ", which this version does not know; load it with the version that wrote it");
+}
+
+/// The hyperparameters that a rule reads, those that torch keeps in one tuple together: calls visit(torch's name, fields).
+template <class Visit>
+void for_each_option(const RuleTraits& traits, Visit visit) {
+    std::vector<HyperparameterField> fields;
+    for (std::size_t n = 0; n < traits.reads.size(); ++n) {
+        const auto& field = traits.reads[n].field;
+        fields.push_back(field);
+        const bool goes_on = n + 1 < traits.reads.size() && field.torch_place >= 0 &&
+                             traits.reads[n + 1].field.torch_name == field.torch_name;
+        if (goes_on) continue;
+        visit(std::string(field.torch_name), std::as_const(fields));
+        fields.clear();
+    }
+}
+
+c10::IValue to_ivalue(const HyperparameterField& field, const Hyperparameters& h) {
+    if (field.flag != nullptr) return h.*field.flag;
+    return h.*field.number;
+}
+void from_ivalue(const c10::IValue& from, const HyperparameterField& field, Hyperparameters& h) {
+    if (field.flag != nullptr) {
+        h.*field.flag = from.toBool();
+    } else {
+        h.*field.number = from.toDouble();
+    }
+}
+
+bool same(const std::vector<HyperparameterField>& fields, const Hyperparameters& a,
+          const Hyperparameters& b) {
+    // NaN is refused elsewhere; here it is a value that was changed.
+    return std::ranges::all_of(fields, [&](const auto& field) { return field.of(a) == field.of(b); });
+}
+
+/// Calls visit(name, member) for the options that every rule has beside its hyperparameters; several objects' members side by side.
+template <class Visit, class... Storage>
+void for_each_storage_option(Visit visit, Storage&... storage) {
+    visit("format", storage.format...);
+    visit("master_weight_bits", storage.master_weight_bits...);
+    visit("quantize", storage.quantize...);
+    visit("min_quantized_numel", storage.min_quantized_numel...);
+    visit("min_quantized_numel_1d", storage.min_quantized_numel_1d...);
+}
 
 template <class T>
 c10::IValue to_ivalue(const T& value) {
@@ -62,152 +74,130 @@ c10::IValue to_ivalue(const T& value) {
         return value;
     }
 }
-
-template <class T>
-void from_ivalue(const c10::IValue& from, const std::string& name, T& to) {
-    const auto out_of_range = [&](std::int64_t number) {
-        return FormatError("optimizer archive: option " + name + " is " + std::to_string(number) +
-                           ", which this version does not know; load it with the version that wrote it");
-    };
-    if constexpr (std::is_enum_v<T>) {
-        const auto number = from.toInt();
-        constexpr std::int64_t kLast = std::is_same_v<T, Format> ? static_cast<int>(Format::kFloat32)
-                                                                 : static_cast<int>(NonFinite::kError);
-        if (number < 0 || number > kLast) throw out_of_range(number);
-        to = static_cast<T>(number);
-    } else if constexpr (std::is_same_v<T, int>) {
-        const auto number = from.toInt();
-        if (number < 0 || number > 64) throw out_of_range(number);
-        to = static_cast<int>(number);
-    } else {
-        to = from.to<T>();
-    }
+void from_ivalue(const c10::IValue& from, const char* name, Format& to) {
+    to = static_cast<Format>(number_up_to(static_cast<int>(Format::kFloat32), from, name));
 }
-
-/// Calls function(field, other field, ...) for each field of options of one type.
-template <class Function, class... Options>
-void for_each_field(const Function& function, Options&... options) {
-    constexpr auto kCount = std::tuple_size_v<decltype(OptionFields::of(std::get<0>(std::tie(options...))))>;
-    [&]<std::size_t... kIndex>(std::index_sequence<kIndex...>) {
-        const auto call = [&]<std::size_t kField>(std::integral_constant<std::size_t, kField>) {
-            function(std::get<kField>(OptionFields::of(options))...);
-        };
-        (call(std::integral_constant<std::size_t, kIndex>()), ...);
-    }(std::make_index_sequence<kCount>());
+void from_ivalue(const c10::IValue& from, const char* name, NonFinite& to) {
+    to = static_cast<NonFinite>(number_up_to(static_cast<int>(NonFinite::kError), from, name));
 }
+void from_ivalue(const c10::IValue& from, const char* name, int& to) {
+    to = static_cast<int>(number_up_to(64, from, name));
+}
+void from_ivalue(const c10::IValue& from, const char* /*name*/, bool& to) { to = from.toBool(); }
+void from_ivalue(const c10::IValue& from, const char* /*name*/, std::int64_t& to) { to = from.toInt(); }
 
 }  // namespace
 
-template <class Self>
-std::vector<std::pair<std::string, c10::IValue>> CommonOptions<Self>::values() const {
+std::vector<std::pair<std::string, c10::IValue>> FlashOptions::values() const {
     std::vector<std::pair<std::string, c10::IValue>> all;
-    for_each_field([&](auto field) { all.emplace_back(field.name, to_ivalue(field.option.value)); },
-                   static_cast<const Self&>(*this));
+    for_each_option(traits_of(rule_), [&](const std::string& name, const auto& fields) {
+        std::vector<c10::IValue> numbers;
+        for (const auto& field : fields) numbers.push_back(to_ivalue(field, hyperparameters_));
+        const bool is_tuple = fields.front().torch_place >= 0;
+        all.emplace_back(name, is_tuple ? c10::ivalue::Tuple::create(std::move(numbers)) : numbers.front());
+    });
+    for_each_storage_option(
+        [&](const char* name, const auto& value) { all.emplace_back(name, to_ivalue(value)); }, storage_);
+    all.emplace_back("nonfinite", to_ivalue(nonfinite_));
+    all.emplace_back("check_gradients", check_gradients_);
     return all;
 }
 
-template <class Self>
-void CommonOptions<Self>::set_values(
+void FlashOptions::set_values(
     const std::function<std::optional<c10::IValue>(const std::string& name)>& read) {
-    for_each_field(
-        [&](auto field) {
-            const auto value = read(field.name);
-            if (!value) {
-                throw FormatError(std::string("optimizer archive: option ") + field.name +
-                                  " is missing; the archive is damaged or of another optimizer");
-            }
-            from_ivalue(*value, field.name, field.option.value);
-            field.option.is_set = true;
+    const auto value_of = [&](const std::string& name) {
+        const auto value = read(name);
+        if (!value) refuse_missing(name);
+        return *value;
+    };
+    std::vector<std::string_view> all;
+    for_each_option(traits_of(rule_), [&](const std::string& name, const auto& fields) {
+        const auto value = value_of(name);
+        all.push_back(fields.front().torch_name);
+        if (fields.front().torch_place < 0) return from_ivalue(value, fields.front(), hyperparameters_);
+        const auto tuple = value.toTuple();
+        if (tuple->elements().size() != fields.size()) refuse_missing(name);
+        for (std::size_t n = 0; n < fields.size(); ++n) {
+            from_ivalue(tuple->elements()[n], fields[n], hyperparameters_);
+        }
+    });
+    for_each_storage_option(
+        [&](const char* name, auto& value) {
+            from_ivalue(value_of(name), name, value);
+            all.emplace_back(name);
         },
-        static_cast<Self&>(*this));
+        storage_);
+    from_ivalue(value_of("nonfinite"), "nonfinite", nonfinite_);
+    from_ivalue(value_of("check_gradients"), "check_gradients", check_gradients_);
+    all.insert(all.end(), {"nonfinite", "check_gradients"});
+    set_ = std::move(all);
 }
 
-template <class Self>
-void CommonOptions<Self>::serialize(torch::serialize::InputArchive& archive) {
+void FlashOptions::serialize(torch::serialize::InputArchive& archive) {
     set_values([&](const std::string& name) {
         c10::IValue value;
         return archive.try_read(name, value) ? std::optional(value) : std::nullopt;
     });
 }
 
-template <class Self>
-void CommonOptions<Self>::serialize(torch::serialize::OutputArchive& archive) const {
+void FlashOptions::serialize(torch::serialize::OutputArchive& archive) const {
     for (const auto& [name, value] : values()) archive.write(name, value);
 }
 
-template <class Self>
-std::unique_ptr<torch::optim::OptimizerOptions> CommonOptions<Self>::clone() const {
-    return std::make_unique<Self>(static_cast<const Self&>(*this));
-}
-
-template <class Self>
-bool CommonOptions<Self>::operator==(const CommonOptions& other) const {
-    bool equal = true;
-    for_each_field([&](auto mine, auto theirs) { equal = equal && mine.option.value == theirs.option.value; },
-                   static_cast<const Self&>(*this), static_cast<const Self&>(other));
+bool FlashOptions::operator==(const FlashOptions& other) const {
+    bool equal = rule_ == other.rule_ && nonfinite_ == other.nonfinite_ &&
+                 check_gradients_ == other.check_gradients_ && hyperparameters_ == other.hyperparameters_;
+    for_each_storage_option(
+        [&](const char* /*name*/, const auto& mine, const auto& theirs) { equal = equal && mine == theirs; },
+        storage_, other.storage_);
     return equal;
 }
 
-template <class Self>
-Hyperparameters CommonOptions<Self>::hyperparameters() const {
-    const auto& self = static_cast<const Self&>(*this);
-    Hyperparameters h;
-    h.learning_rate = lr();
-    h.weight_decay = weight_decay();
-    h.maximize = maximize();
-    if constexpr (requires { self.betas(); }) std::tie(h.beta1, h.beta2) = self.betas();
-    if constexpr (requires { self.eps(); }) h.epsilon = self.eps();
-    if constexpr (requires { self.momentum(); }) {
-        h.momentum = self.momentum();
-        h.dampening = self.dampening();
-        h.nesterov = self.nesterov();
-    }
-    if constexpr (requires { self.decouple_lr(); }) {
-        h.fully_decoupled = self.decouple_lr();
-        h.initial_learning_rate = self.initial_lr();
-    }
-    return h;
-}
+bool FlashOptions::is_own(std::string_view name) const { return std::ranges::find(set_, name) != set_.end(); }
 
-template <class Self>
-StorageOptions CommonOptions<Self>::storage() const {
-    StorageOptions storage;
-    storage.format = format();
-    storage.master_weight_bits = master_weight_bits();
-    storage.quantize = quantize();
-    storage.min_quantized_numel = min_quantized_numel();
-    storage.min_quantized_numel_1d = min_quantized_numel_1d();
-    return storage;
-}
-
-template <class Self>
-void CommonOptions<Self>::inherit(const torch::optim::OptimizerOptions& defaults) {
-    const auto* from = dynamic_cast<const Self*>(&defaults);
-    if (from == nullptr) {
+void FlashOptions::inherit(const torch::optim::OptimizerOptions& defaults) {
+    const auto* from = dynamic_cast<const FlashOptions*>(&defaults);
+    if (from == nullptr || from->rule_ != rule_) {
         throw InvalidArgument(
             "options of a parameter group are of another optimizer; give each group the optimizer's own "
             "options");
     }
-    const Self untouched;
-    for_each_field(
-        [](auto mine, auto theirs, auto initial) {
-            if (!mine.option.is_set && mine.option.value == initial.option.value) mine.option = theirs.option;
-        },
-        static_cast<Self&>(*this), *from, untouched);
+    const auto untouched = default_hyperparameters(rule_);
+    const auto take = [&](std::string_view name, bool is_changed, const auto& copy) {
+        if (is_own(name) || is_changed) return;
+        copy();
+        if (from->is_own(name)) set_.push_back(*std::ranges::find(from->set_, name));
+    };
+    for_each_option(traits_of(rule_), [&](const std::string& name, const auto& fields) {
+        take(name, !same(fields, hyperparameters_, untouched), [&] {
+            for (const auto& field : fields) field.set(hyperparameters_, field.of(from->hyperparameters_));
+        });
+    });
+    const StorageOptions usual;
+    for_each_storage_option([&](const char* name, auto& mine, const auto& theirs,
+                                const auto& initial) { take(name, mine != initial, [&] { mine = theirs; }); },
+                            storage_, from->storage_, usual);
+    take("nonfinite", nonfinite_ != NonFinite::kSkipElement, [&] { nonfinite_ = from->nonfinite_; });
+    take("check_gradients", !check_gradients_, [&] { check_gradients_ = from->check_gradients_; });
 }
 
-template <class Self>
-void CommonOptions<Self>::remember_first_learning_rate() {
-    auto& self = static_cast<Self&>(*this);
-    if constexpr (requires { self.initial_lr(); }) {
-        if (self.initial_lr() == 0.0) self.initial_lr(lr());
+void FlashOptions::remember_first_learning_rate() {
+    if (traits_of(rule_).find(table::kInitialLearningRate) == nullptr) return;
+    auto& first = hyperparameters_.initial_learning_rate;
+    if (first == 0.0) first = hyperparameters_.learning_rate;
+}
+
+AnyOptions::AnyOptions(Rule rule)
+    : AnyOptions(rule, default_hyperparameters(is_known(rule) ? rule : Rule{})) {}
+AnyOptions::AnyOptions(Rule rule, const Hyperparameters& hyperparameters)
+    : CommonOptions(is_known(rule) ? rule : Rule{}) {
+    if (!is_known(rule)) {
+        throw InvalidArgument("rule " + std::to_string(static_cast<int>(rule)) +
+                              " does not exist: use an enumerator of the header");
+    }
+    for (const auto& read : traits_of(rule).reads) {
+        read.field.set(hyperparameters_, read.field.of(hyperparameters));
     }
 }
-
-template class CommonOptions<SGDOptions>;
-template class CommonOptions<SGDWOptions>;
-template class CommonOptions<AdamOptions>;
-template class CommonOptions<AdamWOptions>;
-template class CommonOptions<LionOptions>;
 
 }  // namespace flashoptim::libtorch

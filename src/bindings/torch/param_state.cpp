@@ -6,17 +6,6 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// The tensors of a state under their names in files.
-template <class State, class Function>
-void for_each_tensor(State& state, const Function& function) {
-    const auto first = state.first_moment_name();
-    function("error_bits", state.error_bits());
-    function(first, state.first_moment());
-    function(first + "_scales", state.first_moment_scales());
-    function("exp_avg_sq", state.second_moment());
-    function("exp_avg_sq_scales", state.second_moment_scales());
-}
-
 c10::IValue read(torch::serialize::InputArchive& archive, const std::string& name) {
     c10::IValue value;
     if (!archive.try_read(name, value)) {
@@ -28,12 +17,21 @@ c10::IValue read(torch::serialize::InputArchive& archive, const std::string& nam
 
 }  // namespace
 
+const torch::Tensor& FlashParamState::named(std::string_view name) const {
+    const auto place = buffer_place(rule_, name);
+    if (!place) {
+        throw InvalidArgument("the state of " + std::string(name_of(rule_)) + " has no " + std::string(name) +
+                              ": give a name of its row in the table of rules");
+    }
+    return at(*place);
+}
+
 std::vector<std::pair<std::string, torch::Tensor>> FlashParamState::tensors() const {
-    std::vector<std::pair<std::string, torch::Tensor>> named;
-    for_each_tensor(*this, [&](const std::string& name, const torch::Tensor& tensor) {
-        if (tensor.defined()) named.emplace_back(name, tensor);
-    });
-    return named;
+    std::vector<std::pair<std::string, torch::Tensor>> all;
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        if (at(place).defined()) all.emplace_back(buffer_name(rule_, place), at(place));
+    }
+    return all;
 }
 
 void FlashParamState::serialize(torch::serialize::OutputArchive& archive) const {
@@ -49,11 +47,12 @@ void FlashParamState::serialize(torch::serialize::InputArchive& archive) {
     step(read(archive, "step").toInt());
     bad_elements(read(archive, "bad_elements").toInt());
     has_momentum(read(archive, "has_momentum").toBool());
-    for_each_tensor(*this, [&](const std::string& name, torch::Tensor& tensor) {
+    for (int place = 0; place < kMaxBuffers; ++place) {
         torch::Tensor saved;
-        archive.try_read(name, saved, /*is_buffer=*/true);
-        tensor = saved;
-    });
+        const std::string name(buffer_name(rule_, place));
+        if (!name.empty()) archive.try_read(name, saved, /*is_buffer=*/true);
+        at(place) = saved;
+    }
 }
 
 }  // namespace flashoptim::libtorch

@@ -13,8 +13,8 @@ namespace {
 
 /// A plan with the first moment of another one.
 StoragePlan with_first_moment_of(StoragePlan plan, const StoragePlan& other) {
-    plan.first = other.first;
-    plan.first_scales = other.first_scales;
+    plan.at(codes_place(0)) = other.codes(0);
+    plan.at(scales_place(0)) = other.scales(0);
     return plan;
 }
 

@@ -23,8 +23,6 @@ void* buffer(const torch::Tensor& tensor, const BufferPlan& plan, const std::str
     return tensor.data_ptr();
 }
 
-}  // namespace
-
 torch::Tensor zeroed_elements(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides,
                               const torch::Device& device) {
     if (plan.count == 0) return {};
@@ -39,17 +37,19 @@ torch::Tensor zeroed_scales(const BufferPlan& plan, const StateForm& form, const
     return torch::zeros({plan.count}, options);
 }
 
+}  // namespace
+
 bool fits(const StateForm& a, const StateForm& b, at::IntArrayRef sizes) {
     return a.plan == b.plan && a.device == b.device &&
            same_memory_order(sizes, a.layout.strides, b.layout.strides);
 }
 
 StateBuffers buffers(const FlashParamState& state, const StoragePlan& plan, const std::string& parameter) {
-    return {buffer(state.error_bits(), plan.correction, parameter),
-            buffer(state.first_moment(), plan.first, parameter),
-            buffer(state.first_moment_scales(), plan.first_scales, parameter),
-            buffer(state.second_moment(), plan.second, parameter),
-            buffer(state.second_moment_scales(), plan.second_scales, parameter)};
+    StateBuffers all;
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        all.at(place) = buffer(state.at(place), plan.at(place), parameter);
+    }
+    return all;
 }
 
 StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor& tensor, const Layout& layout,
@@ -58,40 +58,22 @@ StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor&
                         dtype_of(tensor.scalar_type()).value(), layout, name);
 }
 
-std::unique_ptr<FlashParamState> new_state(Rule rule) {
-    switch (rule) {
-        case Rule::kSGD:
-            return std::make_unique<SGDParamState>();
-        case Rule::kSGDW:
-            return std::make_unique<SGDWParamState>();
-        case Rule::kAdam:
-            return std::make_unique<AdamParamState>();
-        case Rule::kAdamW:
-            return std::make_unique<AdamWParamState>();
-        case Rule::kLion:
-            return std::make_unique<LionParamState>();
-    }
-    throw InvalidArgument("unknown rule");
+torch::Tensor zeroed_buffer(int place, at::IntArrayRef sizes, const StateForm& form,
+                            const torch::Device& device) {
+    const auto& plan = form.plan.at(place);
+    return is_scales_place(place) ? zeroed_scales(plan, form, device)
+                                  : zeroed_elements(plan, sizes, form.layout.strides, device);
 }
 
 void allocate_state(at::IntArrayRef sizes, const StateForm& form, const torch::Device& device,
                     FlashParamState& state) {
-    const auto elements = [&](const BufferPlan& plan) {
-        return zeroed_elements(plan, sizes, form.layout.strides, device);
-    };
-    state.error_bits(elements(form.plan.correction));
-    state.first_moment(elements(form.plan.first));
-    state.first_moment_scales(zeroed_scales(form.plan.first_scales, form, device));
-    state.second_moment(elements(form.plan.second));
-    state.second_moment_scales(zeroed_scales(form.plan.second_scales, form, device));
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        state.at(place) = zeroed_buffer(place, sizes, form, device);
+    }
 }
 
 void move_state(FlashParamState& state, const torch::Device& device) {
-    state.error_bits(on_device(state.error_bits(), device));
-    state.first_moment(on_device(state.first_moment(), device));
-    state.first_moment_scales(on_device(state.first_moment_scales(), device));
-    state.second_moment(on_device(state.second_moment(), device));
-    state.second_moment_scales(on_device(state.second_moment_scales(), device));
+    for (int place = 0; place < kMaxBuffers; ++place) state.at(place) = on_device(state.at(place), device);
 }
 
 }  // namespace flashoptim::libtorch

@@ -14,14 +14,11 @@ namespace flashoptim::libtorch {
 /// The plan of a parameter under its group's options.
 StoragePlan plan_of(Rule rule, const FlashOptions& options, const torch::Tensor& tensor, const Layout& layout,
                     const std::string& name);
-/// An empty state of a rule.
-std::unique_ptr<FlashParamState> new_state(Rule rule);
 /// Whether a state of one form serves a parameter of the other.
 bool fits(const StateForm& a, const StateForm& b, at::IntArrayRef sizes);
-/// Zeros in a memory order for a buffer of elements, and for one of scales; undefined where the plan has none.
-torch::Tensor zeroed_elements(const BufferPlan& plan, at::IntArrayRef sizes, at::IntArrayRef strides,
-                              const torch::Device& device);
-torch::Tensor zeroed_scales(const BufferPlan& plan, const StateForm& form, const torch::Device& device);
+/// Zeros for the buffer at a place of a state in this form; undefined if its plan has none.
+torch::Tensor zeroed_buffer(int place, at::IntArrayRef sizes, const StateForm& form,
+                            const torch::Device& device);
 /// Zeros for all buffers of a state in this form.
 void allocate_state(at::IntArrayRef sizes, const StateForm& form, const torch::Device& device,
                     FlashParamState& state);

@@ -1,7 +1,6 @@
 // From tensors of a checkpoint to a state.
 #include "state_tensors.h"
 
-#include <set>
 #include <utility>
 
 #include "flashoptim/layout.h"
@@ -73,32 +72,27 @@ StateForm form_of_saved(const Parameter& parameter, at::IntArrayRef saved_stride
 
 std::unique_ptr<FlashParamState> restore_state(Rule rule, const Parameter& parameter, const StateForm& form,
                                                const std::map<std::string, torch::Tensor>& tensors) {
-    auto state = new_state(rule);
-    const auto first = state->first_moment_name();
-    const std::set<std::string> known{"error_bits", first, first + "_scales", "exp_avg_sq",
-                                      "exp_avg_sq_scales"};
+    auto state = std::make_unique<FlashParamState>(rule);
     for (const auto& [name, tensor] : tensors) {
-        if (!known.contains(name)) {
+        if (!buffer_place(rule, name)) {
             throw FormatError(parameter.name + ": its state has no tensor " + name +
                               "; load the checkpoint of this optimizer");
         }
     }
     // On the CPU, which checks.
     allocate_state(parameter.sizes, form, torch::kCPU, *state);
-    take(tensors, "error_bits", parameter.name, state->error_bits());
-    take(tensors, first, parameter.name, state->first_moment());
-    take(tensors, first + "_scales", parameter.name, state->first_moment_scales());
-    take(tensors, "exp_avg_sq", parameter.name, state->second_moment());
-    take(tensors, "exp_avg_sq_scales", parameter.name, state->second_moment_scales());
-    if (state->first_moment().defined()) {
-        check_moment(Moment::kFirst, form.plan, form.layout,
-                     memory_of<const std::byte>(state->first_moment()),
-                     scales_of(state->first_moment_scales()), parameter.name + ": " + first);
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        take(tensors, std::string(buffer_name(rule, place)), parameter.name, state->at(place));
     }
-    if (state->second_moment().defined()) {
-        check_moment(Moment::kSecond, form.plan, form.layout,
-                     memory_of<const std::byte>(state->second_moment()),
-                     scales_of(state->second_moment_scales()), parameter.name + ": exp_avg_sq");
+    int n = 0;
+    for (const auto& moment : traits_of(rule).moments) {
+        const auto& codes = state->at(codes_place(n));
+        if (codes.defined()) {
+            check_moment(moment.kind, form.plan, form.layout, memory_of<const std::byte>(codes),
+                         scales_of(state->at(scales_place(n))),
+                         parameter.name + ": " + std::string(moment.name));
+        }
+        ++n;
     }
     move_state(*state, form.device);
     return state;

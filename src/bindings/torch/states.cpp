@@ -34,27 +34,24 @@ torch::Tensor joined(const StateForm& form, const torch::Tensor& weight, const t
 struct MomentTensors {
     torch::Tensor codes, scales;
 };
-MomentTensors converted(Moment moment, const MomentTensors& from, const StateForm& former,
+MomentTensors converted(int n, MomentKind kind, const MomentTensors& from, const StateForm& former,
                         const StateForm& form, at::IntArrayRef sizes) {
-    const auto& [plan, scale_plan] = moment == Moment::kFirst
-                                         ? std::tie(form.plan.first, form.plan.first_scales)
-                                         : std::tie(form.plan.second, form.plan.second_scales);
-    if (plan.count == 0) return {};
+    if (form.plan.codes(n).count == 0) return {};
     const bool was_there = from.codes.defined();
     if (was_there && former.plan.moments == form.plan.moments &&
         same_memory_order(sizes, former.layout.strides, form.layout.strides))
         return from;
-    MomentTensors to{zeroed_elements(plan, sizes, form.layout.strides, torch::kCPU),
-                     zeroed_scales(scale_plan, form, torch::kCPU)};
+    MomentTensors to{zeroed_buffer(codes_place(n), sizes, form, torch::kCPU),
+                     zeroed_buffer(scales_place(n), sizes, form, torch::kCPU)};
     if (!was_there) return to;
     const auto bits_of = [](const torch::Tensor& tensor) { return memory_of<std::uint16_t>(tensor); };
     const auto codes = on_device(from.codes, torch::kCPU),
                scales_of_codes = on_device(from.scales, torch::kCPU);
     const auto values = torch::empty_strided(sizes, former.layout.strides, torch::dtype(torch::kFloat32));
-    dequantize_moment(moment, former.plan.moments, former.layout, memory_of<const std::byte>(codes),
+    dequantize_moment(kind, former.plan.moments, former.layout, memory_of<const std::byte>(codes),
                       bits_of(scales_of_codes), memory_of<float>(values));
     const auto ordered = in_order(values, form.layout.strides, torch::kFloat32);
-    quantize_moment(moment, form.plan.moments, form.layout, memory_of<const float>(ordered),
+    quantize_moment(kind, form.plan.moments, form.layout, memory_of<const float>(ordered),
                     memory_of<std::byte>(to.codes), bits_of(to.scales));
     return to;
 }
@@ -84,7 +81,7 @@ FreshState OptimizerImpl::fresh_state(const Parameter& parameter) {
     const auto* old = state_of(parameter);
     FreshState fresh;
     if (old == nullptr) {
-        fresh.state = new_state(rule);
+        fresh.state = std::make_unique<FlashParamState>(rule);
         allocate_state(parameter.sizes, form, form.device, *fresh.state);
         return fresh;
     }
@@ -92,32 +89,35 @@ FreshState OptimizerImpl::fresh_state(const Parameter& parameter) {
     const auto& former = *parameter.former;
     const auto& strides = form.layout.strides;
     if (parameter.counts_on_device) collect_steps();
-    fresh.state = new_state(rule);
+    fresh.state = std::make_unique<FlashParamState>(rule);
     fresh.state->step(old->step()).bad_elements(old->bad_elements()).has_momentum(old->has_momentum());
     try {
-        auto first = converted(Moment::kFirst, {old->first_moment(), old->first_moment_scales()}, former,
-                               form, parameter.sizes);
-        auto second = converted(Moment::kSecond, {old->second_moment(), old->second_moment_scales()}, former,
-                                form, parameter.sizes);
-        fresh.state->first_moment(first.codes).first_moment_scales(first.scales);
-        fresh.state->second_moment(second.codes).second_moment_scales(second.scales);
+        int n = 0;
+        for (const auto& moment : traits_of(rule).moments) {
+            auto tensors = converted(n, moment.kind, {old->at(codes_place(n)), old->at(scales_place(n))},
+                                     former, form, parameter.sizes);
+            fresh.state->at(codes_place(n)) = std::move(tensors.codes);
+            fresh.state->at(scales_place(n)) = std::move(tensors.scales);
+            ++n;
+        }
     } catch (const InvalidArgument& error) {
         throw InvalidArgument(parameter.name + ": its state cannot be encoded in another memory order (" +
                               error.what() +
                               "); give the parameter the strides that its state was made under");
     }
-    if (!old->first_moment().defined() || !fresh.state->first_moment().defined())
+    if (!old->at(codes_place(0)).defined() || !fresh.state->at(codes_place(0)).defined())
         fresh.state->has_momentum(false);
 
     if (former.plan.weight_dtype == form.plan.weight_dtype) {
-        fresh.state->error_bits(here_in(old->error_bits(), strides));
+        fresh.state->at(kCorrectionPlace) = here_in(old->at(kCorrectionPlace), strides);
     } else {
-        fresh.state->error_bits(zeroed_elements(form.plan.correction, parameter.sizes, strides, torch::kCPU));
-        if (old->error_bits().defined()) {
+        fresh.state->at(kCorrectionPlace) =
+            zeroed_buffer(kCorrectionPlace, parameter.sizes, form, torch::kCPU);
+        if (old->at(kCorrectionPlace).defined()) {
             const auto masters = master(parameter);
             auto weight = torch::empty_strided(parameter.sizes, strides,
                                                torch::dtype(torch_dtype_of(form.plan.weight_dtype)));
-            const auto& correction = fresh.state->error_bits();
+            const auto& correction = fresh.state->at(kCorrectionPlace);
             split_weights(form.plan, memory_of<const float>(on_device(masters, torch::kCPU)),
                           weight.mutable_data_ptr(),
                           correction.defined() ? correction.mutable_data_ptr() : nullptr);
@@ -177,9 +177,10 @@ torch::Tensor OptimizerImpl::master(const Parameter& parameter) const {
     const auto plain = [&] {
         return torch::empty_strided(tensor.sizes(), strides, torch::dtype(torch::kFloat32)).copy_(weight);
     };
-    if (state == nullptr || !state->error_bits().defined()) return on_device(plain(), tensor.device());
+    if (state == nullptr || !state->at(kCorrectionPlace).defined())
+        return on_device(plain(), tensor.device());
     const auto& form = parameter.state_form();
-    const auto correction = here_in(state->error_bits(), strides);
+    const auto correction = here_in(state->at(kCorrectionPlace), strides);
     const auto dtype = torch_dtype_of(form.plan.weight_dtype);
     if (dtype == tensor.scalar_type()) {
         return on_device(joined(form, weight, correction, strides), tensor.device());
@@ -204,12 +205,12 @@ void OptimizerImpl::set_master(Parameter& parameter, const torch::Tensor& values
     buffers(state, parameter.form.plan, parameter.name);  // for its check
     // On the CPU themselves, else copies of them.
     const auto weight = on_device(tensor.detach(), torch::kCPU);
-    const auto correction = on_device(state.error_bits(), torch::kCPU);
+    const auto correction = on_device(state.at(kCorrectionPlace), torch::kCPU);
     split_weights(parameter.form.plan, memory_of<const float>(masters), weight.mutable_data_ptr(),
                   correction.defined() ? correction.mutable_data_ptr() : nullptr);
     if (!tensor.is_cpu()) {
         tensor.detach().copy_(weight);
-        if (correction.defined()) state.error_bits().copy_(correction);
+        if (correction.defined()) state.at(kCorrectionPlace).copy_(correction);
     }
     if (fresh.state) install(parameter, std::move(fresh.state));
     if (!tensor.is_inference()) torch::autograd::impl::bump_version(tensor);
@@ -217,8 +218,8 @@ void OptimizerImpl::set_master(Parameter& parameter, const torch::Tensor& values
 
 void OptimizerImpl::clear_correction(const Parameter& parameter) const {
     const auto* state = state_of(parameter);
-    if (state == nullptr || !state->error_bits().defined()) return;
-    const auto& bits = state->error_bits();
+    if (state == nullptr || !state->at(kCorrectionPlace).defined()) return;
+    const auto& bits = state->at(kCorrectionPlace);
     if (bits.is_cpu()) {
         std::memset(bits.mutable_data_ptr(), 0, bits.nbytes());
     } else {

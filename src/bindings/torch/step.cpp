@@ -204,7 +204,7 @@ void OptimizerImpl::finish(StepBatch& batch) noexcept {
         auto& state = *state_of(parameter);
         if (!parameter.counts_on_device) {
             state.step(item.step);
-            if (state.first_moment().defined()) state.has_momentum(true);
+            if (state.at(codes_place(0)).defined()) state.has_momentum(true);
         }
         if (!parameter.tensor.is_inference()) torch::autograd::impl::bump_version(parameter.tensor);
         if (batch.stepper == nullptr && item.bad_elements != 0) count_bad(parameter.key(), item.bad_elements);

@@ -31,16 +31,35 @@ TEST(CApiInCpp, StructsLieAsDocumented) {
 TEST(CApiInCpp, DefaultsAreThoseOfTheLibrary) {
     flashoptim_hyperparameters h{};
     ASSERT_EQ(flashoptim_hyperparameters_init(&h, sizeof h, FLASHOPTIM_LION), FLASHOPTIM_OK);
-    EXPECT_EQ(h.learning_rate, LionOptions{}.learning_rate);
-    EXPECT_EQ(h.beta2, LionOptions{}.beta2);
+    EXPECT_EQ(h.learning_rate, LionHyperparameters{}.learning_rate);
+    EXPECT_EQ(h.beta2, LionHyperparameters{}.beta2);
     ASSERT_EQ(flashoptim_hyperparameters_init(&h, sizeof h, FLASHOPTIM_ADAMW), FLASHOPTIM_OK);
-    EXPECT_EQ(h.weight_decay, AdamWOptions{}.weight_decay);
-    EXPECT_EQ(h.epsilon, AdamWOptions{}.epsilon);
+    EXPECT_EQ(h.weight_decay, AdamWHyperparameters{}.weight_decay);
+    EXPECT_EQ(h.epsilon, AdamWHyperparameters{}.epsilon);
     flashoptim_options options{};
     ASSERT_EQ(flashoptim_options_init(&options, sizeof options), FLASHOPTIM_OK);
     EXPECT_EQ(options.master_weight_bits, StorageOptions{}.master_weight_bits);
     EXPECT_EQ(options.min_quantized_numel_1d, StorageOptions{}.min_quantized_numel_1d);
     EXPECT_EQ(options.place, FLASHOPTIM_HOST);
+}
+
+// A number that C takes for one rule and the library for another would train with the wrong one.
+TEST(CApiInCpp, NamesOfRulesAndMomentsAreThoseOfTheTable) {
+    for (const auto& traits : kRules) {
+        const auto rule = static_cast<std::int32_t>(traits.rule);
+        EXPECT_EQ(flashoptim_rule_name(rule), traits.name);
+        for (std::size_t n = 0; n < traits.moments.size(); ++n) {
+            EXPECT_EQ(flashoptim_moment_name(rule, static_cast<std::int32_t>(n)), traits.moments[n].name);
+        }
+        EXPECT_EQ(flashoptim_moment_name(rule, static_cast<std::int32_t>(traits.moments.size())), nullptr);
+        EXPECT_EQ(flashoptim_moment_name(rule, -1), nullptr);
+        EXPECT_EQ(flashoptim_moment_name(rule, INT32_MAX), nullptr);
+    }
+    for (const std::int32_t none :
+         {-1, static_cast<std::int32_t>(kRules.size()), 256, 512, INT32_MAX, INT32_MIN}) {
+        EXPECT_EQ(flashoptim_rule_name(none), nullptr);
+        EXPECT_EQ(flashoptim_moment_name(none, 0), nullptr);
+    }
 }
 
 }  // namespace flashoptim

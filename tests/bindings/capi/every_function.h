@@ -38,7 +38,8 @@ typedef struct arguments {
 typedef flashoptim_status (*function_call)(const arguments* a);
 
 /* Calls that are not in the table, as they cannot be given a wrong argument: flashoptim_abi_version(),
-   flashoptim_version(), flashoptim_last_error(), flashoptim_cuda_device_count(). */
+   flashoptim_version(), flashoptim_last_error(), flashoptim_cuda_device_count(), flashoptim_rule_name(),
+   flashoptim_moment_name(). */
 static flashoptim_status call_options_init(const arguments* a) {
     return flashoptim_options_init(a->options, a->struct_size);
 }

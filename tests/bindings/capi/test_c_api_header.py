@@ -34,10 +34,39 @@ def test_the_header_was_understood() -> None:
 def test_every_enumerator_is_asserted_beside_the_library_s() -> None:
     asserted = (ROOT / "src" / "bindings" / "capi" / "enumerators.cpp").read_text()
     for body, name in ENUMERATIONS.items():
+        if name == "flashoptim_rule":
+            continue  # below
         names = re.findall(r"(FLASHOPTIM_\w+)", body)
         assert names, name
         missing = [one for one in names if f"static_assert(same({one}, " not in asserted]
         assert not missing, f"src/bindings/capi/enumerators.cpp lacks {missing} of {name}"
+
+
+RULES = (HEADER.parent / "rule" / "rules.h").read_text()
+
+
+def test_rules_are_those_of_the_table_in_its_order() -> None:
+    body = next(body for body, name in ENUMERATIONS.items() if name == "flashoptim_rule")
+    names = re.findall(r'RuleTraits\{\s*Rule::k\w+, "(\w+)"', RULES)
+    assert len(names) >= 5
+    wanted = [(name.upper(), str(n)) for n, name in enumerate(names)]
+    assert re.findall(r"FLASHOPTIM_(\w+) = (\d+)", body) == wanted
+
+
+def test_hyperparameters_are_those_of_the_table_in_its_order() -> None:
+    """The library reads the struct by the table: a field elsewhere would be taken for its neighbour."""
+    list_of_fields = re.search(r"kHyperparameterFields = \{(.*?)\};", RULES, re.DOTALL)
+    assert list_of_fields is not None
+    names = dict(re.findall(r'HyperparameterField (k\w+)\{"(\w+)"', RULES))
+    wanted = [names[one] for one in re.findall(r"table::(k\w+)", list_of_fields[1])]
+    declared = re.findall(r"(\w+ \w+);", STRUCTS["flashoptim_hyperparameters"])
+    assert [one.split()[1] for one in declared if not re.search(r" size$| reserved\d*$", one)] == wanted
+    types = {"double": "number", "int32_t": "flag"}
+    for one in declared:
+        kind, name = one.split()
+        if name in wanted:
+            is_flag = f"nullptr, &Hyperparameters::{name}" in re.sub(r"\s+", " ", RULES)
+            assert types[kind] == ("flag" if is_flag else "number"), name
 
 
 @pytest.mark.parametrize("name", STRUCTS)
@@ -50,7 +79,7 @@ def test_every_struct_begins_with_its_size(name: str) -> None:
 
 
 def test_every_function_stands_in_the_table_of_the_tests() -> None:
-    table = (ROOT / "tests" / "capi" / "every_function.h").read_text()
+    table = (ROOT / "tests" / "bindings" / "capi" / "every_function.h").read_text()
     missing = [name for name in FUNCTIONS if not re.search(rf"\b{name}\(", table)]
     assert not missing, f"tests/bindings/capi/every_function.h lacks {missing}"
 

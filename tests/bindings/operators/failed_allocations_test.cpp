@@ -48,6 +48,7 @@ struct Call {
         const auto options = [](torch::Dtype dtype) { return torch::dtype(dtype); };
         weights = {torch::full({8, 40}, 1.0, options(torch::kBFloat16)),
                    torch::full({70}, 0.5, options(torch::kFloat16)), torch::ones({3, 4})};
+        const auto numbers = torch::zeros({1, 11}, torch::kFloat64);
         for (const auto& w : weights) {
             gradients.push_back(torch::full_like(w, 0.01));
             const auto sizes = w.sizes().vec(), strides = w.strides().vec();
@@ -56,7 +57,7 @@ struct Call {
             const std::int64_t dtype = w.dtype() == torch::kFloat32    ? 0
                                        : w.dtype() == torch::kBFloat16 ? 1
                                                                        : 2;
-            const auto plan = call("plan", {layout, 3, 0.0, 0, 24, true, 0, 0, dtype})[0].toTensor();
+            const auto plan = call("plan", {layout, 3, numbers, 0, 24, true, 0, 0, dtype})[0].toTensor();
             const auto column = [&](int n) { return plan[n].item<std::int64_t>(); };
             const auto elements = [&](int n, torch::Dtype kind) {
                 return column(n) != 0 ? torch::zeros_like(w, options(kind))
@@ -65,9 +66,9 @@ struct Call {
             const bool is_quantized = column(3) == 0;
             corrections.push_back(elements(5, torch::kInt8));
             first.push_back(elements(7, is_quantized ? torch::kInt8 : torch::kFloat32));
-            first_scales.push_back(torch::zeros({column(8)}, options(torch::kBFloat16)));
-            second.push_back(elements(10, is_quantized ? torch::kUInt8 : torch::kFloat32));
-            second_scales.push_back(torch::zeros({column(11)}, options(torch::kBFloat16)));
+            first_scales.push_back(torch::zeros({column(9)}, options(torch::kBFloat16)));
+            second.push_back(elements(11, is_quantized ? torch::kUInt8 : torch::kFloat32));
+            second_scales.push_back(torch::zeros({column(13)}, options(torch::kBFloat16)));
             steps.push_back(torch::zeros({}, torch::kInt64));
             rows.push_back(torch::cat({layout, plan, row({0, -1, 1, 3})}));
             layouts.push_back(layout);
@@ -80,9 +81,12 @@ struct Call {
         bad = torch::zeros({3}, torch::kInt64);
     }
     void step(std::int64_t nonfinite = 0) const {
-        call("step_", {weights, gradients, corrections, first, first_scales, second, second_scales, steps,
-                       bad, table, hyperparameters, scale, c10::IValue(), 1.0, nonfinite, c10::IValue(),
-                       c10::IValue(), std::int64_t{0}});
+        Tensors state;
+        for (const auto* list : {&corrections, &first, &first_scales, &second, &second_scales})
+            state.insert(state.end(), list->begin(), list->end());
+        const std::vector<std::int64_t> places{0, 1, 2, 3, 4};
+        call("step_", {weights, gradients, state, places, steps, bad, table, hyperparameters, scale,
+                       c10::IValue(), 1.0, nonfinite, c10::IValue(), c10::IValue(), std::int64_t{0}});
     }
     [[nodiscard]] Tensors all() const {
         Tensors everything;
@@ -157,7 +161,7 @@ std::vector<Action> actions() {
                           })},
         {"APlan",
          gives("plan",
-               [](Call& c) -> Values { return {c.layouts[0], 3, 0.0, 0, 24, true, 0, 0, std::int64_t{1}}; })},
+               [](Call& c) -> Values { return {c.layouts[0], 3, c.hyperparameters, 0, 24, true, 0, 0, std::int64_t{1}}; })},
         {"Encoding", gives("encode_moment",
                            [](Call& c) -> Values {
                                return {torch::ones({8, 40}), c.layouts[0], std::int64_t{0}, std::int64_t{0}};

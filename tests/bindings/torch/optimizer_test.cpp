@@ -12,6 +12,37 @@ const AdamWOptions& options_of(const AdamW& optimizer, std::size_t group) {
     return dynamic_cast<const AdamWOptions&>(optimizer.param_groups()[group].options());
 }
 
+template <class Options>
+void expect_defaults_of_table(Rule rule) {
+    const Options options;
+    ASSERT_EQ(options.rule(), rule);
+    const auto wanted = default_hyperparameters(rule);
+    for (const auto& read : traits_of(rule).reads) {
+        EXPECT_EQ(read.field.of(options.hyperparameters()), read.field.of(wanted))
+            << traits_of(rule).name << ", " << read.field.name;
+    }
+    EXPECT_TRUE(options == AnyOptions(rule)) << "options of a rule that is known only at run time";
+}
+
+TEST(Options, HaveTheDefaultsOfTheTableOfRules) {
+    expect_defaults_of_table<SGDOptions>(Rule::kSGD);
+    expect_defaults_of_table<SGDWOptions>(Rule::kSGDW);
+    expect_defaults_of_table<AdamOptions>(Rule::kAdam);
+    expect_defaults_of_table<AdamWOptions>(Rule::kAdamW);
+    expect_defaults_of_table<LionOptions>(Rule::kLion);
+    EXPECT_THROW(AnyOptions(static_cast<Rule>(200)), InvalidArgument);
+}
+
+/// What is assigned to the references is what the optimizer steps with.
+TEST(Options, MayBeChangedThroughReferences) {
+    AdamWOptions options;
+    std::get<1>(options.betas()) = 0.5;
+    options.eps() = 1e-3;
+    EXPECT_EQ(options.hyperparameters().beta2, 0.5);
+    EXPECT_EQ(options.hyperparameters().epsilon, 1e-3);
+    EXPECT_FALSE(options == AdamWOptions());
+}
+
 /// LibTorch 2.13 replaces options of a type that is not its own by the defaults: the groups would all train alike.
 TEST(Groups, KeepTheirOptions) {
     std::vector<torch::optim::OptimizerParamGroup> groups;

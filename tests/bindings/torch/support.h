@@ -16,7 +16,7 @@ namespace flashoptim::libtorch {
 
 using Tensors = std::vector<torch::Tensor>;
 
-inline constexpr Rule kRules[] = {Rule::kSGD, Rule::kSGDW, Rule::kAdam, Rule::kAdamW, Rule::kLion};
+inline constexpr Rule kEveryRule[] = {Rule::kSGD, Rule::kSGDW, Rule::kAdam, Rule::kAdamW, Rule::kLion};
 inline constexpr Format kFormats[] = {Format::kNative, Format::kPaper, Format::kFloat32};
 
 template <class Optimizer, class Options>
@@ -131,7 +131,7 @@ inline bool contains(const std::string& text, const std::string& part) {
 /// Calls check(rule, format) for each rule in each format; failures say which.
 template <class Check>
 void for_each_kind(const Check& check) {
-    for (const auto rule : kRules) {
+    for (const auto rule : kEveryRule) {
         for (const auto format : kFormats) {
             SCOPED_TRACE(std::string(name_of(rule)) + ", " + std::string(name_of(format)));
             check(rule, format);
