@@ -20,9 +20,12 @@ XML = OUTPUT / "xml"
 
 
 def is_documented(function: ElementTree.Element) -> bool:
-    """Whether a function has a doc comment. Constructors and overrides may leave that to their class and
-    their base."""
-    if function.find("type") is None or not "".join(function.find("type").itertext()):  # type: ignore[union-attr]
+    """Whether a function has a doc comment. Constructors may leave that to their class, overrides to their
+    base, operators to the language."""
+    returned = function.find("type")
+    if returned is None or not "".join(returned.itertext()):
+        return True
+    if function.findtext("name", "").startswith("operator"):
         return True
     if function.findtext("argsstring", "").rstrip("=0 ").endswith("override"):
         return True
