@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <system_error>
 
-#include "system/file_io.h"
-#include "system/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "system/file_io.h"
+#include "system/message.h"
 #include "trainer/run_lock.h"
 #include "trainer/run_replacement.h"
 

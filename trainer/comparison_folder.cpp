@@ -6,9 +6,9 @@
 #include <system_error>
 #include <utility>
 
+#include "flashoptim/error.h"
 #include "system/file_io.h"
 #include "system/message.h"
-#include "flashoptim/error.h"
 #include "trainer/run_folder.h"
 
 namespace flashoptim::trainer {

@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <string>
 
-#include "system/control_groups.h"
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
+#include "system/control_groups.h"
 #include "system/cpu_count.h"
 #include "trainer/exact_number.h"
 

@@ -1,4 +1,5 @@
-// Bytes that a run's parameters take, by kind, counted in the tensors. What the operating system measures: process_memory.h.
+// Bytes that a run's parameters take, by kind, counted in the tensors. What the operating system
+// measures: process_memory.h.
 #pragma once
 
 #include "flashoptim/libtorch.h"
@@ -8,7 +9,8 @@
 
 namespace flashoptim::trainer {
 
-/// Counted at this moment: call it when the optimizer has its state and the gradients are there. `accumulator` may be null.
+/// Counted at this moment: call it when the optimizer has its state and the gradients are there.
+/// `accumulator` may be null.
 MemoryByKind memory_by_kind(const Model& model, const libtorch::FlashOptimizer& optimizer,
                             const GradientAccumulator* accumulator);
 

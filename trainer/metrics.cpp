@@ -14,9 +14,9 @@
 #include <string_view>
 #include <system_error>
 
-#include "system/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "system/message.h"
 
 namespace flashoptim::trainer {
 namespace {

@@ -1,4 +1,5 @@
-// From a choice to an optimizer over a model's parameters. The only place of the trainer that knows the optimizer classes.
+// From a choice to an optimizer over a model's parameters. The only place of the trainer that
+// knows the optimizer classes.
 #pragma once
 
 #include <memory>
@@ -12,8 +13,9 @@ namespace flashoptim::trainer {
 /// The precision in which a model is trained with that format.
 Precision precision_for(Format format);
 
-/// The optimizer that `choice` describes, with learning rate `learning_rate`: a group of the matrices, which decay, and one of
-/// the one-dimensional parameters, which do not. Throws InvalidArgument for a hyperparameter out of its range.
+/// The optimizer that `choice` describes, with learning rate `learning_rate`: a group of the matrices, which
+/// decay, and one of the one-dimensional parameters, which do not. Throws InvalidArgument for a
+/// hyperparameter out of its range.
 std::unique_ptr<libtorch::FlashOptimizer> make_optimizer(const OptimizerChoice& choice, double learning_rate,
                                                          const Model& model);
 

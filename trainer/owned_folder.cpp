@@ -7,10 +7,10 @@
 #include <system_error>
 #include <utility>
 
+#include "flashoptim/error.h"
 #include "system/file_io.h"
 #include "system/message.h"
 #include "system/save_folder.h"
-#include "flashoptim/error.h"
 #include "trainer/run_replacement.h"
 
 namespace flashoptim::trainer {

@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "checkpoint/checkpoint_writer.h"
-#include "system/file_io.h"
-#include "system/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "system/file_io.h"
+#include "system/message.h"
 #include "trainer/metrics.h"
 #include "trainer/run_replacement.h"
 

@@ -11,10 +11,10 @@
 #include <string>
 #include <system_error>
 
+#include "flashoptim/error.h"
 #include "system/atomic_path.h"
 #include "system/file_lock.h"
 #include "system/message.h"
-#include "flashoptim/error.h"
 
 namespace flashoptim::trainer {
 namespace {

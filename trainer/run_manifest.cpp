@@ -11,11 +11,11 @@
 #include <system_error>
 #include <utility>
 
-#include "system/file_io.h"
 #include "checkpoint/manifest.h"
-#include "system/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "system/file_io.h"
+#include "system/message.h"
 #include "trainer/metrics.h"
 
 namespace flashoptim::trainer {

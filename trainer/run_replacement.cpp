@@ -9,12 +9,12 @@
 #include <system_error>
 #include <utility>
 
+#include "flashoptim/checkpoint.h"
+#include "flashoptim/error.h"
 #include "system/atomic_path.h"
 #include "system/file_io.h"
 #include "system/message.h"
 #include "system/save_folder.h"
-#include "flashoptim/checkpoint.h"
-#include "flashoptim/error.h"
 
 namespace flashoptim::trainer {
 namespace {

@@ -1,4 +1,5 @@
-// How one run takes the place of another in its folder, so that one of them is there whenever the process dies:
+// How one run takes the place of another in its folder, so that one of them is
+// there whenever the process dies:
 //
 //     1. The new run's manifest says what it replaces.
 //     2. What has to go is renamed into a folder of its own beside it, `.flashoptim-replaced-<old run>/`.
@@ -6,7 +7,8 @@
 //        Or the new run fails before that. The manifest says so, then its files are removed, the old ones get their names back, and
 //        the old manifest does.
 //
-// Each step can be done again after a kill in its middle. Called by who holds the lock of the folder. Decides nothing.
+// Each step can be done again after a kill in its middle. Called by who holds the lock of
+// the folder. Decides nothing.
 #pragma once
 
 #include <filesystem>

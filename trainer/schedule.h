@@ -20,9 +20,10 @@ struct Schedule {
     std::int64_t warmup_steps = 0;
     std::int64_t total_steps = 1;
 
-    /// Learning rate of step `step`, counted from 0: peak * (step + 1) / warmup_steps in the warm-up, then with
-    /// p = (step - warmup) / (total - warmup): minimum + (peak - minimum) * (1 + cos(pi p)) / 2, or * (1 - p) for kLinear. As with
-    /// PyTorch's CosineAnnealingLR (T_max = total - warmup) and LinearLR, the minimum is that of step `total`, the one after the last.
+    /// Learning rate of step `step`, counted from 0: peak * (step + 1) / warmup_steps in the warm-up, then
+    /// with p = (step - warmup) / (total - warmup): minimum + (peak - minimum) * (1 + cos(pi p)) / 2, or * (1
+    /// - p) for kLinear. As with PyTorch's CosineAnnealingLR (T_max = total - warmup) and LinearLR, the
+    /// minimum is that of step `total`, the one after the last.
     double at(std::int64_t step) const;
 };
 

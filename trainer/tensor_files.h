@@ -13,7 +13,8 @@ namespace flashoptim::trainer {
 
 using NamedTensor = std::pair<std::string, torch::Tensor>;
 
-/// Describes tensors for writing, in row order. Those that do not lie in row order or on the CPU are copied, the others are borrowed.
+/// Describes tensors for writing, in row order. Those that do not lie in row order or on the CPU are
+/// copied, the others are borrowed.
 class TensorList {
 public:
     /// Throws InvalidArgument for a dtype that files do not have, naming the tensor.
@@ -27,7 +28,8 @@ private:
     std::vector<checkpoint::TensorData> data_;
 };
 
-/// Reads the file's tensor of that name into `target`, which must have its dtype and shape (else FormatError).
+/// Reads the file's tensor of that name into `target`, which must have its dtype
+/// and shape (else FormatError).
 void read_into(const checkpoint::SafetensorsFile& file, const std::string& name, const torch::Tensor& target);
 
 /// Reads a tensor into new memory, in row order.

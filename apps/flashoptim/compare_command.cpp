@@ -18,11 +18,11 @@
 #include "flashoptim/error.h"
 #include "json_target.h"
 #include "number_arguments.h"
-#include "system/one_line.h"
 #include "plot.h"
 #include "run_arguments.h"
 #include "stop_signals.h"
 #include "subprocess.h"
+#include "system/one_line.h"
 #include "trainer/comparison_folder.h"
 #include "trainer/loop.h"
 

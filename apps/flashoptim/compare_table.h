@@ -6,7 +6,8 @@
 
 namespace flashoptim::app {
 
-/// The table of {"runs": [...]}; differences of the loss are to the first run of the same optimizer and seed that is fp32.
+/// The table of {"runs": [...]}; differences of the loss are to the first run of the same
+/// optimizer and seed that is fp32.
 std::string comparison_table(const nlohmann::ordered_json& summary);
 
 }  // namespace flashoptim::app

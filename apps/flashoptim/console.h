@@ -9,8 +9,8 @@
 #include <string_view>
 #include <utility>
 
-#include "system/human_bytes.h"
 #include "stop_signals.h"
+#include "system/human_bytes.h"
 #include "trainer/progress.h"
 
 namespace flashoptim::app {

@@ -9,12 +9,12 @@
 #include <cerrno>
 #include <system_error>
 
-#include "system/atomic_path.h"
-#include "system/descriptor_path.h"
-#include "system/message.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
 #include "process_setup.h"
+#include "system/atomic_path.h"
+#include "system/descriptor_path.h"
+#include "system/message.h"
 #include "trainer/data/token_source.h"
 
 namespace flashoptim::app {

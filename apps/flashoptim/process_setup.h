@@ -5,9 +5,11 @@
 namespace flashoptim::app {
 
 /// What every subcommand and child process needs, called first in main():
-/// - descriptors 0 to 2 are open, so that no file of a run takes the place of a stderr that was closed and gets its messages;
+/// - descriptors 0 to 2 are open, so that no file of a run takes the place of a stderr that was
+///   closed and gets its messages;
 /// - as many files may be open as the system allows at most, since a data set may have many;
-/// - a reader that goes away and a limit on the size of files are errors of a write and end nothing (SIGPIPE, SIGXFSZ).
+/// - a reader that goes away and a limit on the size of files are errors of a write and end
+///   nothing (SIGPIPE, SIGXFSZ).
 void prepare_process();
 
 /// Whether the descriptor was closed when the process started.

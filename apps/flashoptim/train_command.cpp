@@ -7,8 +7,8 @@
 #include "flashoptim/error.h"
 #include "json_target.h"
 #include "number_arguments.h"
-#include "system/one_line.h"
 #include "run_arguments.h"
+#include "system/one_line.h"
 #include "trainer/loop.h"
 #include "trainer/summary.h"
 

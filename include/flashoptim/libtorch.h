@@ -25,8 +25,8 @@
 
 namespace flashoptim::libtorch {
 
-/// An option as TORCH_ARG has it: `options.name(value)` sets it and returns the options, `options.name()` reads it. `where` is
-/// where its value is.
+/// An option as TORCH_ARG has it: `options.name(value)` sets it and returns the options, `options.name()`
+/// reads it. `where` is where its value is.
 #define FLASHOPTIM_OPTION(T, name, where)                          \
     Self& name(const T& value) {                                   \
         (where) = value;                                           \

@@ -5,11 +5,11 @@
 #include <optional>
 #include <system_error>
 
+#include "manifest.h"
+#include "safetensors_file.h"
 #include "system/atomic_path.h"
 #include "system/file_io.h"
-#include "manifest.h"
 #include "system/message.h"
-#include "safetensors_file.h"
 
 namespace flashoptim::checkpoint {
 namespace {
@@ -79,7 +79,8 @@ struct Checkpoint::State {
 Checkpoint::Checkpoint(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
 Checkpoint Checkpoint::open(const fs::path& folder) {
-    // While it is being opened a writer may put a newer checkpoint in its place, even several times: then start again.
+    // While it is being opened a writer may put a newer checkpoint in its place, even
+    // several times: then start again.
     for (int tries_left = 100;; --tries_left) {
         std::error_code error;
         const fs::path target = real_path(folder, error);

@@ -12,8 +12,8 @@
 
 #include "json_text.h"
 #include "manifest.h"
-#include "system/message.h"
 #include "safetensors_writer.h"
+#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {
@@ -59,9 +59,9 @@ bool is_regular_file(const FileDescriptor& folder, const std::string& name) {
            S_ISREG(status.st_mode);
 }
 
-// Replacing and removing delete what was there, so nothing may be there that a checkpoint does not own. Returns the names of its
-// files, the table of them last: a folder that has lost some others is still known by it. `shown` is the folder in messages, which begin with
-// `what`.
+// Replacing and removing delete what was there, so nothing may be there that a checkpoint does not own.
+// Returns the names of its files, the table of them last: a folder that has lost some others is still known
+// by it. `shown` is the folder in messages, which begin with `what`.
 std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::path& shown,
                                      const std::string& what) {
     std::vector<std::string> names;

@@ -2,8 +2,8 @@
 // the file system.
 #pragma once
 
-#include "system/atomic_path.h"
 #include "flashoptim/checkpoint.h"
+#include "system/atomic_path.h"
 
 namespace flashoptim::checkpoint {
 
@@ -11,7 +11,8 @@ namespace flashoptim::checkpoint {
 std::uint64_t write_checkpoint(const std::filesystem::path& folder, std::string_view metadata_json,
                                std::span<const TensorFile> files, Replace how);
 
-/// Throws the IoError with which `remove` would refuse the folder: it holds something that is not the checkpoint's. Changes nothing.
+/// Throws the IoError with which `remove` would refuse the folder: it holds something that is not the
+/// checkpoint's. Changes nothing.
 void check_removable(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::checkpoint

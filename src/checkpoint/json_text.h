@@ -14,8 +14,8 @@ namespace flashoptim::checkpoint {
 
 struct JsonMember;
 
-/// A value that was read. (The parsing library's own values allocate memory when they are destroyed, which ends the process where
-/// there is none.)
+/// A value that was read. (The parsing library's own values allocate memory when they are destroyed, which
+/// ends the process where there is none.)
 class JsonValue {
 public:
     using List = std::vector<JsonValue>;
@@ -25,8 +25,9 @@ public:
     template <class T>
     explicit JsonValue(T value) : value_(std::move(value)) {}
 
-    /// The value as a T, or null if it is another. An integer is an std::uint64_t unless it is written with a minus; a number that is
-    /// written with a point or an exponent, or that fits neither integer, is a double.
+    /// The value as a T, or null if it is another. An integer is an std::uint64_t unless it is
+    /// written with a minus; a number that is written with a point or an exponent, or that fits
+    /// neither integer, is a double.
     template <class T>
     const T* as() const {
         return std::get_if<T>(&value_);
@@ -50,10 +51,11 @@ struct JsonMember {
 /// Takes one member of an object.
 using TakeMember = std::function<void(const std::string& key, JsonValue&& value)>;
 
-/// Hands every member of the object that `text` is to `take`, in the order of the text and while it is read, so that no more
-/// than one member is in memory. The work grows with the length of the text, but for the logarithm in looking for
-/// equal keys. A fault that comes late in the text is found after the members before it were handed over. `label` opens the message
-/// ("'file': header"). Throws FormatError, and what `take` throws.
+/// Hands every member of the object that `text` is to `take`, in the order of the text and while it is
+/// read, so that no more than one member is in memory. The work grows with the length of the text, but
+/// for the logarithm in looking for equal keys. A fault that comes late in the text is found after the
+/// members before it were handed over. `label` opens the message ("'file': header"). Throws
+/// FormatError, and what `take` throws.
 void read_json_object(std::string_view text, const std::string& label, const TakeMember& take);
 
 /// The object that `text` is. Throws FormatError.

@@ -1,11 +1,12 @@
-// Saving an optimizer of the core into a checkpoint folder and loading it again: everything is read and checked before anything of
-// the optimizer is touched.
+// Saving an optimizer of the core into a checkpoint folder and loading it again: everything is read and
+// checked before anything of the optimizer is touched.
 //
 //     metadata of the checkpoint    optimizer_manifest.h
 //     weights.safetensors           one tensor for each parameter, by its name (only where asked for)
 //     optimizer.safetensors         <name>.error_bits, .exp_avg, .exp_avg_scales, ... (Optimizer::state)
 //
-// Tensors lie as the optimizer holds them, so their shapes are those of the parameters with dimensions in memory order.
+// Tensors lie as the optimizer holds them, so their shapes are those of the parameters with
+// dimensions in memory order.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -13,10 +14,10 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/optimizer.h"
-#include "system/message.h"
 #include "optimizer_manifest.h"
 #include "state_conversion.h"
 #include "storage_type.h"
+#include "system/message.h"
 
 namespace flashoptim {
 

@@ -8,10 +8,10 @@
 #include <optional>
 #include <utility>
 
-#include "system/checked_arithmetic.h"
 #include "json_text.h"
-#include "system/message.h"
 #include "storage_type.h"
+#include "system/checked_arithmetic.h"
+#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {
@@ -46,7 +46,9 @@ public:
         throw FormatError(label_() + " " + what + "; the checkpoint is damaged, use another");
     }
     [[nodiscard]] bool has(std::string_view key) const { return object_.find(key) != nullptr; }
-    [[nodiscard]] const std::string& text(std::string_view key) const { return at<std::string>(key, "a string"); }
+    [[nodiscard]] const std::string& text(std::string_view key) const {
+        return at<std::string>(key, "a string");
+    }
     [[nodiscard]] bool boolean(std::string_view key) const { return at<bool>(key, "true or false"); }
     [[nodiscard]] double number(std::string_view key) const {
         const JsonValue& value = at(key);

@@ -1,4 +1,5 @@
-// What a saved optimizer says of itself beside its tensors: rule, groups, and how each parameter lies. Text only; no tensors.
+// What a saved optimizer says of itself beside its tensors: rule, groups, and how each parameter
+// lies. Text only; no tensors.
 #pragma once
 
 #include <cstdint>

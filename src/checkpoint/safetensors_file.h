@@ -4,9 +4,9 @@
 
 #include <memory>
 
-#include "system/file_io.h"
 #include "flashoptim/checkpoint.h"
 #include "safetensors_header.h"
+#include "system/file_io.h"
 
 namespace flashoptim::checkpoint {
 

@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "json_text.h"
-#include "system/message.h"
 #include "storage_type.h"
+#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

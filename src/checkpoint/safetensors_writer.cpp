@@ -6,9 +6,9 @@
 #include <set>
 
 #include "json_text.h"
-#include "system/message.h"
 #include "safetensors_header.h"
 #include "storage_type.h"
+#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

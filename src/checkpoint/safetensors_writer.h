@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "system/file_io.h"
 #include "flashoptim/checkpoint.h"
+#include "system/file_io.h"
 
 namespace flashoptim::checkpoint {
 

@@ -1,4 +1,5 @@
-// One parameter's saved state brought into the storage that the optimizer has now. Works on bytes in memory; reads no files.
+// One parameter's saved state brought into the storage that the optimizer has now. Works on
+// bytes in memory; reads no files.
 #pragma once
 
 #include <array>
@@ -31,10 +32,11 @@ struct StateBytes {
 /// Throws FormatError, with `label`, for codes and scales that the format never writes.
 void check_state(Rule rule, const StateLayout& layout, const StateBytes& state, const std::string& label);
 
-/// `state` as `to` wants it. Weights, corrections and fp32 moments only change places where the storage is the same; moments of
-/// another format or order are decoded and encoded to nearest. A correction of another format is joined with its weight (the one in
-/// `state`, or `weight_in_memory` where that is empty) and split again: the result then has a weight.
-/// Throws FormatError, with `label`, for values that the new format cannot hold.
+/// `state` as `to` wants it. Weights, corrections and fp32 moments only change places where the storage is
+/// the same; moments of another format or order are decoded and encoded to nearest. A correction of
+/// another format is joined with its weight (the one in `state`, or `weight_in_memory` where that is
+/// empty) and split again: the result then has a weight. Throws FormatError, with `label`, for values that
+/// the new format cannot hold.
 StateBytes convert_state(Rule rule, StateBytes state, const StateLayout& from, const StateLayout& to,
                          const std::vector<std::int64_t>& shape, const void* weight_in_memory,
                          const std::string& label);

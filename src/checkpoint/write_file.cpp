@@ -5,10 +5,10 @@
 #include <functional>
 #include <optional>
 
+#include "safetensors_writer.h"
 #include "system/atomic_path.h"
 #include "system/descriptor_path.h"
 #include "system/message.h"
-#include "safetensors_writer.h"
 
 namespace flashoptim::checkpoint {
 namespace {

@@ -1,4 +1,5 @@
-// Reads a tensor's shape and strides into rows; refuses what is not dense or not cut at groups. Copies between orders.
+// Reads a tensor's shape and strides into rows; refuses what is not dense or not cut at
+// groups. Copies between orders.
 #include "flashoptim/layout.h"
 
 #include <algorithm>
@@ -13,8 +14,8 @@ namespace flashoptim {
 
 namespace {
 
-/// Of a tensor, and of the whole that it is a part of. Far more than any memory has, and far enough from the end of 64 bits that bytes,
-/// groups and rows are counted without a check.
+/// Of a tensor, and of the whole that it is a part of. Far more than any memory has, and far enough from the
+/// end of 64 bits that bytes, groups and rows are counted without a check.
 constexpr std::int64_t kMostElements = std::int64_t{1} << 60;
 
 std::string to_text(const std::vector<std::int64_t>& values) {
@@ -150,7 +151,8 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
         layout.whole_row_length *= whole[d];
         layout.row_length *= tensor.shape[d];
         layout.column_offset = layout.column_offset * whole[d] + shard.offset[d];
-        // Once a dimension spans more than one index, every later one must be whole, or a row falls into pieces.
+        // Once a dimension spans more than one index, every later one must be whole,
+        // or a row falls into pieces.
         if (tensor.shape[d] != whole[d] && pieces > 1) partial = true;
         pieces *= tensor.shape[d];
     }

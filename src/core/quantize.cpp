@@ -207,7 +207,8 @@ void split_all(bool is_bfloat16, std::span<const float> masters, void* weights, 
     }
 }
 
-/// Native: both magnitudes on the grid of the split, the master's negative where its sign is not the stored one.
+/// Native: both magnitudes on the grid of the split, the master's negative where its
+/// sign is not the stored one.
 template <class Grid, int kBits, class Correction>
 std::int32_t correction_of(SplitWeight<Grid, kBits, Correction> /*format*/, float master, std::uint32_t hi) {
     using W = SplitWeight<Grid, kBits, Correction>;

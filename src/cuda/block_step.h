@@ -1,6 +1,6 @@
-// What a block of threads does with its chunk, written once for the device and for the emulation: a team says how
-// its threads run (each), how those of a group exchange maxima and scales, and how they add to a counter: each for
-// itself where a count is hardly ever other than zero, or together.
+// What a block of threads does with its chunk, written once for the device and for the emulation: a team says
+// how its threads run (each), how those of a group exchange maxima and scales, and how they add to a counter:
+// each for itself where a count is hardly ever other than zero, or together.
 #pragma once
 
 #include "cuda/thread_step.h"
@@ -35,8 +35,8 @@ FLASHOPTIM_INLINE void step_chunk(Team& team, const Launch& launch, std::uint32_
     }
 }
 
-/// A thread of the counting kernel. Rules differ in their L2 term only, which the scalars tell of: R is any rule of the same
-/// order of operations.
+/// A thread of the counting kernel. Rules differ in their L2 term only, which the scalars tell of: R is any
+/// rule of the same order of operations.
 template <class R, class W>
 class ThreadCount : BlockTypes<R, Float32Moments, W> {
     using Types = BlockTypes<R, Float32Moments, W>;

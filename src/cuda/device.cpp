@@ -108,8 +108,8 @@ private:
         StepPlan plan;
     };
 
-    /// The plan that had these items last, else the one that was not used for longest. Two networks that take turns find
-    /// their descriptors on the device; more plans would take more memory there.
+    /// The plan that had these items last, else the one that was not used for longest. Two networks that take
+    /// turns find their descriptors on the device; more plans would take more memory there.
     StepPlan& plan_of(std::span<const StepItem> items) {
         constexpr std::size_t kPlans = 2;
         const void* const first = items.empty() ? nullptr : items.front().weight;

@@ -1,4 +1,5 @@
-// Lists of kernels to instantiate, for the .cu files: every weight format with a rule and a format of moments.
+// Lists of kernels to instantiate, for the .cu files: every weight format with a
+// rule and a format of moments.
 #pragma once
 
 #include "cuda/kernels.cuh"

@@ -1,5 +1,5 @@
-// The step's kernels on the device: a team of real threads, and the functions that start them. Included by the .cu files, which
-// share the kernels out among themselves so that none takes long to compile.
+// The step's kernels on the device: a team of real threads, and the functions that start them. Included by
+// the .cu files, which share the kernels out among themselves so that none takes long to compile.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,10 +20,12 @@ public:
     __device__ __forceinline__ void each(Body body) {
         body(thread_, static_cast<int>(threadIdx.x));
     }
-    /// Groups are four neighbouring threads of a warp. Each thread learns the maximum that it needs for its scale.
+    /// Groups are four neighbouring threads of a warp. Each thread learns the maximum
+    /// that it needs for its scale.
     __device__ __forceinline__ void share_maxima() {
         if constexpr (Thread::kScales == 2) {
-            // One exchange between neighbours serves both moments: each gives away the one that it does not need.
+            // One exchange between neighbours serves both moments: each gives away
+            // the one that it does not need.
             const bool second = Thread::moment_of(static_cast<int>(threadIdx.x)) == 1;
             const auto mine = second ? thread_.largest[1] : thread_.largest[0];
             const auto given = second ? thread_.largest[0] : thread_.largest[1];

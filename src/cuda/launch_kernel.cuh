@@ -1,5 +1,5 @@
-// How kernels are started: with the error of this launch. What cudaGetLastError tells after <<<>>> may be an error
-// that the application has left behind. And how they are loaded before.
+// How kernels are started: with the error of this launch. What cudaGetLastError tells after <<<>>> may be an
+// error that the application has left behind. And how they are loaded before.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
-// The functions that start kernels, and those that load them, which CUDA else does at their first launch; each returns what CUDA
-// said of it. They are defined in the .cu files.
+// The functions that start kernels, and those that load them, which CUDA else does at their first launch;
+// each returns what CUDA said of it. They are defined in the .cu files.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,8 @@ struct Advance;
 struct NormLaunch;
 struct Preparation;
 
-/// The rule whose counting kernel serves all rules with weights of this format: the paper's alone are not protected.
+/// The rule whose counting kernel serves all rules with weights of this format: the
+/// paper's alone are not protected.
 template <class W>
 using CountingRule = std::conditional_t<W::kProtected, SgdRule<false>, PaperSgdRule<false>>;
 

@@ -1,4 +1,5 @@
-// The face of the CUDA backend: keeps a list's descriptors on the device and enqueues what a step consists of.
+// The public API of the CUDA backend: keeps a list's descriptors on the device and
+// enqueues what a step consists of.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -16,8 +17,7 @@ namespace flashoptim::cuda {
 namespace {
 
 Launchers find_launchers(Rule rule, const StoragePlan& plan) {
-    return visit_kernel_types(rule, plan,
-                              []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
+    return visit_kernel_types(rule, plan, []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 
 /// Puts the elements of a list at `to`; returns what is behind them.
@@ -52,10 +52,12 @@ struct StepPlan::Impl {
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
-    /// What a list is prepared for. What a step leaves to be asked for later is not for the others to write over.
+    /// What a list is prepared for. What a step leaves to be asked for later is not
+    /// for the others to write over.
     enum class Use : std::uint8_t { kStep, kCount, kNorm, kAll };
 
-    /// What kernels read and write of a list. A graph that was captured with it reads it at every replay: then it stays as it is.
+    /// What kernels read and write of a list. A graph that was captured with it reads it at every
+    /// replay: then it stays as it is.
     struct OnDevice {
         Memory<true> descriptors, chunks, kinds, bad_elements, bad_gradients, sums;
         bool is_captured = false;
@@ -110,8 +112,8 @@ struct StepPlan::Impl {
         on_device->is_captured = on_device->is_captured || captures;
     }
 
-    /// Those that the list needs and no earlier one did. Were they loaded as they are launched, the memory could end when
-    /// a part of a step has been enqueued.
+    /// Those that the list needs and no earlier one did. Were they loaded as they are launched, the memory
+    /// could end when a part of a step has been enqueued.
     void load_kernels() {
         const auto load = [this](Loader loader) {
             if (std::find(loaded.begin(), loaded.end(), loader) != loaded.end()) return;
@@ -126,8 +128,8 @@ struct StepPlan::Impl {
         }
     }
 
-    /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next list
-    /// outside of captures, which comes after its last use in the order of the stream.
+    /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next
+    /// list outside of captures, which comes after its last use in the order of the stream.
     void set_aside(bool captures) {
         std::unique_ptr<OnDevice> next;
         if (captures || !idle) next = std::make_unique<OnDevice>();
@@ -160,7 +162,8 @@ struct StepPlan::Impl {
         on_device->is_captured = false;
     }
 
-    /// Memory that a list needs and the plan lacks. All of it is there before any of it takes the place of what the plan has.
+    /// Memory that a list needs and the plan lacks. All of it is there before any of it takes the
+    /// place of what the plan has.
     struct Growth {
         Memory<true> controls;
         OnDevice list;

@@ -81,8 +81,9 @@ bool same_cut(const TensorEntry& a, const TensorEntry& b) {
 
 }  // namespace
 
-/// The kind of these values; a new one where none of the last few had them: there may be as many as tensors, so that a search over
-/// all would be one for each pair of tensors. Values of single tensors are told from the last kind's only.
+/// The kind of these values; a new one where none of the last few had them: there may be as many as
+/// tensors, so that a search over all would be one for each pair of tensors. Values of single tensors are
+/// told from the last kind's only.
 std::uint32_t TensorList::List::kind_of(const ScalarSource& source, const ItemValues& values) {
     constexpr std::size_t kSearched = 16;
     const auto last = [](auto& list, std::size_t count) {

@@ -1,5 +1,5 @@
-// What the kernels read about a list of tensors: plain data that lies in device memory, and how it is made from a list of items.
-// No CUDA call lives here, so that the emulation in the tests reads the same.
+// What the kernels read about a list of tensors: plain data that lies in device memory, and how it is made
+// from a list of items. No CUDA call lives here, so that the emulation in the tests reads the same.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,12 +22,12 @@ constexpr int kThreads = 256;
 /// Groups that a block steps at a time, and at most in all: its chunk.
 constexpr int kGroupsInPass = kThreads / kThreadsInGroup;
 constexpr int kMaxGroupsInChunk = 512;
-/// About four times the blocks that an H200 runs at a time, two on each of its 132 multiprocessors: with fewer, many of
-/// them idle while the last blocks run.
+/// About four times the blocks that an H200 runs at a time, two on each of its 132 multiprocessors: with
+/// fewer, many of them idle while the last blocks run.
 constexpr std::int64_t kWantedChunks = 1024;
 
-/// Groups of every chunk of a list that has this many: a power of two, the largest that leaves kWantedChunks full
-/// chunks; one pass where none does. No bit depends on it.
+/// Groups of every chunk of a list that has this many: a power of two, the largest that leaves kWantedChunks
+/// full chunks; one pass where none does. No bit depends on it.
 constexpr int chunk_size(std::int64_t groups_in_list) {
     int groups = kMaxGroupsInChunk;
     while (groups > kGroupsInPass && groups_in_list / groups < kWantedChunks) groups /= 2;
@@ -67,7 +67,8 @@ struct Chunk {
     std::uint32_t tensor = 0;
 };
 
-/// What the scalars of some tensors follow from: values of the host, by their place among the sources, and in device memory.
+/// What the scalars of some tensors follow from: values of the host, by their place among the
+/// sources, and in device memory.
 struct KindSource {
     ItemValues values;
     std::uint32_t source = 0;
@@ -123,9 +124,10 @@ struct LaunchRange {
 
 class TensorList {
 public:
-    /// Takes over `items` with their values in device memory, which may be empty. Chunks are kept where no size and no storage has
-    /// changed. Where it throws the list is as before.
-    /// @throws InvalidArgument for a null pointer where a buffer must be, a row that is too long, or values of another length.
+    /// Takes over `items` with their values in device memory, which may be empty. Chunks are kept where no
+    /// size and no storage has changed. Where it throws the list is as before.
+    /// @throws InvalidArgument for a null pointer where a buffer must be, a row that is too long, or values
+    ///         of another length.
     void set(std::span<const StepItem> items, std::span<const ItemValues> values, FindLaunchers find);
 
     [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return list_.tensors; }
@@ -136,7 +138,8 @@ public:
     /// Step counts in device memory that belong to single items, each once, in order.
     [[nodiscard]] const std::vector<std::int64_t*>& step_counts() const { return list_.step_counts; }
     [[nodiscard]] const std::vector<LaunchRange>& ranges() const { return cut_.ranges; }
-    /// Whether the last call of set() changed tensors, kinds or step counts; the same of the chunks and their size.
+    /// Whether the last call of set() changed tensors, kinds or step counts; the same of
+    /// the chunks and their size.
     [[nodiscard]] bool tensors_changed() const { return tensors_changed_; }
     [[nodiscard]] bool chunks_changed() const { return chunks_changed_; }
     /// Blocks of the gradient norm of all tensors.
@@ -165,8 +168,8 @@ private:
         void set(const List& list);
     };
 
-    // The next ones are made beside the present ones, which they replace when nothing can throw any more. Both
-    // keep their memory.
+    // The next ones are made beside the present ones, which they replace when nothing can throw any
+    // more. Both keep their memory.
     List list_, next_list_;
     Cut cut_, next_cut_;
     bool tensors_changed_ = false, chunks_changed_ = false;

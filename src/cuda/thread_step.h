@@ -1,6 +1,6 @@
-// What one thread does in a step: eight consecutive elements, decoded, updated and encoded in registers. Where anything among them
-// is out of the ordinary, they are done again one by one with the reference's operations. Compiles for the host too; the warp's and
-// the block's part is in block_step.h.
+// What one thread does in a step: eight consecutive elements, decoded, updated and encoded in registers.
+// Where anything among them is out of the ordinary, they are done again one by one with the reference's
+// operations. Compiles for the host too; the warp's and the block's part is in block_step.h.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@
 #include "cuda/words.h"
 #include "step/watch.h"
 
-// Code that hardly ever runs, kept out of the way of what does. What it works on lies in memory, so it is given copies.
+// Code that hardly ever runs, kept out of the way of what does. What it works on lies in
+// memory, so it is given copies.
 #if defined(__CUDACC__)
 #define FLASHOPTIM_OUT_OF_LINE static __host__ __device__ __noinline__
 #else
@@ -19,7 +20,8 @@
 
 namespace flashoptim::cuda {
 
-/// The dither of a thread's elements in the place of the tables that other backends share: here computing it is cheaper.
+/// The dither of a thread's elements in the place of the tables that other backends share:
+/// here computing it is cheaper.
 template <class R>
 struct RunDither {
     struct Table {
@@ -69,7 +71,8 @@ class ThreadStep : BlockTypes<R, M, W> {
     using CodeWord = std::conditional_t<M::kGrouped, std::uint8_t, float>;
     using L = CudaLanes;
     static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
-    /// Whether operands of its division and root are tracked, so that they may be computed without a check of each.
+    /// Whether operands of its division and root are tracked, so that they may be
+    /// computed without a check of each.
     static constexpr bool kHasUnguarded = kRootShowsGradient && requires { R::kDividesFirstByRootOfSecond; };
 
 public:
@@ -115,7 +118,8 @@ public:
             if constexpr (kGrouped) old_scale_[n] = old_scale(t.scales[n]);
         });
         if constexpr (kHasUnguarded) {
-            // A weight that is out of the ordinary stays so where it hardly decays and steps are small: new ones tell of the old.
+            // A weight that is out of the ordinary stays so where it hardly decays and steps are
+            // small: new ones tell of the old.
             const bool old_shows = k.weight_factor >= 0.75F && k.weight_factor <= 1.0F &&
                                    k.learning_rate * k.update_limit <= 1024.0F;
             if (k.epsilon >= 0x1p-60F && k.l2 == 0.0F && old_shows) {
@@ -224,8 +228,8 @@ private:
         return old;
     }
 
-    /// All elements, as if nothing were out of the ordinary; returns whether that is so (step/fast_kernel.h). Unguarded lanes
-    /// find more out of the ordinary than others.
+    /// All elements, as if nothing were out of the ordinary; returns whether that is so (step/fast_kernel.h).
+    /// Unguarded lanes find more out of the ordinary than others.
     template <class Lanes>
     FLASHOPTIM_INLINE bool update_ordinary(const StepScalars& k) {
         constexpr bool kUnguarded = std::is_same_v<Lanes, CudaUnguardedLanes>;
@@ -317,9 +321,7 @@ private:
             const auto old_high = s.load_stored(e), old_low = s.load_correction(e);
             float w = W::template decode<S>(old_high, old_low);
             const float g = R::template effective_gradient<S>(s.gradient_[e], w, k);
-            for_each_moment<R>([&](auto n) {
-                old.template at<n>().unit = s.template unit_of<n>(e);
-            });
+            for_each_moment<R>([&](auto n) { old.template at<n>().unit = s.template unit_of<n>(e); });
             NewMoments<S, R> next;
             Types::template update<S>(g, w, old, next, k);
 
@@ -344,8 +346,8 @@ private:
                                        k.moment[n].measure);
                 }
                 s.moment_[n][e] = kept;
-                largest[n] = S::max_ignoring_nan(
-                    largest[n], Types::template kIsSquared<n> ? kept : absolute<S>(kept));
+                largest[n] =
+                    S::max_ignoring_nan(largest[n], Types::template kIsSquared<n> ? kept : absolute<S>(kept));
             });
         }
         for (int n = 0; n < kBuffers; ++n) s.largest[n] = S::bits(largest[n]);
@@ -388,8 +390,7 @@ private:
                     if (bad && keeps_code) return;
                     constexpr auto kKind = R::Moments::template kKind<n>;
                     const auto dither = dither_of_code(kKind, bits(dither_salt_of_moment(n)));
-                    const auto code =
-                        MomentFormat<n>::template code<S>(s.moment_[n][e], s.encode[n], dither);
+                    const auto code = MomentFormat<n>::template code<S>(s.moment_[n][e], s.encode[n], dither);
                     s.code_[n].set(e, static_cast<CodeWord>(code));
                 }
             });

@@ -1,5 +1,5 @@
-// What is done once in a step or once for all tensors, by few threads: scalars and verdicts before the kernels, the advance of a
-// step count in device memory after them, and the norm of the gradients.
+// What is done once in a step or once for all tensors, by few threads: scalars and verdicts before the
+// kernels, the advance of a step count in device memory after them, and the norm of the gradients.
 #pragma once
 
 #include "cuda/words.h"
@@ -14,7 +14,8 @@
 
 namespace flashoptim::cuda {
 
-/// Values of the host from which one launch computes scalars: they travel as the kernel's argument, of at most 4 KiB.
+/// Values of the host from which one launch computes scalars: they travel as the kernel's
+/// argument, of at most 4 KiB.
 constexpr int kSourcesInLaunch = 32;
 constexpr int kNormBlocksInBlock = kThreads / kNormSums;
 
@@ -27,7 +28,8 @@ struct DeviceSources {
     const float* found_inf = nullptr;
 };
 
-/// What the scalars of all kinds follow from whose source is one of [first_source, first_source + source_count).
+/// What the scalars of all kinds follow from whose source is one of [first_source,
+/// first_source + source_count).
 struct Preparation {
     ScalarSource sources[kSourcesInLaunch];
     std::uint32_t first_source = 0;

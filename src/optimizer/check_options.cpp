@@ -1,4 +1,5 @@
-// Whether an optimizer can be made with these options: what it could not do is refused when it is made, not in its first step.
+// Whether an optimizer can be made with these options: what it could not do is refused when it is
+// made, not in its first step.
 #include <algorithm>
 #include <string>
 

@@ -1,4 +1,5 @@
-// The inside of the framework-free optimizer: what it knows of each parameter, and what the files beside this one share.
+// The inside of the framework-free optimizer: what it knows of each parameter, and what the
+// files beside this one share.
 #pragma once
 
 #include <array>
@@ -59,17 +60,20 @@ struct Optimizer::Impl {
     /// @throws InvalidArgument where there is none.
     Parameter& at(ParameterId id);
     Hyperparameters& group_at(GroupId id);
-    /// Hyperparameters that may be used; where the first learning rate is not told it is `initial_learning_rate`.
+    /// Hyperparameters that may be used; where the first learning rate is not told it
+    /// is `initial_learning_rate`.
     [[nodiscard]] Hyperparameters checked(Hyperparameters h, double initial_learning_rate) const;
-    /// The state of a parameter under hyperparameters, which may be new ones (momentum may be switched on later).
+    /// The state of a parameter under hyperparameters, which may be new ones (momentum
+    /// may be switched on later).
     [[nodiscard]] StoredState stored_under(const Hyperparameters& h, const Parameter& p,
                                            StateArena& from) const;
     ParameterId add_parameter(Parameter p);
     void set_hyperparameters(GroupId group, const Hyperparameters& changed);
-    /// Elements must lie where they can be read. A device must have what is given for a parameter: what it cannot
-    /// read ends the whole process's work there, later.
+    /// Elements must lie where they can be read. A device must have what is given for a parameter: what it
+    /// cannot read ends the whole process's work there, later.
     void check_memory(const TensorView& tensor, const Parameter& p, const std::string& what) const;
-    /// A step writes weights while it reads gradients: neither a gradient nor another weight may lie in a weight's memory.
+    /// A step writes weights while it reads gradients: neither a gradient nor another weight
+    /// may lie in a weight's memory.
     /// @throws InvalidArgument that names both
     void check_apart_from_weights(const TensorView& gradient, const MemoryRange& range,
                                   const std::string& name) const;
@@ -103,7 +107,8 @@ struct Optimizer::Impl {
     [[nodiscard]] HostBytes on_host(void* data, std::size_t bytes) const;
     [[nodiscard]] HostBytes on_host(const StateMemory& memory) const;
     [[nodiscard]] HostBytes weight_on_host(const Parameter& p) const;
-    /// Where the buffer of that name lies, or the weight. @throws InvalidArgument for another name or number of bytes.
+    /// Where the buffer of that name lies, or the weight. @throws InvalidArgument for
+    /// another name or number of bytes.
     [[nodiscard]] void* place_of(const Parameter& p, const StoredState& stored, std::string_view name,
                                  std::size_t bytes) const;
     void write(void* to, std::span<const std::byte> bytes) const;

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "system/checked_arithmetic.h"
 #include "flashoptim/error.h"
+#include "system/checked_arithmetic.h"
 
 namespace flashoptim {
 

@@ -1,4 +1,5 @@
-// Where the memory of tensors lies, kept in the order of addresses: what overlaps a new tensor is found without looking at all others.
+// Where the memory of tensors lies, kept in the order of addresses: what overlaps a new tensor is found
+// without looking at all others.
 #pragma once
 
 #include <bit>
@@ -25,19 +26,23 @@ struct MemoryRange {
     }
 };
 
-/// From the first to the last byte of a tensor with given strides of either sign; empty where it has no elements.
+/// From the first to the last byte of a tensor with given strides of either sign;
+/// empty where it has no elements.
 /// @throws InvalidArgument where a stride reaches out of the address space
 MemoryRange range_of(const TensorView& tensor, std::string_view name);
 
-/// Whether an element of the tensor, whose range overlaps `range`, lies in it: it may not where the tensor has holes.
+/// Whether an element of the tensor, whose range overlaps `range`, lies in it: it may not
+/// where the tensor has holes.
 bool has_element_in(const MemoryRange& range, const TensorView& tensor);
 
-/// Ranges with the numbers of what lies there. Adding one has the strong guarantee. `Before` orders addresses.
+/// Ranges with the numbers of what lies there. Adding one has the strong guarantee.
+/// `Before` orders addresses.
 template <class Before>
 class BasicMemoryRanges {
 public:
     using Id = std::size_t;
-    /// Whether ranges that are added may overlap each other: where none does, one look at the neighbour before is enough.
+    /// Whether ranges that are added may overlap each other: where none does, one look at the
+    /// neighbour before is enough.
     enum class Each : bool { kApart, kAnywhere };
     explicit BasicMemoryRanges(Each each, Before before = Before()) : each_(each), order_{before} {}
 
@@ -49,7 +54,8 @@ public:
         const auto at = by_length_.find(class_of(range));
         if (at != by_length_.end()) at->second.erase({range.begin, range.end, id});
     }
-    /// Calls is_wanted(id) for what overlaps `range` until it returns true; returns the last id then, else `none`.
+    /// Calls is_wanted(id) for what overlaps `range` until it returns true; returns the
+    /// last id then, else `none`.
     template <class Wanted>
     Id find_overlap(const MemoryRange& range, Id none, Wanted is_wanted) const {
         if (range.empty()) return none;

@@ -1,11 +1,12 @@
-// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and the norm behind
-// the last. Nobody waits for them there, and what is stepped under a found_inf that nobody has read is counted there.
+// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient,
+// and the norm behind the last. Nobody waits for them there, and what is stepped under a found_inf that
+// nobody has read is counted there.
 #include <algorithm>
 #include <string>
 
+#include "core/memory_checks.h"
 #include "impl.h"
 #include "step/float_environment.h"
-#include "core/memory_checks.h"
 #include "step/scalars.h"
 
 namespace flashoptim {

@@ -1,4 +1,5 @@
-// The face of the framework-free optimizer: parameter groups, parameters, gradients. The arithmetic is behind step.h.
+// The public API of the framework-free optimizer: parameter groups, parameters, gradients. The
+// arithmetic is behind step.h.
 #include "flashoptim/optimizer.h"
 
 #include <algorithm>
@@ -7,9 +8,9 @@
 #include <optional>
 
 #include "core/exact_arithmetic.h"
+#include "core/memory_checks.h"
 #include "impl.h"
 #include "step/float_environment.h"
-#include "core/memory_checks.h"
 
 namespace flashoptim {
 
@@ -240,7 +241,8 @@ const double* Optimizer::clip_grad_norm(double max_norm) {
 }
 
 StepReport Optimizer::step() {
-    // The coefficient is of these gradients: they are clipped in another attempt, too, and those of the next step are not.
+    // The coefficient is of these gradients: they are clipped in another attempt, too, and
+    // those of the next step are not.
     const auto drop_clip = [this] { impl_->numbers.clip_coefficient = nullptr; };
     try {
         const auto report = impl_->step(impl_->all_with_gradient(), impl_->all_on_device, impl_->numbers);

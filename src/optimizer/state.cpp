@@ -1,4 +1,5 @@
-// What the framework-free optimizer holds of each parameter, given out and taken in: masters, moments, stored buffers.
+// What the framework-free optimizer holds of each parameter, given out and taken in:
+// masters, moments, stored buffers.
 #include <algorithm>
 #include <cstring>
 #include <string>

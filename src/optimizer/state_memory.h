@@ -12,10 +12,10 @@
 
 namespace flashoptim {
 
-/// Zeroed pages that nobody has touched yet, huge ones where the system has them and they pay: each comes to lie near the thread
-/// that steps it first. Small buffers share blocks, so that thousands of them are no more scattered than one large one; a
-/// block goes with the last of its buffers. What was taken from a copy of an arena, and is gone, the arena itself may give again as long
-/// as nobody has written there.
+/// Zeroed pages that nobody has touched yet, huge ones where the system has them and they pay: each comes to
+/// lie near the thread that steps it first. Small buffers share blocks, so that thousands of them are no more
+/// scattered than one large one; a block goes with the last of its buffers. What was taken from a copy of an
+/// arena, and is gone, the arena itself may give again as long as nobody has written there.
 class StateArena {
 public:
     /// `bytes` on a cache line. @throws std::bad_alloc
@@ -31,8 +31,8 @@ private:
 class StateMemory {
 public:
     StateMemory() = default;
-    /// Buffers of one parameter differ in `stream` (their place), which keeps the same element of each from lying a multiple of
-    /// 4 KiB apart: the processor takes such loads and stores for one another.
+    /// Buffers of one parameter differ in `stream` (their place), which keeps the same element of each from
+    /// lying a multiple of 4 KiB apart: the processor takes such loads and stores for one another.
     /// @throws std::bad_alloc
     StateMemory(StateArena& arena, const BufferPlan& plan, int stream = 0);
     /// In memory of a device.
@@ -60,7 +60,8 @@ struct StoredState {
     [[nodiscard]] const StateMemory& correction() const { return at(kCorrectionPlace); }
 
     StoredState() = default;
-    /// Buffers that `former` has alike are shared with it. `device` is null where state lies in memory of the host.
+    /// Buffers that `former` has alike are shared with it. `device` is null where state
+    /// lies in memory of the host.
     /// @throws std::bad_alloc, or what the device throws for want of memory
     StoredState(const StoragePlan& plan, const StoredState& former, StateArena& arena, Device* device);
 };

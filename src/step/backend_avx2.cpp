@@ -1,4 +1,5 @@
-// The avx2 backend: instantiates every kernel for its lanes. The flags of this file are in src/CMakeLists.txt.
+// The avx2 backend: instantiates every kernel for its lanes. The flags of this
+// file are in src/CMakeLists.txt.
 #define FLASHOPTIM_ISA isa_avx2
 #include "step/instantiate.h"
 #include "step/lanes/avx2.h"

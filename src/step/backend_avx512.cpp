@@ -1,4 +1,5 @@
-// The avx512 backend: instantiates every kernel for its lanes. The flags of this file are in src/CMakeLists.txt.
+// The avx512 backend: instantiates every kernel for its lanes. The flags of this
+// file are in src/CMakeLists.txt.
 #define FLASHOPTIM_ISA isa_avx512
 #include "step/instantiate.h"
 #include "step/lanes/avx512.h"

@@ -1,7 +1,7 @@
-// The fused step at full speed, for blocks in which nothing is out of the ordinary: no gradient is bad, no weight is Inf, NaN,
-// huge or of a magnitude below zero. Then nothing needs to be chosen element by element. Each block is computed in registers
-// and buffers, looked at as a whole, and only then written; one that is out of the ordinary is left to the reference kernel
-// untouched. The bits are those of reference_kernel.h.
+// The fused step at full speed, for blocks in which nothing is out of the ordinary: no gradient is bad, no
+// weight is Inf, NaN, huge or of a magnitude below zero. Then nothing needs to be chosen element by element.
+// Each block is computed in registers and buffers, looked at as a whole, and only then written; one that is
+// out of the ordinary is left to the reference kernel untouched. The bits are those of reference_kernel.h.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,8 @@ class FastKernel : BlockTypes<R, M, W> {
     static constexpr int kTail = kUnitSize < kGroup ? kGroup : kUnitSize;
     static constexpr int kVectorsInGroup = kGroup / L::kWidth;
     using Tail = typename Types::template Tail<kTail>;
-    /// Elements between a unit and what is fetched from memory ahead of it; the processor does not foresee so many streams.
+    /// Elements between a unit and what is fetched from memory ahead of it; the processor does
+    /// not foresee so many streams.
     static constexpr int kPrefetch = 1024;
     static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
 
@@ -99,9 +100,8 @@ private:
             if (!is_there_) return;
             fetch(block_.weight, e, sizeof(Stored));
             if constexpr (kHasCorrection) fetch(block_.correction, e, sizeof(Correction));
-            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-                fetch(block_.codes[n], e, sizeof(Code<n>));
-            });
+            for_each_moment<R>(
+                [&](auto n) __attribute__((always_inline)) { fetch(block_.codes[n], e, sizeof(Code<n>)); });
             if (gradient_dtype_ == DType::kFloat32) {
                 fetch(block_.gradient, e, 4);
             } else {
@@ -152,8 +152,7 @@ private:
         if constexpr (!kRootShowsGradient) watch.gradient(g);
         Types::template update<L, true>(g, w, old, next, k);
         if constexpr (R::kDividesMoments) {
-            for_each_moment<R>([&](auto n)
-                                   __attribute__((always_inline)) { watch.dividend(next.value[n]); });
+            for_each_moment<R>([&](auto n) __attribute__((always_inline)) { watch.dividend(next.value[n]); });
         }
         watch.weight(w);
         return w;
@@ -213,8 +212,8 @@ private:
                     if constexpr (Types::template kIsSquared<n>) {
                         largest[n] = begins ? L::bits(kept) : L::max_bits(largest[n], L::bits(kept));
                     } else {
-                        largest[n] = L::bits(
-                            L::max_magnitude(begins ? Float{} : L::from_bits(largest[n]), kept));
+                        largest[n] =
+                            L::bits(L::max_magnitude(begins ? Float{} : L::from_bits(largest[n]), kept));
                     }
                     if (ends) L::store_u32(buffers.moment[n].largest[group], largest[n]);
                 });

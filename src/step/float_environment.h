@@ -1,5 +1,5 @@
-// The floating-point mode that the promised bits need: round to nearest, subnormals kept, no traps. Callers may run in another
-// one (torch.set_flush_denormal, -ffast-math, fesetround), and every thread has its own.
+// The floating-point mode that the promised bits need: round to nearest, subnormals kept, no traps. Callers
+// may run in another one (torch.set_flush_denormal, -ffast-math, fesetround), and every thread has its own.
 #pragma once
 
 #include <cstdint>

@@ -3,9 +3,9 @@
 
 #include <type_traits>
 
-#include "step/reference_kernel.h"
-#include "step/kernel_types.h"
 #include "step/fast_kernel.h"
+#include "step/kernel_types.h"
+#include "step/reference_kernel.h"
 #include "step/rows.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
@@ -25,8 +25,8 @@ Kernels find_kernels(Rule rule, const StoragePlan& plan) {
                               []<class R, class M, class W>() { return kernels_of<L, R, M, W>(); });
 }
 
-/// kNormSums interleaved sums in double, added up in order: fixed by element index, whatever the width of the lanes. The square
-/// of a float is exact in double. Bad elements are left out if kChecked.
+/// kNormSums interleaved sums in double, added up in order: fixed by element index, whatever the width of the
+/// lanes. The square of a float is exact in double. Bad elements are left out if kChecked.
 template <class L, bool kChecked>
 double interleaved_sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
     constexpr int kChunk = 256, kLine = 64, kAhead = 4096;  // elements; bytes

@@ -12,7 +12,8 @@ namespace {
     throw InvalidArgument("tensor " + std::to_string(index) + why);
 }
 
-/// Small tensors are stepped in less than 70 ns, so that all is looked at first, and named only where something is wrong.
+/// Small tensors are stepped in less than 70 ns, so that all is looked at first, and named
+/// only where something is wrong.
 bool is_usable(const void* data, const BufferPlan& plan) {
     return plan.count == 0 || (data != nullptr && is_aligned(data, plan.dtype));
 }
@@ -39,8 +40,7 @@ std::string described(Rule rule, int place) {
 void check_buffer(const void* data, const BufferPlan& plan, const std::string& what, std::size_t index) {
     if (is_usable(data, plan)) return;
     if (data == nullptr) {
-        refuse(index,
-               ": its " + what + " is null: give memory for every buffer that its plan has");
+        refuse(index, ": its " + what + " is null: give memory for every buffer that its plan has");
     }
     check_alignment(data, plan.dtype, "the " + what + " of tensor " + std::to_string(index));
 }

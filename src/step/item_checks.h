@@ -7,8 +7,9 @@
 
 namespace flashoptim {
 
-/// @throws InvalidArgument that names the item and the remedy: no layout, a step count below 1, a type that is not floating-point, a
-/// buffer that is null where the plan has one, or an address that is not a multiple of the element's size.
+/// @throws InvalidArgument that names the item and the remedy: no layout, a step count below 1, a type that
+///         is not floating-point, a buffer that is null where the plan has one, or an address that is not a
+///         multiple of the element's size.
 void check_item(const StepItem& item, std::size_t index);
 
 /// The same of its gradient alone.

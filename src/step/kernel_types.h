@@ -1,4 +1,5 @@
-// Which rule, moments and weight a kernel is made of, by what a tensor's storage says: the only switch over all of them.
+// Which rule, moments and weight a kernel is made of, by what a tensor's storage says: the
+// only switch over all of them.
 #pragma once
 
 #include <type_traits>
@@ -69,7 +70,8 @@ auto with_storage(const StoragePlan& plan, Visitor visit) {
     return with_native_weight<R, Float32Moments>(plan, visit);
 }
 
-/// Calls visit.template operator()<rule>() for the enumerator that `rule` is; for the last one where it is none.
+/// Calls visit.template operator()<rule>() for the enumerator that `rule` is; for the
+/// last one where it is none.
 template <int kPlace = 0, class Visitor>
 FLASHOPTIM_INLINE auto visit_rule(Rule rule, Visitor visit) {
     constexpr auto kHere = static_cast<Rule>(kPlace);

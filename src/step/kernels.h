@@ -9,11 +9,13 @@
 
 namespace flashoptim {
 
-/// Elements that a kernel works on between the passes over a block; one dither period, two vectors of scales at most.
+/// Elements that a kernel works on between the passes over a block; one dither period, two
+/// vectors of scales at most.
 constexpr int kBlockSize = 512;
 constexpr int kGroupsPerBlock = kBlockSize / static_cast<int>(kGroupSize);
 
-/// A run of elements whose groups lie together, beginning with a group: a row, part of one, or many that need no distinction.
+/// A run of elements whose groups lie together, beginning with a group: a row, part of one, or
+/// many that need no distinction.
 struct Segment {
     void* weight = nullptr;
     void* correction = nullptr;

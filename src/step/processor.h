@@ -1,5 +1,5 @@
-// What the instruction sets of the x86 backends ask of a processor and of its operating system: every bit that a compiler may use
-// at that level of the x86-64 psABI. Nothing here knows a backend.
+// What the instruction sets of the x86 backends ask of a processor and of its operating system: every bit
+// that a compiler may use at that level of the x86-64 psABI. Nothing here knows a backend.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,8 @@ constexpr X86Feature kX86Features[] = {
     {"__AVX512VBMI__", X86Level::kV4WithVbmi, 7, CpuidRegister::kEcx, 1},
 };
 
-/// Registers that the operating system keeps for a thread (XCR0): of SSE and AVX, and those of AVX-512 beside them.
+/// Registers that the operating system keeps for a thread (XCR0): of SSE and AVX, and
+/// those of AVX-512 beside them.
 constexpr std::uint64_t kAvxState = 0x6U, kAvx512State = 0xe6U;
 
 struct CpuidAnswer {

@@ -1,5 +1,5 @@
-// The reference kernel: one fused step of a run of elements, decode, rule, encode. It knows nothing of tensors, threads or
-// instruction sets.
+// The reference kernel: one fused step of a run of elements, decode, rule, encode. It knows nothing of
+// tensors, threads or instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -126,7 +126,8 @@ private:
         return count_marked(marks, size);
     }
 
-    /// What the first pass over a block hands to the second: new moments in carried units, and the groups' scales.
+    /// What the first pass over a block hands to the second: new moments in carried
+    /// units, and the groups' scales.
     struct Pending : GroupScales<L, M> {
         using Scales = GroupScales<L, M>;
         using Scales::old_scale, Scales::new_scale;
@@ -140,7 +141,8 @@ private:
     struct Nothing {};
     using Moments = std::conditional_t<kGrouped, Pending, Nothing>[kMoments > 0 ? kMoments : 1];
 
-    /// Of `size` elements the first `valid` are the tensor's, the others padding: they are stepped too, but never counted.
+    /// Of `size` elements the first `valid` are the tensor's, the others padding: they are
+    /// stepped too, but never counted.
     static std::uint64_t step_block(const Segment& s, const Block& b, int size, int valid,
                                     std::uint32_t place) {
         const StepScalars& k = *s.scalars;

@@ -1,4 +1,5 @@
-// How a tensor is cut for the kernels: rows as they see them, and which tensors have their step's scalars and kernels in common.
+// How a tensor is cut for the kernels: rows as they see them, and which tensors have their step's
+// scalars and kernels in common.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,8 @@ namespace flashoptim {
 constexpr std::int64_t kNormBlock = 1 << 14;
 /// Interleaved sums in each block, added up in order: what the additions' latency leaves room for.
 constexpr int kNormSums = 32;
-/// Totals over which the blocks' sums are dealt out one by one; they are added up in order. A GPU forms them side by side.
+/// Totals over which the blocks' sums are dealt out one by one; they are added up in order. A
+/// GPU forms them side by side.
 constexpr int kNormTotals = 256;
 
 /// Rows as the kernels see them: several rows are one run where groups and indices go on without a break.

@@ -1,5 +1,5 @@
-// The scalars of one step of one tensor, whatever its rule and storage, and the one that clips gradients. Compiles for the host and
-// for the device, where step count and learning rate may lie.
+// The scalars of one step of one tensor, whatever its rule and storage, and the one that clips gradients.
+// Compiles for the host and for the device, where step count and learning rate may lie.
 #pragma once
 
 #include "step/kernel_types.h"

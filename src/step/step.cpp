@@ -1,5 +1,5 @@
-// The step of a list of tensors: scalars once for each tensor, dither tables once for each step count, then one flat list of
-// chunks over all tensors for the threads.
+// The step of a list of tensors: scalars once for each tensor, dither tables once for each step count, then
+// one flat list of chunks over all tensors for the threads.
 #include "flashoptim/step.h"
 
 #include <algorithm>

@@ -9,10 +9,10 @@
 
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
-#include "system/cpu_count.h"
 #include "step/float_environment.h"
 #include "step/workers.h"
 #include "step/workspace.h"
+#include "system/cpu_count.h"
 
 #if defined(__ELF__)
 // There if the process has an OpenMP runtime, null otherwise.
@@ -43,7 +43,8 @@ struct ThreadPool::Impl {
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
-    /// How many threads a call uses: those of the default no more than the CPUs that its own thread may use by now.
+    /// How many threads a call uses: those of the default no more than the CPUs that its
+    /// own thread may use by now.
     [[nodiscard]] int threads_of_call() const {
         return limit.is_chosen || limit.count == 1 ? limit.count : std::min(limit.count, affinity_cpus());
     }
@@ -51,7 +52,8 @@ struct ThreadPool::Impl {
         const int process = holder;
         return process != kNobody && process != ::getpid();
     }
-    /// In a child after fork() a thread of the parent may have been writing there, and it may be the thread that forked, which goes on.
+    /// In a child after fork() a thread of the parent may have been writing there, and it may be the thread
+    /// that forked, which goes on.
     void leave_workspace() {
         // NOLINTNEXTLINE(bugprone-unused-return-value)
         static_cast<void>(workspace.release());

@@ -84,7 +84,8 @@ void Workers::start(int wanted) noexcept {
             ++idle_;
         }
     } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
-        // No memory for its stack, or no thread more for this user: those that there are do the work. Tried again by the next round.
+        // No memory for its stack, or no thread more for this user: those that there are do the work.
+        // Tried again by the next round.
     }
 }
 

@@ -30,19 +30,19 @@ struct Round {
 /// Does jobs of the round until none is left, in the default floating-point mode.
 void work_on(Round& round);
 
-/// One set for all callers: a round has a place for each worker that it may take, and those that are idle join. So several callers
-/// share the workers, a round whose workers come late is finished without them, and one inside of another cannot
-/// wait for itself. Workers run where the caller of their round may run, so that who confines a thread confines its steps, and nobody
-/// else's. Threads are started when a round wants them and are joined at the end of the process, or when the library is
-/// unloaded.
+/// One set for all callers: a round has a place for each worker that it may take, and those that are idle
+/// join. So several callers share the workers, a round whose workers come late is finished without them, and
+/// one inside of another cannot wait for itself. Workers run where the caller of their round may run, so that
+/// who confines a thread confines its steps, and nobody else's. Threads are started when a round wants them
+/// and are joined at the end of the process, or when the library is unloaded.
 class Workers {
 public:
     /// Those of this process; a child after fork() has its own. Null where there is no memory for them.
     static Workers* of_process() noexcept;
 
-    /// Does the round on the calling thread and on at most `helpers` workers. In all there are as many workers as the largest
-    /// number of helpers, or as there are CPUs beside the caller's; never more than kMostThreads - 1. Those that cannot be started
-    /// are done without.
+    /// Does the round on the calling thread and on at most `helpers` workers. In all there are as many
+    /// workers as the largest number of helpers, or as there are CPUs beside the caller's; never more than
+    /// kMostThreads - 1. Those that cannot be started are done without.
     void run(Round& round, int helpers) noexcept;
 
     explicit Workers(int helpers_of_cpus) : helpers_of_cpus_(helpers_of_cpus) {}

@@ -1,4 +1,5 @@
-// What a step computes with beside its tensors. Kept by the thread pool from step to step, so that a step allocates nothing.
+// What a step computes with beside its tensors. Kept by the thread pool from step to step, so
+// that a step allocates nothing.
 #pragma once
 
 #include <algorithm>
@@ -45,8 +46,8 @@ struct Workspace {
         std::int64_t step;
         std::span<const MomentTraits> moments;
         [[nodiscard]] bool is(std::int64_t other, std::span<const MomentTraits> others) const {
-            return step == other && std::ranges::equal(moments, others, {}, &MomentTraits::kind,
-                                                       &MomentTraits::kind);
+            return step == other &&
+                   std::ranges::equal(moments, others, {}, &MomentTraits::kind, &MomentTraits::kind);
         }
     };
     std::vector<DitherUse> dither_uses;
@@ -61,7 +62,8 @@ struct Workspace {
         bad_elements = 0;
         dither_uses.clear();
     }
-    /// Looked for among the last few only: there may be as many step counts as tensors, and then each has tables of its own.
+    /// Looked for among the last few only: there may be as many step counts as tensors, and then
+    /// each has tables of its own.
     const DitherTables* dither_of(std::int64_t step, Rule rule) {
         constexpr std::size_t kSearched = 16;
         const auto moments = traits_of(rule).moments;

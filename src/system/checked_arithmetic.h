@@ -33,8 +33,8 @@ template <class To, class From>
     return static_cast<To>(from);
 }
 
-/// The elements of a tensor of this shape. Nothing for a negative extent, or where the product of the extents that are not 0 does
-/// not fit: strides would not fit then, either.
+/// The elements of a tensor of this shape. Nothing for a negative extent, or where the product of the extents
+/// that are not 0 does not fit: strides would not fit then, either.
 [[nodiscard]] constexpr std::optional<std::int64_t> checked_numel(std::span<const std::int64_t> shape) {
     std::int64_t product = 1;
     bool is_empty = false;

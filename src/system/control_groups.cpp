@@ -81,8 +81,8 @@ std::vector<Hierarchy> mounted_hierarchies(std::string_view mountinfo, std::stri
     return found;
 }
 
-/// Where a group lies below the mount point; empty where it is that of the mount point, or lies outside of what is mounted, as
-/// a container that has no namespace of its own for groups may see it.
+/// Where a group lies below the mount point; empty where it is that of the mount point, or lies outside of
+/// what is mounted, as a container that has no namespace of its own for groups may see it.
 std::string below_mount(std::string_view group, std::string_view group_at_mount) {
     if (group_at_mount != "/") {
         if (group.substr(0, group_at_mount.size()) != group_at_mount) return {};

@@ -1,4 +1,5 @@
-// The control groups of this process, and how the short files of /proc and /sys are read. What a group limits is its reader's.
+// The control groups of this process, and how the short files of /proc and /sys are read. What a
+// group limits is its reader's.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct ControlGroup {
     bool is_v2 = false;
 };
 
-/// The groups of this process that may limit what `controller` ("cpu", "memory") is about: in each hierarchy its own and those
-/// above it, up to the mount point. `root` is what all paths of the system begin with.
+/// The groups of this process that may limit what `controller` ("cpu", "memory") is about: in each hierarchy
+/// its own and those above it, up to the mount point. `root` is what all paths of the system begin with.
 std::vector<ControlGroup> control_groups(std::string_view controller, const std::string& root = {});
 
 }  // namespace flashoptim

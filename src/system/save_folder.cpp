@@ -114,7 +114,8 @@ std::optional<std::string> read_journal(const FileDescriptor& file) {
     return text;
 }
 
-/// The journal of the workspace `name`; nothing if it is not one. An incomplete one belongs to `target_name` or to nobody.
+/// The journal of the workspace `name`; nothing if it is not one. An incomplete one belongs to
+/// `target_name` or to nobody.
 std::optional<Journal> parse_journal(const std::string& text, const std::string& name,
                                      const std::string& target_name) {
     Journal journal;
@@ -202,8 +203,8 @@ Workspace Workspace::create(const fs::path& target) {
     }
 }
 
-/// The workspace of that name in the folder of `target`, if it is proved ours. To be removed it must be this user's, its maker
-/// dead, and nothing else may lie in it.
+/// The workspace of that name in the folder of `target`, if it is proved ours. To be removed it must be this
+/// user's, its maker dead, and nothing else may lie in it.
 std::optional<Workspace> Workspace::find(const fs::path& target, const std::string& name, Purpose purpose) {
     Workspace found;
     found.is_kept_ = true;
@@ -220,7 +221,8 @@ std::optional<Workspace> Workspace::find(const fs::path& target, const std::stri
     // The lock of a file on NFS wants it open for writing.
     found.journal_ = open_in(found.folder_, kJournal, is_to_go ? O_RDWR : O_RDONLY);
     if (!found.journal_) {
-        // Killed before there was a journal, or behind its removal: a folder that this leaves alone is not empty.
+        // Killed before there was a journal, or behind its removal: a folder that
+        // this leaves alone is not empty.
         if (is_to_go && errno == ENOENT &&
             workspace_name(target.filename().string(), random_part(name)) == name) {
             ::rmdir(found.path_.c_str());

@@ -1,5 +1,5 @@
-// The folder in which a save works, beside its target: its name, the proof that it is ours, the lock that says that its maker lives,
-// and its removal. What is saved in it is not known here.
+// The folder in which a save works, beside its target: its name, the proof that it is ours, the lock that
+// says that its maker lives, and its removal. What is saved in it is not known here.
 //
 //     .flashoptim-<32 random digits>-<16 digits that follow from those and the target's name>/
 //         journal    proof and lock: what this is, for which target, the folder's own name; then the name of every file that
@@ -7,9 +7,10 @@
 //         new        what is being made: a file or a folder. After a swap: the folder that was replaced
 //         old        a folder that was moved aside. With `new` beside it the save stopped between its two renames
 //
-// Nobody chooses such a name, and a name alone proves nothing: a folder is removed only if its owner is the user of this process,
-// its journal is the one that belongs to the name, nobody holds the journal's lock, and all that lies in it is in the journal. Only
-// those names are removed, one by one. What was never finished before its journal is removed if it is empty.
+// Nobody chooses such a name, and a name alone proves nothing: a folder is removed only if its owner is the
+// user of this process, its journal is the one that belongs to the name, nobody holds the journal's lock, and
+// all that lies in it is in the journal. Only those names are removed, one by one. What was never finished
+// before its journal is removed if it is empty.
 #pragma once
 
 #include <filesystem>
@@ -33,7 +34,8 @@ public:
     const std::filesystem::path& fresh() const { return fresh_; }  ///< `new`
     const std::filesystem::path& aside() const { return aside_; }  ///< `old`
 
-    /// Before a file of that name is made in `new`, or before a folder that has one becomes `new` or `old`. Throws IoError.
+    /// Before a file of that name is made in `new`, or before a folder that has one becomes
+    /// `new` or `old`. Throws IoError.
     void note(const std::string& name);
     /// Returns when the folder and its journal are on the disk. Throws IoError.
     void sync() const;
@@ -62,17 +64,19 @@ private:
     bool is_kept_ = false;
 };
 
-/// Removes what dead processes of this user left in the folder of `target`, but not what `recover_target` of its target would
-/// put back. What cannot be removed stays. Throws nothing but std::bad_alloc.
+/// Removes what dead processes of this user left in the folder of `target`, but not what `recover_target` of
+/// its target would put back. What cannot be removed stays. Throws nothing but std::bad_alloc.
 void remove_leftovers(const std::filesystem::path& target);
 
-/// Puts the folder back that a save moved aside before it was killed, if there is nothing at `target`, or an empty folder. For writers.
+/// Puts the folder back that a save moved aside before it was killed, if there is nothing at `target`, or an
+/// empty folder. For writers.
 void recover_target(const std::filesystem::path& target);
 
 /// Where the folder lies that a killed save of `target` had moved aside. Changes nothing.
 std::optional<std::filesystem::path> find_aside(const std::filesystem::path& target);
 
-/// The name of a workspace of a target of that name; `random` has 32 digits. And what its journal begins with.
+/// The name of a workspace of a target of that name; `random` has 32 digits. And
+/// what its journal begins with.
 std::string workspace_name(std::string_view target_name, std::string_view random);
 std::string journal_opening(std::string_view target_name, std::string_view workspace_name);
 

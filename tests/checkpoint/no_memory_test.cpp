@@ -7,10 +7,10 @@
 #include <map>
 #include <memory>
 
-#include "system/atomic_path.h"
 #include "failing_allocations.h"
 #include "flashoptim/optimizer.h"
 #include "support.h"
+#include "system/atomic_path.h"
 
 namespace flashoptim::checkpoint {
 namespace {

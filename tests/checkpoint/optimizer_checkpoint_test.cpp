@@ -1,5 +1,6 @@
-// Saved optimizers: a resumed run is the run that never stopped, foreign or damaged state is refused and nothing is touched by it. If
-// these fail, an interrupted training is lost, or goes on with another model's state.
+// Saved optimizers: a resumed run is the run that never stopped, foreign or damaged state is
+// refused and nothing is touched by it. If these fail, an interrupted training is lost, or goes on
+// with another model's state.
 #include <unistd.h>
 
 #include <algorithm>
@@ -43,7 +44,8 @@ struct ModelOptions {
     std::vector<std::size_t> order = {0, 1, 2, 3};  // in which parameters are added
 };
 
-/// A model of a few tensors with its optimizer. Gradients follow from the step and the parameter's name alone.
+/// A model of a few tensors with its optimizer. Gradients follow from the step and
+/// the parameter's name alone.
 class Model {
 public:
     explicit Model(const ModelOptions& m = {})
@@ -138,7 +140,8 @@ void edit(const fs::path& folder, const std::string& from, const std::string& to
 TEST_F(OptimizerCheckpoint, AResumedRunIsTheRunThatNeverStopped) {
     for (const auto& rule : rule_cases()) {
         for (const auto& storage : storage_cases()) {
-            // Every storage with one rule, every rule with one storage of each format: each case waits for the disk.
+            // Every storage with one rule, every rule with one storage of each format:
+            // each case waits for the disk.
             const bool usual = storage.weight == DType::kBFloat16 && storage.options.master_weight_bits == 24;
             if (rule.rule != Rule::kAdamW && !usual) continue;
             ModelOptions m;
@@ -221,11 +224,13 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherStrideOrderIsEncodedAgain) {
                        saved = stopped.optimizer.moment(id, 0);
             const auto largest = static_cast<float>(test::largest_magnitude(saved));
             for (std::size_t n = 0; n < ours.size(); ++n) {
-                // To nearest: half a cell, whose width is at most 4 / 127 of a scale at most 1.11 times (native) the group's largest.
+                // To nearest: half a cell, whose width is at most 4 / 127 of a scale at most 1.11 times
+                // (native) the group's largest.
                 ASSERT_NEAR(ours[n], saved[n], largest * 1.11F * 2.0F / 127.0F) << storage.name;
             }
         }
-        // And back: what was encoded to nearest decodes to what is there, and the corrections are the first ones.
+        // And back: what was encoded to nearest decodes to what is there, and the
+        // corrections are the first ones.
         resumed.train(4, 1);
         save_optimizer(resumed.optimizer, folder());
         Model back(row);
@@ -255,7 +260,8 @@ TEST_F(OptimizerCheckpoint, StateOfAnotherFormatIsEncodedAgain) {
                 EXPECT_TRUE(report.converted.empty());
             }
             const auto ours = resumed.optimizer.master(0), saved = stopped.optimizer.master(0);
-            // A master of 16 bits is within 2^-8, with a correction within 2^-16 (paper: 1.541e-5) of the other.
+            // A master of 16 bits is within 2^-8, with a correction within 2^-16
+            // (paper: 1.541e-5) of the other.
             const bool coarse = to.options.master_weight_bits < 24;
             for (std::size_t e = 0; e < ours.size(); ++e) {
                 ASSERT_NEAR(ours[e], saved[e], std::abs(saved[e]) * (coarse ? 0x1.02p-8F : 1.6e-5F))
@@ -419,8 +425,9 @@ TEST_F(OptimizerCheckpoint, DamagedStateIsRefusedAndNothingIsTouched) {
     EXPECT_TRUE(everything(model) == before);
 }
 
-// A run in the paper's format goes on from any state that the format writes: a group maximum of 65520 or more has an infinite
-// fp16 scale, and where gradients are not checked a NaN stays in an fp32 moment. The native format writes neither.
+// A run in the paper's format goes on from any state that the format writes: a group maximum of 65520 or
+// more has an infinite fp16 scale, and where gradients are not checked a NaN stays in an fp32 moment. The
+// native format writes neither.
 TEST_F(OptimizerCheckpoint, ThePapersInfinitiesComeBack) {
     for (const bool quantize : {true, false}) {
         const auto make = [&](Tensor& weight, Format format) {

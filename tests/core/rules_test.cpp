@@ -1,5 +1,5 @@
-// The table of rules, and what every language forces beside it. If one of these fails, an optimizer has other defaults, ranges or names in
-// one language than in another.
+// The table of rules, and what every language forces beside it. If one of these fails, an optimizer has other
+// defaults, ranges or names in one language than in another.
 #include <gtest/gtest.h>
 
 #include <cmath>

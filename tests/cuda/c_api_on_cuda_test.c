@@ -1,6 +1,6 @@
-/* The C interface on a CUDA device, or over the emulated runtime: if this fails, C programs on a GPU train otherwise
-   than on the CPU. Usage: c_api_on_cuda_test FOLDER (for what it saves). Exits with 77 where there is no device, unless
-   FLASHOPTIM_REQUIRE_GPU=1. */
+/* The C interface on a CUDA device, or over the emulated runtime: if this fails, C programs on a GPU train
+   otherwise than on the CPU. Usage: c_api_on_cuda_test FOLDER (for what it saves). Exits with 77 where there
+   is no device, unless FLASHOPTIM_REQUIRE_GPU=1. */
 #include <cuda_runtime_api.h>
 #include <flashoptim/c_api.h>
 #include <stdio.h>

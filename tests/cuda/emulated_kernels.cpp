@@ -1,5 +1,6 @@
-// The CUDA kernels as plain C++: the same source, with a team whose threads run one after the other between the points where they
-// exchange something. What a machine without a GPU can prove of them. The functions that start kernels run them at once.
+// The CUDA kernels as plain C++: the same source, with a team whose threads run one after the other between
+// the points where they exchange something. What a machine without a GPU can prove of them. The functions
+// that start kernels run them at once.
 #include <algorithm>
 #include <memory>
 
@@ -106,8 +107,7 @@ cudaError_t load_count() {
 /// Nobody calls it: it makes the compiler instantiate every kernel.
 Launchers emulated_launchers(Rule rule, const StoragePlan& plan);
 Launchers emulated_launchers(Rule rule, const StoragePlan& plan) {
-    return visit_kernel_types(rule, plan,
-                              []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
+    return visit_kernel_types(rule, plan, []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 
 cudaError_t launch_preparation(const Preparation& preparation, void* /*stream*/) {

@@ -1,5 +1,5 @@
-// The framework-free optimizers over the emulated runtime: what they ask of CUDA. If these fail, they wait where
-// they need not, use another device than theirs or leave something half done when device memory ends.
+// The framework-free optimizers over the emulated runtime: what they ask of CUDA. If these fail, they wait
+// where they need not, use another device than theirs or leave something half done when device memory ends.
 #include "emulated_runtime.h"
 #include "optimizer_pair.h"
 

@@ -1,5 +1,5 @@
-// The ground headers (numeric, format, rule) as CUDA device code: every rule and every format in kernels of one thread for each
-// group. Compiled only, never run; the fast kernels are elsewhere.
+// The headers of numeric/, format/ and rule/ as CUDA device code: every rule and every format in kernels of
+// one thread for each group. Compiled only, never run; the fast kernels are elsewhere.
 #include <cstdint>
 #include <type_traits>
 
@@ -156,8 +156,8 @@ void launch(const Tensor& t, const Hyperparameters* h, const std::int64_t* step,
 
 }  // namespace
 
-/// Names every rule with every format of its moments, and every format of weights (which no rule knows) with one rule, so that each
-/// is compiled for the device.
+/// Names every rule with every format of its moments, and every format of weights (which no rule knows) with
+/// one rule, so that each is compiled for the device.
 void launch_everything(const Tensor& t, const Hyperparameters* h, const std::int64_t* step, StepScalars* k,
                        DitherTables* dither, const float* from, float* to) {
     launch<SgdRule<false>, Float32Moments, Bfloat16Weight24>(t, h, step, k, dither);

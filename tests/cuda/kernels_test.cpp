@@ -1,5 +1,6 @@
-// The CUDA kernels against the scalar backend, bit for bit: linked once with their emulation on the host and once with the device's. If
-// these fail, a model trains otherwise on a GPU than on the CPU, and its checkpoints mean something else there.
+// The CUDA kernels against the scalar backend, bit for bit: linked once with their emulation on the host and
+// once with the device's. If these fail, a model trains otherwise on a GPU than on the CPU, and its
+// checkpoints mean something else there.
 #include "cuda/tensor_list.h"
 #include "subject.h"
 
@@ -40,8 +41,8 @@ class CudaList : public OnDevice {};
 
 }  // namespace
 
-// If the comparison let more through than NaN for NaN, a difference between a GPU and the CPU could hide behind
-// it.
+// If the comparison let more through than NaN for NaN, a difference between a GPU and
+// the CPU could hide behind it.
 TEST(CudaTensorSets, OnlyNanIsTheSameAsAnotherNan) {
     for (const auto& [storage, nan, other_nan, infinity] :
          {std::tuple{native24(), 0x7fc0U, 0xffc1U, 0x7f80U},
@@ -90,7 +91,8 @@ TEST_P(CudaKernels, EverySizeAndRowLengthUpTo70) {
     }
 }
 
-// Rows that end in the middle of a chunk, chunks that begin in the middle of a row, tensors of several chunks.
+// Rows that end in the middle of a chunk, chunks that begin in the middle of a
+// row, tensors of several chunks.
 TEST_P(CudaKernels, RowsAndChunksThatDoNotMatch) {
     const std::vector<TensorCase> cases = {{{2, 16385}}, {{3, 5471}},  {{331, 101}}, {{40001}},
                                            {{1100, 32}}, {{2, 33000}}, {{700, 8}},   {{4097, 9}},
@@ -114,7 +116,8 @@ TEST_P(CudaKernels, EveryAlignment) {
     }
 }
 
-// Columns cut at multiples of 32, rows cut anywhere, indices beyond 2^31: the dither must follow the index in the whole tensor.
+// Columns cut at multiples of 32, rows cut anywhere, indices beyond 2^31: the dither must follow
+// the index in the whole tensor.
 TEST_P(CudaKernels, Shards) {
     const std::vector<TensorCase> cases = {
         {{4, 64}, 0, {9, 200}, {3, 32}},
@@ -132,7 +135,8 @@ TEST_P(CudaKernels, Shards) {
     }
 }
 
-// What the fast path must leave to the slow one: special and huge weights, corrections against other weights, gradients at the bound.
+// What the fast path must leave to the slow one: special and huge weights, corrections against other
+// weights, gradients at the bound.
 TEST_P(CudaKernels, WeightsAndGradientsOutOfTheOrdinary) {
     const std::vector<std::uint16_t> highs = {0x0000, 0x8000, 0x0001, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0,
                                               0x7eff, 0x7bff, 0x7c00, 0xfc00, 0x7800, 0x3c00, 0x0400};
@@ -177,7 +181,8 @@ TEST_P(CudaKernels, WeightsAndGradientsOutOfTheOrdinary) {
     }
 }
 
-// If a skipped step writes anything, or a step of good gradients is skipped, mixed-precision training goes wrong without a word.
+// If a skipped step writes anything, or a step of good gradients is skipped, mixed-precision
+// training goes wrong without a word.
 TEST_P(CudaKernels, StepsThatAreSkippedChangeNothing) {
     for (const auto& storage : storage_cases()) {
         TensorSet set(GetParam(), storage, DType::kFloat32, {{{9, 67}}, {{640}}});
@@ -209,7 +214,8 @@ TEST_P(CudaKernels, StepsThatAreSkippedChangeNothing) {
     }
 }
 
-// Step count, learning rate, loss scale and clip coefficient in device memory: the bits of the same values on the host.
+// Step count, learning rate, loss scale and clip coefficient in device memory: the bits of
+// the same values on the host.
 TEST_P(CudaKernels, ValuesFromDeviceMemory) {
     for (const auto& storage : storage_cases()) {
         auto rule = GetParam();
@@ -268,7 +274,8 @@ TEST_F(CudaNorm, HasTheBitsOfTheCpu) {
     expect_bits_of_cpu(many, DType::kBFloat16);
 }
 
-// Chunks are larger in larger lists: one plan steps lists of every size of chunk, with chunks that begin in the middle of a row.
+// Chunks are larger in larger lists: one plan steps lists of every size of chunk, with chunks that
+// begin in the middle of a row.
 TEST_F(CudaList, ChunksOfEverySize) {
     constexpr std::int64_t kFirstRow = 1032, kSecondRow = 171;  // groups
     Subject subject;

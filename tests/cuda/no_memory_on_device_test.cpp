@@ -1,5 +1,6 @@
-// The framework-free optimizers and StepPlan over the emulated runtime, with each allocation of the host and of the device failing. If these
-// fail, a step that runs out of device memory leaves half of itself behind, or reads memory that was given back.
+// The framework-free optimizers and StepPlan over the emulated runtime, with each allocation of the host and
+// of the device failing. If these fail, a step that runs out of device memory leaves half of itself behind,
+// or reads memory that was given back.
 #include <functional>
 
 #include "emulated_runtime.h"

@@ -1,5 +1,6 @@
-// StepPlan over lists that change, values in device memory, policies and counts. If these fail, a training loop
-// that steps a list of its own on a GPU steps other tensors than it said, or is told otherwise than what happened.
+// StepPlan over lists that change, values in device memory, policies and counts. If these fail, a
+// training loop that steps a list of its own on a GPU steps other tensors than it said, or is told
+// otherwise than what happened.
 #include "subject.h"
 
 namespace flashoptim::cuda {
@@ -47,8 +48,8 @@ class CudaPlan : public OnDevice {};
 
 }  // namespace
 
-// If a list that was refused leaves a trace, the next step runs on the descriptors of the one before: it writes
-// other tensors.
+// If a list that was refused leaves a trace, the next step runs on the descriptors of the one
+// before: it writes other tensors.
 TEST_F(CudaPlan, AListThatIsRefusedLeavesNoTrace) {
     SetOnDevice first(two_tensors(), 1), second(two_tensors(), 1);
     auto expected = two_tensors();
@@ -67,7 +68,8 @@ TEST_F(CudaPlan, AListThatIsRefusedLeavesNoTrace) {
     EXPECT_TRUE(second.downloaded().same_as(expected));
 }
 
-// Two groups, each with a learning rate of its own, and a step count for each tensor: what torch's parameter groups are on a GPU.
+// Two groups, each with a learning rate of its own, and a step count for each tensor: what torch's
+// parameter groups are on a GPU.
 TEST_F(CudaPlan, ValuesOfSingleItems) {
     for (const auto& rule : rule_cases()) {
         auto expected = two_tensors(rule), found = two_tensors(rule);
@@ -114,8 +116,8 @@ TEST_F(CudaPlan, ValuesOfSingleItems) {
     }
 }
 
-// A count that several items and the list share is advanced once; more groups than one launch takes get their own scalars all the
-// same.
+// A count that several items and the list share is advanced once; more groups than one launch takes get
+// their own scalars all the same.
 TEST_F(CudaPlan, SharedCountsAndManyGroups) {
     const auto make = [] {
         TensorSet all = two_tensors();
@@ -159,8 +161,8 @@ TEST_F(CudaPlan, ErrorPolicyIsCheckedAfterwards) {
     EXPECT_NO_THROW(plan.check(nullptr));
 }
 
-// What a step leaves to be asked for is of that step: a loop that takes a norm or counts before it asks must not
-// be told otherwise.
+// What a step leaves to be asked for is of that step: a loop that takes a norm or counts before it asks
+// must not be told otherwise.
 TEST_F(CudaPlan, NormsAndCountsLeaveTheVerdictOnTheStep) {
     auto four = two_tensors();
     four.append(two_tensors());

@@ -1,4 +1,5 @@
-// What the tests of the CUDA kernels step with, on a GPU or emulated: cuda::StepPlan over copies of the tensors in device memory.
+// What the tests of the CUDA kernels step with, on a GPU or emulated: cuda::StepPlan over copies of
+// the tensors in device memory.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,5 +1,5 @@
-// How a list is cut into chunks. If these fail, most of a GPU idles in a small model's step, or kernels step elements that are not
-// theirs.
+// How a list is cut into chunks. If these fail, most of a GPU idles in a small model's step, or kernels step
+// elements that are not theirs.
 #include "cuda/tensor_list.h"
 
 #include <array>
@@ -92,7 +92,8 @@ TEST(CudaTensorList, TensorsOfOneListHaveChunksOfOneSize) {
     expect_cut(list);
 }
 
-// The size follows from the whole list: with a tensor more or less the chunks of all others are cut anew, and must be uploaded.
+// The size follows from the whole list: with a tensor more or less the chunks of all others are cut
+// anew, and must be uploaded.
 TEST(CudaTensorList, ChunksFollowTheSizeOfTheList) {
     const std::vector<std::vector<std::int64_t>> small = {{1000, 100}, {77, 77}};
     const Items first(small), elsewhere(small);

@@ -98,8 +98,9 @@ public:
         }
         return all;
     }
-    /// Whether every element of every buffer has the same bits in both, or is a NaN in both, and so have the bytes
-    /// around. A NaN's payload and sign are outside of every promise: those that processors and GPUs make differ.
+    /// Whether every element of every buffer has the same bits in both, or is a NaN in both, and so
+    /// have the bytes around. A NaN's payload and sign are outside of every promise: those that
+    /// processors and GPUs make differ.
     [[nodiscard]] bool same_as(const TensorSet& other) const {
         return std::ranges::equal(tensors_, other.tensors_, [](const auto& a, const auto& b) {
             return std::ranges::equal(a->buffers, b->buffers, Buffer::same);

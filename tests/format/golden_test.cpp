@@ -1,5 +1,6 @@
-// The paper format against the golden vectors of tests/golden, which the authors' own package computed: steps on every backend and
-// the codecs alone. If this fails, states of that package no longer read or continue here as they do there.
+// The paper format against the golden vectors of tests/golden, which the authors' own package computed:
+// steps on every backend and the codecs alone. If this fails, states of that package no longer read or
+// continue here as they do there.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -168,7 +169,8 @@ void run_case(const Json& c, Backend backend) {
     }
 }
 
-/// Of the unquantised cases those with 16-bit weights keep 16-bit moments there and fp32 ones here: not comparable.
+/// Of the unquantised cases those with 16-bit weights keep 16-bit moments there and fp32
+/// ones here: not comparable.
 bool is_comparable(const Json& c) { return c.at("quantize") || c.at("weight_dtype") == "fp32"; }
 
 TEST(PaperGolden, EveryStepOfEveryCaseOnEveryBackend) {
@@ -242,7 +244,8 @@ Layout flat_layout(std::size_t numel) {
     return layout_of({nullptr, DType::kFloat32, {static_cast<std::int64_t>(numel)}, {}});
 }
 
-/// Infinities, NaN and values beyond binary16 among them: the ground functions take what the public ones refuse.
+/// Infinities, NaN and values beyond binary16 among them: the ground functions take
+/// what the public ones refuse.
 void expect_codes_as_authors(MomentKind moment) {
     using L = ScalarLanes;
     const bool is_first = moment == MomentKind::kSigned;

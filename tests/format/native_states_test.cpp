@@ -30,7 +30,8 @@ using M = NativeMoments;
 
 // ------------------------------------------------------------------------------------------------ the law
 
-/// Every float in the range of codes and beyond comes back exactly; the other way the last bit is lost, as 2 B(c) is even.
+/// Every float in the range of codes and beyond comes back exactly; the other way the last bit
+/// is lost, as 2 B(c) is even.
 TEST(SquareLaw, TwiceAndHalfAreInverses) {
     constexpr std::uint32_t kStride = kExhaustive ? 13 : 4099;
     for (std::uint32_t pattern = 0x1FC00000U; pattern < 0x5F400000U; pattern += kStride) {
@@ -43,8 +44,9 @@ TEST(SquareLaw, TwiceAndHalfAreInverses) {
     EXPECT_EQ(twice_law<L>(0.0F), 0.0F);
 }
 
-/// half is the chord through the square root at powers of 4 with a knot at 2 * 4^k, where 1.5 stands for sqrt(2): at most
-/// 1.5 / sqrt(2) - 1 = 6.07 % above it, never below (the fp32 rounding of half itself is 2^-24).
+/// half is the chord through the square root at powers of 4 with a knot at 2 * 4^k, where 1.5
+/// stands for sqrt(2): at most 1.5 / sqrt(2) - 1 = 6.07 % above it, never below (the fp32
+/// rounding of half itself is 2^-24).
 TEST(SquareLaw, HalfIsWithinSixPercentOfTheRoot) {
     for (int k = -60; k <= 60; ++k) EXPECT_EQ(half_law<L>(std::ldexp(1.0F, 2 * k)), std::ldexp(1.0F, k));
     for (std::uint32_t pattern = 0x00800000U; pattern < 0x7F800000U; pattern += 40009) {
@@ -128,8 +130,9 @@ TEST(NativeEncoder, FollowsTheWrittenDefinition) {
     }
 }
 
-/// Above code 2 the cells between two codes are straight (the law's knots 2^k and 1.5 * 2^k are integers there), and m's first
-/// cell is straight because of the min: the mean over all u is the value itself, but for the grid of 2^-15 in y.
+/// Above code 2 the cells between two codes are straight (the law's knots 2^k and 1.5 * 2^k are integers
+/// there), and m's first cell is straight because of the min: the mean over all u is the value itself, but
+/// for the grid of 2^-15 in y.
 TEST(NativeEncoder, DitherIsUnbiasedInValue) {
     Random random(4);
     for (int n = 0; n < 60; ++n) {
@@ -190,18 +193,18 @@ void expect_codes_to_return(double measure, float first_scale, float last_scale)
                                   << failures.smallest_scale << " to " << failures.largest_scale;
 }
 
-/// A code that is decoded and encoded again with u = 0 is the same code: otherwise quiet moments creep. For the moment itself
-/// (quantising, SGD, Lion) this holds for every scale whose factors are finite normal floats: 16384 / s ends at 2^-113, far below
-/// the 2^-100 where first moments are flushed.
+/// A code that is decoded and encoded again with u = 0 is the same code: otherwise quiet moments creep. For
+/// the moment itself (quantising, SGD, Lion) this holds for every scale whose factors are finite normal
+/// floats: 16384 / s ends at 2^-113, far below the 2^-100 where first moments are flushed.
 TEST(NativeEncoder, EveryCodeReturnsForEveryScale) {
     constexpr float kLargestScale = 0x1.fep127F;
     expect_codes_to_return<true>(1.0, 0x1p-113F, kLargestScale);
     expect_codes_to_return<false>(1.0, 0x1p-126F, kLargestScale);
 }
 
-/// The same for what Adam carries, m / (1 - b1) and sqrt(v / (1 - b2)), with constants that are rounded once more: the sum on
-/// its grid of 2^-15 absorbs it for every scale that the format writes. Those begin at 1.1 tiny; v and its root are fp32
-/// numbers, so r ends at 2^64, and the carried first moment is one too.
+/// The same for what Adam carries, m / (1 - b1) and sqrt(v / (1 - b2)), with constants that are rounded once
+/// more: the sum on its grid of 2^-15 absorbs it for every scale that the format writes. Those begin at 1.1
+/// tiny; v and its root are fp32 numbers, so r ends at 2^64, and the carried first moment is one too.
 TEST(NativeEncoder, EveryCodeReturnsInCarriedUnits) {
     for (const double beta : {0.3, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999}) {
         expect_codes_to_return<true>(1.0 - beta, 0x1p-100F, 0x1p113F);
@@ -209,7 +212,8 @@ TEST(NativeEncoder, EveryCodeReturnsInCarriedUnits) {
     }
 }
 
-/// The largest value that a scale admits (0.98 s) with the largest u stays inside the codes: -128 and 255 are never written.
+/// The largest value that a scale admits (0.98 s) with the largest u stays inside the codes: -128
+/// and 255 are never written.
 TEST(NativeEncoder, NeverWritesTheForbiddenCodes) {
     for (const std::uint32_t h : {0U, 0x80000000U, 0xffffffffU}) {
         for (float ratio = 0.0F; ratio <= 0.98F; ratio += 0x1p-12F) {
@@ -305,8 +309,8 @@ TEST(NativeStates, ZeroIsExact) {
     }
 }
 
-/// Without gradients |m| falls by b1 and r by sqrt(b2) in each step: below 2^-100 after 658 steps (.9) and r below 2^-60 after
-/// 1,622 (.95) from 1. What is left is zero, not a residue of codes that dither for ever.
+/// Without gradients |m| falls by b1 and r by sqrt(b2) in each step: below 2^-100 after 658 steps (.9) and r
+/// below 2^-60 after 1,622 (.95) from 1. What is left is zero, not a residue of codes that dither for ever.
 TEST(NativeStates, AQuietGroupDecaysAndFlushesToZero) {
     AdamW optimizer({.learning_rate = 0.0, .beta1 = 0.9, .beta2 = 0.95}, quantize_all());
     std::vector<std::uint16_t> weights(64, 0x3f80);
@@ -319,7 +323,8 @@ TEST(NativeStates, AQuietGroupDecaysAndFlushesToZero) {
     std::fill(gradients.begin(), gradients.end(), 0.0F);
     const double m_after_one = largest_magnitude(optimizer.moment(p, 0));
     for (int t = 2; t <= 100; ++t) optimizer.step();
-    // On its way down the decay is the exact one on average; each rescaling and dither moves it by a part of 1 %.
+    // On its way down the decay is the exact one on average; each rescaling and
+    // dither moves it by a part of 1 %.
     EXPECT_NEAR(std::log(largest_magnitude(optimizer.moment(p, 0)) / m_after_one) / (99 * std::log(0.9)), 1.0,
                 0.03);
     for (int t = 101; t <= 800; ++t) optimizer.step();
@@ -346,7 +351,8 @@ Layout layout_of_vector(std::int64_t numel) {
     return layout_of(TensorView{nullptr, DType::kFloat32, {numel}});
 }
 
-/// Codes beside a scale of 0 would be read as 0, and as something else once the scale changes: wherever one stands it is refused.
+/// Codes beside a scale of 0 would be read as 0, and as something else once the scale changes:
+/// wherever one stands it is refused.
 TEST(NativeStates, CheckRefusesCodesOfAnEmptyGroup) {
     const auto native = plan_of(MomentStorage::kNative, false);
     constexpr std::int64_t kRows = 3, kRowLength = 70;  // groups of 32, 32 and 6 in each row
@@ -369,7 +375,8 @@ TEST(NativeStates, CheckRefusesCodesOfAnEmptyGroup) {
     }
 }
 
-/// A state of a file whose codes or scales the format never writes is refused by name; what it writes is accepted.
+/// A state of a file whose codes or scales the format never writes is refused by name;
+/// what it writes is accepted.
 TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
     std::array<std::byte, 32> codes{};
     std::array<std::uint16_t, 1> scales = {0x3f80};
@@ -405,7 +412,8 @@ TEST(NativeStates, CheckRefusesWhatIsNeverWritten) {
     }
 }
 
-/// fp32 moments of the native format are finite; those of the paper's may be what an unchecked gradient made of them.
+/// fp32 moments of the native format are finite; those of the paper's may be what an
+/// unchecked gradient made of them.
 TEST(NativeStates, CheckOfOtherStoragesFollowsTheirFormat) {
     std::array<float, 4> values = {0.0F, 1.0F, 2.0F, 3.0F};
     const auto bytes = std::as_bytes(std::span(values));

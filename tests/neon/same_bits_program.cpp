@@ -1,5 +1,6 @@
-// A program for processors that this machine only emulates: every rule, format and dtype on the fastest backend against the
-// scalar one. Prints what differs; exits with 0 where nothing does. Needs nothing but the core.
+// A program for processors that this machine only emulates: every rule, format and dtype on the
+// fastest backend against the scalar one. Prints what differs; exits with 0 where nothing does.
+// Needs nothing but the core.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -50,7 +51,8 @@ std::vector<std::byte> run(Rule rule, const StorageOptions& storage, DType weigh
         optimizer.set_gradient(0, {gradient.data(), gradient_dtype, shape});
         optimizer.step();
     }
-    // Two backends that both give a NaN have the same bits, and are wrong. An empty result is that of no case.
+    // Two backends that both give a NaN have the same bits, and are wrong. An
+    // empty result is that of no case.
     if (has_nan(optimizer.master(0)) || has_nan(optimizer.moment(0, 0)) || has_nan(optimizer.moment(0, 1)))
         return {};
     for (const auto& tensor : optimizer.state(0))

@@ -1,5 +1,5 @@
-// Counts, shapes, strides and addresses at their ends. If these fail, a hostile file or a slip of a caller is undefined behaviour instead
-// of an error that names it.
+// Counts, shapes, strides and addresses at their ends. If these fail, a hostile file or a slip of a caller is
+// undefined behaviour instead of an error that names it.
 #include <functional>
 #include <limits>
 

@@ -1,5 +1,6 @@
-// Loss scale, found_inf and clip coefficient in memory that a step reads when it runs. If these fail, mixed-precision training with a
-// loss scaler steps by gradients that are too large, or counts steps that it did not make.
+// Loss scale, found_inf and clip coefficient in memory that a step reads when it runs. If these
+// fail, mixed-precision training with a loss scaler steps by gradients that are too large, or counts
+// steps that it did not make.
 #include <limits>
 
 #include "../support/step_cases.h"

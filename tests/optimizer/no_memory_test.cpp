@@ -1,5 +1,6 @@
-// Every public function of the core with each of its allocations failing. If these fail, a call that runs out of memory leaves an optimizer
-// that steps wrongly or crashes, and a program that catches the error trains on with it.
+// Every public function of the core with each of its allocations failing. If these fail, a call that
+// runs out of memory leaves an optimizer that steps wrongly or crashes, and a program that catches
+// the error trains on with it.
 #include <functional>
 
 #include "../support/step_cases.h"
@@ -39,7 +40,8 @@ struct Snapshot {
     std::vector<std::int64_t> counts;
 };
 
-/// An optimizer in the middle of training: two groups, small and large tensors, one gradient in another memory order.
+/// An optimizer in the middle of training: two groups, small and large tensors, one
+/// gradient in another memory order.
 class Trained {
 public:
     Trained(Rule rule, const Hyperparameters& h, NonFinite policy) : optimizer_(rule, h, options_of(policy)) {

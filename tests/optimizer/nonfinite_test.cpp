@@ -1,4 +1,5 @@
-// What a NaN, an infinity or a huge gradient does: nothing but be counted. If these fail, one bad batch ruins a model for ever.
+// What a NaN, an infinity or a huge gradient does: nothing but be counted. If these fail, one bad
+// batch ruins a model for ever.
 #include <limits>
 #include <span>
 
@@ -149,7 +150,8 @@ TEST(NonFinite, TheGradientIsJudgedWithItsL2Term) {
     }
 }
 
-// A code whose group keeps its scale stays to the bit; where the scale changes the old value is encoded again.
+// A code whose group keeps its scale stays to the bit; where the scale changes the
+// old value is encoded again.
 TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
     const auto rule = without_decay(rule_cases()[4]);
     StorageOptions native{Format::kNative, 24, true, 0, 0};
@@ -179,8 +181,9 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
     bench.gradient.set(kPlace, -kInfinity);
     optimizer.step();
     ASSERT_FALSE(same_scale(2, first_scales) || same_scale(4, second_scales));
-    // A cell of the square law at code c is at most 4c + 2 units wide (twice has slope 2^(k+1) to 2^(k+2) on [2^k, 2^(k+1)]), a unit
-    // being the scale / 16384 for m and / 65536 for r. The dither rounds down or up by less than a cell.
+    // A cell of the square law at code c is at most 4c + 2 units wide (twice has slope 2^(k+1) to
+    // 2^(k+2) on [2^k, 2^(k+1)]), a unit being the scale / 16384 for m and / 65536 for r. The dither
+    // rounds down or up by less than a cell.
     const auto scale_of = [&](std::size_t n) {
         std::uint16_t bits = 0;
         std::memcpy(&bits, state(n).data() + 2 * sizeof bits, sizeof bits);

@@ -1,4 +1,4 @@
-// The face of the framework-free optimizer: ranges, groups, learning rates, memory, masters, refusals.
+// The public API of the framework-free optimizer: ranges, groups, learning rates, memory, masters, refusals.
 #include <cstdlib>
 #include <utility>
 
@@ -126,7 +126,8 @@ TEST(Optimizer, LearningRateChangesBetweenSteps) {
     expect_refused<InvalidArgument>("group 7", [&] { optimizer.set_learning_rate(7, 1.0); });
 }
 
-// Decay that is decoupled from the schedule too: 1 - wd * lr / first lr. Replacing the hyperparameters must not switch it off.
+// Decay that is decoupled from the schedule too: 1 - wd * lr / first lr. Replacing the
+// hyperparameters must not switch it off.
 TEST(Optimizer, FullyDecoupledDecayIsMeasuredByTheFirstLearningRate) {
     SGDW optimizer({.learning_rate = 0.5, .weight_decay = 0.25, .fully_decoupled = true});
     Tensor weight(DType::kFloat32, {1}), gradient(DType::kFloat32, {1});
@@ -347,7 +348,8 @@ TEST(Optimizer, BackendsHaveNamesAndTheScalarOneIsAlwaysThere) {
     }
 }
 
-// Whoever misspells a backend must not benchmark another one without knowing. Chosen once for a process, so a process of its own.
+// Whoever misspells a backend must not benchmark another one without knowing. Chosen once for a
+// process, so a process of its own.
 TEST(OptimizerDeathTest, AnUnknownBackendInTheEnvironmentIsAnError) {
     ::testing::FLAGS_gtest_death_test_style = "threadsafe";
     EXPECT_EXIT(

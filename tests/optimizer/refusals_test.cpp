@@ -1,5 +1,5 @@
-// What can never work is refused by the call that is given it. If one of these fails, a mistake shows in a later step: as a crash, or as
-// weights that are quietly wrong.
+// What can never work is refused by the call that is given it. If one of these fails, a mistake shows in a
+// later step: as a crash, or as weights that are quietly wrong.
 #include <array>
 #include <limits>
 #include <span>
@@ -13,7 +13,8 @@ namespace {
 
 constexpr auto kLongest = std::numeric_limits<std::int64_t>::max();
 
-/// Where 16 elements of a gradient lie, counted in elements from the begin of a buffer whose elements 16 to 31 and 40 to 47 are weights.
+/// Where 16 elements of a gradient lie, counted in elements from the begin of a buffer whose elements 16 to
+/// 31 and 40 to 47 are weights.
 struct Place {
     std::string name;
     std::int64_t at;
@@ -106,7 +107,8 @@ TEST(Refusals, FormatsFromAndToTheSameMemory) {
         return std::span(reinterpret_cast<std::uint16_t*>(&memory.at(p.at)), p.bytes / 2);
     };
     const auto bytes = [](const Part& p) { return std::span(&memory.at(p.at), p.bytes); };
-    // Calls use(a, b, c) with parts that lie apart, then with each pair of them overlapping by least, by most and in between.
+    // Calls use(a, b, c) with parts that lie apart, then with each pair of them overlapping by
+    // least, by most and in between.
     const auto walk = [&](std::array<Part, 3> parts, auto use, bool is_third_of_second) {
         for (std::size_t n = 0; n < 3; ++n) parts[n].at = 256 * (n + (n > 0 ? 1 : 0));
         use(parts[0], parts[1], parts[2]);

@@ -1,5 +1,5 @@
-// Any cut of a tensor at group boundaries steps to the bits of the whole. If this fails, training on another number of devices is
-// another training.
+// Any cut of a tensor at group boundaries steps to the bits of the whole. If this fails, training on another
+// number of devices is another training.
 #include <map>
 #include <numeric>
 
@@ -183,8 +183,8 @@ std::vector<std::byte> bytes_of_shard(const Extents& shape, const Shard& shard) 
 
 }  // namespace
 
-// An element's dither follows from its index mod 512, so a shard far behind 2^31 must step as one whose index is small and equal mod
-// 512: a 32-bit index anywhere would break this.
+// An element's dither follows from its index mod 512, so a shard far behind 2^31 must step as one whose index
+// is small and equal mod 512: a 32-bit index anywhere would break this.
 TEST(Shards, IndicesBeyond32BitsKeepTheirDither) {
     const Extents shape = {5, 1000};
     const std::int64_t far_row = (std::int64_t{1} << 33) + 7;
@@ -199,7 +199,8 @@ TEST(Shards, IndicesBeyond32BitsKeepTheirDither) {
                 bytes_of_shard({2, 96}, {{2, 1024}, {}, {0, 64}}));
 }
 
-// Whether small tensors keep fp32 moments is decided for the whole, or shards of one tensor would train differently.
+// Whether small tensors keep fp32 moments is decided for the whole, or shards of one
+// tensor would train differently.
 TEST(Shards, ThresholdsCountTheWholeTensor) {
     Hyperparameters h;
     Optimizer optimizer(Rule::kAdamW, h);

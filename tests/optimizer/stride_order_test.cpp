@@ -1,5 +1,5 @@
-// Tensors are stepped where they lie, whatever their stride order, and gradients may come in any other. If these fail, convolution
-// weights in channels-last order train wrongly.
+// Tensors are stepped where they lie, whatever their stride order, and gradients may come in any other. If
+// these fail, convolution weights in channels-last order train wrongly.
 #include "../support/step_cases.h"
 
 namespace flashoptim {
@@ -14,7 +14,8 @@ OptimizerOptions all_quantized() {
     return options;
 }
 
-/// Steps a weight of the given shape and strides whose memory, and whose gradient's memory, follow from the seed alone.
+/// Steps a weight of the given shape and strides whose memory, and whose gradient's memory,
+/// follow from the seed alone.
 std::vector<std::byte> bytes_in_memory_order(const RuleCase& rule, const Extents& shape,
                                              const Extents& strides) {
     Noise noise(4);
@@ -71,7 +72,8 @@ TEST(StrideOrder, GradientsInAnotherOrderOrWithHolesEqualOrderedOnes) {
     }
 }
 
-// A bias gradient that autograd hands out as one number for all rows (stride 0), and one that lies in every second place.
+// A bias gradient that autograd hands out as one number for all rows (stride 0), and one that
+// lies in every second place.
 TEST(StrideOrder, ExpandedAndStridedGradientsAreRead) {
     std::vector<float> row = {1, 2, 3}, spread = {1, 9, 2, 9, 3, 9, 1, 9, 2, 9, 3, 9},
                        plain = {1, 2, 3, 1, 2, 3};
@@ -89,7 +91,8 @@ TEST(StrideOrder, ExpandedAndStridedGradientsAreRead) {
     }
 }
 
-// The copy in the weight's order is memory that the user pays for: it is reported, and freed with the gradient.
+// The copy in the weight's order is memory that the user pays for: it is reported,
+// and freed with the gradient.
 TEST(StrideOrder, CopiesOfGradientsAreCounted) {
     Tensor weight(DType::kBFloat16, {10, 20}), gradient(DType::kBFloat16, {10, 20}, {1, 10});
     SGD optimizer;

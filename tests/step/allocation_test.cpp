@@ -1,6 +1,7 @@
-// A step allocates nothing: training loops that ran once do not run out of memory later, and no allocator's lock is in the way.
-#include "failing_allocations.h"
+// A step allocates nothing: training loops that ran once do not run out of memory later, and no
+// allocator's lock is in the way.
 #include "../support/step_cases.h"
+#include "failing_allocations.h"
 
 namespace flashoptim {
 

@@ -1,4 +1,5 @@
-// Which backend serves a call. If these fail, a program dies of an illegal instruction, or of an environment that it never asked.
+// Which backend serves a call. If these fail, a program dies of an illegal instruction, or of an
+// environment that it never asked.
 #include <gtest/gtest.h>
 
 #include <cstdio>

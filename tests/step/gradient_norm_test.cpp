@@ -1,4 +1,5 @@
-// The norm that gradients are clipped by. If these fail, a clipped run depends on the machine, or one bad element stops all clipping.
+// The norm that gradients are clipped by. If these fail, a clipped run depends on the machine, or one bad
+// element stops all clipping.
 #include <array>
 #include <bit>
 #include <cstdio>
@@ -55,7 +56,8 @@ TEST(GradientNorm, IsTheSumOfSquaresInDouble) {
             sum += static_cast<long double>(g) * static_cast<long double>(g);
     }
     const auto expected = static_cast<double>(std::sqrt(sum));
-    // 400,000 additions in double, in blocks of 1,024 for each of 16 sums: at most about 1,500 roundings of 2^-53 on any path.
+    // 400,000 additions in double, in blocks of 1,024 for each of 16 sums: at most about 1,500
+    // roundings of 2^-53 on any path.
     EXPECT_NEAR(model.optimizer.grad_norm() / expected, 1.0, 2e-13);
 }
 
@@ -116,7 +118,8 @@ TEST(GradientNorm, DoesNotOverflowWhereFloatsWould) {
     EXPECT_NEAR(optimizer.grad_norm() / (0x1p47 * std::sqrt(1000.0)), 1.0, 1e-15);
 }
 
-// Clipping to norm 1 by the factor is the step of gradients that were clipped beforehand (both round the product once).
+// Clipping to norm 1 by the factor is the step of gradients that were clipped beforehand
+// (both round the product once).
 TEST(GradientNorm, ClipsAsGradientsAreRead) {
     for (const auto& rule : rule_cases()) {
         Noise noise(12);

@@ -1,5 +1,5 @@
-// Every rule against an independent reference in double, written from the papers and torch.optim's documentation. If one of these
-// fails, the optimizer is another one than its name says.
+// Every rule against an independent reference in double, written from the papers and torch.optim's
+// documentation. If one of these fails, the optimizer is another one than its name says.
 #include <array>
 
 #include "../support/step_cases.h"
@@ -150,8 +150,8 @@ TEST(Reference, EdgesOfTheHyperparameters) {
     EXPECT_LE(difference_after_1000_steps(Rule::kSGDW, h), 1e-5);
 }
 
-// The stored formats follow the same formulas within what their codes can hold: at most 5 % of the distance moved (the measure and
-// the bound that design and docs give for AdamW after 200 steps).
+// The stored formats follow the same formulas within what their codes can hold: at most 5 % of the distance
+// moved (the measure and the bound that design and docs give for AdamW after 200 steps).
 TEST(Reference, NativeAdamWStaysNearExactAdamW) {
     Hyperparameters h;
     h.learning_rate = 1e-3;
@@ -196,12 +196,13 @@ TEST(Reference, SmallUpdatesMoveA24BitMaster) {
     for (int t = 0; t < 1000; ++t) optimizer.step();
     double mean = 0.0;
     for (const float w : optimizer.master(0)) mean += static_cast<double>(w) / 4096.0;
-    // The step is formed in fp32, whose spacing below 1 is 2^-24: that rounds an update of 1e-6 by up to 3 %. The grid of the masters,
-    // 2^-16, is 15 updates wide: rounding to it would keep nothing.
+    // The step is formed in fp32, whose spacing below 1 is 2^-24: that rounds an update of 1e-6 by up to 3 %.
+    // The grid of the masters, 2^-16, is 15 updates wide: rounding to it would keep nothing.
     EXPECT_NEAR(mean, 1.0 - 1e-3, 3e-5);
 }
 
-// Adam and Lion do not care how large gradients are. Powers of two change no bit; others change the roundings only.
+// Adam and Lion do not care how large gradients are. Powers of two change no bit;
+// others change the roundings only.
 TEST(Reference, AdamAndLionDoNotDependOnTheScaleOfGradients) {
     for (const auto rule : {Rule::kAdam, Rule::kAdamW, Rule::kLion}) {
         std::vector<std::vector<float>> results;
@@ -243,8 +244,8 @@ TEST(Reference, AHugeGradientLeavesItsGroupFinite) {
     }
 }
 
-// |u| <= (1-b1)/sqrt(1-b2) sqrt(S) sqrt(bc2)/bc1 with S = sum over k < t of (b1^2/b2)^k (k < min(t, 64) where b1^2 >= b2): exact Adam
-// cannot exceed it; state whose second moment was lost can, and must be held there.
+// |u| <= (1-b1)/sqrt(1-b2) sqrt(S) sqrt(bc2)/bc1 with S = sum over k < t of (b1^2/b2)^k (k < min(t, 64) where
+// b1^2 >= b2): exact Adam cannot exceed it; state whose second moment was lost can, and must be held there.
 TEST(Reference, AdamsUpdateIsClampedToWhatExactAdamCanReach) {
     for (const auto& [beta1, beta2] :
          {std::pair{0.9, 0.999}, {0.9, 0.95}, {0.9, 0.81}, {0.95, 0.9}, {0.9, 0.0}}) {

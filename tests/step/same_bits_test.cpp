@@ -1,5 +1,5 @@
-// The promise of the same bits from every backend and any number of threads. If one of these fails, a run cannot be reproduced on
-// another machine, and a bug report cannot be reproduced at all.
+// The promise of the same bits from every backend and any number of threads. If one of these fails, a run
+// cannot be reproduced on another machine, and a bug report cannot be reproduced at all.
 #include <algorithm>
 #include <optional>
 
@@ -109,7 +109,8 @@ TEST_P(SameBitsOfEveryRule, WithAnyNumberOfThreads) {
     }
 }
 
-// Fast kernels hand blocks that are out of the ordinary to the reference; whatever can be in memory must be seen by them.
+// Fast kernels hand blocks that are out of the ordinary to the reference; whatever can be in
+// memory must be seen by them.
 TEST_P(SameBitsOfEveryRule, WithWeightsAndScalarsOutOfTheOrdinary) {
     const std::vector<std::uint16_t> highs = {0x0000, 0x8000, 0x0001, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0,
                                               0x7eff, 0x7bff, 0x7c00, 0xfc00, 0x7800, 0x3c00, 0x0400};

@@ -1,5 +1,6 @@
-// Prints a digest of what 50 steps leave behind, for every rule, format, weight dtype, number of master bits and gradient dtype, and
-// for three shapes. The digests of released versions stand in step_digests.txt: a change of any bit of any step shows.
+// Prints a digest of what 50 steps leave behind, for every rule, format, weight dtype, number of master bits
+// and gradient dtype, and for three shapes. The digests of released versions stand in step_digests.txt: a
+// change of any bit of any step shows.
 //     step_digests [BACKEND]             prints all lines
 //     step_digests --check FILE [BACKEND]  names what differs from the file; exits with 1 where something does
 #include <array>
@@ -40,7 +41,8 @@ private:
     std::uint64_t value_ = 0xcbf29ce484222325U;
 };
 
-/// Numbers that are the same on every machine: a 64-bit linear congruential generator (Knuth), no function of libm.
+/// Numbers that are the same on every machine: a 64-bit linear congruential generator
+/// (Knuth), no function of libm.
 class Numbers {
 public:
     explicit Numbers(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15U + 1) {}

@@ -1,4 +1,5 @@
-// What is promised of threads, small enough for the thread sanitizer. If these fail, two models in one process corrupt each other.
+// What is promised of threads, small enough for the thread sanitizer. If these fail, two models in one
+// process corrupt each other.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -153,7 +154,8 @@ TEST(Threads, APoolRunsEveryJobOnce) {
     }
 }
 
-// A pool that is called from its own job, or by two threads at once, works alone instead of waiting for itself.
+// A pool that is called from its own job, or by two threads at once, works alone
+// instead of waiting for itself.
 TEST(Threads, ABusyPoolDoesNotDeadlock) {
     struct Context {
         ThreadPool pool{4};
@@ -172,7 +174,8 @@ TEST(Threads, ABusyPoolDoesNotDeadlock) {
     EXPECT_EQ(context.done.load(), 230);
 }
 
-// torch.set_flush_denormal, -ffast-math and fesetround change the mode of one thread; the bits must not depend on which one steps.
+// torch.set_flush_denormal, -ffast-math and fesetround change the mode of one thread; the bits must
+// not depend on which one steps.
 TEST(Threads, TheCallersFloatingPointModeChangesNothing) {
     Noise noise(8);
     const Tensor start = [&] {

@@ -1,5 +1,6 @@
-// The worker threads of a process: how many there are, what happens where they cannot be started, and how they end. If these fail, a
-// process under a limit cannot step at all, many optimizers start many threads, or a program crashes as it exits.
+// The worker threads of a process: how many there are, what happens where they cannot be started, and how
+// they end. If these fail, a process under a limit cannot step at all, many optimizers start many threads, or
+// a program crashes as it exits.
 #include <dirent.h>
 #include <dlfcn.h>
 #if defined(__linux__)
@@ -15,15 +16,16 @@
 #include <thread>
 #include <vector>
 
+#include "../support/step_cases.h"
 #include "failing_allocations.h"
 #include "failing_threads.h"
-#include "../support/step_cases.h"
 
 namespace flashoptim {
 
 namespace {
 
-/// Runs a check in a child, whose workers are its own. `leave` ends the child: exit runs destructors, _exit none.
+/// Runs a check in a child, whose workers are its own. `leave` ends the child: exit
+/// runs destructors, _exit none.
 void expect_in_child(const std::function<bool()>& check, void (*leave)(int) = &::_exit) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);

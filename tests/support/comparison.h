@@ -1,5 +1,6 @@
-// Comparisons of results in which a NaN is never lost. std::max(a, NaN) is a, NaN differs from every number, and equal bits may be
-// those of two NaNs: a test that is written with those alone passes when training has come to nothing.
+// Comparisons of results in which a NaN is never lost. std::max(a, NaN) is a, NaN differs from every
+// number, and equal bits may be those of two NaNs: a test that is written with those alone passes when
+// training has come to nothing.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// The comparisons that other tests stand on. If one of them lost a NaN, every test that uses it would pass over state that has come
-// to nothing.
+// The comparisons that other tests stand on. If one of them lost a NaN, every test that uses it would pass
+// over state that has come to nothing.
 #include "comparison.h"
 
 #include <algorithm>

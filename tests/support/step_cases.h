@@ -1,5 +1,5 @@
-// What the tests of this room share: tensors that own their memory, noise that follows from a seed, an optimizer whose rule is a
-// value, everything an optimizer holds as bytes, messages of errors.
+// Helpers of several tests: tensors that own their memory, noise that follows from a seed, an optimizer whose
+// rule is a value, everything an optimizer holds as bytes, messages of errors.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -176,13 +176,15 @@ inline std::vector<std::byte> bytes_of(Optimizer& optimizer) {
     return all;
 }
 
-/// The same of an optimizer whose gradients were numbers, and so must be its weights and moments: two NaNs may have equal bits.
+/// The same of an optimizer whose gradients were numbers, and so must be its weights and moments:
+/// two NaNs may have equal bits.
 inline std::vector<std::byte> bytes_of_numbers(Optimizer& optimizer) {
     EXPECT_TRUE(test::holds_numbers(optimizer));
     return bytes_of(optimizer);
 }
 
-/// The message of the `Expected` error that `action` must throw: one line. Empty, with a failure, if it throws nothing or another.
+/// The message of the `Expected` error that `action` must throw: one line. Empty, with a failure, if it
+/// throws nothing or another.
 template <class Expected, class Action>
 std::string message_of(Action action) {
     try {

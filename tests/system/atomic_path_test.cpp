@@ -1,4 +1,5 @@
-// How files and folders take their place, whatever lies there, and what links, odd names and long names do to it.
+// How files and folders take their place, whatever lies there, and what links, odd
+// names and long names do to it.
 #include "system/atomic_path.h"
 
 #include <fcntl.h>
@@ -181,7 +182,8 @@ TEST(Sharing, TwoWritersOfOneTarget) {
     }
 }
 
-// Saving takes minutes, and somebody may put a file into the old checkpoint meanwhile. It must not go with the checkpoint.
+// Saving takes minutes, and somebody may put a file into the old checkpoint meanwhile. It must
+// not go with the checkpoint.
 TEST(Sharing, WhatComesIntoTheOldFolderWhileTheNewOneIsWrittenStays) {
     for (const Replace how : {Replace::kSwapIfPossible, Replace::kMoveAside}) {
         for (const int appears_in_check : {1, 2}) {

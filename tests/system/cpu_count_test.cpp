@@ -1,5 +1,5 @@
-// The default number of threads. If these fail, a process in a container starts as many threads as its machine has CPUs, and its steps
-// are throttled or wait for one another.
+// The default number of threads. If these fail, a process in a container starts as many threads as its
+// machine has CPUs, and its steps are throttled or wait for one another.
 #include "system/cpu_count.h"
 
 #include <gtest/gtest.h>

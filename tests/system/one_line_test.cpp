@@ -1,5 +1,5 @@
-// Names of files and messages of libraries in our own messages. If these fail, a file's name ends a message before its remedy, or
-// drives the terminal of whoever reads it.
+// Names of files and messages of libraries in our own messages. If these fail, a file's name ends a message
+// before its remedy, or drives the terminal of whoever reads it.
 #include "system/one_line.h"
 
 #include <gtest/gtest.h>

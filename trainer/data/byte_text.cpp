@@ -5,12 +5,12 @@
 #include <vector>
 
 #include "flashoptim/error.h"
+#include "system/utf8.h"
 #include "trainer/data/file_chain.h"
 #include "trainer/data/file_kind.h"
 #include "trainer/data/file_list.h"
 #include "trainer/data/token_source.h"
 #include "trainer/data/utf8_text.h"
-#include "system/utf8.h"
 
 namespace flashoptim::trainer {
 namespace {

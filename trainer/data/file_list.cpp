@@ -8,8 +8,8 @@
 #include <string>
 #include <system_error>
 
-#include "system/file_io.h"
 #include "flashoptim/error.h"
+#include "system/file_io.h"
 
 namespace flashoptim::trainer {
 namespace {

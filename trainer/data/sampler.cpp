@@ -6,8 +6,8 @@
 #include <span>
 #include <string>
 
-#include "system/checked_arithmetic.h"
 #include "flashoptim/error.h"
+#include "system/checked_arithmetic.h"
 
 namespace flashoptim::trainer {
 namespace {

@@ -6,8 +6,9 @@
 
 namespace flashoptim::trainer {
 
-/// Switches autocast of one device type on (to `dtype`) or off for the lifetime of the object. Cast weights are not cached: every
-/// weight is used once in a forward pass, so a cache would only keep all copies alive until its end.
+/// Switches autocast of one device type on (to `dtype`) or off for the lifetime of the object. Cast
+/// weights are not cached: every weight is used once in a forward pass, so a cache would only keep all
+/// copies alive until its end.
 class AutocastScope {
 public:
     AutocastScope(at::DeviceType device, bool enabled, at::ScalarType dtype)

@@ -13,7 +13,8 @@
 namespace flashoptim::trainer {
 namespace {
 
-// Up to this length torch's bf16 attention on CPU takes twice the time of its fp32 one; beyond, they are equal.
+// Up to this length torch's bf16 attention on CPU takes twice the time of its fp32
+// one; beyond, they are equal.
 constexpr std::int64_t kShortSequence = 128;
 
 constexpr double kInitialDeviation = 0.02;  // GPT-2's; residual projections divide it by sqrt(2 * layers)
@@ -169,8 +170,9 @@ std::int64_t Llama::autocast_copy_bytes() const {
     if (build_.precision != Precision::kFp32Autocast) {
         return 0;
     }
-    // Autograd keeps the copy of every matrix of a block; recomputation has one block at a time. The output projection is cast
-    // for the time of the loss only, while all of them are there; the embedding is looked up, not cast.
+    // Autograd keeps the copy of every matrix of a block; recomputation has one block at a time. The
+    // output projection is cast for the time of the loss only, while all of them are there; the
+    // embedding is looked up, not cast.
     std::int64_t elements = 0;
     for (const torch::Tensor& parameter : block_parameters_.front()) {
         elements += parameter.dim() < 2 ? 0 : parameter.numel();

@@ -1,5 +1,5 @@
-// The Llama architecture as a LibTorch module. Parameter names, weight layouts and the rotary convention are those of Hugging
-// Face's Llama models. Knows no optimizer and no data.
+// The Llama architecture as a LibTorch module. Parameter names, weight layouts and the rotary convention are
+// those of Hugging Face's Llama models. Knows no optimizer and no data.
 #pragma once
 
 #include <torch/torch.h>
@@ -13,18 +13,21 @@
 
 namespace flashoptim::trainer {
 
-/// Rotates each pair (i, i + head_dim / 2) of every head by position * theta^(-2 i / head_dim) (RoFormer, arXiv 2104.09864, eq. 34).
-/// `heads` is (batch, sequence, heads, head_dim), `table` a rope_table() of at least that sequence; the result is fp32.
+/// Rotates each pair (i, i + head_dim / 2) of every head by position * theta^(-2 i / head_dim) (RoFormer,
+/// arXiv 2104.09864, eq. 34). `heads` is (batch, sequence, heads, head_dim), `table` a rope_table() of at
+/// least that sequence; the result is fp32.
 torch::Tensor apply_rope(const torch::Tensor& heads, const torch::Tensor& table);
 
 /// Cosines and sines as fp32 (2, sequence, 1, head_dim / 2), computed in double.
 torch::Tensor rope_table(std::int64_t sequence, std::int64_t head_dim, double theta);
 
-/// Causal attention with grouped key and value heads; all tensors (batch, sequence, heads, head_dim), result in `dtype`.
+/// Causal attention with grouped key and value heads; all tensors (batch, sequence, heads,
+/// head_dim), result in `dtype`.
 torch::Tensor causal_attention(const torch::Tensor& query, const torch::Tensor& key,
                                const torch::Tensor& value, torch::ScalarType dtype);
 
-/// A weight without bias, alone in a module so that its name ends in ".weight" as the checkpoints of the field have it.
+/// A weight without bias, alone in a module so that its name ends in ".weight" as the
+/// checkpoints of the field have it.
 class Weight : public torch::nn::Module {
 public:
     torch::Tensor weight;

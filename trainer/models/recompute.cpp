@@ -22,7 +22,8 @@ struct Recipe : torch::CustomClassHolder {
 
 class Recompute : public torch::autograd::Function<Recompute> {
 public:
-    // The parameters are arguments so that the node has edges to them; `body` reads them through its own handles.
+    // The parameters are arguments so that the node has edges to them; `body` reads
+    // them through its own handles.
     static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& input, at::TensorList parameters,
                                  const c10::intrusive_ptr<Recipe>& recipe) {
         variable_list saved{input};
@@ -36,7 +37,8 @@ public:
         const variable_list saved = ctx->get_saved_variables();
         const auto recipe = c10::static_intrusive_pointer_cast<Recipe>(ctx->saved_data["recipe"].toCapsule());
 
-        // Differentiating with respect to the parameters themselves captures their gradients without accumulating them.
+        // Differentiating with respect to the parameters themselves captures their
+        // gradients without accumulating them.
         variable_list leaves(saved.begin() + 1, saved.end());
         const torch::Tensor input = saved[0].detach().requires_grad_(saved[0].requires_grad());
         if (input.requires_grad()) {

@@ -1,5 +1,6 @@
-// The models that can be asked for by name: presets, their sizes and what identifies a model in a checkpoint. A new family
-// (gpt2, resnet) adds its presets in registry.cpp and its factory in model.cpp. No torch header ever appears here.
+// The models that can be asked for by name: presets, their sizes and what identifies a model in a
+// checkpoint. A new family (gpt2, resnet) adds its presets in registry.cpp and its factory in model.cpp. No
+// torch header ever appears here.
 #pragma once
 
 #include <cstdint>
@@ -30,13 +31,15 @@ struct PresetInfo {
 /// All presets, smallest first.
 std::vector<PresetInfo> presets();
 
-/// The configuration that `options` describes. Throws InvalidArgument for an unknown preset, naming those that exist.
+/// The configuration that `options` describes. Throws InvalidArgument for an unknown
+/// preset, naming those that exist.
 LlamaConfig llama_config(const ModelOptions& options);
 
 /// Exact number of parameters of the model, without allocating it.
 std::int64_t parameter_count(const ModelOptions& options);
 
-/// What makes two models the same: field names and values, in a fixed order. Written into checkpoints and compared on resume.
+/// What makes two models the same: field names and values, in a fixed order. Written into
+/// checkpoints and compared on resume.
 std::vector<std::pair<std::string, std::string>> model_fields(const ModelOptions& options);
 
 }  // namespace flashoptim::trainer

@@ -11,12 +11,12 @@
 
 namespace flashoptim {
 
-/// All dither of one step count and of moments of these kinds. Two periods, so that a block of one period may begin anywhere in
-/// the first.
+/// All dither of one step count and of moments of these kinds. Two periods, so that a block of one period may
+/// begin anywhere in the first.
 struct DitherTables {
     static constexpr int kEntries = 2 * kDitherPeriod;
-    /// The gap keeps the tables, which are read at the same places, from lying 4 KiB apart: the processor takes such loads and
-    /// stores for one another.
+    /// The gap keeps the tables, which are read at the same places, from lying 4 KiB apart: the processor
+    /// takes such loads and stores for one another.
     struct alignas(64) Table {
         std::uint32_t entry[kEntries];
         std::uint32_t gap[176];

@@ -1,5 +1,6 @@
-// How a moment lies in memory in the native format: 8-bit codes of a piecewise-linear square law, one sticky bfloat16 scale
-// for each group. The uncompressed fp32 moments are here too: they follow the same rules with another storage.
+// How a moment lies in memory in the native format: 8-bit codes of a piecewise-linear square law, one
+// sticky bfloat16 scale for each group. The uncompressed fp32 moments are here too: they follow the same
+// rules with another storage.
 //
 // Every format of moments offers
 //     kGrouped                       whether groups of 32 share a scale
@@ -33,7 +34,8 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// half(x) = F((B(x) >> 1) + 0x1FC00000): the square root at powers of 4, within 6 % of it elsewhere. half(0) is 2^-63.5.
+/// half(x) = F((B(x) >> 1) + 0x1FC00000): the square root at powers of 4, within 6 % of it
+/// elsewhere. half(0) is 2^-63.5.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float half_law(typename L::Float x) {
     return L::from_bits((L::bits(x) >> 1U) + 0x1FC00000U);
@@ -61,7 +63,8 @@ struct NativeMoments {
         /// sign(q) * twice(|q|) / 2; the moment is this times s / 8192. `code` is sign-extended.
         template <class L>
         static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
-            // The factor 2^-64 puts the exponent where doubling the bits needs no subtraction, so that zero stays zero.
+            // The factor 2^-64 puts the exponent where doubling the bits needs no
+            // subtraction, so that zero stays zero.
             const auto bits = L::bits(L::to_float(code) * L::broadcast(0x1p-64F));
             return L::from_bits(L::merge_bits(kSignBit, bits, bits << 1U));
         }
@@ -95,10 +98,12 @@ struct NativeMoments {
                 const auto z = m * encode;
                 y = L::smaller_magnitude(z, half_law<L>(absolute<L>(z)));
             }
-            // The sum is rounded to the grid of 2^-15 and floored; as part of the format this absorbs the rounding of factors.
+            // The sum is rounded to the grid of 2^-15 and floored; as part of the format this
+            // absorbs the rounding of factors.
             return L::bits(L::from_bits(dither) + y);
         }
-        /// `decay` multiplies the old moment, `gain` the gradient; carried units times `measure` are the moment itself.
+        /// `decay` multiplies the old moment, `gain` the gradient; carried units times
+        /// `measure` are the moment itself.
         static FLASHOPTIM_INLINE MomentScalars scalars(double decay, double gain, double measure) {
             return {static_cast<float>(decay * static_cast<double>(kUnit)), static_cast<float>(gain),
                     static_cast<float>(measure), static_cast<float>(kUnits * measure)};
@@ -123,7 +128,8 @@ struct NativeMoments {
         /// twice(c) * 2^-15; the root of the moment is this times s / 2.
         template <class L>
         static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
-            // The factor 2^-71 puts the exponent where doubling the bits needs no subtraction, so that zero stays zero.
+            // The factor 2^-71 puts the exponent where doubling the bits needs no
+            // subtraction, so that zero stays zero.
             return L::from_bits(L::bits(L::to_float(code) * L::broadcast(0x1p-71F)) << 1U);
         }
         template <class L>

@@ -1,5 +1,6 @@
-// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign momentum, square
-// root variance, fp16 scales, and a correction normalised by the unit in the last place. One rounding per operation, no fma.
+// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign
+// momentum, square root variance, fp16 scales, and a correction normalised by the unit in the last place. One
+// rounding per operation, no fma.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -360,7 +361,8 @@ struct PaperMoments {
     }
 
 private:
-    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a code (a is at least 1e-12).
+    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a
+    /// code (a is at least 1e-12).
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float group_quotient(typename L::Float x, typename L::Float a,
                                                               typename L::Float reciprocal) {

@@ -211,8 +211,8 @@ struct PlainWeight {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
             if constexpr (kDithered) {
-                sum[j] =
-                    Grid::template pattern<L>(w[j]) + L::load_u32(dither.weight16.entry + place + j * L::kWidth);
+                sum[j] = Grid::template pattern<L>(w[j]) +
+                         L::load_u32(dither.weight16.entry + place + j * L::kWidth);
             } else {
                 const auto high = Grid::template nearest_high<L>(absolute<L>(w[j]));
                 sum[j] = L::merge_bits(kSignBit, L::bits(w[j]), high << 16U);

@@ -1,5 +1,6 @@
-// The dither: a low-discrepancy sequence in the step count and the element's place, and its table for one step.
-// It depends on the element's index in the whole tensor only, so results do not depend on how a tensor is cut.
+// The dither: a low-discrepancy sequence in the step count and the element's place, and its table
+// for one step. It depends on the element's index in the whole tensor only, so results do not
+// depend on how a tensor is cut.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -35,7 +36,8 @@ FLASHOPTIM_INLINE constexpr std::uint32_t dither_salt_of_moment(int n) {
     }
 }
 
-/// 32 dither bits of the element `place` (index in the whole tensor mod 512) in step `step` (1 in the first step).
+/// 32 dither bits of the element `place` (index in the whole tensor mod 512) in step
+/// `step` (1 in the first step).
 FLASHOPTIM_INLINE std::uint32_t dither_bits(std::uint32_t step, std::uint32_t place, std::uint32_t salt) {
     constexpr std::uint32_t kStepIncrement = 0x9E3779B9U;   // 2^32 / golden ratio
     constexpr std::uint32_t kPlaceIncrement = 0xC13FA9A9U;  // 2^32 / plastic number

@@ -1,5 +1,5 @@
-// Adam (Kingma and Ba 2015, L2 term in the gradient) and AdamW (Loshchilov and Hutter 2019, decoupled weight decay).
-// Nothing here knows how moments or weights are stored.
+// Adam (Kingma and Ba 2015, L2 term in the gradient) and AdamW (Loshchilov and Hutter 2019, decoupled weight
+// decay). Nothing here knows how moments or weights are stored.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -74,9 +74,9 @@ struct AdamRule {
         return k;
     }
 
-    /// The largest |m/bc1| / sqrt(v/bc2) that exact moments can reach in step t, by the Cauchy-Schwarz inequality:
-    /// (1-b1)/sqrt(1-b2) sqrt(S) sqrt(bc2)/bc1, S = sum over k < t of (b1^2/b2)^k. Where that sum has no limit (b1^2 >= b2)
-    /// it stops at 64 terms; b2 = 0 has no bound.
+    /// The largest |m/bc1| / sqrt(v/bc2) that exact moments can reach in step t, by the Cauchy-Schwarz
+    /// inequality: (1-b1)/sqrt(1-b2) sqrt(S) sqrt(bc2)/bc1, S = sum over k < t of (b1^2/b2)^k. Where that sum
+    /// has no limit (b1^2 >= b2) it stops at 64 terms; b2 = 0 has no bound.
     static FLASHOPTIM_INLINE double largest_update(const Hyperparameters& h, std::int64_t t) {
         if (h.beta2 == 0.0) return static_cast<double>(ScalarLanes::from_bits(kInfinityBits));
         const double ratio = h.beta1 * h.beta1 / h.beta2;

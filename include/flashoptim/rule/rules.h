@@ -1,6 +1,6 @@
-// The update rules: what each of them is. The table at the end says for every rule its name, its moments, and the hyperparameters
-// that it reads with their ranges and defaults. Whatever names, checks, stores, saves or converts a rule reads this table.
-// How a rule moves a weight is in the other files of this folder.
+// The update rules: what each of them is. The table at the end says for every rule its name, its moments, and
+// the hyperparameters that it reads with their ranges and defaults. Whatever names, checks, stores, saves or
+// converts a rule reads this table. How a rule moves a weight is in the other files of this folder.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -22,8 +22,8 @@ namespace flashoptim {
 /// SGDW and AdamW decay weights apart from the gradient; SGD and Adam add an L2 term to it.
 enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion };
 
-/// Every hyperparameter of every rule; a rule reads its own. Units: plain numbers, weight decay per unit of learning rate.
-/// First the numbers, then the flags.
+/// Every hyperparameter of every rule; a rule reads its own. Units: plain numbers, weight decay per unit of
+/// learning rate. First the numbers, then the flags.
 struct Hyperparameters {
     double learning_rate = 1e-3;
     double beta1 = 0.9;
@@ -40,7 +40,8 @@ struct Hyperparameters {
     bool operator==(const Hyperparameters&) const = default;
 };
 
-/// The scalars of one step of one tensor, rounded to fp32 once. Filled by a rule's `scalars`, read by its `update`.
+/// The scalars of one step of one tensor, rounded to fp32 once. Filled by a rule's
+/// `scalars`, read by its `update`.
 struct StepScalars {
     // Of the update in carried units; the bias correction is folded in where the rule says so.
     float learning_rate = 0.0F;
@@ -61,8 +62,8 @@ struct StepScalars {
 /// Whether weights decay apart from the gradient, or an L2 term is added to it.
 enum class Decay : std::uint8_t { kCoupled, kDecoupled };
 
-/// One of Hyperparameters' fields: its name here, in C and in files, and the name that torch's optimizers give it. Either a
-/// number or a flag.
+/// One of Hyperparameters' fields: its name here, in C and in files, and the name that torch's optimizers
+/// give it. Either a number or a flag.
 struct HyperparameterField {
     using Number = double Hyperparameters::*;
     using Flag = bool Hyperparameters::*;
@@ -234,8 +235,8 @@ constexpr Hyperparameters default_hyperparameters(Rule rule) {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// The classes that step a rule: in our order of operations and in the paper's (void: it has none), and the same for the case
-/// that the moments which it may be without are not there.
+/// The classes that step a rule: in our order of operations and in the paper's (void: it has none), and the
+/// same for the case that the moments which it may be without are not there.
 template <class Native_, class Paper_, class NativeWithout_ = Native_, class PaperWithout_ = Paper_>
 struct RuleKernels {
     using Native = Native_;
@@ -257,8 +258,8 @@ FLASHOPTIM_INLINE double power(double base, std::int64_t exponent) {
     return result;
 }
 
-/// What decoupled decay takes from a weight in one step: weight_decay * learning_rate, or where the decay is decoupled from
-/// the schedule's peak too, weight_decay * learning_rate / initial_learning_rate.
+/// What decoupled decay takes from a weight in one step: weight_decay * learning_rate, or where the decay is
+/// decoupled from the schedule's peak too, weight_decay * learning_rate / initial_learning_rate.
 FLASHOPTIM_INLINE double decay_per_step(const Hyperparameters& h) {
     if (!h.fully_decoupled) return h.weight_decay * h.learning_rate;
     return h.initial_learning_rate > 0.0 ? h.weight_decay * (h.learning_rate / h.initial_learning_rate) : 0.0;
@@ -283,7 +284,8 @@ FLASHOPTIM_INLINE void set_paper_decay(StepScalars& k, const Hyperparameters& h,
     }
 }
 
-/// The weight moved along `direction`, which is what a rule would subtract at a learning rate of 1, in carried units.
+/// The weight moved along `direction`, which is what a rule would subtract at a learning
+/// rate of 1, in carried units.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float moved(typename L::Float w, typename L::Float direction,
                                           const StepScalars& k) {
@@ -295,7 +297,8 @@ template <class L>
 FLASHOPTIM_INLINE typename L::Float add_l2(typename L::Float g, typename L::Float w, const StepScalars& k) {
     return k.l2 == 0.0F ? g : L::fma(w, L::broadcast(k.l2), g);
 }
-/// The same in two roundings, and with a decay of 0 too: a weight that is Inf or NaN reaches the moments that way.
+/// The same in two roundings, and with a decay of 0 too: a weight that is Inf or NaN
+/// reaches the moments that way.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float add_paper_l2(typename L::Float g, typename L::Float w,
                                                  const StepScalars& k) {

@@ -1,5 +1,6 @@
-// SGD with momentum, dampening and Nesterov's look-ahead (as torch.optim.SGD; Sutskever et al. 2013), with weight decay in
-// the gradient (SGD) or apart from it (SGDW). Nothing here knows how moments or weights are stored.
+// SGD with momentum, dampening and Nesterov's look-ahead (as torch.optim.SGD; Sutskever et al.
+// 2013), with weight decay in the gradient (SGD) or apart from it (SGDW). Nothing here knows how
+// moments or weights are stored.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -26,7 +27,8 @@ struct SgdRule {
         return add_l2<L>(g, w, k);
     }
 
-    /// m = mu m + (1-dampening) g, or g where no buffer exists yet;  w = w (1 - lr wd) - lr m, Nesterov: lr (g + mu m)
+    /// m = mu m + (1-dampening) g, or g where no buffer exists yet;  w = w (1 - lr wd) - lr
+    /// m, Nesterov: lr (g + mu m)
     template <class L, class Format>
     static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float g,
                                                          const OldMoments<L, Format, SgdRule>& old,
@@ -79,7 +81,8 @@ struct PaperSgdRule {
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        // Without momentum the authors call torch's own operators, which round the decay's factor from double.
+        // Without momentum the authors call torch's own operators, which round the
+        // decay's factor from double.
         if constexpr (kMomentum) {
             set_paper_decay(k, h, decay);
         } else {

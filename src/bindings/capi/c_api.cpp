@@ -1,4 +1,4 @@
-// The C face of optimizer.h, quantize.h and the saving of optimizers: checks and translates, computes nothing.
+// The C API of optimizer.h, quantize.h and the saving of optimizers: checks and translates, computes nothing.
 #include "flashoptim/c_api.h"
 
 #include <algorithm>
@@ -17,7 +17,8 @@ using namespace flashoptim::capi;
 
 namespace {
 
-/// Where a result goes, which may be NULL. Asked for before anything is done, so that a call either does all or nothing.
+/// Where a result goes, which may be NULL. Asked for before anything is done, so that a call
+/// either does all or nothing.
 template <class T>
 T* wanted(T* to, const char* name) {
     return aligned(to, name);

@@ -9,7 +9,8 @@
 namespace flashoptim::capi {
 
 std::int32_t cuda_device_count() noexcept;
-/// @throws InvalidArgument where this build has no CUDA backend, cuda::Error for a device that does not exist.
+/// @throws InvalidArgument where this build has no CUDA backend, cuda::Error for a device
+///         that does not exist.
 std::shared_ptr<Device> make_cuda_device(std::int32_t device, void* stream);
 /// Of a device that make_cuda_device made. @throws InvalidArgument for none.
 void set_cuda_stream(Device* device, void* stream);

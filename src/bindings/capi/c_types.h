@@ -1,4 +1,5 @@
-// The C interface's plain data in terms of the library: enumerations, sized structs, tensors. Every check of them is here.
+// The C interface's plain data in terms of the library: enumerations, sized structs, tensors.
+// Every check of them is here.
 #pragma once
 
 #include <algorithm>
@@ -46,15 +47,18 @@ bool to_bool(std::int32_t value, const char* name);
 Rule to_rule(std::int32_t value);
 MomentKind to_moment_kind(std::int32_t value);
 
-/// The sizes that a struct had in the versions of this header, the present one last. A version ends at the end of a field.
+/// The sizes that a struct had in the versions of this header, the present one last. A version
+/// ends at the end of a field.
 template <class Struct>
 constexpr std::array<std::size_t, 1> kSizes = {sizeof(Struct)};
 template <>
 inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_options> = {offsetof(flashoptim_options, place),
                                                                           sizeof(flashoptim_options)};
 
-/// The smallest size that flashoptim_hyperparameters had. It has grown by fields of 8 bytes since, or pairs of flags.
-constexpr std::size_t kFirstHyperparameters = offsetof(flashoptim_hyperparameters, reserved) + sizeof(std::int32_t);
+/// The smallest size that flashoptim_hyperparameters had. It has grown by fields of 8
+/// bytes since, or pairs of flags.
+constexpr std::size_t kFirstHyperparameters =
+    offsetof(flashoptim_hyperparameters, reserved) + sizeof(std::int32_t);
 
 /// Whether a version of the struct before this one, or this one, had the size.
 template <class Struct>
@@ -77,8 +81,8 @@ void check_size(std::size_t size, const char* name) {
         "to its sizeof");
 }
 
-/// The caller's struct of any version over defaults of the present one: an older program's is shorter, a newer one's longer, which is
-/// taken where what the library does not know is 0.
+/// The caller's struct of any version over defaults of the present one: an older program's is shorter, a
+/// newer one's longer, which is taken where what the library does not know is 0.
 template <class Struct>
 Struct read_struct(const Struct& from, Struct defaults, const char* name) {
     const auto size = from.size;

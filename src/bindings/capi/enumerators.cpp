@@ -1,5 +1,5 @@
-// Every enumerator of flashoptim/c_api.h beside the library's own: if they part, the library does not compile. The test of the header
-// looks for each of its enumerators here; rules it compares with the table.
+// Every enumerator of flashoptim/c_api.h beside the library's own: if they part, the library does not
+// compile. The test of the header looks for each of its enumerators here; rules it compares with the table.
 #include <type_traits>
 
 #include "flashoptim/c_api.h"

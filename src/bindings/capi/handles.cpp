@@ -9,8 +9,9 @@ namespace flashoptim::capi {
 
 namespace {
 
-/// The n-th handle: odd, as no address of an object is, and apart from its neighbours, so that neither a pointer nor a small number is
-/// taken for a handle. Multiplying by an odd number is a bijection, so no handle comes twice before all have come once.
+/// The n-th handle: odd, as no address of an object is, and apart from its neighbours, so that neither a
+/// pointer nor a small number is taken for a handle. Multiplying by an odd number is a bijection, so no
+/// handle comes twice before all have come once.
 std::uintptr_t number_of(std::uintptr_t n) {
     constexpr auto kGoldenRatio = static_cast<std::uintptr_t>(0x9E3779B97F4A7C15U);  // SplitMix64's increment
     return (n * kGoldenRatio) << 1U | 1U;

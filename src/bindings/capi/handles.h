@@ -1,5 +1,5 @@
-// The live optimizers of the C interface. A handle is a number in a pointer's clothes: it is looked up, never followed, so that one that
-// was destroyed, or was none, is found out without reading memory that may be gone.
+// The live optimizers of the C interface. A handle is a number cast to a pointer. It is looked up, never
+// dereferenced, so a handle that was destroyed or never was one is found without reading freed memory.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ public:
     static Handles& instance();
 
     flashoptim_optimizer* add(std::shared_ptr<Optimizer> optimizer);
-    /// Lives until the caller lets go of it, whatever other threads destroy. @throws InvalidArgument for what is no live handle
+    /// Lives until the caller lets go of it, whatever other threads destroy. @throws InvalidArgument
+    /// for what is no live handle
     [[nodiscard]] std::shared_ptr<Optimizer> at(const flashoptim_optimizer* handle) const;
     /// @throws InvalidArgument for what is no live handle; NULL is none, and no error
     void remove(flashoptim_optimizer* handle);

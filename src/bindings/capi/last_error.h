@@ -1,4 +1,5 @@
-// What went wrong, as the C interface says it: exceptions become a status and one line of text of the calling thread.
+// What went wrong, as the C interface says it: exceptions become a status and one line of
+// text of the calling thread.
 #pragma once
 
 #include <string_view>

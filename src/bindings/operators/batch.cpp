@@ -169,7 +169,8 @@ void* Batch::buffer(std::span<const AtenTensorHandle> tensors, int place) const 
     return memory.data;
 }
 
-/// Refuses a buffer whose elements are in another order than the weight's; one of one dimension is taken at its word.
+/// Refuses a buffer whose elements are in another order than the weight's; one of one
+/// dimension is taken at its word.
 void Batch::check_order(AtenTensorHandle tensor, Name name) const {
     const auto view = view_of(tensor, name, device_);
     if ((view.is_contiguous && view.sizes.size() == 1) || view.lies_as(weight_)) return;

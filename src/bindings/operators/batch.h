@@ -1,4 +1,5 @@
-// The tensors and tables of a call of a step, a count or a norm, checked, as the core's items. What is done with them stands in step.cpp.
+// The tensors and tables of a call of a step, a count or a norm, checked, as the core's items. What is done
+// with them stands in step.cpp.
 #pragma once
 
 #include <array>
@@ -14,7 +15,8 @@
 
 namespace flashoptim::operators {
 
-/// What the gradients of a call are multiplied by, as fp32: gradient_factor * (1 / grad_scale * clip_coefficient).
+/// What the gradients of a call are multiplied by, as fp32: gradient_factor * (1 /
+/// grad_scale * clip_coefficient).
 struct GradientFactors {
     double gradient_factor = 1.0;
     const std::optional<Tensor>& grad_scale;
@@ -26,14 +28,16 @@ public:
     /// All tensors lie where the first weight does.
     Batch(const TensorList& weights, const TensorList& gradients, const Tensor& table,
           const Tensor& hyperparameters);
-    /// Before the first item: learning rates, one for each row of hyperparameters, take the place of those that are NaN there.
+    /// Before the first item: learning rates, one for each row of hyperparameters, take the place
+    /// of those that are NaN there.
     void set_learning_rates(const Tensor& learning_rates);
     /// The same for what needs none.
     void forget_learning_rates();
 
     /// The next item, without its state. Its factor is 1.
     StepItem& add();
-    /// The memory of the last item's state buffer at a place; null if its plan has none. `tensors` are those of all items.
+    /// The memory of the last item's state buffer at a place; null if its plan has none.
+    /// `tensors` are those of all items.
     [[nodiscard]] void* buffer(std::span<const AtenTensorHandle> tensors, int place) const;
     /// Where the step count of the last item lies, a step row's one.
     void set_step(const TensorList& steps);
@@ -71,11 +75,12 @@ private:
 /// The rows of a tensor of hyperparameters.
 std::vector<Hyperparameters> groups_from(const Tensor& hyperparameters);
 
-/// The state of a call: one list of tensors, with those of all weights for one place behind those for another.
+/// The state of a call: one list of tensors, with those of all weights for one
+/// place behind those for another.
 class StateLists {
 public:
-    /// `places` are those that the list has, in its order. Refuses a place that is none or is there twice, and a list of another
-    /// length.
+    /// `places` are those that the list has, in its order. Refuses a place that is none or is there twice,
+    /// and a list of another length.
     StateLists(const TensorList& list, std::span<const std::int64_t> places, std::size_t weights);
     /// The tensors at a place, one for each weight; empty where the list has none.
     [[nodiscard]] std::span<const AtenTensorHandle> of(int place) const {

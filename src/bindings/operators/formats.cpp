@@ -1,5 +1,5 @@
-// The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and back. All of it is done
-// by the CPU: tensors of other devices come here and what is made of them goes back.
+// The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and
+// back. All of it is done by the CPU: tensors of other devices come here and what is made of them goes back.
 #include "batch.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/quantize.h"

@@ -1,4 +1,5 @@
-// Step plans on torch's streams. FLASHOPTIM_OPERATORS_GPU says what the build has: 0 no kernels, 1 CUDA's, 2 emulated ones.
+// Step plans on torch's streams. FLASHOPTIM_OPERATORS_GPU says what the build has: 0 no
+// kernels, 1 CUDA's, 2 emulated ones.
 #include "gpu.h"
 
 #include <dlfcn.h>
@@ -14,7 +15,8 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// The lists of one caller: a step, a count and a norm see different ones, so that none makes another's be uploaded again.
+/// The lists of one caller: a step, a count and a norm see different ones, so that none makes
+/// another's be uploaded again.
 enum class Use : std::uint8_t { kStep, kCount, kNorm };
 
 #if FLASHOPTIM_OPERATORS_GPU != 0
@@ -31,8 +33,8 @@ void* current_stream(Device device) {
     return stream;
 }
 
-/// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that one current
-/// again would begin it there.
+/// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that one
+/// current again would begin it there.
 using DeviceGuard = std::optional<torch::stable::accelerator::DeviceGuard>;
 void guard(DeviceGuard& guard, int device) {
     if (FLASHOPTIM_OPERATORS_GPU == 1) guard.emplace(device);
@@ -111,7 +113,8 @@ private:
     std::int64_t last_ = 0;
     std::map<std::int64_t, std::shared_ptr<Plans>> plans_;
 };
-/// Never destroyed: a plan that still lives when the process ends would call a driver that may be gone by then.
+/// Never destroyed: a plan that still lives when the process ends would call a
+/// driver that may be gone by then.
 Registry& registry() {
     static Registry* const kPlans = std::make_unique<Registry>().release();
     return *kPlans;

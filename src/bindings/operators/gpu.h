@@ -10,14 +10,15 @@
 
 namespace flashoptim::operators {
 
-/// Whether the CUDA kernels of this build step tensors of that device: those of a GPU, or of the CPU where they are emulated for
-/// tests.
+/// Whether the CUDA kernels of this build step tensors of that device: those of a GPU, or of the CPU where
+/// they are emulated for tests.
 bool has_kernels_for(Device device);
 /// Why tensors of a device that is neither the CPU nor one of these cannot be stepped, and what to do.
 std::string why_not_stepped(Device device);
 
-/// Step plans by number, for callers that keep the uploaded list from call to call; 0 is a plan of the call's own. A number serves one
-/// thread at a time; calls that meet wait for each other. Work is enqueued on torch's current stream of the device.
+/// Step plans by number, for callers that keep the uploaded list from call to call; 0 is a plan of the call's
+/// own. A number serves one thread at a time; calls that meet wait for each other. Work is enqueued on
+/// torch's current stream of the device.
 std::int64_t make_step_plan();
 void free_step_plan(std::int64_t number);
 /// What the build has: 0 no kernels, 1 CUDA's, 2 emulated ones, for tests.

@@ -61,8 +61,8 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
     library.def("free_step_plan(int plan) -> ()");
 }
 
-// For every device, and for calls without any tensor: the kernels themselves see where their tensors lie, and refuse by name what is
-// elsewhere than it must be.
+// For every device, and for calls without any tensor: the kernels themselves see where their tensors lie, and
+// refuse by name what is elsewhere than it must be.
 STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("layout", &boxed<&layout>);
     library.impl("plan", &boxed<&plan>);

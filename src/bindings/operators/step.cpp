@@ -1,5 +1,5 @@
-// The step of a list of tensors, its count of bad gradients and their norm, on the CPU or on a GPU: the core is called once. What a call
-// is given is checked in batch.cpp.
+// The step of a list of tensors, its count of bad gradients and their norm, on the CPU or on a GPU: the core
+// is called once. What a call is given is checked in batch.cpp.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -18,7 +18,8 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// The process's threads: as many as torch has, or as set_threads says. A call in progress keeps the pool that it began with.
+/// The process's threads: as many as torch has, or as set_threads says. A call in progress keeps
+/// the pool that it began with.
 class SharedPool {
 public:
     std::shared_ptr<ThreadPool> get() {

@@ -32,7 +32,8 @@ Enum enumerator(std::int64_t value, Enum last, const char* name) {
 
 namespace {
 
-/// Whether a tensor can have this layout; then no index of an element, and no number of groups, is too large for an integer.
+/// Whether a tensor can have this layout; then no index of an element, and no number of groups,
+/// is too large for an integer.
 bool is_possible(Row row, const Layout& layout) {
     // Twice: what is rounded up to whole groups must be a number, too.
     constexpr auto kMost = std::numeric_limits<std::int64_t>::max() / 2;

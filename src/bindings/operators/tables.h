@@ -1,4 +1,5 @@
-// The rows of integers and numbers in which Python hands layouts, plans and hyperparameters to a step. Tensors never stand here.
+// The rows of integers and numbers in which Python hands layouts, plans and hyperparameters
+// to a step. No tensors here.
 #pragma once
 
 #include <array>
@@ -19,7 +20,8 @@ constexpr std::size_t kHyperparameterRow = kHyperparameterFields.size();
 std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout);
 std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan);
 
-/// @throws what `refuse` throws for a row that no layout, or no plan of this layout, has: a step trusts both with memory.
+/// @throws what `refuse` throws for a row that no layout, or no plan of this layout, has: a step
+///         trusts both with memory.
 Layout layout_from(Row row);
 StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout);
 

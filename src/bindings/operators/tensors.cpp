@@ -97,7 +97,8 @@ void TensorList::release() noexcept {
 
 namespace {
 
-/// A function of Python's stable ABI, looked up by name so that the library needs no Python; null where there is none.
+/// A function of Python's stable ABI, looked up by name so that the library needs no
+/// Python; null where there is none.
 template <class Function>
 Function python_function(const char* name) {
     return reinterpret_cast<Function>(::dlsym(RTLD_DEFAULT, name));

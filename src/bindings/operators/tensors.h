@@ -1,5 +1,6 @@
-// Torch tensors through the stable C interface, as the core wants to see them: memory, dtype, shape. Arithmetic never stands here.
-// A list of 300 tensors must cost little, so lists hold torch's plain handles and names are put together only for messages.
+// Torch tensors through the stable C interface, as the core wants to see them: memory, dtype, shape.
+// Arithmetic never stands here. A list of 300 tensors must cost little, so lists hold torch's plain handles
+// and names are put together only for messages.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -19,7 +20,8 @@ namespace flashoptim::operators {
 
 using torch::stable::Tensor;
 
-/// Refuses an argument. Torch makes a RuntimeError of it; by its first words the Python side knows it and raises a ValueError.
+/// Refuses an argument. Torch makes a RuntimeError of it; by its first words the Python side knows
+/// it and raises a ValueError.
 [[noreturn]] void refuse(const std::string& why);
 
 /// What a tensor is called in messages: "masters" or "gradients[3]".
@@ -58,8 +60,8 @@ private:
     std::vector<AtenTensorHandle> handles_;
 };
 
-/// Python's lock, where there is a Python. Letting go of a tensor takes it each time; inside this it is had already, which halves
-/// what a call with many tensors costs.
+/// Python's lock, where there is a Python. Letting go of a tensor takes it each time; inside this it is had
+/// already, which halves what a call with many tensors costs.
 class PythonLock {
 public:
     PythonLock();
@@ -78,7 +80,8 @@ struct NamedList {
     const char* name;
 };
 
-/// All lists of a call. Each is owned before the first is read, so that none is left behind where reading fails.
+/// All lists of a call. Each is owned before the first is read, so that none is left
+/// behind where reading fails.
 template <std::size_t kCount>
 class TensorLists {
 public:
@@ -131,8 +134,8 @@ struct View : Memory {
     [[nodiscard]] std::string text() const;
 };
 
-/// Both refuse tensors of other devices, sparse ones and, unless it may be, one at an address that is no multiple of its elements'
-/// size.
+/// Both refuse tensors of other devices, sparse ones and, unless it may be, one at an address that is no
+/// multiple of its elements' size.
 enum class Alignment : std::uint8_t { kNeeded, kAny };
 Memory memory_of(AtenTensorHandle tensor, Name name, Device device = {},
                  Alignment alignment = Alignment::kNeeded);
@@ -153,7 +156,8 @@ std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, Device de
 double number_of(AtenTensorHandle tensor, Name name);
 const float* float_of(AtenTensorHandle tensor, Name name, Device device);
 
-/// New tensors, not initialised: in another's shape and memory order and on its device, or of one dimension on the CPU.
+/// New tensors, not initialised: in another's shape and memory order and on its device, or
+/// of one dimension on the CPU.
 Tensor empty_as(const View& other, DType dtype);
 Tensor empty_flat(std::int64_t count, DType dtype);
 Tensor make_integers(std::span<const std::int64_t> values);
@@ -163,7 +167,8 @@ Tensor make_number(double value);
 Tensor empty_number(Device device);
 /// Copies between tensors of one shape, whatever their strides and devices.
 void copy(AtenTensorHandle to, AtenTensorHandle from);
-/// The same tensor where it is on that device, else a copy there with its shape, strides and dtype; waits for a copy to the CPU.
+/// The same tensor where it is on that device, else a copy there with its shape, strides and dtype;
+/// waits for a copy to the CPU.
 Tensor on_device(const Tensor& tensor, Device device);
 
 }  // namespace flashoptim::operators

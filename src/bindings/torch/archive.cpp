@@ -1,4 +1,5 @@
-// Saving an optimizer into a torch archive and loading it: what an archive holds is judged, then all of it is put in place.
+// Saving an optimizer into a torch archive and loading it: what an archive holds is judged,
+// then all of it is put in place.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -58,7 +59,8 @@ Loaded judged(const SavedParameter& saved, Rule rule, const FlashOptions& option
     auto form = form_of_saved(parameter, saved.strides, saved_dtype, rule, options);
     loaded.state = restore_state(rule, parameter, form, saved.tensors);
     loaded.state->step(saved.step).bad_elements(saved.bad_elements).has_momentum(saved.has_momentum);
-    // The weights that go with this state may be loaded after it: what must be converted waits for its first use.
+    // The weights that go with this state may be loaded after it: what must be
+    // converted waits for its first use.
     if (!fits(form, loaded.form, parameter.sizes))
         loaded.former = std::make_unique<StateForm>(std::move(form));
     return loaded;

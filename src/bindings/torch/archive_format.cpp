@@ -1,5 +1,5 @@
-// Archives of version 2. Torch looks for an entry among all that an archive has, one by one: so there are as many entries whatever the
-// number of groups and parameters, each a list.
+// Archives of version 2. Torch looks for an entry among all that an archive has, one by one: so there are as
+// many entries whatever the number of groups and parameters, each a list.
 //
 //     flashoptim_archive   int, 2                rule            "AdamW", ...
 //     group_sizes          parameters of each group

@@ -74,7 +74,8 @@ struct Plan {
     }
 };
 
-/// Numbers in themselves. Floating-point types of 8 bits and less are codes that belong to scales, as integers do.
+/// Numbers in themselves. Floating-point types of 8 bits and less are codes that belong
+/// to scales, as integers do.
 bool is_castable(torch::Dtype dtype) { return is_steppable(dtype) || dtype == torch::kFloat64; }
 
 void visit(const torch::nn::Module& module, const std::string& name, bool kept, KeepList& keep_list,
@@ -92,7 +93,8 @@ void visit(const torch::nn::Module& module, const std::string& name, bool kept, 
         visit(*child.value(), prefix + child.key(), kept, keep_list, plan);
 }
 
-/// What is to be cast: all that shares memory, or nothing of it where one is kept or where it is seen as two types.
+/// What is to be cast: all that shares memory, or nothing of it where one is kept or
+/// where it is seen as two types.
 std::vector<torch::Tensor> to_cast(const Plan& plan, torch::Dtype dtype) {
     std::vector<torch::Tensor> chosen;
     for (const auto& group : sharing(plan.tensors)) {

@@ -1,4 +1,5 @@
-// Counts that may still be on a device: bad elements of its steps, and the steps themselves where found_inf might keep them back.
+// Counts that may still be on a device: bad elements of its steps, and the steps themselves where
+// found_inf might keep them back.
 #include <limits>
 #include <map>
 #include <vector>

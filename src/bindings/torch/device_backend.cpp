@@ -1,4 +1,5 @@
-// Torch's CUDA devices and streams through c10, which needs none of torch's CUDA headers: a build with the CPU's torch is the same.
+// Torch's CUDA devices and streams through c10, which needs none of torch's CUDA headers: a build with
+// the CPU's torch is the same.
 #include "device_backend.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
@@ -53,8 +54,8 @@ bool found_no_memory(const cuda::Error& error) {
            what.find("the load of a step's kernels failed with cudaErrorMemoryAllocation") != what.npos;
 }
 
-/// What `call` returns. Torch keeps memory that its tensors gave back, often the whole card: where CUDA has none left
-/// for ours, torch is made to give it up, and the call is made again.
+/// What `call` returns. Torch keeps memory that its tensors gave back, often the whole card: where CUDA has
+/// none left for ours, torch is made to give it up, and the call is made again.
 template <class Call>
 auto with_memory(const c10::Device& device, const Call& call) {
     try {
@@ -102,8 +103,8 @@ public:
     }
 
 private:
-    /// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that one current
-    /// again would begin it there.
+    /// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that
+    /// one current again would begin it there.
     [[nodiscard]] c10::OptionalDeviceGuard guard() const {
         return c10::OptionalDeviceGuard(device_.is_cuda() ? std::optional(device_) : std::nullopt);
     }

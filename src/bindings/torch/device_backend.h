@@ -1,4 +1,5 @@
-// The devices beside the CPU that parameters may be on. What torch and the backend say of one device never stands anywhere else.
+// The devices beside the CPU that parameters may be on. Nothing else in this folder knows
+// torch's devices or the backend's.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -1,5 +1,6 @@
-// Numbers that hold for all gradients and may lie on a device: loss scale, clip coefficient, found_inf, and the norm
-// behind the second. They stay where they are unless parameters on the CPU need them, so that nobody waits for them.
+// Numbers that hold for all gradients and may lie on a device: loss scale, clip coefficient, found_inf,
+// and the norm behind the second. They stay on their device unless parameters on the CPU need them, so
+// that using them does not block.
 #include <algorithm>
 
 #include "optimizer_impl.h"

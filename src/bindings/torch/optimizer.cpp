@@ -1,4 +1,5 @@
-// The public face of the optimizers: what is checked and where it goes. The step itself is in step.cpp.
+// The public API of the LibTorch optimizers: checks arguments and passes them on. The
+// step itself is in step.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,5 +1,5 @@
-// What stands behind FlashOptimizer: the table of its parameters and the way from it to one call of the core's step.
-// Saving and loading never stand here.
+// The implementation of FlashOptimizer: the table of its parameters and the way from it to one call of the
+// core's step. Saving and loading are not here.
 #pragma once
 
 #include <torch/torch.h>
@@ -93,8 +93,8 @@ struct StepBatch {
     [[nodiscard]] DeviceNumbers numbers() const;
 };
 
-/// Places for new states in the optimizer's map of them, so that putting the states in cannot fail. Places that were not used go
-/// with this object.
+/// Places for new states in the optimizer's map of them, so that putting the states in cannot fail. Places
+/// that were not used go with this object.
 class StateSlots {
 public:
     explicit StateSlots(FlashOptimizer& owner) : owner_(owner) {}
@@ -120,7 +120,8 @@ struct OptimizerImpl {
     void add_group(const torch::optim::OptimizerParamGroup& group);
     /// Takes in what changed in the parameter groups: new parameters, options.
     void refresh();
-    /// The parameter of that tensor, as it is now; looks at the others only if it has not seen the tensor in its place.
+    /// The parameter of that tensor, as it is now; looks at the others only if it has not
+    /// seen the tensor in its place.
     /// @throws InvalidArgument if it is in no group.
     Parameter& find(const torch::Tensor& tensor);
     /// All parameters, in the order of groups and of parameters in them.
@@ -130,7 +131,8 @@ struct OptimizerImpl {
     // states.cpp
     /// The state of a parameter, or null.
     [[nodiscard]] FlashParamState* state_of(const Parameter& parameter) const;
-    /// A state of zeros if there is none, one that was converted if it lies in another form than the parameter's.
+    /// A state of zeros if there is none, one that was converted if it lies in another
+    /// form than the parameter's.
     [[nodiscard]] FreshState fresh_state(const Parameter& parameter);
     /// Puts it in the parameter's place of a StateSlots.
     void install(Parameter& parameter, std::unique_ptr<FlashParamState> state) noexcept;
@@ -163,7 +165,8 @@ struct OptimizerImpl {
     void step_one(const torch::Tensor& tensor);
     /// Whether gradient release does the steps; says so the first time.
     bool is_released();
-    /// Parameters whose gradients no hook of gradient release has taken: those that came into a group after it was made.
+    /// Parameters whose gradients no hook of gradient release has taken: those that came into
+    /// a group after it was made.
     [[nodiscard]] std::vector<torch::Tensor> gradients_without_hook() const;
     [[nodiscard]] int threads() const;
     ThreadPool& pool();
@@ -190,8 +193,8 @@ private:
     /// Notes what has changed in a parameter and its options since they were last looked at.
     void observe(Parameter& parameter);
     [[nodiscard]] bool is_listed(const Parameter& parameter) const;
-    /// Forgets parameters that are in no group, and their states with them: a new tensor may get the address that was
-    /// their key.
+    /// Forgets parameters that are in no group, and their states with them: a new tensor may get the
+    /// address that was their key.
     void forget_unlisted();
     /// Registers the memory of all parameters. @throws InvalidArgument if two share some.
     void register_memory();
@@ -201,8 +204,8 @@ private:
     // step.cpp
     /// @throws InvalidArgument for a gradient that cannot be the parameter's; an undefined one can.
     static void check_gradient(const Parameter& parameter, const torch::Tensor& gradient);
-    /// Adds an item to the batch of its device. `list`: of those that step on a device; `makes_states`: else states that are
-    /// missing or lie in another form are left out.
+    /// Adds an item to the batch of its device. `list`: of those that step on a device; `makes_states`: else
+    /// states that are missing or lie in another form are left out.
     void append(Parameter& parameter, const torch::Tensor& gradient, DeviceList& list, bool makes_states,
                 std::vector<StepBatch>& batches);
     std::vector<StepBatch> all_with_gradients(bool makes_states);

@@ -1,4 +1,5 @@
-// Writing what an optimizer keeps of a parameter into an archive, and reading it. Whether it fits is judged by the optimizer.
+// Writing what an optimizer keeps of a parameter into an archive, and reading it. Whether it fits
+// is judged by the optimizer.
 #include "flashoptim/libtorch.h"
 #include "tensor_bridge.h"
 

@@ -1,5 +1,5 @@
-// The table of an optimizer's parameters: what is taken in, what is refused, and what has changed since. Their states stand in
-// states.cpp.
+// The table of an optimizer's parameters: what is taken in, what is refused, and what has changed since.
+// Their states stand in states.cpp.
 #include <algorithm>
 #include <utility>
 
@@ -94,7 +94,8 @@ void OptimizerImpl::add_group(const torch::optim::OptimizerParamGroup& group) {
     ours.remember_first_learning_rate();
     check_options(rule, ours, number);
 
-    // Where one meets what is known already the table may be of before a change to the groups: then it is brought up to date.
+    // Where one meets what is known already the table may be of before a change to the groups:
+    // then it is brought up to date.
     bool is_current = false;
     const auto bring_up_to_date = [&] {
         if (!std::exchange(is_current, true)) refresh();

@@ -13,8 +13,8 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// Extents of different spaces have nothing in common: device, storage of a tensor without memory (meta), and, where tensors of
-/// one dtype are looked for, dtype and place within an element.
+/// Extents of different spaces have nothing in common: device, storage of a tensor without memory (meta),
+/// and, where tensors of one dtype are looked for, dtype and place within an element.
 using Space = std::tuple<int, int, const void*, int, std::int64_t>;
 
 /// Where the elements of a tensor lie, in bytes: from its first one to the end of its last one.
@@ -93,7 +93,8 @@ std::int64_t end_of(const Run& run) {
     return end;
 }
 
-/// What a tensor covers of `marks`, one for each `unit` bytes; all of its extent where its elements overlap each other.
+/// What a tensor covers of `marks`, one for each `unit` bytes; all of its extent where its
+/// elements overlap each other.
 torch::Tensor part_of(const torch::Tensor& marks, const torch::Tensor& tensor, std::int64_t offset,
                       std::int64_t unit) {
     const auto units = item_size(tensor) / unit;

@@ -1,5 +1,5 @@
-// The buffers of a parameter's state: which there are, what they hold at first, where they lie. What is written into them never
-// stands here.
+// The buffers of a parameter's state: which there are, what they hold at first, where they lie. What is
+// written into them never stands here.
 #pragma once
 
 #include <torch/torch.h>
@@ -24,7 +24,8 @@ void allocate_state(at::IntArrayRef sizes, const StateForm& form, const torch::D
                     FlashParamState& state);
 /// Brings every tensor of a state to a device.
 void move_state(FlashParamState& state, const torch::Device& device);
-/// Where the core finds them. @throws InvalidArgument if somebody has exchanged a tensor of the state for another kind.
+/// Where the core finds them. @throws InvalidArgument if somebody has exchanged a tensor of
+/// the state for another kind.
 StateBuffers buffers(const FlashParamState& state, const StoragePlan& plan, const std::string& parameter);
 
 }  // namespace flashoptim::libtorch

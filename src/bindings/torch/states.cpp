@@ -1,5 +1,5 @@
-// The state of a parameter: made, converted where the parameter has another dtype, memory order or device than it was made for, and the
-// full-precision weight that follows from both.
+// The state of a parameter: made, converted where the parameter has another dtype, memory order or device
+// than it was made for, and the full-precision weight that follows from both.
 #include <cstring>
 #include <utility>
 
@@ -22,7 +22,8 @@ const void* memory_or_null(const torch::Tensor& tensor) {
     return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-/// Full-precision weights of a parameter that still has the dtype of its state, in the parameter's memory order.
+/// Full-precision weights of a parameter that still has the dtype of its state, in
+/// the parameter's memory order.
 torch::Tensor joined(const StateForm& form, const torch::Tensor& weight, const torch::Tensor& correction,
                      at::IntArrayRef strides) {
     auto masters = torch::empty_strided(weight.sizes(), strides, torch::dtype(torch::kFloat32));
@@ -185,8 +186,8 @@ torch::Tensor OptimizerImpl::master(const Parameter& parameter) const {
     if (dtype == tensor.scalar_type()) {
         return on_device(joined(form, weight, correction, strides), tensor.device());
     }
-    // The weight was cast. Where the former dtype holds its value the correction still belongs to it; a value that the former dtype
-    // does not hold was written in full precision.
+    // The weight was cast. Where the former dtype holds its value the correction still belongs to it; a value
+    // that the former dtype does not hold was written in full precision.
     const auto former = in_order(weight.to(dtype), strides, dtype);
     const auto is_cast = former.to(tensor.scalar_type()).eq(weight);
     auto masters = plain();

@@ -1,5 +1,5 @@
-// A step: gradients are checked and brought into their parameter's order, then the core is called once. All that may fail comes before
-// the first weight is written, all that is kept comes after the last.
+// A step: gradients are checked and brought into their parameter's order, then the core is called once. All
+// that may fail comes before the first weight is written, all that is kept comes after the last.
 #include <algorithm>
 #include <limits>
 #include <mutex>
@@ -52,7 +52,8 @@ private:
     std::vector<Written> written_;
 };
 
-/// The pool of all optimizers that follow torch's number of threads. One that still steps with a former number keeps its own.
+/// The pool of all optimizers that follow torch's number of threads. One that still steps with a
+/// former number keeps its own.
 std::shared_ptr<ThreadPool> shared_pool(int threads) {
     static std::mutex mutex;
     static std::shared_ptr<ThreadPool> pool;
@@ -273,7 +274,8 @@ std::vector<StepBatch> OptimizerImpl::all_with_gradients(bool makes_states) {
 void OptimizerImpl::step_all() {
     gradient_numbers.follow_clipped();
     auto batches = all_with_gradients(/*makes_states=*/true);
-    // The coefficient is of these gradients: they are clipped in another attempt, too, and those of the next step are not.
+    // The coefficient is of these gradients: they are clipped in another attempt, too, and
+    // those of the next step are not.
     try {
         run(batches, gradient_numbers);
     } catch (const NonFiniteError&) {

@@ -1,5 +1,6 @@
-// The lanes of a CUDA thread: one element at a time, and units of eight consecutive ones that lie in registers as words of 32 bits.
-// Compiles for the host too, with the same bits, for the emulation that tests run.
+// The lanes of a CUDA thread: one element at a time, and units of eight consecutive ones that
+// lie in registers as words of 32 bits. Compiles for the host too, with the same bits, for
+// the emulation that tests run.
 #pragma once
 
 #include "flashoptim/numeric/scalar_lanes.h"
@@ -27,8 +28,8 @@ struct CudaLanes : ScalarLanes {
         return ScalarLanes::smaller_magnitude(x, limit);
 #endif
     }
-    /// The smaller one of two that are not negative (`b` where a is NaN), with the sign of `sign`. Instructions take the magnitude
-    /// of an operand for nothing, but not that of a result.
+    /// The smaller one of two that are not negative (`b` where a is NaN), with the sign of `sign`.
+    /// Instructions take the magnitude of an operand for nothing, but not that of a result.
     static FLASHOPTIM_INLINE Float smaller_with_sign(Float a, Float b, Float sign) {
 #if defined(__CUDA_ARCH__)
         const Float smaller = fminf(a, b);
@@ -92,7 +93,8 @@ struct CudaLanes : ScalarLanes {
     /// The eight bits from kShift on, with the bits of `flip` inverted.
     template <int kShift>
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
-        // Bytes are picked whole. What lies in two is picked with both, moved up to the second, and picked again.
+        // Bytes are picked whole. What lies in two is picked with both, moved up to
+        // the second, and picked again.
         constexpr unsigned kByte = kShift / 8U, kUp = (8U - kShift % 8U) % 8U;
         constexpr std::uint32_t kPair =
             kUp == 0 ? kByte << 4U | (kByte + 4U) << 12U
@@ -134,8 +136,8 @@ private:
     }
     static FLASHOPTIM_INLINE UInt byte_over(std::uint32_t base, UInt from, int n) {
 #if defined(__CUDA_ARCH__)
-        // Kernels have grids of one dimension, which the compiler does not know: a base that it takes for a variable lies in a
-        // register, so that the selector can be part of the instruction.
+        // Kernels have grids of one dimension, which the compiler does not know: a base that it takes for a
+        // variable lies in a register, so that the selector can be part of the instruction.
         base += gridDim.y - 1U;
 #endif
         return permuted(from, base, 0x7650U + static_cast<std::uint32_t>(n));
@@ -152,8 +154,9 @@ private:
     }
 };
 
-/// The same with quotients and roots whose operands are known to be of middling size: the instructions that the compiler itself
-/// makes of a correctly rounded division and root, without its check of every operand's range. With the bits of CudaLanes where
+/// The same with quotients and roots whose operands are known to be of middling size: the instructions that
+/// the compiler itself makes of a correctly rounded division and root, without its check of every operand's
+/// range. With the bits of CudaLanes where
 ///     a / d: d is in [2^-60, 2^30], |a| is 0 or in [kSmallest, 2^60];    root of a: a is 0 or in [kSmallest, 2^100].
 struct CudaUnguardedLanes : CudaLanes {
     static constexpr float kSmallest = 0x1p-96F;

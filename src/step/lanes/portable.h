@@ -1,6 +1,6 @@
-// Lanes of kLanes floats in the compiler's own vector types, without one instruction by name: the same text becomes SSE2, AVX2,
-// AVX-512 or NEON with the flags of the file that includes it. Bit-identical to ScalarLanes. The lanes of an instruction set derive
-// from these and replace what they do better.
+// Lanes of kLanes floats in the compiler's own vector types, without one instruction by name: the same text
+// becomes SSE2, AVX2, AVX-512 or NEON with the flags of the file that includes it. Bit-identical to
+// ScalarLanes. The lanes of an instruction set derive from these and replace what they do better.
 #pragma once
 
 #include <cstddef>
@@ -199,7 +199,8 @@ struct PortableLanes {
         std::memcpy(p, &narrow, sizeof narrow);
     }
 
-    // Units: kUnit vectors of consecutive elements. Vector j of the unit at p is loaded alone, the unit is stored as one.
+    // Units: kUnit vectors of consecutive elements. Vector j of the unit at p is loaded
+    // alone, the unit is stored as one.
 
     /// 16-bit values in the upper halves, zeros below: bfloat16 as floats.
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {

@@ -1,4 +1,5 @@
-// The C header in a C++ program, and what lies where in its structs: if that changed, other languages would read and write other fields.
+// The C header in a C++ program, and what lies where in its structs: if that changed, other languages would
+// read and write other fields.
 #include <gtest/gtest.h>
 
 #include <type_traits>

@@ -1,6 +1,7 @@
-// Memory that ends in the middle of an operator, of the host or of a GPU (emulated). If these fail, a Python program that catches
-// MemoryError or RuntimeError goes on with weights, moments and counts that do not belong together. (Who still holds a tensor is not asked:
-// where memory ends while torch makes handles of an operator's arguments, torch leaves those behind that it has made.)
+// Memory that ends in the middle of an operator, of the host or of a GPU (emulated). If these fail, a Python
+// program that catches MemoryError or RuntimeError goes on with weights, moments and counts that do not
+// belong together. (Who still holds a tensor is not asked: where memory ends while torch makes handles of an
+// operator's arguments, torch leaves those behind that it has made.)
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
 #include <gtest/gtest.h>
@@ -159,9 +160,10 @@ std::vector<Action> actions() {
                               return {Integers{4, 32}, Integers{32, 1}, Integers{8, 32}, Integers{32, 1},
                                       Integers{2, 0}};
                           })},
-        {"APlan",
-         gives("plan",
-               [](Call& c) -> Values { return {c.layouts[0], 3, c.hyperparameters, 0, 24, true, 0, 0, std::int64_t{1}}; })},
+        {"APlan", gives("plan",
+                        [](Call& c) -> Values {
+                            return {c.layouts[0], 3, c.hyperparameters, 0, 24, true, 0, 0, std::int64_t{1}};
+                        })},
         {"Encoding", gives("encode_moment",
                            [](Call& c) -> Values {
                                return {torch::ones({8, 40}), c.layouts[0], std::int64_t{0}, std::int64_t{0}};

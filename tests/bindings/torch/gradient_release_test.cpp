@@ -259,8 +259,8 @@ TEST(GradientRelease, ErrorsComeOutOfBackward) {
     EXPECT_EQ(optimizer.step_count(p), 1);
 }
 
-/// What somebody else throws in the middle of a backward pass: what lies before it in the pass has been stepped, the rest has not,
-/// no gradient is left over, and the next pass steps all.
+/// What somebody else throws in the middle of a backward pass: what lies before it in the pass has been
+/// stepped, the rest has not, no gradient is left over, and the next pass steps all.
 TEST(GradientRelease, GoesOnAfterAnErrorOfAnotherNode) {
     struct Failing : torch::autograd::Function<Failing> {
         static torch::Tensor forward(torch::autograd::AutogradContext*, const torch::Tensor& x) {

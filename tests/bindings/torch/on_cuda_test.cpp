@@ -1,5 +1,5 @@
-// The LibTorch optimizers where the CUDA backend steps them, emulated: tensors of the CPU stand for those of a device. The other tests
-// of this room run here too; these are of what is particular to a device.
+// The LibTorch optimizers where the CUDA backend steps them, emulated: tensors of the CPU stand for those of
+// a device. The other tests of this folder run here too; these are for what is particular to a device.
 #include "../../cuda/emulated_runtime.h"
 #include "flashoptim/cuda.h"
 #include "support.h"
@@ -74,7 +74,8 @@ TEST_F(OnCuda, WhatCudaRefusesIsNamedAndChangesNothing) {
     EXPECT_EQ(optimizer.step_count(parameter), 1);
 }
 
-// What clips, scales and keeps back is read on the device: a wait for it in every step would leave the device idle.
+// What clips, scales and keeps back is read on the device: a wait for it in every step
+// would leave the device idle.
 TEST_F(OnCuda, ClippingAndLossScalesWaitForNothing) {
     auto parameter = parameter_with_gradient();
     AdamW optimizer({parameter}, 1e-2);
@@ -152,8 +153,8 @@ TEST_F(OnCuda, MemoryThatTorchKeepsIsAskedFor) {
     }
 }
 
-// CUDA loads a kernel at its first use, for which there may be no memory either. Were a part of the step enqueued before, the second
-// call would step it again.
+// CUDA loads a kernel at its first use, for which there may be no memory either. Were a part of the step
+// enqueued before, the second call would step it again.
 TEST_F(OnCuda, StepWhoseKernelsFindNoMemoryIsTakenOnce) {
     const auto make = [] {
         auto small = torch::full({3, 5}, 2.0, torch::kFloat32).requires_grad_();  // another kernel's

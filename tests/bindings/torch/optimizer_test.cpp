@@ -1,4 +1,5 @@
-// The optimizers as a LibTorch program uses them: groups, schedules, closures, memory orders, gradients, masters, memory.
+// The optimizers as a LibTorch program uses them: groups, schedules, closures, memory orders,
+// gradients, masters, memory.
 #include <limits>
 
 #include "support.h"
@@ -43,7 +44,8 @@ TEST(Options, MayBeChangedThroughReferences) {
     EXPECT_FALSE(options == AdamWOptions());
 }
 
-/// LibTorch 2.13 replaces options of a type that is not its own by the defaults: the groups would all train alike.
+/// LibTorch 2.13 replaces options of a type that is not its own by the defaults: the
+/// groups would all train alike.
 TEST(Groups, KeepTheirOptions) {
     std::vector<torch::optim::OptimizerParamGroup> groups;
     groups.emplace_back(Tensors{torch::ones({2})},
@@ -131,7 +133,8 @@ TEST(Step, EvaluatesItsClosureWithGradients) {
     EXPECT_FALSE(optimizer.step().defined());
 }
 
-/// A backward pass over weights that were changed since forward must be an error of autograd, not a wrong gradient.
+/// A backward pass over weights that were changed since forward must be an error of
+/// autograd, not a wrong gradient.
 TEST(Step, TellsAutogradThatWeightsChanged) {
     const auto p = parameter(torch::ones({2}));
     SGD optimizer(Tensors{p}, SGDOptions(0.5));
@@ -185,7 +188,8 @@ TEST(Optimizers, FollowTorchsThreadsUntilTheirsAreSet) {
     EXPECT_EQ(optimizer.threads(), 2);
 }
 
-/// A tensor in another stride order is stepped where it lies, as the row-major tensor over the same memory would be.
+/// A tensor in another stride order is stepped where it lies, as the row-major tensor
+/// over the same memory would be.
 TEST(EachKind, StepsEveryStrideOrderInMemoryOrder) {
     for_each_kind([](Rule rule, Format format) {
         torch::manual_seed(6);

@@ -1,4 +1,5 @@
-// What the tests of the LibTorch optimizers share: one way to make each optimizer, streams of gradients, comparisons.
+// What the tests of the LibTorch optimizers share: one way to make each optimizer,
+// streams of gradients, comparisons.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -139,7 +140,8 @@ void for_each_kind(const Check& check) {
     }
 }
 
-/// Of `count` elements that a step skipped those that its report has: on a device none, which is asked for them later.
+/// Of `count` elements that a step skipped those that its report has: on a device none,
+/// which is asked for them later.
 std::uint64_t reported_at_once(std::uint64_t count);
 
 }  // namespace flashoptim::libtorch
