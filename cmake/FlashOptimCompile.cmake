@@ -1,5 +1,5 @@
-# What everything that we compile is compiled with: the language, exact arithmetic, warnings, sanitizers.
-# Nothing of this reaches a consumer of the installed libraries.
+# How everything here is compiled: the language, exact arithmetic, warnings, sanitizers. Nothing of this
+# reaches a consumer of the installed libraries.
 
 if(FLASHOPTIM_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
@@ -86,8 +86,8 @@ set(flashoptim_cxx_runtime ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
 list(REMOVE_ITEM flashoptim_cxx_runtime ${CMAKE_C_IMPLICIT_LINK_LIBRARIES} gcc_s gcc)
 list(REMOVE_DUPLICATES flashoptim_cxx_runtime)
 
-# flashoptim_serve_consumers(TARGET): what whoever links TARGET is compiled and linked with. Where the linker
-# is that of C, a static library brings the runtime of C++ itself.
+# flashoptim_serve_consumers(TARGET): flags of consumers that link TARGET. If the linker is that of C, a
+# static library brings the runtime of C++ itself.
 function(flashoptim_serve_consumers target)
     if(NOT FLASHOPTIM_FOR_C)
         target_compile_features(${target} PUBLIC cxx_std_20)
@@ -110,10 +110,10 @@ function(flashoptim_export_ours target)
     endif()
 endfunction()
 
-# flashoptim_keep_flags(TARGET): what TARGET is compiled with is ours to say, after everything that reaches it
-# from outside: options of directories and of libraries that are linked everywhere, too. Call it in the folder
-# that defines the target, once it has all of its sources. Optimisation across files and joining them would
-# mix instruction sets; a version script says what is exported.
+# flashoptim_keep_flags(TARGET): our flags come after all flags from outside, including options of directories
+# and of libraries that are linked everywhere. Call it in the folder that defines the target, once it has all
+# of its sources. Optimisation across files and joining them would mix instruction sets; a version script says
+# what is exported.
 function(flashoptim_keep_flags target)
     set(options ${flashoptim_exact_options} -fexceptions -fno-lto -fvisibility=default)
     set(cxx_options ${CMAKE_CXX20_STANDARD_COMPILE_OPTION} -frtti -fthreadsafe-statics -fno-visibility-inlines-hidden)

@@ -1,5 +1,5 @@
 # What `cmake --install` puts where: libraries and their export sets (one per component), headers, the package
-# files for CMake and pkg-config. The libraries themselves are defined in their rooms.
+# files for CMake and pkg-config. The libraries themselves are defined in their folders.
 include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/flashoptim")
 set(flashoptim_components "")

@@ -1,7 +1,7 @@
 # flashoptim_add_test(NAME SOURCES a.cpp b.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds]): one
-# GoogleTest executable whose cases ctest knows one by one, as NAME.Suite.Case. Every case carries its room
-# (the folder under tests/) as a label, so that `ctest -L numeric` runs a room. A label with a meaning:
-# threads (these run under the thread sanitizer).
+# GoogleTest executable whose cases ctest knows one by one, as NAME.Suite.Case. Every case carries its folder
+# under tests/ as a label, so that `ctest -L format` runs a folder. The label `threads` marks tests that run
+# under the thread sanitizer.
 
 find_package(GTest REQUIRED)
 include(GoogleTest)
@@ -27,8 +27,8 @@ function(flashoptim_add_test name)
     if(NOT arg_TIMEOUT)
         set(arg_TIMEOUT 600)
     endif()
-    get_filename_component(room "${CMAKE_CURRENT_SOURCE_DIR}" NAME)
-    list(PREPEND arg_LABELS "${room}")
+    get_filename_component(folder "${CMAKE_CURRENT_SOURCE_DIR}" NAME)
+    list(PREPEND arg_LABELS "${folder}")
     list(REMOVE_DUPLICATES arg_LABELS)
 
     add_executable(${name} ${arg_SOURCES})

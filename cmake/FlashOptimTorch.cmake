@@ -1,4 +1,4 @@
-# Decides whether the rooms that need LibTorch are built, and finds it: sets FLASHOPTIM_WITH_TORCH. The
+# Finds LibTorch and decides whether the folders that need it are built: sets FLASHOPTIM_WITH_TORCH. The
 # repository's own .venv is looked at first, then CMAKE_PREFIX_PATH, for example $(python -c 'import torch;
 # print(torch.utils.cmake_prefix_path)').
 

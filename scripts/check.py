@@ -66,13 +66,17 @@ class Check:
 
     def pytest(self) -> None:
         """Runs the Python tests, the consumers of the installed package among them; each case counts."""
-        rooms = [str(room) for room in (ROOT / "tests", ROOT / "python") if any(room.rglob("test_*.py"))]
-        if rooms:
+        folders = [
+            str(folder) for folder in (ROOT / "tests", ROOT / "python") if any(folder.rglob("test_*.py"))
+        ]
+        if folders:
             # The package as the preset `release` builds it; whatever PYTHONPATH was must not stand before it.
             os.environ["PYTHONPATH"] = str(ROOT / "build" / "release" / "python")
             # Test files side by side, one for each processor.
             side_by_side = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile"]
-            self.cases("pytest", [sys.executable, "-m", "pytest", "-q", *side_by_side, *rooms, "--junitxml"])
+            self.cases(
+                "pytest", [sys.executable, "-m", "pytest", "-q", *side_by_side, *folders, "--junitxml"]
+            )
             del os.environ["PYTHONPATH"]
 
     def bad_inputs(self, preset: str) -> None:

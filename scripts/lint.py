@@ -20,18 +20,18 @@ import docs
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
-CPP_ROOMS = ("include", "src", "trainer", "apps", "tests", "bench", "examples")
-PYTHON_ROOMS = ("apps", "bench", "docs", "examples", "python", "scripts", "tests")
+CPP_FOLDERS = ("include", "src", "trainer", "apps", "tests", "bench", "examples")
+PYTHON_FOLDERS = ("apps", "bench", "docs", "examples", "python", "scripts", "tests")
 CPP_SUFFIXES = {".h", ".cpp", ".c", ".cu", ".cuh"}
 # LibTorch's headers take clang-tidy minutes, so it reads the core only.
-TIDY_ROOMS = ("include", "src")
+TIDY_FOLDERS = ("include", "src")
 TIDY_EXCEPT = (ROOT / "src" / "bindings" / "torch",)
 COMPILE_COMMANDS = ROOT / "build" / "release" / "compile_commands.json"
 
 
-def files(rooms: Iterable[str], suffixes: set[str]) -> list[Path]:
+def files(folders: Iterable[str], suffixes: set[str]) -> list[Path]:
     """Files with one of the suffixes below the named folders of the repository, sorted."""
-    found = (path for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in suffixes)
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
     return sorted(path for path in found if path.is_file())
 
 
@@ -42,7 +42,7 @@ def run(*command: str | Path) -> bool:
 
 def clang_format(fix: bool = False) -> bool:
     """C++ layout."""
-    sources = files(CPP_ROOMS, CPP_SUFFIXES)
+    sources = files(CPP_FOLDERS, CPP_SUFFIXES)
     return not sources or run(BIN / "clang-format", *(["-i"] if fix else ["--dry-run", "-Werror"]), *sources)
 
 
@@ -53,9 +53,9 @@ def ruff(fix: bool = False) -> bool:
 
 
 def mypy(fix: bool = False) -> bool:
-    """Python types, one room at a time, as file names may repeat between rooms."""
-    rooms = sorted({path.parent for path in files(PYTHON_ROOMS, {".py"})})
-    return all([run(BIN / "mypy", "--no-error-summary", *sorted(room.glob("*.py"))) for room in rooms])
+    """Python types, one folder at a time, as file names may repeat between folders."""
+    folders = sorted({path.parent for path in files(PYTHON_FOLDERS, {".py"})})
+    return all([run(BIN / "mypy", "--no-error-summary", *sorted(folder.glob("*.py"))) for folder in folders])
 
 
 def clang_tidy(fix: bool = False) -> bool:
@@ -66,7 +66,7 @@ def clang_tidy(fix: bool = False) -> bool:
     compiled = {Path(entry["file"]) for entry in json.loads(COMPILE_COMMANDS.read_text())}
     core = [
         path
-        for path in files(TIDY_ROOMS, CPP_SUFFIXES)
+        for path in files(TIDY_FOLDERS, CPP_SUFFIXES)
         if not any(path.is_relative_to(p) for p in TIDY_EXCEPT)
         # What this machine does not compile (the lanes of other processors) clang-tidy cannot read either.
         and (path.suffix != ".cpp" or path in compiled)

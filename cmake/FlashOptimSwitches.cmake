@@ -1,12 +1,4 @@
-# How the build is put together: rooms, and switches with three values.
-
-# flashoptim_add_room(FOLDER): adds the room that lies in FOLDER, with its place in the build tree named after
-# it.
-function(flashoptim_add_room folder)
-    if(EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${folder}/CMakeLists.txt")
-        add_subdirectory(${folder})
-    endif()
-endfunction()
+# Switches with three values, and targets that are built only if they are used.
 
 # flashoptim_read_switch(NAME): NAME as ON, OFF or AUTO, however the user wrote it.
 function(flashoptim_read_switch name)
