@@ -3,9 +3,9 @@
 # ours, each also with gradient release, and ends with the table. Then three steps of a model of 300 M
 # parameters, for which the operating system reports the memory.
 #   scripts/demo.sh               on text made of this repository's own documents and sources
-#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files (whose vocabulary
-#                                 makes both models larger)
-#   STEPS=N                       steps of the small model (400); OUT=DIR: the folder of the results (out/demo)
+#   DATA=PATH scripts/demo.sh     on a UTF-8 text file, a folder of them, or .bin token files (their
+#                                 vocabulary makes both models larger)
+#   STEPS=N OUT=DIR               steps of the small model (400); the folder of the results (out/demo)
 # `make demo` sets everything up first and passes on DATA, STEPS and OUT.
 set -euo pipefail
 cd "$(dirname "$0")/.."

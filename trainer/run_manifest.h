@@ -1,7 +1,8 @@
 // The manifest in the folder of a run or a comparison: what there is its own, by name. Nothing else is ever
 // moved, replaced or removed. Never looks into a checkpoint.
 //
-//     {"kind": "train", "layout": 1, "run": "<32 digits>", "owns": ["checkpoints/step-00000100", "metrics.csv", "summary.json"],
+//     {"kind": "train", "layout": 1, "run": "<32 digits>",
+//      "owns": ["checkpoints/step-00000100", "metrics.csv", "summary.json"],
 //      "replaces": {...}}    // only while what --overwrite replaces is still there, see run_replacement.h
 #pragma once
 

@@ -3,11 +3,11 @@
 //
 //     1. The new run's manifest says what it replaces.
 //     2. What has to go is renamed into a folder of its own beside it, `.flashoptim-replaced-<old run>/`.
-//     3. The new run has its first checkpoint or ends well. The manifest says so, then what lies aside is removed.
-//        Or the new run fails before that. The manifest says so, then its files are removed, the old ones get their names back, and
-//        the old manifest does.
+//     3. The new run has its first checkpoint or ends well. The manifest says so, then what was moved aside is
+//        removed. Or the new run fails before that. The manifest says so, then its files are removed, and the
+//        old files and the old manifest get their names back.
 //
-// Each step can be done again after a kill in its middle. Called by who holds the lock of
+// Each step can be done again after a kill in its middle. The caller holds the lock of
 // the folder. Decides nothing.
 #pragma once
 

@@ -1,6 +1,6 @@
-// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient,
-// and the norm behind the last. Nobody waits for them there, and what is stepped under a found_inf that
-// nobody has read is counted there.
+// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and the
+// norm that the coefficient is made from. The host does not block for them. A device counts the steps under a
+// found_inf that the host has not read.
 #include <algorithm>
 #include <string>
 

@@ -1,11 +1,12 @@
 // The folder in which a save works, beside its target: its name, the proof that it is ours, the lock that
-// says that its maker lives, and its removal. What is saved in it is not known here.
+// shows that its maker is alive, and its removal. It knows nothing of what is saved.
 //
 //     .flashoptim-<32 random digits>-<16 digits that follow from those and the target's name>/
-//         journal    proof and lock: what this is, for which target, the folder's own name; then the name of every file that
-//                    the save may have put into the two folders below
+//         journal    proof and lock: what this is, for which target, the folder's own name; then the name
+//                    of every file that the save may have put into the two folders below
 //         new        what is being made: a file or a folder. After a swap: the folder that was replaced
-//         old        a folder that was moved aside. With `new` beside it the save stopped between its two renames
+//         old        a folder that was moved aside; with `new` beside it the save stopped between its two
+//                    renames
 //
 // Nobody chooses such a name, and a name alone proves nothing: a folder is removed only if its owner is the
 // user of this process, its journal is the one that belongs to the name, nobody holds the journal's lock, and

@@ -1,15 +1,15 @@
-// How a moment lies in memory in the native format: 8-bit codes of a piecewise-linear square law, one
-// sticky bfloat16 scale for each group. The uncompressed fp32 moments are here too: they follow the same
+// How the native format stores a moment: 8-bit codes of a piecewise-linear square law, with one
+// sticky bfloat16 scale for each group. Uncompressed fp32 moments are here too: they follow the same
 // rules with another storage.
 //
 // Every format of moments offers
 //     kGrouped                       whether groups of 32 share a scale
-//     kCarriesScaled                 whether it hands out m/(1-beta) in place of m, so that the gradient enters a new moment
-//                                    without a multiplication
+//     kCarriesScaled                 whether it returns m/(1-beta) in place of m, so that the gradient is
+//                                    added to a moment without a multiplication
 //     Of<kind>                       how a moment of this kind is stored
 // and for each kind
 //     Code                           the type in memory
-//     Old<L>                         an old moment as the rules see it (format/moments.h)
+//     Old<L>                         an old moment as the rules read it (format/moments.h)
 //     scalars                        what a step needs of the rule's constants
 // and a grouped one for each kind
 //     kUnit                          an old moment is `unit` times the group's scale times this
@@ -18,7 +18,7 @@
 //     code<L>                        the code of a new moment, of a squared one's root
 // and for units of vectors (step/lanes/)
 //     unit_of_vector<L>              units of vector j
-//     sum<L>                         codes of new moments in the bits kCodeShift and above, to be flipped by kFlip
+//     sum<L>                         codes of new moments from bit kCodeShift on, to be flipped by kFlip
 //     kDivides                       whether it takes the reciprocal of the factor beside it
 #pragma once
 

@@ -1,8 +1,10 @@
-// Archives of version 1, which are no longer written: an archive inside for each group, and
-// in it one for each parameter.
+// Archives of version 1, which are no longer written: an archive inside for each group, and in it one for each
+// parameter.
 //
-//     param_groups/size     int                    param_groups/<g>/options            the options, by name
-//     param_groups/<g>/params/size                 param_groups/<g>/params/<i>/        dtype, sizes, strides, has_state, state
+//     param_groups/size               int
+//     param_groups/<g>/options        the options, by name
+//     param_groups/<g>/params/size    int
+//     param_groups/<g>/params/<i>/    dtype, sizes, strides, has_state, state
 #include <utility>
 
 #include "archive_format.h"

@@ -157,7 +157,8 @@ private:
 /// The same with quotients and roots whose operands are known to be of middling size: the instructions that
 /// the compiler itself makes of a correctly rounded division and root, without its check of every operand's
 /// range. With the bits of CudaLanes where
-///     a / d: d is in [2^-60, 2^30], |a| is 0 or in [kSmallest, 2^60];    root of a: a is 0 or in [kSmallest, 2^100].
+///     a / d: d is in [2^-60, 2^30], |a| is 0 or in [kSmallest, 2^60];
+///     root of a: a is 0 or in [kSmallest, 2^100].
 struct CudaUnguardedLanes : CudaLanes {
     static constexpr float kSmallest = 0x1p-96F;
 
