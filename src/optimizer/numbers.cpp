@@ -1,6 +1,6 @@
-// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and the
-// norm that the coefficient is made from. The host does not block for them. A device counts the steps under a
-// found_inf that the host has not read.
+// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and
+// the norm that the coefficient is made from. The host does not block for them. A device counts the steps
+// under a found_inf that the host has not read.
 #include <algorithm>
 #include <string>
 
