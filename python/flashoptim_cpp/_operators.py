@@ -1,8 +1,7 @@
 """The C++ operators as typed functions: loads their library, knows their shapes and where they run.
 
-Choices are integers in the core's order. Rule 0 SGD, 1 SGDW, 2 Adam, 3 AdamW, 4 Lion. Format 0 native, 1
-paper, 2 fp32. Dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16. Moment storage 0 native, 1
-paper, 2 fp32.
+Choices are integers in the core's order. A rule is its place in rule_table(). Format 0 native, 1 paper, 2
+fp32, and storage of moments the same. Dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16.
 
 A layout is a tensor of 8 int64: numel, rows, row_length, whole_numel, whole_row_length, row_offset,
 column_offset, one_dimensional. A plan is one of PLAN_ROW: weight dtype, master_weight_bits, paper arithmetic,

@@ -64,6 +64,7 @@ class Hyperparameter(NamedTuple):
     """A number that a rule reads."""
 
     name: str
+    column: int  # in a row of the operators
     default: float  # in Python
     range: Range
 
@@ -77,13 +78,7 @@ class Rule:
     is_coupled: bool  # weight decay is an L2 term of the gradient
     moments: tuple[MomentTraits, ...]
     arguments: Mapping[str, tuple[Hyperparameter, ...]]  # Python's, each with the numbers that it holds
-    flags: tuple[str, ...]  # Python's arguments that are True or False
-
-    @cached_property
-    def flag_columns(self) -> tuple[tuple[int, str], ...]:
-        """Where each flag stands in a row of the operators."""
-        names = {h["python"]: h["name"] for h in _TABLE["rules"][self.number]["hyperparameters"]}
-        return tuple((_COLUMNS.index(names[argument]), argument) for argument in self.flags)
+    flags: Mapping[str, int]  # Python's arguments that are True or False, with their columns
 
     @property
     def divides_by_root(self) -> bool:
@@ -99,18 +94,18 @@ class Rule:
     def columns(self) -> tuple[tuple[int, str, int], ...]:
         """For each number its column in a row of the operators, its argument, and its item there or -1."""
         return tuple(
-            (_COLUMNS.index(number.name), argument, n if len(numbers) > 1 else -1)
+            (own.column, argument, n if len(numbers) > 1 else -1)
             for argument, numbers in self.arguments.items()
-            for n, number in enumerate(numbers)
+            for n, own in enumerate(numbers)
         )
 
     def defaults(self) -> Group:
         """Every argument with its default."""
-        numbers = {
-            argument: numbers[0].default if len(numbers) == 1 else tuple(own.default for own in numbers)
-            for argument, numbers in self.arguments.items()
-        }
-        return {**numbers, "decouple_lr": False} | dict.fromkeys(self.flags, False)
+        group: Group = {"decouple_lr": False, **dict.fromkeys(self.flags, False)}
+        for argument, numbers in self.arguments.items():
+            defaults = tuple(own.default for own in numbers)
+            group[argument] = defaults if len(defaults) > 1 else defaults[0]
+        return group
 
     def moments_in(self, group: Mapping[str, Any]) -> Iterator[tuple[int, MomentTraits]]:
         """The moments that parameters of this group have, with their numbers."""
@@ -125,28 +120,30 @@ def _rule(number: int, row: Mapping[str, Any]) -> Rule:
         MomentTraits(m["name"], m["sign"] == "signed", arguments.get(m["present"])) for m in row["moments"]
     ]
     numbers: dict[str, tuple[Hyperparameter, ...]] = {}
-    flags = []
+    flags = {}
     for h in row["hyperparameters"]:
+        column = _COLUMNS.index(h["name"])
         if h["flag"]:
-            flags.append(h["python"])
-        if h["flag"] or h["name"] == _INITIAL_RATE:
+            flags[h["python"]] = column
+        if h["flag"] or column == _INITIAL_RATE:
             continue
         default = h["default"] if h.get("python_default") is None else h["python_default"]
         maximum = math.inf if h["maximum"] is None else h["maximum"]
         limits = Range(h["minimum"], maximum, h["minimum_open"], h["maximum_open"] or maximum == math.inf)
-        own = Hyperparameter(h["name"], default, limits)
+        own = Hyperparameter(h["name"], column, default, limits)
         numbers[h["python"]] = (*numbers.get(h["python"], ()), own)
-    return Rule(number, row["name"], row["decay"] == "coupled", tuple(moments), numbers, tuple(flags))
+    return Rule(number, row["name"], row["decay"] == "coupled", tuple(moments), numbers, flags)
 
 
-# Python has it only where weight decay is measured by it.
-_INITIAL_RATE: Final = "initial_learning_rate"
 _TABLE: Final = json.loads(ops.rule_table())
-RULES: Final = {row["name"]: _rule(number, row) for number, row in enumerate(_TABLE["rules"])}
-# The names of the moments of all rules.
-MOMENTS: Final = tuple(dict.fromkeys(moment.name for rule in RULES.values() for moment in rule.moments))
 # The hyperparameters in a row of the operators.
 _COLUMNS: Final = tuple(_TABLE["columns"])
+# Groups have it only where weight decay is measured by it.
+_INITIAL_RATE: Final = _COLUMNS.index("initial_learning_rate")
+RULES: Final = {row["name"]: _rule(number, row) for number, row in enumerate(_TABLE["rules"])}
+# The moments and the flags of all rules.
+MOMENTS: Final = tuple(dict.fromkeys(moment.name for rule in RULES.values() for moment in rule.moments))
+FLAGS: Final = tuple(dict.fromkeys(flag for rule in RULES.values() for flag in rule.flags))
 
 
 def shown(value: object) -> str:
@@ -235,8 +232,8 @@ def row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> 
             values[column] = math.nan
         else:
             values[column] = float(group[argument] if n < 0 else group[argument][n])
-    for column, argument in rule.flag_columns:
+    for argument, column in rule.flags.items():
         values[column] = float(group[argument])
     if group["decouple_lr"]:
-        values[_COLUMNS.index(_INITIAL_RATE)] = number(initial_lr(group))
+        values[_INITIAL_RATE] = number(initial_lr(group))
     return tuple(values)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-from ._rules import FORMATS, Rule, check_numbers, shown
+from ._rules import FLAGS, FORMATS, Rule, check_numbers, shown
 
 POLICIES: Final = ("skip_element", "skip_step", "error")
 # What says how a state is stored. A loaded state dict does not change them: its state is converted.
@@ -19,12 +19,10 @@ STORAGE_OPTIONS: Final = (
 )
 # Choices of yes or no; not every rule has every one.
 _FLAGS: Final = (
+    *FLAGS,
     "amsgrad",
     "quantize",
     "check_gradients",
-    "maximize",
-    "nesterov",
-    "decouple_lr",
     "accumulate_fp32",
     "foreach",
     "fused",

@@ -331,8 +331,8 @@ class Parameter:
         """Splits full-precision weights into the stored weight and the correction in its state."""
         assert self.plan is not None
         correction = self.split(masters, self.plan)
-        if "error_bits" in state and self.local.numel():
-            state["error_bits"].copy_(correction)
+        if CORRECTION in state and self.local.numel():
+            state[CORRECTION].copy_(correction)
 
     def moment_of_zeros(self, n: int, is_signed: bool, plan: Plan, steps: int) -> Moment:
         """The moment of this number, after so many steps without a gradient."""

@@ -18,7 +18,7 @@ from ._rules import WEIGHT_DTYPES, Group, Rule, number, row_of
 from .memory import has_several_parts
 from .moment import Moment
 from .options import POLICIES, check_lr_size, storage_key
-from .parameter import Counter, Parameter, State
+from .parameter import CORRECTION, Counter, Parameter, State
 from .sharding import all_reduce_max, is_sharded, local_of
 
 # Gradients
@@ -128,25 +128,25 @@ class Table:
             return buffers if any(buffer is not _NOTHING for buffer in buffers) else []
 
         corrections = [
-            state["error_bits"] if parameter.plan and parameter.plan.correction_count else _NOTHING
+            state[CORRECTION] if parameter.plan and parameter.plan.correction_count else _NOTHING
             for parameter, state in zip(self.parameters, self.states, strict=True)
         ]
         self.corrections = listed(corrections)
         by_place = [self.corrections]
-        for kind in range(len(self.rule.moments)):
-            moments = [self._moment(n, kind) for n in range(len(self.states))]
+        for which in range(len(self.rule.moments)):
+            moments = [self._moment(n, which) for n in range(len(self.states))]
             scales = [m.scales if m and m.is_quantized() else _NOTHING for m in moments]
             by_place += [listed([m.codes if m else _NOTHING for m in moments]), listed(scales)]
         # The buffers of all weights, place by place.
         self.places = [place for place, buffers in enumerate(by_place) if buffers]
         self.state = [buffer for buffers in by_place for buffer in buffers]
 
-    def _moment(self, n: int, number: int) -> Moment | None:
+    def _moment(self, n: int, which: int) -> Moment | None:
         plan = self.parameters[n].plan
         assert plan is not None
-        if plan.moments[number][0] == 0:
+        if plan.moments[which][0] == 0:
             return None
-        moment = self.states[n][self.rule.moments[number].name]
+        moment = self.states[n][self.rule.moments[which].name]
         assert isinstance(moment, Moment)
         return moment
 

@@ -63,6 +63,7 @@ def test_an_optimizer_has_the_arguments_and_defaults_of_its_rule(rule: Rule) -> 
     for argument, numbers in rule.arguments.items():
         defaults = tuple(number.default for number in numbers)
         assert signature[argument].default == (defaults if len(defaults) > 1 else defaults[0]), argument
+    assert all(signature[flag].default is False for flag in rule.flags)
     assert ("decouple_lr" in signature) is not rule.is_coupled
 
 
