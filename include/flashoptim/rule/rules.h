@@ -1,6 +1,6 @@
-// The update rules: what each of them is. The table at the end says for every rule its name, its moments, and
-// the hyperparameters that it reads with their ranges and defaults. Whatever names, checks, stores, saves or
-// converts a rule reads this table. How a rule moves a weight is in the other files of this folder.
+// The table of update rules: for each rule its name, its moments, and its hyperparameters with their ranges
+// and defaults. All code that names, checks, stores, saves or converts a rule reads this table. The other
+// files of this folder have the arithmetic of the rules.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -22,8 +22,8 @@ namespace flashoptim {
 /// SGDW and AdamW decay weights apart from the gradient; SGD and Adam add an L2 term to it.
 enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion };
 
-/// Every hyperparameter of every rule; a rule reads its own. Units: plain numbers, weight decay per unit of
-/// learning rate. First the numbers, then the flags.
+/// The hyperparameters of all rules; a rule reads its own. Weight decay is per unit of learning rate. The
+/// numbers come first, then the flags.
 struct Hyperparameters {
     double learning_rate = 1e-3;
     double beta1 = 0.9;
@@ -62,8 +62,8 @@ struct StepScalars {
 /// Whether weights decay apart from the gradient, or an L2 term is added to it.
 enum class Decay : std::uint8_t { kCoupled, kDecoupled };
 
-/// One of Hyperparameters' fields: its name here, in C and in files, and the name that torch's optimizers
-/// give it. Either a number or a flag.
+/// A field of Hyperparameters: its name in C++, C and files, and its name in torch's optimizers. It is a
+/// number or a flag.
 struct HyperparameterField {
     using Number = double Hyperparameters::*;
     using Flag = bool Hyperparameters::*;
@@ -73,11 +73,11 @@ struct HyperparameterField {
     Flag flag = nullptr;
     int torch_place = -1;  ///< in torch's tuple of that name; -1: it is no tuple
 
-    /// Its value, of a flag 0 or 1.
+    /// Its value; 0 or 1 for a flag.
     [[nodiscard]] constexpr double of(const Hyperparameters& h) const {
         return number != nullptr ? h.*number : h.*flag ? 1.0 : 0.0;
     }
-    /// Sets it; a flag is set by every value but 0.
+    /// Sets its value. Every value but 0 sets a flag.
     constexpr void set(Hyperparameters& h, double value) const {
         if (number != nullptr) {
             h.*number = value;
@@ -90,7 +90,7 @@ struct HyperparameterField {
     }
 };
 
-/// The values that a number may have. NaN and infinities never are among them.
+/// The values that a number may have, never NaN or infinite.
 struct Range {
     double lowest = 0.0, highest = std::numeric_limits<double>::infinity();
     bool excludes_highest = false;
@@ -112,11 +112,11 @@ struct HyperparameterTraits {
     HyperparameterField field;
     double default_value;
     Range range;
-    /// Where the package that the Python one stands in for has another default, that one.
+    /// The default in Python, if the authors' package has another one there.
     std::optional<double> python_default;
 };
 
-/// One of a rule's moments. Its place in the rule's list is its number everywhere, and chooses its dither.
+/// A moment of a rule. Its place in the rule's list is its number everywhere and chooses its dither.
 struct MomentTraits {
     std::string_view name;         ///< in saved files and in torch's state
     std::string_view scales_name;  ///< of its groups' scales: the same with "_scales"
@@ -134,7 +134,7 @@ struct RuleTraits {
     Decay decay;
     bool has_paper_order = true;  ///< whether it can be stepped in the paper's format
 
-    /// How it reads a hyperparameter; null where it does not.
+    /// Its row for a hyperparameter, or null if it does not read it.
     [[nodiscard]] constexpr const HyperparameterTraits* find(const HyperparameterField& field) const {
         for (const auto& hyperparameter : reads) {
             if (hyperparameter.field == field) return &hyperparameter;
