@@ -1,5 +1,5 @@
-// How tensors are counted. If these fail, shards get another dither than their whole, or memory that is
-// not the tensor's is stepped.
+// How the elements of tensors are counted. If these fail, shards get another dither than their whole, or
+// memory that is not the tensor's is stepped.
 #include "../support/step_cases.h"
 
 namespace flashoptim {

@@ -1,4 +1,4 @@
-// Lists of tensors to step in two ways: what is compared are all their elements, bit for bit.
+// Lists of tensors that are stepped in two ways and compared, all elements bit for bit.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What a NaN, an infinity or a huge gradient does: nothing but be counted. If these fail, one bad
+// A gradient that is NaN, infinite or huge changes nothing and is counted. If these fail, one bad
 // batch ruins a model for ever.
 #include <limits>
 #include <span>

@@ -1,5 +1,5 @@
-// What can never work is refused by the call that is given it. If one of these fails, a mistake shows in a
-// later step: as a crash, or as weights that are quietly wrong.
+// Arguments that can never work are refused by the call that takes them. If one of these fails, a mistake
+// shows in a later step: as a crash, or as weights that are quietly wrong.
 #include <array>
 #include <limits>
 #include <span>

@@ -1,4 +1,4 @@
-// A step inside an OpenMP parallel region runs on the calling thread: the region has the processors already.
+// A step inside an OpenMP parallel region runs on the calling thread, because the region uses all processors.
 #include <omp.h>
 
 #include <mutex>

@@ -1,4 +1,4 @@
-// The comparisons that other tests stand on. If one of them lost a NaN, every test that uses it would pass
+// The comparisons that other tests use. If one of them lost a NaN, every test that uses it would pass
 // over state that has come to nothing.
 #include "comparison.h"
 

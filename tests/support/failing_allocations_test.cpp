@@ -1,4 +1,4 @@
-// What the tests of failed allocations stand on. If these fail, those show nothing.
+// The failing allocations that other tests use. If these fail, those show nothing.
 #include "failing_allocations.h"
 
 #include <sys/mman.h>

@@ -1,4 +1,4 @@
-// Names of files and messages of libraries in our own messages. If these fail, a file's name ends a message
+// Names of files and texts of libraries inside our messages. If these fail, a file's name ends a message
 // before its remedy, or drives the terminal of whoever reads it.
 #include "system/one_line.h"
 

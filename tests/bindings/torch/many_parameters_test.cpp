@@ -1,5 +1,5 @@
-// Models of very many tensors. If these fail, an optimizer of 100,000 small ones takes minutes
-// where it should take a second.
+// Models of very many tensors. If these fail, an optimizer of 100,000 small tensors takes
+// minutes instead of a second.
 #include <sstream>
 
 #include "optimizer_impl.h"
