@@ -14,7 +14,7 @@ namespace {
 
 /// Columns of a plan: these, then dtype and count of the buffer at each place.
 enum : std::size_t { kWeightDType, kMasterWeightBits, kPaperArithmetic, kMoments, kBuffers };
-static_assert(kBuffers + 2 * kMaxBuffers == kPlanRow);
+static_assert(kBuffers + 2 * std::size_t{kMaxBuffers} == kPlanRow);
 /// Columns of a step behind layout and plan.
 enum : std::size_t { kGroup = kLayoutRow + kPlanRow, kUnfilledAt, kCheckGradient, kRule };
 static_assert(kRule + 1 == kStepRow);

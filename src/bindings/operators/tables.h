@@ -13,7 +13,7 @@ namespace flashoptim::operators {
 using Row = std::span<const std::int64_t>;
 
 constexpr std::size_t kLayoutRow = 8;
-constexpr std::size_t kPlanRow = 4 + 2 * kMaxBuffers;
+constexpr std::size_t kPlanRow = 4 + 2 * std::size_t{kMaxBuffers};
 constexpr std::size_t kStepRow = kLayoutRow + kPlanRow + 4;  // group, unfilled_at, check_gradient, rule
 constexpr std::size_t kHyperparameterRow = kHyperparameterFields.size();
 
