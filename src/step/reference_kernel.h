@@ -157,7 +157,7 @@ private:
         [[maybe_unused]] Moments moments;
 
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
-        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+        for_each_moment<R>([&]([[maybe_unused]] auto n) __attribute__((always_inline)) {
             if constexpr (kGrouped) moments[n].read_scales(b.scales[n], groups, k.moment[n].factor);
         });
 
@@ -216,7 +216,7 @@ private:
                     }
                 });
             }
-            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            for_each_moment<R>([&]([[maybe_unused]] auto n) __attribute__((always_inline)) {
                 if constexpr (kGrouped) moments[n].largest[group] = L::horizontal_max(largest[n]);
             });
         }
@@ -232,7 +232,7 @@ private:
             store_weight(b.weight + e, hi);
             store_correction(b.correction + e, lo);
         }
-        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+        for_each_moment<R>([&]([[maybe_unused]] auto n) __attribute__((always_inline)) {
             if constexpr (kGrouped) {
                 for (int at = 0; at < groups; at += L::kWidth) new_scales<n>(moments[n], at, k.moment[n]);
                 encode_moment<n>(b, moments[n], dither.moment[n].entry, place, groups, bad_count != 0,
