@@ -89,7 +89,7 @@ class Check:
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
         os.environ.update(settings)
-        test = str(ROOT / "tests" / "app" / "test_bad_inputs.py")
+        test = str(ROOT / "tests" / "apps" / "test_bad_inputs.py")
         self.cases(f"bad inputs {preset}", [sys.executable, "-m", "pytest", "-q", test, "--junitxml"])
         for name in settings:
             del os.environ[name]
