@@ -65,11 +65,14 @@ struct BlockTypes {
     /// Whether the root of a squared moment is at least |g|, so that its maximum tells of bad gradients.
     static constexpr bool kRootShowsGradient = kGrouped && kFirstSquared >= 0 && M::kCarriesScaled;
 
+    static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
+
+    /// Pointers of the rule's own moments only: a block is made often, and more would wait for memory.
     struct Block {
         Stored* weight;
         Correction* correction;
-        void* codes[kMaxMoments];
-        std::uint16_t* scales[kMaxMoments];
+        void* codes[kBuffers];
+        std::uint16_t* scales[kBuffers];
         const std::byte* gradient;
 
         template <int n>
@@ -121,7 +124,6 @@ struct BlockTypes {
     struct Tail {
         static constexpr int kGroups = kSize / kGroup;
         static constexpr std::size_t kCodeSize = M::kGrouped ? 1 : sizeof(float);
-        static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
         alignas(64) Stored weight[kSize] = {};
         alignas(64) Correction correction[kSize] = {};
         alignas(64) std::byte codes[kBuffers][kSize * kCodeSize] = {};

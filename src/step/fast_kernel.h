@@ -19,8 +19,8 @@ template <class L, class R, class M, class W>
 class FastKernel : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
     using typename Types::Block, typename Types::Stored, typename Types::Correction;
-    using Types::kMoments, Types::kGrouped, Types::kHasCorrection, Types::kRootShowsGradient, Types::block_at,
-        Types::place_at;
+    using Types::kMoments, Types::kBuffers, Types::kGrouped, Types::kHasCorrection, Types::kRootShowsGradient,
+        Types::block_at, Types::place_at;
     template <int n>
     using MomentFormat = typename Types::template MomentFormat<n>;
     template <int n>
@@ -36,7 +36,6 @@ class FastKernel : BlockTypes<R, M, W> {
     /// Elements between a unit and what is fetched from memory ahead of it; the processor does
     /// not foresee so many streams.
     static constexpr int kPrefetch = 1024;
-    static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
 
 public:
     /// Steps the segment; returns the number of elements that were skipped.
