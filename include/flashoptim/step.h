@@ -148,7 +148,14 @@ struct StateBuffers {
     [[nodiscard]] void*& at(int place) { return buffers[static_cast<std::size_t>(place)]; }
 };
 
-/// One tensor of a step. The weight, its state and its gradient lie in the same memory order.
+/// What apply_update() computes with: w = w * weight_factor - learning_rate * direction.
+struct UpdateScalars {
+    float learning_rate = 0.0F;  ///< of the step, with the rule's bias correction folded in
+    float weight_factor = 1.0F;  ///< decoupled weight decay; 1 where there is none
+    bool operator==(const UpdateScalars&) const = default;
+};
+
+/// One tensor of a step. The weight, its state, its gradient and its direction lie in the same memory order.
 struct StepItem {
     const Layout* layout = nullptr;
     StoragePlan plan;
@@ -163,6 +170,11 @@ struct StepItem {
     bool has_momentum = true;        ///< SGD: false in the first step that fills the momentum buffer
     bool check_gradient = true;      ///< `paper` only: false takes every gradient as it is
     std::uint64_t bad_elements = 0;  ///< out: elements that were skipped
+    /// Of a step in two passes: one float32 or bfloat16 per element. It may be the gradient's own memory if
+    /// both have one dtype.
+    void* direction = nullptr;
+    DType direction_dtype = DType::kFloat32;
+    UpdateScalars update;  ///< what update_moments() returns and apply_update() takes
 };
 
 /// The instruction set of a step on the CPU. All backends give the same bits.
@@ -243,6 +255,33 @@ private:
 ///         stepped.
 /// @throws std::bad_alloc if there is no memory. Nothing was stepped.
 std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
+
+/// The first of two passes of a step: new moments, and the direction in which the weight is to move. Between
+/// the passes a caller may replace the direction, as matrix rules do (Muon, Shampoo).
+///
+/// Writes StepItem::direction and StepItem::update. The direction is what the rule subtracts from the weight
+/// at the learning rate StepItem::update.learning_rate, clamped as the fused step clamps it; a bfloat16 one
+/// is rounded to nearest even. Weights and corrections are read only where decay is coupled and not 0, else
+/// they may be null. A bad element keeps its moments and has the direction NaN.
+///
+/// With a float32 direction, update_moments() and then apply_update() give the bits of step(). There is one
+/// exception: where weight times weight_factor overflows and the new weight is NaN for that reason, step()
+/// keeps the moments too. Threads and thread-safety are as in step().
+/// @return the number of bad elements; StepItem::bad_elements has the number of each item
+/// @throws InvalidArgument as step() does, for a direction that is null, misaligned or of another dtype, and
+///         for a plan in the paper's order of operations, which has no step in two passes. Nothing was
+///         changed.
+/// @throws std::bad_alloc if there is no memory. Nothing was changed.
+std::uint64_t update_moments(std::span<StepItem> items, ThreadPool& pool,
+                             Backend backend = Backend::kAutomatic);
+
+/// The second pass: w = w * weight_factor - learning_rate * direction, with StepItem::update, rounded as a
+/// fused step of StepItem::step rounds it. Gradients and moments are not looked at and may be null. An
+/// element whose direction or new weight is NaN keeps its weight and is counted.
+/// @return the number of elements that kept their weights so; StepItem::bad_elements has that of each item
+/// @throws InvalidArgument, std::bad_alloc as update_moments() does. Nothing was changed.
+std::uint64_t apply_update(std::span<StepItem> items, ThreadPool& pool,
+                           Backend backend = Backend::kAutomatic);
 
 /// Counts the bad gradients into StepItem::bad_elements. Nothing else changes.
 /// @return the sum of the counts

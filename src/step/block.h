@@ -41,11 +41,19 @@ struct GroupScales {
     }
 };
 
+/// Whether a rule's arithmetic gives a direction; the paper's rules move the weight themselves.
+template <class L, class R, class M>
+constexpr bool kHasDirection =
+    requires(typename L::Float g, const OldMoments<L, M, R>& old, NewMoments<L, R>& next,
+             const StepScalars& k) { R::template direction<L, M>(g, old, next, k); };
+
 template <class R, class M, class W>
 struct BlockTypes {
     using Stored = typename W::Stored;
     static constexpr bool kHasCorrection = !std::is_void_v<typename W::Correction>;
     using Correction = std::conditional_t<kHasCorrection, typename W::Correction, std::int8_t>;
+    /// Whether directions are written in the place of weights (two_passes.h).
+    static constexpr bool kWritesDirections = requires { W::kIsDirection; };
     static constexpr int kMoments = R::Moments::kCount;
     static constexpr bool kGrouped = M::kGrouped && kMoments > 0;
     /// How moment n is stored.
@@ -110,7 +118,9 @@ struct BlockTypes {
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
                                          const OldMoments<L, M, R>& old, NewMoments<L, R>& next,
                                          const StepScalars& k) {
-        if constexpr (requires { R::template direction<L, M>(g, old, next, k); }) {
+        if constexpr (kWritesDirections) {
+            w = R::template direction<L, M>(g, old, next, k);
+        } else if constexpr (kHasDirection<L, R, M>) {
             w = moved<L>(w, R::template direction<L, M>(g, old, next, k), k);
         } else if constexpr (R::kDividesMoments) {
             R::template update<L, M, kFits>(g, w, old, next, k);

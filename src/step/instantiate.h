@@ -7,16 +7,31 @@
 #include "step/kernel_types.h"
 #include "step/reference_kernel.h"
 #include "step/rows.h"
+#include "step/two_passes.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
 template <class L, class R, class M, class W>
-Kernels kernels_of() {
+constexpr Kernel step_kernel() {
     if constexpr (!std::is_same_v<L, ScalarLanes>) {
-        return {&FastKernel<L, R, M, W>::run, &ReferenceKernel<L, R, M, W>::count_bad};
+        return &FastKernel<L, R, M, W>::run;
     } else {
-        return {&ReferenceKernel<L, R, M, W>::run, &ReferenceKernel<L, R, M, W>::count_bad};
+        return &ReferenceKernel<L, R, M, W>::run;
     }
+}
+
+template <class L, class R, class M, class W>
+Kernels kernels_of() {
+    Kernels kernels;
+    kernels.run = step_kernel<L, R, M, W>();
+    kernels.count_bad = &ReferenceKernel<L, R, M, W>::count_bad;
+    if constexpr (kHasDirection<L, R, M>) {
+        kernels.update_moments = step_kernel<L, R, M, Directions<false>>();
+        kernels.replace_by_directions = step_kernel<L, R, M, Directions<true>>();
+        kernels.apply_update = step_kernel<L, UpdateRule, Float32Moments, W>();
+        kernels.decode_weights = &ReferenceKernel<L, UpdateRule, Float32Moments, W>::decode_weights;
+    }
+    return kernels;
 }
 
 template <class L>
@@ -74,7 +89,7 @@ double sum_of_squares(const void* gradient, DType dtype, float factor, std::int6
 
 template <class L>
 BackendKernels backend_of() {
-    return {&find_kernels<L>, &sum_of_squares<L>};
+    return {&find_kernels<L>, &sum_of_squares<L>, &store_bfloat16<L>};
 }
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -20,12 +20,36 @@ bool is_usable(const void* data, const BufferPlan& plan) {
 BufferPlan gradient_of(const StepItem& item) { return {item.gradient_dtype, item.layout->numel}; }
 BufferPlan weight_of(const StepItem& item) { return {item.plan.weight_dtype, item.layout->numel}; }
 
-bool is_usable(const StepItem& item) {
+BufferPlan direction_of(const StepItem& item) { return {item.direction_dtype, item.layout->numel}; }
+bool is_direction(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kBFloat16; }
+
+/// What a call reads or writes of an item whose rule is known.
+struct UsedParts {
+    bool weight, moments, gradient, direction;
+    UsedParts(const StepItem& item, Call call)
+        : weight(call != Call::kUpdateMoments || reads_weights(item)),
+          moments(call != Call::kApplyUpdate),
+          gradient(moments),
+          direction(call == Call::kUpdateMoments || call == Call::kApplyUpdate) {}
+    [[nodiscard]] bool has(int place) const { return place == kCorrectionPlace ? weight : moments; }
+};
+
+bool is_usable(const StepItem& item, Call call) {
+    if (!is_known(item.rule)) return false;
     const auto& plan = item.plan;
-    bool is_right = item.step >= 1 && is_floating(plan.weight_dtype) && is_floating(item.gradient_dtype) &&
-                    is_usable(item.gradient, gradient_of(item)) && is_usable(item.weight, weight_of(item));
+    const UsedParts used(item, call);
+    bool is_right = item.step >= 1 && is_floating(plan.weight_dtype);
+    if (used.weight) is_right = is_right && is_usable(item.weight, weight_of(item));
+    if (used.gradient) {
+        is_right =
+            is_right && is_floating(item.gradient_dtype) && is_usable(item.gradient, gradient_of(item));
+    }
+    if (used.direction) {
+        is_right =
+            is_right && is_direction(item.direction_dtype) && is_usable(item.direction, direction_of(item));
+    }
     for (int place = 0; place < kMaxBuffers; ++place) {
-        is_right = is_right && is_usable(item.state.at(place), plan.at(place));
+        is_right = is_right && (!used.has(place) || is_usable(item.state.at(place), plan.at(place)));
     }
     return is_right;
 }
@@ -58,7 +82,9 @@ void name_gradient(const StepItem& item, std::size_t index) {
     check_buffer(item.gradient, gradient_of(item), "gradient", index);
 }
 
-void name_problem(const StepItem& item, std::size_t index) {
+void name_problem(const StepItem& item, std::size_t index, Call call) {
+    if (!is_known(item.rule)) refuse_plan(index);
+    const UsedParts used(item, call);
     if (item.step < 1) {
         refuse(index, " has the step count " + std::to_string(item.step) + ": it is 1 in the first step");
     }
@@ -66,9 +92,17 @@ void name_problem(const StepItem& item, std::size_t index) {
         refuse(index, ": its weight is " + std::string(name_of(item.plan.weight_dtype)) +
                           ": weights must be float32, bfloat16 or float16");
     }
-    name_gradient(item, index);
-    check_buffer(item.weight, weight_of(item), "weight", index);
+    if (used.gradient) name_gradient(item, index);
+    if (used.weight) check_buffer(item.weight, weight_of(item), "weight", index);
+    if (used.direction) {
+        if (!is_direction(item.direction_dtype)) {
+            refuse(index, ": its direction is " + std::string(name_of(item.direction_dtype)) +
+                              ": directions must be float32 or bfloat16");
+        }
+        check_buffer(item.direction, direction_of(item), "direction", index);
+    }
     for (int place = 0; place < kMaxBuffers; ++place) {
+        if (!used.has(place)) continue;
         check_buffer(item.state.at(place), item.plan.at(place), described(item.rule, place), index);
     }
 }
@@ -79,8 +113,14 @@ void refuse_plan(std::size_t index) {
     refuse(index, " has a plan that is not of its rule: give that of plan_storage for this rule");
 }
 
-void check_item(const StepItem& item, std::size_t index) {
-    if (has_elements(item, index) && !is_usable(item)) name_problem(item, index);
+void refuse_two_passes(std::size_t index) {
+    refuse(index,
+           " has a plan in the paper's order of operations, which has no step in two passes: plan it in the "
+           "native or fp32 format");
+}
+
+void check_item(const StepItem& item, std::size_t index, Call call) {
+    if (has_elements(item, index) && !is_usable(item, call)) name_problem(item, index, call);
 }
 
 void check_gradient(const StepItem& item, std::size_t index) {

@@ -2,20 +2,31 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "flashoptim/step.h"
 
 namespace flashoptim {
 
-/// @throws InvalidArgument that names the item and the remedy: no layout, a step count below 1, a type that
-///         is not floating-point, a buffer that is null where the plan has one, or an address that is not a
-///         multiple of the element's size.
-void check_item(const StepItem& item, std::size_t index);
+/// What is called with a list of items.
+enum class Call : std::uint8_t { kStep, kCountBad, kUpdateMoments, kApplyUpdate };
+
+/// Whether the first pass of a step in two reads weights: where decay is coupled. The rule is known.
+inline bool reads_weights(const StepItem& item) {
+    return traits_of(item.rule).decay == Decay::kCoupled && item.hyperparameters.weight_decay != 0.0;
+}
+
+/// @throws InvalidArgument that names the item and the remedy: no layout, no rule, a step count below 1, a type
+///         that is not one of those that the call takes, a buffer that is null where the plan has one and the
+///         call uses it, or an address that is not a multiple of the element's size.
+void check_item(const StepItem& item, std::size_t index, Call call);
 
 /// The same of its gradient alone.
 void check_gradient(const StepItem& item, std::size_t index);
 
 /// @throws InvalidArgument for an item whose plan is not of its rule
 [[noreturn]] void refuse_plan(std::size_t index);
+/// @throws InvalidArgument for an item whose storage has no step in two passes
+[[noreturn]] void refuse_two_passes(std::size_t index);
 
 }  // namespace flashoptim

@@ -24,21 +24,38 @@ struct Segment {
     const void* gradient = nullptr;
     DType gradient_dtype = DType::kFloat32;
     float gradient_factor = 1.0F;
+    void* direction = nullptr;
+    DType direction_dtype = DType::kFloat32;
     bool check_gradient = true;
     std::uint32_t place = 0;  // index of the first element in the whole tensor mod 512
     std::int64_t count = 0;
     const Segment* following = nullptr;  // of the same kind, stepped next: for what is fetched ahead
     const StepScalars* scalars = nullptr;
     const DitherTables* dither = nullptr;
-    std::uint64_t (*reference)(const Segment&) =
-        nullptr;  // the scalar kernel, for what is out of the ordinary
+    // The scalar kernel, for what is out of the ordinary.
+    std::uint64_t (*reference)(const Segment&) = nullptr;
 };
 
-/// What one backend offers for one rule and storage.
+/// A kernel returns the number of elements that it skipped.
+using Kernel = std::uint64_t (*)(const Segment&);
+/// Decodes the master weights of a segment into memory for whole groups.
+using DecodeWeights = void (*)(const Segment&, float* masters);
+
+/// What one backend offers for one rule and storage. Those of a step in two passes are null where the storage
+/// is in the paper's order of operations.
 struct Kernels {
-    std::uint64_t (*run)(const Segment&) = nullptr;        // steps; returns the number of skipped elements
-    std::uint64_t (*count_bad)(const Segment&) = nullptr;  // changes nothing
+    Kernel run = nullptr;        // steps
+    Kernel count_bad = nullptr;  // changes nothing
+    // New moments; in the place of fp32 weights stand directions, which the second replaces weights by. The
+    // first does not look at weights.
+    Kernel update_moments = nullptr;
+    Kernel replace_by_directions = nullptr;
+    Kernel apply_update = nullptr;  // the gradient is the direction
+    DecodeWeights decode_weights = nullptr;
 };
+
+/// Rounds to bfloat16, to nearest even; a NaN stays one.
+using StoreBfloat16 = void (*)(const float* from, std::uint16_t* to, std::int64_t count);
 
 /// Sum of squares of a block of the gradient; the same bits from every backend.
 using SumOfSquares = double (*)(const void* gradient, DType dtype, float factor, std::int64_t count);
@@ -46,6 +63,7 @@ using SumOfSquares = double (*)(const void* gradient, DType dtype, float factor,
 struct BackendKernels {
     Kernels (*find)(Rule rule, const StoragePlan& plan) = nullptr;
     SumOfSquares sum_of_squares = nullptr;
+    StoreBfloat16 store_bfloat16 = nullptr;
 };
 
 BackendKernels scalar_backend();

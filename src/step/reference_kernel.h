@@ -16,7 +16,8 @@ template <class L, class R, class M, class W>
 class ReferenceKernel : BlockTypes<R, M, W> {
     using Types = BlockTypes<R, M, W>;
     using typename Types::Block, typename Types::Stored, typename Types::Correction;
-    using Types::kMoments, Types::kGrouped, Types::kHasCorrection, Types::block_at, Types::place_at;
+    using Types::kMoments, Types::kGrouped, Types::kHasCorrection, Types::kWritesDirections, Types::block_at,
+        Types::place_at;
     template <int n>
     using MomentFormat = typename Types::template MomentFormat<n>;
     using Tail = typename Types::template Tail<kGroup>;
@@ -57,7 +58,27 @@ public:
         return bad;
     }
 
+    /// Decodes the segment's master weights into memory for whole groups.
+    static void decode_weights(const Segment& s, float* masters) {
+        for (std::int64_t at = 0; at < s.count; at += kGroup) {
+            const auto block = block_at(s, at);
+            if (s.count - at >= kGroup) {
+                decode_group(block, masters + at);
+            } else {
+                Tail tail(s, block, static_cast<int>(s.count - at));
+                decode_group(tail.block(), masters + at);
+            }
+        }
+    }
+
 private:
+    static FLASHOPTIM_INLINE void decode_group(const Block& b, float* masters) {
+        for (int e = 0; e < kGroup; e += L::kWidth) {
+            L::store_f32(masters + e,
+                         W::template decode<L>(load_weight(b.weight + e), load_correction(b.correction + e)));
+        }
+    }
+
     static std::uint64_t step_tail(const Segment& s, std::int64_t at) {
         Tail tail(s, block_at(s, at), static_cast<int>(s.count - at));
         const auto bad = step_block(s, tail.block(), kGroup, static_cast<int>(s.count - at), place_at(s, at));
@@ -71,6 +92,11 @@ private:
         } else {
             return L::load_u16(p);
         }
+    }
+    /// What a skipped element's weight is, or its mark where there is a direction.
+    static FLASHOPTIM_INLINE UInt kept_weight(const Stored* p) {
+        if constexpr (kWritesDirections) return L::broadcast_bits(0x7fc00000U);
+        return load_weight(p);
     }
     static FLASHOPTIM_INLINE void store_weight(Stored* p, UInt hi) {
         if constexpr (std::is_same_v<Stored, float>) {
@@ -108,8 +134,9 @@ private:
             return MomentFormat<n>::template unit<L>(L::load_u8(p));
         }
     }
-    /// NaN, Inf and |g| >= 2^48 (formats: a bad gradient).
+    /// NaN, Inf and |g| >= 2^48 (formats: a bad gradient). Of directions only NaN.
     static FLASHOPTIM_INLINE Mask is_bad(Float g) {
+        if constexpr (requires { R::kTakesDirections; }) return is_nan<L>(g);
         return L::negate(L::less(absolute<L>(g), L::broadcast(0x1p48F)));
     }
 
@@ -188,7 +215,9 @@ private:
                 Mask bad = is_bad(g), keep = bad;
                 if constexpr (W::kProtected) {
                     const Mask special = W::template is_special<L>(old_hi);
-                    bad = L::either(bad, L::both(is_nan<L>(w), L::negate(special)));
+                    auto new_weight = w;
+                    if constexpr (kWritesDirections) new_weight = moved<L>(L::broadcast(0.0F), w, k);
+                    bad = L::either(bad, L::both(is_nan<L>(new_weight), L::negate(special)));
                     keep = L::either(bad, special);
                 } else if (!s.check_gradient) {
                     bad = keep = L::from_mask_bits(L::broadcast_bits(0U));
@@ -226,7 +255,7 @@ private:
             W::template encode<L>(L::load_f32(weight + e), L::load_u32(dither.weight.entry + from), hi, lo);
             if (keeps_weights) [[unlikely]] {
                 const auto keep = L::from_mask_bits(L::load_u32(kept_weights + e));
-                hi = L::select_bits(keep, load_weight(b.weight + e), hi);
+                hi = L::select_bits(keep, kept_weight(b.weight + e), hi);
                 lo = L::select_bits(keep, load_correction(b.correction + e), lo);
             }
             store_weight(b.weight + e, hi);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -18,6 +19,9 @@ namespace flashoptim {
 
 namespace {
 
+/// Elements of a segment whose directions are formed on the stack: whole dither periods, small against the
+/// nearest cache.
+constexpr std::int64_t kDirectionPart = 2048;
 /// Elements that one thread takes at a time: large against the cost of taking them, small against a tensor.
 constexpr std::int64_t kChunkSize = 1 << 15;
 /// The same of a norm, which is read only and far faster: a thread's stream should not break off too often.
@@ -48,10 +52,18 @@ void describe(Segment& s, const Workspace& work, const PreparedItem& prepared, s
         s.codes[n] = advance(item.state.at(codes_place(n)), begin, item.plan.codes(n).dtype);
         s.scales[n] = scale_at(item.state.at(scales_place(n)));
     }
-    s.gradient = static_cast<const std::byte*>(item.gradient) +
-                 begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
-    s.gradient_dtype = item.gradient_dtype;
-    s.gradient_factor = item.hyperparameters.maximize ? -item.gradient_factor : item.gradient_factor;
+    s.direction = advance(item.direction, begin, item.direction_dtype);
+    s.direction_dtype = item.direction_dtype;
+    if (work.call == Call::kApplyUpdate) {
+        s.gradient = s.direction;
+        s.gradient_dtype = item.direction_dtype;
+        s.gradient_factor = 1.0F;
+    } else {
+        s.gradient = static_cast<const std::byte*>(item.gradient) +
+                     begin * static_cast<std::int64_t>(size_of(item.gradient_dtype));
+        s.gradient_dtype = item.gradient_dtype;
+        s.gradient_factor = item.hyperparameters.maximize ? -item.gradient_factor : item.gradient_factor;
+    }
     s.check_gradient = item.check_gradient || !item.plan.paper_arithmetic;
     s.place = static_cast<std::uint32_t>(index % kDitherPeriod);
     s.count = count;
@@ -59,6 +71,11 @@ void describe(Segment& s, const Workspace& work, const PreparedItem& prepared, s
     s.scalars = &kind.scalars;
     s.dither = kind.dither;
     s.reference = kind.reference;
+}
+
+/// Whether the directions of a first pass are formed in their own buffer.
+bool writes_in_place(const ItemKind& kind, DType direction) {
+    return kind.decode_weights == nullptr && direction == DType::kFloat32;
 }
 
 /// The segments of a job, one after the other.
@@ -74,8 +91,15 @@ public:
         const auto& prepared = work_.items[chunk.item];
         const auto begin = chunk.begin + done_;
         const auto column = begin == 0 ? 0 : begin % prepared.rows.length;
-        const auto count = std::min(chunk.end - begin, prepared.rows.length - column);
-        describe(segment, work_, prepared, begin, count);
+        auto count = std::min(chunk.end - begin, prepared.rows.length - column);
+        if (work_.call == Call::kUpdateMoments) {
+            const bool in_place = writes_in_place(work_.kinds[prepared.kind], prepared.item->direction_dtype);
+            if (!in_place) count = std::min(count, kDirectionPart);
+            describe(segment, work_, prepared, begin, count);
+            if (in_place) segment.weight = segment.direction;
+        } else {
+            describe(segment, work_, prepared, begin, count);
+        }
         done_ += count;
         if (chunk.begin + done_ == chunk.end) {
             ++chunk_;
@@ -94,7 +118,24 @@ void add_bad(std::uint64_t& count, std::uint64_t bad) {
     __atomic_fetch_add(&count, bad, __ATOMIC_RELAXED);  // libc++ has std::atomic_ref from version 19 on
 }
 
-void step_job(Workspace& work, std::size_t job) {
+/// The first pass over a segment.
+std::uint64_t write_directions(const ItemKind& kind, Segment& s, StoreBfloat16 store) {
+    if (writes_in_place(kind, s.direction_dtype)) return kind.kernel(s);
+    alignas(64) float directions[kDirectionPart];
+    if (kind.decode_weights != nullptr) kind.decode_weights(s, directions);
+    s.weight = directions;
+    const auto bad = kind.kernel(s);
+    if (s.direction_dtype == DType::kFloat32) {
+        std::memcpy(s.direction, directions, static_cast<std::size_t>(s.count) * sizeof directions[0]);
+    } else {
+        store(directions, static_cast<std::uint16_t*>(s.direction), s.count);
+    }
+    return bad;
+}
+
+/// Calls run(kind, segment) for the segments of a job.
+template <class Run>
+void step_job(Workspace& work, std::size_t job, const Run& run) {
     Segments segments(work, work.jobs[job], work.jobs[job + 1]);
     std::array<Segment, 2> both;  // in turns: a copy would wait for what has just been written in pieces
     auto *segment = &both[0], *following = &both[1];
@@ -102,7 +143,7 @@ void step_job(Workspace& work, std::size_t job) {
     while (item != nullptr) {
         const auto* const next_item = segments.take(*following);
         if (next_item != nullptr && next_item->kind == item->kind) segment->following = following;
-        const auto bad = work.kinds[item->kind].kernel(*segment);
+        const auto bad = run(work.kinds[item->kind], *segment);
         if (bad != 0) {
             add_bad(item->item->bad_elements, bad);
             add_bad(work.bad_elements, bad);
@@ -163,34 +204,44 @@ struct StepRun {
         work_->jobs.push_back(0);
     }
 
-    std::uint64_t run(std::span<StepItem> items, Backend backend,
-                      std::uint64_t (*Kernels::*kernel)(const Segment&)) {
+    std::uint64_t run(std::span<StepItem> items, Backend backend, Call call) {
         const auto& kernels = backend_kernels(backend);
         const auto& reference = backend_kernels(Backend::kScalar);
+        work_->call = call;
         const StepItem* former = nullptr;
         std::int64_t in_job = 0;
         for (std::size_t n = 0; n < items.size(); ++n) {
             auto& item = items[n];
-            check_item(item, n);
+            check_item(item, n, call);
             item.bad_elements = 0;
             if (item.layout->numel == 0) continue;
-            if (former == nullptr || !same_kind(*former, item)) {
-                if (!is_known(item.rule)) refuse_plan(n);
-                const auto own = kernels.find(item.rule, item.plan).*kernel;
-                // Gradients are counted without a state, too.
-                if (own == nullptr || (kernel == &Kernels::run && !has_moments_of_rule(item))) refuse_plan(n);
-                work_->kinds.push_back({scalars_of(ScalarSource(item)),
-                                        work_->dither_of(item.step, item.rule), own,
-                                        reference.find(item.rule, item.plan).*kernel});
-            }
+            const bool is_alike = former != nullptr && same_kind(*former, item) &&
+                                  (call != Call::kApplyUpdate || former->update == item.update);
+            if (!is_alike) add_kind(item, n, kernels, reference);
             former = &item;
             work_->items.push_back({&item, rows_of(item), work_->kinds.size() - 1});
             cut(*work_, work_->items.size() - 1, work_->items.back().rows, item.layout->numel, in_job);
         }
         close_jobs(*work_);
-        run_jobs([](void* context, std::int64_t n) {
-            step_job(*static_cast<Workspace*>(context), static_cast<std::size_t>(n));
-        });
+        if (call == Call::kUpdateMoments) {
+            for (const auto& prepared : work_->items) {
+                const auto& scalars = work_->kinds[prepared.kind].scalars;
+                prepared.item->update = {scalars.learning_rate, scalars.weight_factor};
+            }
+            store_bfloat16_ = kernels.store_bfloat16;
+            run_jobs([](void* context, std::int64_t n) {
+                const auto& self = *static_cast<StepRun*>(context);
+                step_job(*self.work_, static_cast<std::size_t>(n),
+                         [&self](const ItemKind& kind, Segment& segment) {
+                             return write_directions(kind, segment, self.store_bfloat16_);
+                         });
+            });
+        } else {
+            run_jobs([](void* context, std::int64_t n) {
+                step_job(*static_cast<StepRun*>(context)->work_, static_cast<std::size_t>(n),
+                         [](const ItemKind& kind, const Segment& segment) { return kind.kernel(segment); });
+            });
+        }
         return work_->bad_elements;
     }
 
@@ -231,22 +282,65 @@ struct StepRun {
     }
 
 private:
+    /// What the item and those like it are stepped with.
+    void add_kind(const StepItem& item, std::size_t index, const BackendKernels& kernels,
+                  const BackendKernels& reference) {
+        const auto own = kernels.find(item.rule, item.plan), scalar = reference.find(item.rule, item.plan);
+        ItemKind kind;
+        kind.scalars = scalars_of(ScalarSource(item));
+        Kernel Kernels::* which = &Kernels::run;
+        switch (work_->call) {
+            case Call::kStep:
+                break;
+            case Call::kCountBad:
+                which = &Kernels::count_bad;
+                break;
+            case Call::kUpdateMoments:
+                which = reads_weights(item) ? &Kernels::replace_by_directions : &Kernels::update_moments;
+                if (reads_weights(item)) kind.decode_weights = own.decode_weights;
+                break;
+            case Call::kApplyUpdate:
+                which = &Kernels::apply_update;
+                kind.scalars = {};
+                kind.scalars.learning_rate = item.update.learning_rate;
+                kind.scalars.weight_factor = item.update.weight_factor;
+                break;
+        }
+        // Only what uses a state needs one.
+        const bool uses_moments = work_->call == Call::kStep || work_->call == Call::kUpdateMoments;
+        if (own.run == nullptr || (uses_moments && !has_moments_of_rule(item))) refuse_plan(index);
+        kind.kernel = own.*which;
+        kind.reference = scalar.*which;
+        if (kind.kernel == nullptr) refuse_two_passes(index);
+        kind.dither = work_->dither_of(item.step, item.rule);
+        work_->kinds.push_back(kind);
+    }
+
     void run_jobs(void (*job)(void*, std::int64_t)) {
-        ThreadPool::run_jobs(lease_, static_cast<std::int64_t>(work_->jobs.size()) - 1, job, work_);
+        ThreadPool::run_jobs(lease_, static_cast<std::int64_t>(work_->jobs.size()) - 1, job, this);
     }
 
     const DefaultFloatEnvironment exact_;
     const ThreadPool::Lease lease_;
     std::optional<Workspace> own_;  // while the pool serves another
     Workspace* work_ = nullptr;
+    StoreBfloat16 store_bfloat16_ = nullptr;
 };
 
 std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
-    return StepRun(pool).run(items, backend, &Kernels::run);
+    return StepRun(pool).run(items, backend, Call::kStep);
+}
+
+std::uint64_t update_moments(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
+    return StepRun(pool).run(items, backend, Call::kUpdateMoments);
+}
+
+std::uint64_t apply_update(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
+    return StepRun(pool).run(items, backend, Call::kApplyUpdate);
 }
 
 std::uint64_t count_bad_gradients(std::span<StepItem> items, ThreadPool& pool, Backend backend) {
-    return StepRun(pool).run(items, backend, &Kernels::count_bad);
+    return StepRun(pool).run(items, backend, Call::kCountBad);
 }
 
 double grad_norm(std::span<const StepItem> items, ThreadPool& pool, Backend backend) {

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "step/item_checks.h"
 #include "step/kernels.h"
 #include "step/rows.h"
 
@@ -17,8 +18,8 @@ namespace flashoptim {
 struct ItemKind {
     StepScalars scalars;
     const DitherTables* dither = nullptr;
-    std::uint64_t (*kernel)(const Segment&) = nullptr;
-    std::uint64_t (*reference)(const Segment&) = nullptr;
+    Kernel kernel = nullptr, reference = nullptr;
+    DecodeWeights decode_weights = nullptr;  // of a first pass that reads weights
 };
 
 struct PreparedItem {
@@ -34,6 +35,7 @@ struct Chunk {
 };
 
 struct Workspace {
+    Call call = Call::kStep;
     std::vector<PreparedItem> items;
     std::vector<ItemKind> kinds;
     std::vector<Chunk> chunks;

@@ -1,0 +1,91 @@
+// What the kernels of a step in two passes are made of. The first pass is the fused kernel with directions in the
+// place of weights, the second the fused kernel of a rule without moments that takes directions for gradients. So
+// both have the bits of the fused step.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "flashoptim/format/native_states.h"
+#include "flashoptim/numeric/bfloat16.h"
+#include "flashoptim/rule/rules.h"
+
+namespace flashoptim::inline FLASHOPTIM_ISA {
+
+/// Directions as a format of weights. They are written over fp32 weights if kOverWeights, else over what nobody
+/// reads.
+template <bool kOverWeights>
+struct Directions {
+    using Stored = float;
+    using Correction = void;
+    static constexpr bool kIsDirection = true;
+    static constexpr bool kProtected = true;
+    static constexpr float kOrdinary = 0x1p127F;
+
+    /// Inf and NaN make the gradient bad where weights are read at all.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Mask is_special(typename L::UInt /*hi*/) {
+        return L::from_mask_bits(L::broadcast_bits(0U));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode(typename L::UInt hi, typename L::UInt /*lo*/) {
+        if constexpr (kOverWeights) return L::from_bits(hi);
+        return L::broadcast(0.0F);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void encode(typename L::Float direction, typename L::UInt /*dither*/,
+                                         typename L::UInt& hi, typename L::UInt& /*lo*/) {
+        hi = L::bits(direction);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const std::int8_t* /*lo*/,
+                                                              int j) {
+        if constexpr (kOverWeights) return L::load_f32(hi + j * L::kWidth);
+        return L::broadcast(0.0F);
+    }
+    template <class L, class Dither>
+    static FLASHOPTIM_INLINE void encode_unit(const typename L::Float (&direction)[L::kUnit],
+                                              const Dither& /*dither*/, std::uint32_t /*place*/, Stored* hi,
+                                              std::int8_t* /*lo*/) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) L::store_f32(hi + j * L::kWidth, direction[j]);
+    }
+};
+
+/// The second pass as a rule: its gradient is the direction.
+struct UpdateRule {
+    using Moments = MomentList<>;
+    static constexpr bool kDividesMoments = false;
+    static constexpr bool kTakesDirections = true;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float direction,
+                                                                  typename L::Float /*w*/,
+                                                                  const StepScalars& /*k*/) {
+        return direction;
+    }
+    template <class L, class Format>
+    static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float direction,
+                                                         const OldMoments<L, Format, UpdateRule>& /*old*/,
+                                                         NewMoments<L, UpdateRule>& /*next*/,
+                                                         const StepScalars& /*k*/) {
+        return direction;
+    }
+};
+
+/// Rounds to bfloat16, to nearest even; a NaN stays one.
+template <class L>
+void store_bfloat16(const float* from, std::uint16_t* to, std::int64_t count) {
+    const std::int64_t whole = count / L::kWidth * L::kWidth;
+    for (std::int64_t at = 0; at < whole; at += L::kWidth) {
+        L::store_u16(to + at, float_to_bfloat16<L>(L::load_f32(from + at)));
+    }
+    if (whole == count) return;
+    float last[L::kWidth] = {};
+    std::uint16_t bits[L::kWidth];
+    std::memcpy(last, from + whole, static_cast<std::size_t>(count - whole) * sizeof last[0]);
+    L::store_u16(bits, float_to_bfloat16<L>(L::load_f32(last)));
+    std::memcpy(to + whole, bits, static_cast<std::size_t>(count - whole) * sizeof bits[0]);
+}
+
+}  // namespace flashoptim::inline FLASHOPTIM_ISA
