@@ -1,6 +1,6 @@
-// What the kernels of a step in two passes are made of. The first pass is the fused kernel with directions in the
-// place of weights, the second the fused kernel of a rule without moments that takes directions for gradients. So
-// both have the bits of the fused step.
+// What the kernels of a step in two passes are made of. The first pass is the fused kernel with directions in
+// the place of weights, the second the fused kernel of a rule without moments that takes directions for
+// gradients. So both have the bits of the fused step.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Directions as a format of weights. They are written over fp32 weights if kOverWeights, else over what nobody
-/// reads.
+/// Directions as a format of weights. They are written over fp32 weights if kOverWeights, else over what is
+/// not read.
 template <bool kOverWeights>
 struct Directions {
     using Stored = float;
