@@ -228,6 +228,50 @@ def step_(
 
 
 @_operator
+def update_moments_(
+    directions: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    state: Sequence[Tensor],
+    places: Sequence[int],
+    steps: Sequence[Tensor],
+    bad_elements: Tensor,
+    table: Tensor,
+    hyperparameters: Tensor,
+    grad_scale: Tensor | None = None,
+    gradient_factor: float = 1.0,
+) -> Tensor:
+    """The first of two passes of a step, on the CPU: new moments, and a direction for each weight.
+
+    The arguments are those of step_, and `directions`: float32 or bfloat16, in the shape and memory order of
+    the weights. A direction may be its gradient itself. Steps advance here. Weights stay as they are; a bad
+    element has the direction NaN. Returns the scalars that apply_update_ takes: for each weight the learning
+    rate with the rule's bias corrections, and the factor of decoupled weight decay. The paper's format has no
+    such pass.
+    """
+
+
+@_operator
+def apply_update_(
+    weights: Sequence[Tensor],
+    corrections: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    bad_elements: Tensor,
+    table: Tensor,
+    hyperparameters: Tensor,
+    scalars: Tensor,
+) -> None:
+    """The second pass: w = w * factor - learning rate * direction, in place, on the CPU.
+
+    `directions` are those of update_moments_, or what the caller made of them: float32 or bfloat16, of any
+    strides. With those of update_moments_ in float32 both passes give the bits of step_. An element whose
+    direction is NaN keeps its weight and is added to `bad_elements`. `corrections` may be empty where no
+    weight has one. `steps` are the counts that the first pass has advanced.
+    """
+
+
+@_operator
 def count_bad(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -345,6 +389,17 @@ def _fake_norm(weights: Sequence[Tensor], gradients: Sequence[Tensor], *_: objec
     return torch.empty((), dtype=torch.float64, device=_device_of(weights, gradients))
 
 
+def _fake_directions(directions: Sequence[Tensor], weights: Sequence[Tensor], *_: object) -> Tensor:
+    _refuse_meta(weights, directions)
+    return torch.empty(len(weights), 2, dtype=torch.float64, device="cpu")
+
+
+def _fake_update(
+    weights: Sequence[Tensor], corrections: Sequence[Tensor], directions: Sequence[Tensor], *_: object
+) -> None:
+    _refuse_meta(weights, directions)
+
+
 def _fake_encode(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
     if storage == 2:
         return torch.empty_like(values), values.new_empty(0, dtype=torch.bfloat16)
@@ -374,6 +429,8 @@ def _fake_correction(masters: Tensor, weights: Tensor, master_weight_bits: int, 
 _register_fake("layout", lambda *_: torch.empty(8, dtype=torch.int64, device="cpu"))
 _register_fake("plan", lambda *_: torch.empty(PLAN_ROW, dtype=torch.int64, device="cpu"))
 _register_fake("step_", _fake_step)
+_register_fake("update_moments_", _fake_directions)
+_register_fake("apply_update_", _fake_update)
 _register_fake("count_bad", _fake_count)
 _register_fake("grad_norm", _fake_norm)
 _register_fake("check_hyperparameters", lambda *_: None)

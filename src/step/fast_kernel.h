@@ -92,12 +92,15 @@ private:
                 place = (place - s.count) / kGroup * kGroup;
             }
             is_there_ = from != nullptr && place < from->count;
+            // Directions that are formed on the stack need not be fetched.
+            if constexpr (Types::kWritesDirections)
+                has_weights_ = is_there_ && from->weight == from->direction;
             if (is_there_) block_ = block_at(*from, place);
         }
         /// Fetches as much as a unit, e elements on.
         FLASHOPTIM_INLINE void fetch(int e) const {
             if (!is_there_) return;
-            fetch(block_.weight, e, sizeof(Stored));
+            if (has_weights_) fetch(block_.weight, e, sizeof(Stored));
             if constexpr (kHasCorrection) fetch(block_.correction, e, sizeof(Correction));
             for_each_moment<R>(
                 [&](auto n) __attribute__((always_inline)) { fetch(block_.codes[n], e, sizeof(Code<n>)); });
@@ -117,7 +120,7 @@ private:
         }
         Block block_{};
         DType gradient_dtype_ = DType::kFloat32;
-        bool is_there_ = false;
+        bool is_there_ = false, has_weights_ = true;
     };
 
     /// The moments of a block between the passes, and its groups' scales.

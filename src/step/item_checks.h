@@ -17,8 +17,8 @@ inline bool reads_weights(const StepItem& item) {
 }
 
 /// @throws InvalidArgument that names the item and the remedy: no layout, no rule, a step count below 1, a
-///         type that is not one of those that the call takes, a buffer that is null where the plan has one and the
-///         call uses it, or an address that is not a multiple of the element's size.
+///         type that is not one of those that the call takes, a buffer that is null where the plan has one
+///         and the call uses it, or an address that is not a multiple of the element's size.
 void check_item(const StepItem& item, std::size_t index, Call call);
 
 /// The same of its gradient alone.

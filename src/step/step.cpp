@@ -122,6 +122,11 @@ void add_bad(std::uint64_t& count, std::uint64_t bad) {
 std::uint64_t write_directions(const ItemKind& kind, Segment& s, StoreBfloat16 store) {
     if (writes_in_place(kind, s.direction_dtype)) return kind.kernel(s);
     alignas(64) float directions[kDirectionPart];
+    // The part behind this one, as the kernel fetches what it reads itself.
+    const auto part = kDirectionPart * static_cast<std::int64_t>(size_of(s.direction_dtype));
+    for (std::int64_t at = part; at < 2 * part; at += 64) {
+        __builtin_prefetch(static_cast<const std::byte*>(s.direction) + at, 1);
+    }
     if (kind.decode_weights != nullptr) kind.decode_weights(s, directions);
     s.weight = directions;
     const auto bad = kind.kernel(s);

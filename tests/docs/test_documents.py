@@ -130,6 +130,11 @@ def test_python_quickstart(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.pt").stat().st_size > 0
 
 
+def test_example_of_two_passes(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "two_passes.md"
+    assert run_example(page, "cpp", tmp_path).strip() in examples(page, "cpp")[0].splitlines()[-2]
+
+
 @each_page
 def test_page_has_every_section(page: Path) -> None:
     assert re.findall(r"^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE) == HEADINGS

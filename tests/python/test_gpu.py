@@ -18,7 +18,9 @@ import gpu_runs
 import pytest
 import support
 import torch
+from flashoptim_cpp import _operators as operators
 from gpu_support import GPU, IS_REAL, give_gradients, needs_gpu, needs_real_gpu, on_gpu
+from operator_calls import Call
 from support import ADAMW, RULES, SGD, Rule, assert_same, clones, ids, masters, run, same_bits
 
 pytestmark = needs_gpu
@@ -53,6 +55,19 @@ def test_states_and_counts_lie_where_the_weights_do(rule: Rule) -> None:
         state = optimizer.state[parameter]
         assert state["step"].device == parameter.device and int(state["step"]) == 1
         assert all(value.device == parameter.device for value in state.values())
+
+
+def test_two_passes_are_refused_by_name() -> None:
+    call = Call([torch.zeros(64, 64)], bits=0)
+    call.weights = [weight.to(GPU) for weight in call.weights]
+    call.bad = call.bad.to(GPU)
+    given = [torch.zeros_like(weight) for weight in call.weights]
+    with pytest.raises(ValueError, match="there is no step in two passes"):
+        operators.update_moments_(given, *call.arguments(given))
+    scalars = torch.zeros(1, 2, dtype=torch.float64)
+    rest = (call.steps, call.bad, call.table, call.hyperparameters, scalars)
+    with pytest.raises(ValueError, match="there is no step in two passes"):
+        operators.apply_update_(call.weights, [], given, *rest)
 
 
 @pytest.mark.parametrize("policy", ["skip_element", "skip_step"])

@@ -9,6 +9,7 @@
 #include "flashoptim/layout.h"
 #include "flashoptim/optimizer.h"
 #include "gpu.h"
+#include "system/checked_arithmetic.h"
 
 namespace flashoptim::operators {
 
@@ -106,6 +107,35 @@ void Batch::set_step(const TensorList& steps) {
         item.step = count[0] + 1;
         item.has_momentum = count[0] > unfilled_at_;
     }
+}
+
+void Batch::set_direction(const TensorList& directions) {
+    const auto n = items.size() - 1;
+    auto& item = items.back();
+    const auto direction = view_of(directions[n], directions.name(n), device_);
+    if (!direction.lies_as(weight_)) {
+        refuse(directions.name(n).text() + ' ' + direction.text() + " does not lie as its weight " +
+               weight_.text() + ": make it with torch.empty_like(weight, dtype=...)");
+    }
+    item.direction_dtype = floating_dtype_of(direction, directions.name(n));
+    item.direction = direction.data;
+}
+
+std::span<std::int64_t> Batch::counts_of(const Tensor& bad_elements) const {
+    const auto counts = integers_of(bad_elements.get(), {"bad_elements"}, device_);
+    if (counts.size() != weights_.size()) refuse("bad_elements needs one integer for each weight");
+    return counts;
+}
+
+void Batch::add_bad_elements(std::span<std::int64_t> to) const {
+    for (std::size_t n = 0; n < items.size(); ++n) {
+        const auto more = static_cast<std::int64_t>(items[n].bad_elements);
+        to[n] = checked_add(to[n], more).value_or(std::numeric_limits<std::int64_t>::max());
+    }
+}
+
+void Batch::advance_steps() const {
+    for (std::size_t n = 0; n < items.size(); ++n) *step_counts[n] = items[n].step;
 }
 
 void Batch::set_factors(const GradientFactors& factors) {

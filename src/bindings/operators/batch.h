@@ -41,6 +41,14 @@ public:
     [[nodiscard]] void* buffer(std::span<const AtenTensorHandle> tensors, int place) const;
     /// Where the step count of the last item lies, a step row's one.
     void set_step(const TensorList& steps);
+    /// Where the last item's direction lies: float32 or bfloat16, in the weight's memory order.
+    void set_direction(const TensorList& directions);
+    /// The caller's counts of bad elements, one for each weight.
+    [[nodiscard]] std::span<std::int64_t> counts_of(const Tensor& bad_elements) const;
+    /// After a call on the CPU: what it counted, added to the caller's counts.
+    void add_bad_elements(std::span<std::int64_t> to) const;
+    /// The same: step counts become those of the step that was made.
+    void advance_steps() const;
     /// Once all items are there. On a GPU the two tensors are read when the step runs.
     void set_factors(const GradientFactors& factors);
 

@@ -23,6 +23,17 @@ Tensor count_bad(ListArgument weights, ListArgument gradients, ListArgument corr
 Tensor grad_norm(ListArgument weights, ListArgument gradients, const Tensor& table,
                  const Tensor& hyperparameters, double gradient_factor, std::int64_t plan);
 void check_groups(const Tensor& hyperparameters, std::int64_t rule);
+
+// two_passes.cpp
+Tensor update_moments(ListArgument directions, ListArgument weights, ListArgument gradients,
+                      ListArgument state, std::vector<std::int64_t> places, ListArgument steps,
+                      const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
+                      const std::optional<Tensor>& grad_scale, double gradient_factor);
+void apply_update(ListArgument weights, ListArgument corrections, ListArgument directions, ListArgument steps,
+                  const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
+                  const Tensor& scalars);
+
+// execution.cpp
 void set_threads(std::int64_t threads);
 std::int64_t backend();
 void set_backend(std::int64_t backend);

@@ -34,6 +34,13 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
         "Tensor? found_inf, float gradient_factor, int nonfinite, Tensor? clip_coefficient=None, "
         "Tensor? learning_rates=None, int plan=0) -> ()");
     library.def(
+        "update_moments_(Tensor(a!)[] directions, Tensor[] weights, Tensor[] gradients, Tensor(b!)[] state, "
+        "int[] places, Tensor(c!)[] steps, Tensor(d!) bad_elements, Tensor table, Tensor hyperparameters, "
+        "Tensor? grad_scale, float gradient_factor) -> Tensor");
+    library.def(
+        "apply_update_(Tensor(a!)[] weights, Tensor(b!)[] corrections, Tensor[] directions, Tensor[] steps, "
+        "Tensor(c!) bad_elements, Tensor table, Tensor hyperparameters, Tensor scalars) -> ()");
+    library.def(
         "count_bad(Tensor[] weights, Tensor[] gradients, Tensor[] corrections, Tensor table, "
         "Tensor hyperparameters, Tensor? grad_scale, float gradient_factor, Tensor? clip_coefficient=None, "
         "int plan=0) -> Tensor");
@@ -67,6 +74,8 @@ STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("layout", &boxed<&layout>);
     library.impl("plan", &boxed<&plan>);
     library.impl("step_", &boxed<&step>);
+    library.impl("update_moments_", &boxed<&update_moments>);
+    library.impl("apply_update_", &boxed<&apply_update>);
     library.impl("count_bad", &boxed<&count_bad>);
     library.impl("grad_norm", &boxed<&grad_norm>);
     library.impl("rule_table", &boxed<&rule_table>);

@@ -2,48 +2,15 @@
 // is called once. What a call is given is checked in batch.cpp.
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <atomic>
-#include <limits>
-#include <memory>
-#include <mutex>
-
 #include "batch.h"
+#include "execution.h"
 #include "flashoptim/optimizer.h"
 #include "gpu.h"
 #include "kernels.h"
-#include "system/checked_arithmetic.h"
 
 namespace flashoptim::operators {
 
 namespace {
-
-/// The process's threads: as many as torch has, or as set_threads says. A call in progress keeps
-/// the pool that it began with.
-class SharedPool {
-public:
-    std::shared_ptr<ThreadPool> get() {
-        const int wanted = fixed_ > 0 ? fixed_.load() : static_cast<int>(torch::stable::get_num_threads());
-        const std::lock_guard lock(mutex_);
-        if (pool_ == nullptr || pool_->threads() != wanted) pool_ = std::make_shared<ThreadPool>(wanted);
-        return pool_;
-    }
-    void fix(int threads) { fixed_ = threads; }
-
-private:
-    std::atomic<int> fixed_ = 0;
-    std::mutex mutex_;
-    std::shared_ptr<ThreadPool> pool_;
-};
-SharedPool& shared_pool() {
-    static SharedPool pool;
-    return pool;
-}
-
-std::atomic<Backend>& chosen_backend() {
-    static std::atomic<Backend> backend = Backend::kAutomatic;
-    return backend;
-}
 
 /// What counting and norms need: no moments, the same effective gradient.
 void forget_moments(StepItem& item) {
@@ -62,15 +29,12 @@ void forget_correction(StepItem& item) {
 void step_on_host(Batch& batch, const std::optional<Tensor>& found_inf, std::span<std::int64_t> bad,
                   bool stops_at_bad_gradients) {
     if (found_inf && number_of(found_inf->get(), {"found_inf"}) != 0.0) return;
-    const auto pool = shared_pool().get();
+    const auto pool = current_pool();
     const bool stops =
-        stops_at_bad_gradients && count_bad_gradients(batch.items, *pool, chosen_backend()) != 0;
-    if (!stops) flashoptim::step(batch.items, *pool, chosen_backend());
-    for (std::size_t n = 0; n < batch.items.size(); ++n) {
-        const auto more = static_cast<std::int64_t>(batch.items[n].bad_elements);
-        bad[n] = checked_add(bad[n], more).value_or(std::numeric_limits<std::int64_t>::max());
-        if (!stops) *batch.step_counts[n] = batch.items[n].step;
-    }
+        stops_at_bad_gradients && count_bad_gradients(batch.items, *pool, current_backend()) != 0;
+    if (!stops) flashoptim::step(batch.items, *pool, current_backend());
+    batch.add_bad_elements(bad);
+    if (!stops) batch.advance_steps();
 }
 
 /// The same on a GPU, where nothing is known yet when this returns.
@@ -103,8 +67,7 @@ void step(ListArgument weight_list, ListArgument gradient_list, ListArgument sta
 
     Batch batch(weights, gradients, table, hyperparameters);
     if (learning_rates) batch.set_learning_rates(*learning_rates);
-    const auto bad = integers_of(bad_elements.get(), {"bad_elements"}, batch.device());
-    if (bad.size() != count) refuse("bad_elements needs one integer for each weight");
+    const auto bad = batch.counts_of(bad_elements);
     for (std::size_t n = 0; n < count; ++n) {
         auto& item = batch.add();
         for (int place = 0; place < kMaxBuffers; ++place) {
@@ -146,7 +109,7 @@ Tensor count_bad(ListArgument weight_list, ListArgument gradient_list, ListArgum
         values.bad_elements = static_cast<std::uint64_t*>(counts.data_ptr());
         gpu_count_bad(plan, batch.device(), batch.items, values);
     } else {
-        count_bad_gradients(batch.items, *shared_pool().get(), chosen_backend());
+        count_bad_gradients(batch.items, *current_pool(), current_backend());
         auto* to = static_cast<std::int64_t*>(counts.data_ptr());
         for (const auto& item : batch.items) *to++ = static_cast<std::int64_t>(item.bad_elements);
     }
@@ -167,7 +130,7 @@ Tensor grad_norm(ListArgument weight_list, ListArgument gradient_list, const Ten
     const std::optional<Tensor> none;
     batch.set_factors({gradient_factor, none, none});
     if (!batch.is_on_gpu()) {
-        return make_number(flashoptim::grad_norm(batch.items, *shared_pool().get(), chosen_backend()));
+        return make_number(flashoptim::grad_norm(batch.items, *current_pool(), current_backend()));
     }
     auto norm = empty_number(batch.device());
     gpu_grad_norm(plan, batch.device(), batch.items, batch.device_values,
@@ -179,28 +142,6 @@ void check_groups(const Tensor& hyperparameters, std::int64_t rule) {
     for (const auto& group : groups_from(hyperparameters)) {
         check_hyperparameters(rule_from(rule), group);
     }
-}
-
-void set_threads(std::int64_t threads) {
-    if (threads < 0 || threads > 4096) refuse("threads is " + std::to_string(threads) + ": give 0 to 4096");
-    shared_pool().fix(static_cast<int>(threads));
-}
-
-std::int64_t backend() { return static_cast<std::int64_t>(chosen_backend().load()); }
-void set_backend(std::int64_t value) {
-    const auto wanted = static_cast<Backend>(value);
-    const auto available = available_backends();
-    const bool is_known = value == 0 || (static_cast<std::int64_t>(wanted) == value &&
-                                         std::ranges::find(available, wanted) != available.end());
-    if (!is_known) {
-        std::string known = "0 (automatic)";
-        for (const auto known_backend : available) {
-            known += ", " + std::to_string(static_cast<int>(known_backend)) + " (" +
-                     std::string(name_of(known_backend)) + ")";
-        }
-        refuse("backend " + std::to_string(value) + " is not one of this processor: " + known);
-    }
-    chosen_backend() = wanted;
 }
 
 }  // namespace flashoptim::operators

@@ -247,6 +247,10 @@ Tensor make_number(double value) {
     *static_cast<double*>(made.data_ptr()) = value;
     return made;
 }
+Tensor make_doubles(std::int64_t rows, std::int64_t columns) {
+    const std::array<std::int64_t, 2> sizes = {rows, columns}, strides = {columns, 1};
+    return empty(sizes, strides, aoti_torch_dtype_float64(), {});
+}
 Tensor empty_number(Device device) { return empty({}, {}, aoti_torch_dtype_float64(), device); }
 
 void copy(AtenTensorHandle to, AtenTensorHandle from) {

@@ -163,6 +163,8 @@ Tensor empty_flat(std::int64_t count, DType dtype);
 Tensor make_integers(std::span<const std::int64_t> values);
 Tensor make_zeros(std::int64_t count, Device device);
 Tensor make_number(double value);
+/// float64 of rows and columns, not initialised.
+Tensor make_doubles(std::int64_t rows, std::int64_t columns);
 /// A float64 of no dimensions, not initialised.
 Tensor empty_number(Device device);
 /// Copies between tensors of one shape, whatever their strides and devices.
