@@ -31,7 +31,7 @@ struct Run {
         if (buffer.count == 0) return nullptr;
         void* p = nullptr;
         if (const auto status = cudaMalloc(&p, buffer.bytes()); status != cudaSuccess) {
-            throw cuda::Error(cudaGetErrorString(status));
+            throw cuda::CudaError(cudaGetErrorString(status));
         }
         buffers.emplace_back(p);
         (void)cudaMemset(p, 0, buffer.bytes());

@@ -15,7 +15,7 @@
 namespace flashoptim::cuda {
 
 /// An error of the CUDA runtime or driver. The message names the call and CUDA's own error.
-class Error : public flashoptim::Error {
+class CudaError : public flashoptim::Error {
     using flashoptim::Error::Error;
 };
 
@@ -81,7 +81,7 @@ struct StepOptions {
 ///
 /// Memory grows with the list; the first call with a longer list allocates it. The first call that needs a
 /// kernel loads it. Both happen before a kernel is enqueued, so a call that fails there may be repeated.
-/// Every call throws Error for an error of CUDA.
+/// Every call throws CudaError for an error of CUDA.
 ///
 /// CUDA graphs: a stream may be captured. The plan keeps what the graph reads, whatever other lists it steps
 /// later, until it is destroyed or release_captured() is called. The plan must outlive the graph. A list that

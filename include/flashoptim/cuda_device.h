@@ -2,7 +2,7 @@
 // on its stream.
 //
 //     flashoptim::OptimizerOptions options;
-//     options.device = std::make_shared<flashoptim::cuda::Device>(0, stream);
+//     options.device = std::make_shared<flashoptim::cuda::CudaDevice>(0, stream);
 //     flashoptim::AdamW optimizer({}, options);
 //     optimizer.add_parameter({weight_on_device, flashoptim::DType::kBFloat16, {rows, columns}});
 #pragma once
@@ -20,16 +20,16 @@ namespace flashoptim::cuda {
 struct DeviceQueue;
 
 /// A CUDA device and one of its streams. All work is enqueued on this stream, whatever device is current.
-class Device final : public flashoptim::Device {
+class CudaDevice final : public flashoptim::Device {
 public:
     /// @param device CUDA's number of the device
     /// @param stream a cudaStream_t of the device; null is the default stream. It must outlive the optimizers
     ///         of the device, or be replaced by set_stream().
-    /// @throws Error for a device that does not exist.
-    explicit Device(int device = 0, void* stream = nullptr);
-    ~Device() override;
-    Device(const Device&) = delete;
-    Device& operator=(const Device&) = delete;
+    /// @throws CudaError for a device that does not exist.
+    explicit CudaDevice(int device = 0, void* stream = nullptr);
+    ~CudaDevice() override;
+    CudaDevice(const CudaDevice&) = delete;
+    CudaDevice& operator=(const CudaDevice&) = delete;
 
     /// CUDA's number of the device.
     [[nodiscard]] int index() const;

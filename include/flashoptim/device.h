@@ -1,4 +1,4 @@
-// The interface of a device whose memory holds weights, gradients and state. flashoptim::cuda::Device
+// The interface of a device whose memory holds weights, gradients and state. flashoptim::cuda::CudaDevice
 // (cuda_device.h) implements it; the core itself contains no device.
 #pragma once
 

@@ -16,7 +16,7 @@ FLASHOPTIM_INLINE void step_chunk(Team& team, const Launch& launch, std::uint32_
     if (launch.stops_at_bad_gradients && control.bad_gradients != 0) return;
     const Chunk chunk = launch.chunks[block];
     const ChunkView view = Thread::view_of(launch.tensors[chunk.tensor], chunk, launch.groups_in_chunk);
-    const TensorEntry& t = view.t;
+    const DeviceTensor& t = view.t;
     const Kind& kind = launch.kinds[t.kind];
     const StepScalars k = kind.scalars;
     const std::uint32_t step = kind.step;
@@ -43,11 +43,11 @@ class ThreadCount : BlockTypes<R, Float32Moments, W> {
     using Types::kHasCorrection;
 
 public:
-    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk, int groups) {
+    static FLASHOPTIM_INLINE ChunkView view_of(const DeviceTensor& t, const Chunk& chunk, int groups) {
         return {t, chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0};
     }
     /// How many gradients of the run are bad.
-    FLASHOPTIM_INLINE int count(const TensorEntry& t, const StepScalars& k, float factor,
+    FLASHOPTIM_INLINE int count(const DeviceTensor& t, const StepScalars& k, float factor,
                                 const Run& run) const {
         if (!t.checks_gradient) return 0;
         float gradient[kElements];
@@ -67,7 +67,7 @@ public:
     }
 
 private:
-    static FLASHOPTIM_INLINE float weight_at(const TensorEntry& t, unsigned element) {
+    static FLASHOPTIM_INLINE float weight_at(const DeviceTensor& t, unsigned element) {
         using S = ScalarLanes;
         std::uint32_t high = 0, low = 0;
         if constexpr (std::is_same_v<typename Types::Stored, float>) {

@@ -153,26 +153,26 @@ private:
 
 }  // namespace
 
-Device::Device(int device, void* stream) : queue_(std::make_shared<DeviceQueue>(device, stream)) {
+CudaDevice::CudaDevice(int device, void* stream) : queue_(std::make_shared<DeviceQueue>(device, stream)) {
     check_device(device);
 }
-Device::~Device() = default;
+CudaDevice::~CudaDevice() = default;
 
-int Device::index() const { return queue_->device; }
-void* Device::stream() const { return queue_->stream; }
-void Device::set_stream(void* stream) { queue_->stream = stream; }
+int CudaDevice::index() const { return queue_->device; }
+void* CudaDevice::stream() const { return queue_->stream; }
+void CudaDevice::set_stream(void* stream) { queue_->stream = stream; }
 
-std::shared_ptr<std::byte> Device::allocate(std::size_t bytes) { return queue_->allocate(bytes); }
-void Device::copy_to_host(void* to, const void* from, std::size_t bytes) {
+std::shared_ptr<std::byte> CudaDevice::allocate(std::size_t bytes) { return queue_->allocate(bytes); }
+void CudaDevice::copy_to_host(void* to, const void* from, std::size_t bytes) {
     queue_->copy(to, from, bytes, cudaMemcpyDeviceToHost);
 }
-void Device::copy_from_host(void* to, const void* from, std::size_t bytes) {
+void CudaDevice::copy_from_host(void* to, const void* from, std::size_t bytes) {
     queue_->copy(to, from, bytes, cudaMemcpyHostToDevice);
 }
-void Device::clear(void* data, std::size_t bytes) { queue_->clear(data, bytes); }
-void Device::check_memory(const void* data, const std::string& name) {
+void CudaDevice::clear(void* data, std::size_t bytes) { queue_->clear(data, bytes); }
+void CudaDevice::check_memory(const void* data, const std::string& name) {
     cuda::check_memory(queue_->device, data, name);
 }
-std::unique_ptr<DeviceStepper> Device::stepper() { return std::make_unique<Stepper>(queue_); }
+std::unique_ptr<DeviceStepper> CudaDevice::stepper() { return std::make_unique<Stepper>(queue_); }
 
 }  // namespace flashoptim::cuda

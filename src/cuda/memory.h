@@ -11,15 +11,15 @@ namespace flashoptim::cuda {
 
 /// Memory of the current device, or page-locked memory of the host.
 template <bool kOnDevice>
-class Memory {
+class CudaMemory {
 public:
-    Memory() = default;
-    ~Memory() { release(); }
-    Memory(const Memory&) = delete;
-    Memory& operator=(const Memory&) = delete;
-    Memory(Memory&& other) noexcept
+    CudaMemory() = default;
+    ~CudaMemory() { release(); }
+    CudaMemory(const CudaMemory&) = delete;
+    CudaMemory& operator=(const CudaMemory&) = delete;
+    CudaMemory(CudaMemory&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-    Memory& operator=(Memory&& other) noexcept {
+    CudaMemory& operator=(CudaMemory&& other) noexcept {
         if (this == &other) return *this;
         release();
         data_ = std::exchange(other.data_, nullptr);
@@ -32,8 +32,8 @@ public:
         if (!holds(bytes)) *this = of(bytes);
     }
     /// New memory of at least `bytes`, with room to grow.
-    static Memory of(std::size_t bytes) {
-        Memory memory;
+    static CudaMemory of(std::size_t bytes) {
+        CudaMemory memory;
         const std::size_t size = bytes + bytes / 4;
         if constexpr (kOnDevice) {
             check_cuda(cudaMalloc(&memory.data_, size), "cudaMalloc");
@@ -117,7 +117,7 @@ public:
 
 private:
     struct Slot {
-        Memory<false> memory;
+        CudaMemory<false> memory;
         cudaEvent_t done = nullptr;
     };
     std::array<Slot, 2> slots_;

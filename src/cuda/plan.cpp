@@ -59,7 +59,7 @@ struct StepPlan::Impl {
     /// What kernels read and write of a list. A graph that was captured with it reads it at every
     /// replay: then it stays as it is.
     struct OnDevice {
-        Memory<true> descriptors, chunks, kinds, bad_elements, bad_gradients, sums;
+        CudaMemory<true> descriptors, chunks, kinds, bad_elements, bad_gradients, sums;
         bool is_captured = false;
     };
     /// Tensors, kinds and step counts, one behind the other, and how many bytes of everything the list needs.
@@ -76,7 +76,7 @@ struct StepPlan::Impl {
     [[nodiscard]] Sizes sizes(Use use) const {
         const auto counts = std::max<std::size_t>(list.tensors().size(), 1) * sizeof(std::uint64_t);
         const auto norm_blocks = static_cast<std::size_t>(list.norm_blocks());
-        return {list.tensors().size() * sizeof(TensorEntry),
+        return {list.tensors().size() * sizeof(DeviceTensor),
                 list.kinds().size() * sizeof(KindSource),
                 list.step_counts().size() * sizeof(std::int64_t*),
                 list.chunks().size() * sizeof(Chunk),
@@ -165,19 +165,19 @@ struct StepPlan::Impl {
     /// Memory that a list needs and the plan lacks. All of it is there before any of it takes the
     /// place of what the plan has.
     struct Growth {
-        Memory<true> controls;
+        CudaMemory<true> controls;
         OnDevice list;
     };
-    static void grow(Memory<true>& next, const Memory<true>& present, std::size_t bytes) {
-        if (!present.holds(bytes)) next = Memory<true>::of(bytes);
+    static void grow(CudaMemory<true>& next, const CudaMemory<true>& present, std::size_t bytes) {
+        if (!present.holds(bytes)) next = CudaMemory<true>::of(bytes);
     }
-    static void take_over(Memory<true>& present, Memory<true>& next) noexcept {
+    static void take_over(CudaMemory<true>& present, CudaMemory<true>& next) noexcept {
         if (!next.holds(1)) return;
         present = std::move(next);
     }
     /// The counts of the last step or count stay where they are until the next one begins.
-    static void take_over(Memory<true>& present, Memory<true>& next, const Counts& last,
-                          Memory<true>& kept) noexcept {
+    static void take_over(CudaMemory<true>& present, CudaMemory<true>& next, const Counts& last,
+                          CudaMemory<true>& kept) noexcept {
         if (!next.holds(1)) return;
         if (last.at != nullptr && last.at == present.as<std::uint64_t>()) kept = std::move(present);
         present = std::move(next);
@@ -289,7 +289,7 @@ struct StepPlan::Impl {
         auto& memory = *on_device;
         for (const auto& range : list.ranges()) {
             const Launch launch{memory.chunks.as<Chunk>() + range.begin,
-                                descriptor<TensorEntry>(0),
+                                descriptor<DeviceTensor>(0),
                                 memory.kinds.as<Kind>(),
                                 control(use),
                                 use == Use::kStep ? stepped.at : counted.at,
@@ -328,16 +328,16 @@ struct StepPlan::Impl {
 
     int device;
     bool uses_device = false;  // has allocated there
-    TensorList list;
+    DeviceTensorList list;
     bool must_upload_tensors = true, must_upload_chunks = true;
     std::vector<Loader> loaded;
     Counts stepped, counted;  // of the last step, and of the last count
     NonFinite nonfinite = NonFinite::kSkipElement;
     std::unique_ptr<Uploader> uploader = std::make_unique<Uploader>();
     /// Of steps, and of counts and norms. A graph that was captured writes there, too.
-    Memory<true> controls;
+    CudaMemory<true> controls;
     bool must_clear_controls = false;
-    Memory<true> kept_stepped,
+    CudaMemory<true> kept_stepped,
         kept_counted;  // the counts in `stepped` and `counted`, where the list's memory has grown since
     std::unique_ptr<OnDevice> on_device = std::make_unique<OnDevice>();
     std::unique_ptr<OnDevice> idle;  // what steps outside of captures had, during and after one
@@ -401,7 +401,7 @@ void StepPlan::grad_norm(std::span<const StepItem> items, const DeviceValues& va
     DeviceValues from;
     from.grad_scale = values.grad_scale;
     impl_->compute_scalars(from, use, on);
-    const NormLaunch launch{impl_->descriptor<TensorEntry>(0), static_cast<std::int64_t>(items.size()),
+    const NormLaunch launch{impl_->descriptor<DeviceTensor>(0), static_cast<std::int64_t>(items.size()),
                             impl_->list.norm_blocks(), impl_->control(use),
                             impl_->on_device->sums.as<double>()};
     check_cuda(launch_norm(launch, norm, max_norm, clip_coefficient, on), "the launch of the gradient norm");

@@ -22,7 +22,7 @@ struct Run {
 
 /// A chunk with its tensor's buffers from its own first element on.
 struct ChunkView {
-    TensorEntry t;
+    DeviceTensor t;
     int groups = 0;      // in the chunk
     int row_left = 0;    // elements of the row in which the chunk begins
     int row_length = 0;  // of other rows, in elements and groups
@@ -31,7 +31,7 @@ struct ChunkView {
     bool is_aligned = false;
 
     /// Sizes are those of an element of each buffer.
-    FLASHOPTIM_INLINE ChunkView(const TensorEntry& tensor, const Chunk& chunk, int groups_in_chunk,
+    FLASHOPTIM_INLINE ChunkView(const DeviceTensor& tensor, const Chunk& chunk, int groups_in_chunk,
                                 int weight_size, int correction_size, int code_size)
         : t(tensor) {
         constexpr std::int64_t kFar = std::int64_t{1} << 30;  // beyond every chunk

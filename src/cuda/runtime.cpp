@@ -42,7 +42,7 @@ void make_current_again(int device) noexcept {
 void check_cuda(cudaError_t status, const char* call) {
     if (status == cudaSuccess) return;
     (void)cudaGetLastError();  // told here, and not to be found again
-    throw Error(std::string(call) + " failed with " + described(status) + ": " + remedy(status));
+    throw CudaError(std::string(call) + " failed with " + described(status) + ": " + remedy(status));
 }
 
 int device_count() {
@@ -63,22 +63,22 @@ void check_device(int device) {
         ignore_failure(cudaRuntimeGetVersion(&runtime));
     }
     if (driver != 0) {
-        throw Error(name + " cannot be used: the driver is for CUDA " + version_text(driver) +
-                    " and this library was built with CUDA " + version_text(runtime) +
-                    "; update the driver, or build with a CUDA that it supports (12.4 or later)");
+        throw CudaError(name + " cannot be used: the driver is for CUDA " + version_text(driver) +
+                        " and this library was built with CUDA " + version_text(runtime) +
+                        "; update the driver, or build with a CUDA that it supports (12.4 or later)");
     }
     if (status == cudaErrorInitializationError) {
-        throw Error(name + " cannot be used: CUDA cannot begin in this process, " + described(status) +
-                    "; if it was forked from one that had used CUDA, start processes with spawn instead; "
-                    "otherwise see to the driver");
+        throw CudaError(name + " cannot be used: CUDA cannot begin in this process, " + described(status) +
+                        "; if it was forked from one that had used CUDA, start processes with spawn instead; "
+                        "otherwise see to the driver");
     }
     if (status != cudaErrorNoDevice && status != cudaErrorInsufficientDriver) {
         check_cuda(status, "cudaGetDeviceCount");
     }
     if (status != cudaSuccess) count = 0;
     if (device < 0 || device >= count) {
-        throw Error(name + " does not exist: this process sees " + std::to_string(count) +
-                    "; choose another, or see to the driver and CUDA_VISIBLE_DEVICES");
+        throw CudaError(name + " does not exist: this process sees " + std::to_string(count) +
+                        "; choose another, or see to the driver and CUDA_VISIBLE_DEVICES");
     }
 }
 

@@ -8,7 +8,7 @@
 
 namespace flashoptim::cuda {
 
-/// @throws Error that names the call, what CUDA says and what to do.
+/// @throws CudaError that names the call, what CUDA says and what to do.
 void check_cuda(cudaError_t status, const char* call);
 
 /// For a call whose failure changes nothing: left behind, the error would be found by the application
@@ -17,7 +17,7 @@ inline void ignore_failure(cudaError_t status) noexcept {
     if (status != cudaSuccess) (void)cudaGetLastError();
 }
 
-/// Does not begin to use the device. @throws Error, with the reason, where this process cannot use it.
+/// Does not begin to use the device. @throws CudaError, with the reason, where this process cannot use it.
 void check_device(int device);
 
 /// @throws InvalidArgument for memory that kernels on the device cannot use: of the host, unless it was

@@ -27,10 +27,10 @@ void* checked_buffer(const StepItem& item, int place, std::size_t index) {
                           " is null: give the device memory of every buffer that its plan has");
 }
 
-TensorEntry entry_of(const StepItem& item, std::size_t index, std::uint32_t kind) {
+DeviceTensor entry_of(const StepItem& item, std::size_t index, std::uint32_t kind) {
     const auto& layout = *item.layout;
     const auto& plan = item.plan;
-    TensorEntry t;
+    DeviceTensor t;
     t.kind = kind;
     if (layout.numel == 0) return t;
     if (!is_known(item.rule)) {
@@ -75,7 +75,7 @@ TensorEntry entry_of(const StepItem& item, std::size_t index, std::uint32_t kind
     return t;
 }
 
-bool same_cut(const TensorEntry& a, const TensorEntry& b) {
+bool same_cut(const DeviceTensor& a, const DeviceTensor& b) {
     return a.rows == b.rows && a.row_length == b.row_length && a.groups_in_row == b.groups_in_row;
 }
 
@@ -84,7 +84,7 @@ bool same_cut(const TensorEntry& a, const TensorEntry& b) {
 /// The kind of these values; a new one where none of the last few had them: there may be as many as
 /// tensors, so that a search over all would be one for each pair of tensors. Values of single tensors are
 /// told from the last kind's only.
-std::uint32_t TensorList::List::kind_of(const ScalarSource& source, const ItemValues& values) {
+std::uint32_t DeviceTensorList::List::kind_of(const ScalarSource& source, const ItemValues& values) {
     constexpr std::size_t kSearched = 16;
     const auto last = [](auto& list, std::size_t count) {
         return list.end() - static_cast<std::ptrdiff_t>(std::min(list.size(), count));
@@ -100,7 +100,7 @@ std::uint32_t TensorList::List::kind_of(const ScalarSource& source, const ItemVa
     return index;
 }
 
-void TensorList::List::set_step_counts(std::span<const ItemValues> values) {
+void DeviceTensorList::List::set_step_counts(std::span<const ItemValues> values) {
     for (const auto& v : values) {
         if (v.steps_done != nullptr) step_counts.push_back(v.steps_done);
     }
@@ -108,7 +108,7 @@ void TensorList::List::set_step_counts(std::span<const ItemValues> values) {
     step_counts.erase(std::unique(step_counts.begin(), step_counts.end()), step_counts.end());
 }
 
-void TensorList::List::clear() {
+void DeviceTensorList::List::clear() {
     tensors.clear();
     launchers.clear();
     sources.clear();
@@ -117,8 +117,8 @@ void TensorList::List::clear() {
     norm_blocks = 0;
 }
 
-void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues> values,
-                     FindLaunchers find) {
+void DeviceTensorList::set(std::span<const StepItem> items, std::span<const ItemValues> values,
+                           FindLaunchers find) {
     if (!values.empty() && values.size() != items.size()) {
         throw InvalidArgument("there are " + std::to_string(items.size()) + " tensors and " +
                               std::to_string(values.size()) +
@@ -155,7 +155,7 @@ void TensorList::set(std::span<const StepItem> items, std::span<const ItemValues
     std::swap(list_, next_list_);
 }
 
-void TensorList::Cut::set(const List& list) {
+void DeviceTensorList::Cut::set(const List& list) {
     const auto& tensors = list.tensors;
     const auto& launchers = list.launchers;
     chunks.clear();

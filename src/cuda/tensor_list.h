@@ -35,7 +35,7 @@ constexpr int chunk_size(std::int64_t groups_in_list) {
 }
 
 /// One tensor. Element `column` of row `row` lies row * row_length + column behind the pointers.
-struct TensorEntry {
+struct DeviceTensor {
     void* weight = nullptr;
     void* correction = nullptr;
     void* codes[kMaxMoments] = {};  // of each moment
@@ -57,7 +57,7 @@ struct TensorEntry {
         false;  // eight elements of every buffer can be read at once wherever their index is a multiple of 8
     std::uint32_t padding = 0;
 
-    bool operator==(const TensorEntry&) const = default;
+    bool operator==(const DeviceTensor&) const = default;
 };
 
 /// The list's groups_in_chunk groups of one tensor, or what is left of it from there.
@@ -94,7 +94,7 @@ struct Control {
 /// A launch of one kernel: `chunk_count` blocks, one for each chunk.
 struct Launch {
     const Chunk* chunks = nullptr;
-    const TensorEntry* tensors = nullptr;
+    const DeviceTensor* tensors = nullptr;
     const Kind* kinds = nullptr;
     Control* control = nullptr;
     std::uint64_t* bad_elements = nullptr;  // of each tensor
@@ -122,7 +122,7 @@ struct LaunchRange {
     std::uint32_t count = 0;
 };
 
-class TensorList {
+class DeviceTensorList {
 public:
     /// Takes over `items` with their values in device memory, which may be empty. Chunks are kept where no
     /// size and no storage has changed. Where it throws the list is as before.
@@ -130,7 +130,7 @@ public:
     ///         of another length.
     void set(std::span<const StepItem> items, std::span<const ItemValues> values, FindLaunchers find);
 
-    [[nodiscard]] const std::vector<TensorEntry>& tensors() const { return list_.tensors; }
+    [[nodiscard]] const std::vector<DeviceTensor>& tensors() const { return list_.tensors; }
     [[nodiscard]] const std::vector<Chunk>& chunks() const { return cut_.chunks; }
     [[nodiscard]] int groups_in_chunk() const { return cut_.groups_in_chunk; }
     [[nodiscard]] const std::vector<ScalarSource>& sources() const { return list_.sources; }
@@ -148,7 +148,7 @@ public:
 private:
     /// What follows from the items.
     struct List {
-        std::vector<TensorEntry> tensors;
+        std::vector<DeviceTensor> tensors;
         std::vector<Launchers> launchers;  // of each tensor
         std::vector<ScalarSource> sources;
         std::vector<KindSource> kinds;

@@ -89,7 +89,7 @@ public:
             return in_group < kMoments ? in_group : 0;
         }
     }
-    static FLASHOPTIM_INLINE ChunkView view_of(const TensorEntry& t, const Chunk& chunk, int groups) {
+    static FLASHOPTIM_INLINE ChunkView view_of(const DeviceTensor& t, const Chunk& chunk, int groups) {
         return {t,
                 chunk,
                 groups,
@@ -104,7 +104,7 @@ public:
 
     /// Loads and updates; nothing is written yet. Returns how many elements are skipped.
     /// `far` is k in memory.
-    FLASHOPTIM_INLINE int update(const TensorEntry& t, const StepScalars& k, const StepScalars& far,
+    FLASHOPTIM_INLINE int update(const DeviceTensor& t, const StepScalars& k, const StepScalars& far,
                                  float factor, const Run& run) {
         run_ = run;
         Words<float> gradient;
@@ -161,7 +161,7 @@ public:
     }
 
     /// Encodes and writes.
-    FLASHOPTIM_INLINE void finish(const TensorEntry& t, std::uint32_t step, int thread) {
+    FLASHOPTIM_INLINE void finish(const DeviceTensor& t, std::uint32_t step, int thread) {
         if (is_ordinary_) {
             encode_ordinary(step);
             store(t);
@@ -186,13 +186,13 @@ public:
 
 private:
     template <bool kWhole>
-    FLASHOPTIM_INLINE void load(const TensorEntry& t, Words<float>& gradient) {
+    FLASHOPTIM_INLINE void load(const DeviceTensor& t, Words<float>& gradient) {
         load_run<kWhole>(stored_, t.weight, run_);
         load_gradient<kWhole>(gradient, t, run_);
         for_each_moment<R>([&](auto n) { load_run<kWhole>(code_[n], t.codes[n], run_); });
         if constexpr (kHasCorrection) load_run<kWhole>(correction_, t.correction, run_);
     }
-    FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
+    FLASHOPTIM_INLINE void store(const DeviceTensor& t) const {
         if (run_.is_whole) {
             store<true>(t);
         } else {
@@ -200,7 +200,7 @@ private:
         }
     }
     template <bool kWhole>
-    FLASHOPTIM_INLINE void store(const TensorEntry& t) const {
+    FLASHOPTIM_INLINE void store(const DeviceTensor& t) const {
         store_run<kWhole>(t.weight, stored_, run_);
         for_each_moment<R>([&](auto n) { store_run<kWhole>(t.codes[n], code_[n], run_); });
         if constexpr (kHasCorrection) store_run<kWhole>(t.correction, correction_, run_);

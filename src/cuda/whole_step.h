@@ -98,7 +98,7 @@ FLASHOPTIM_INLINE void advance(const Advance& a, std::uint32_t n) {
 
 /// The gradients whose norm is taken: blocks of kNormBlock elements, counted over all tensors in their order.
 struct NormLaunch {
-    const TensorEntry* tensors = nullptr;
+    const DeviceTensor* tensors = nullptr;
     std::int64_t tensor_count = 0;
     std::int64_t blocks = 0;
     const Control* control = nullptr;
@@ -106,7 +106,7 @@ struct NormLaunch {
 };
 
 /// The last tensor that begins at or before the block.
-FLASHOPTIM_INLINE const TensorEntry& tensor_of_norm_block(const NormLaunch& launch, std::int64_t block) {
+FLASHOPTIM_INLINE const DeviceTensor& tensor_of_norm_block(const NormLaunch& launch, std::int64_t block) {
     std::int64_t low = 0, high = launch.tensor_count;
     while (high - low > 1) {
         const auto middle = (low + high) / 2;
@@ -117,7 +117,7 @@ FLASHOPTIM_INLINE const TensorEntry& tensor_of_norm_block(const NormLaunch& laun
 
 /// Sum `part` of a block: every kNormSums-th element from there (step/instantiate.h, sum_of_squares).
 FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block, int part) {
-    const TensorEntry& t = tensor_of_norm_block(launch, block);
+    const DeviceTensor& t = tensor_of_norm_block(launch, block);
     const float factor = t.gradient_factor * launch.control->gradient_factor;
     const auto begin = (block - t.norm_begin) * kNormBlock;
     const auto left = t.numel - begin;

@@ -6,7 +6,7 @@
 
 #include "cuda/run.h"
 #include "flashoptim/numeric/float16.h"
-#include "step/lanes/cuda.h"
+#include "step/lanes/cuda_thread.h"
 
 namespace flashoptim::cuda {
 
@@ -112,7 +112,7 @@ FLASHOPTIM_INLINE void store_run(void* buffer, const Words<T>& from, const Run& 
 
 /// The gradient of a run in its own type.
 template <bool kWhole>
-FLASHOPTIM_INLINE void load_gradient(Words<float>& to, const TensorEntry& t, const Run& run) {
+FLASHOPTIM_INLINE void load_gradient(Words<float>& to, const DeviceTensor& t, const Run& run) {
     if (t.gradient_dtype == DType::kFloat32) {
         load_run<kWhole>(to, t.gradient, run);
     } else {
@@ -143,7 +143,7 @@ FLASHOPTIM_INLINE void convert_gradient(float (&to)[kElements], const Words<floa
 }
 
 /// The factor of a tensor's gradient as its step sees it.
-FLASHOPTIM_INLINE float gradient_factor(const TensorEntry& t, const Control& control) {
+FLASHOPTIM_INLINE float gradient_factor(const DeviceTensor& t, const Control& control) {
     const float factor = t.gradient_factor * control.gradient_factor;
     return t.negates_gradient ? -factor : factor;
 }

@@ -48,7 +48,7 @@ fs::path cleaned(fs::path target) {
     return target;
 }
 
-FileDescriptor new_file(const Workspace& workspace, const fs::path& target) {
+FileDescriptor new_file(const SaveFolder& workspace, const fs::path& target) {
     FileDescriptor file(::open(workspace.fresh().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
     if (!file) throw_io_error("create", target, errno);
     struct stat old{};
@@ -127,7 +127,7 @@ FoundFolder find_folder(const fs::path& target, const fs::path& shown) {
 }
 
 TemporaryFolder::TemporaryFolder(fs::path target)
-    : target_(cleaned(std::move(target))), workspace_(Workspace::create(target_)) {
+    : target_(cleaned(std::move(target))), workspace_(SaveFolder::create(target_)) {
     if (::mkdir(workspace_.fresh().c_str(), 0777) != 0) throw_io_error("create", target_, errno);
     descriptor_ = open_existing(workspace_.fresh());
     if (!descriptor_) throw_io_error("create", target_, errno);
@@ -187,7 +187,7 @@ void TemporaryFolder::move_aside_and_replace(const FileDescriptor& parent, const
 
 TemporaryFile::TemporaryFile(fs::path target)
     : target_(cleaned(std::move(target))),
-      workspace_(Workspace::create(target_)),
+      workspace_(SaveFolder::create(target_)),
       output_(new_file(workspace_, target_), target_) {}
 
 void TemporaryFile::replace_target() {
@@ -200,7 +200,7 @@ void TemporaryFile::replace_target() {
 namespace {
 
 void remove_in_one_step(const fs::path& target, const FileDescriptor& parent, const CheckReplaceable& check) {
-    Workspace workspace = Workspace::create(target);
+    SaveFolder workspace = SaveFolder::create(target);
     for (const std::string& name : check(open_in_place(target, target))) workspace.note(name);
     if (::rename(target.c_str(), workspace.aside().c_str()) != 0) throw_io_error("remove", target, errno);
     try {

@@ -71,7 +71,7 @@ private:
     void move_aside_and_replace(const FileDescriptor& parent, const CheckReplaceable& check);
 
     std::filesystem::path target_;
-    Workspace workspace_;
+    SaveFolder workspace_;
     FileDescriptor descriptor_;
 };
 
@@ -88,7 +88,7 @@ public:
 
 private:
     std::filesystem::path target_;
-    Workspace workspace_;
+    SaveFolder workspace_;
     OutputFile output_;
 };
 

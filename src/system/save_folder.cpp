@@ -167,14 +167,14 @@ std::string journal_opening(std::string_view target_name, std::string_view works
     return text;
 }
 
-void Workspace::place_at(const fs::path& parent, const std::string& name) {
+void SaveFolder::place_at(const fs::path& parent, const std::string& name) {
     path_ = parent / name;
     fresh_ = path_ / kNew;
     aside_ = path_ / kOld;
 }
 
-Workspace Workspace::create(const fs::path& target) {
-    Workspace made;
+SaveFolder SaveFolder::create(const fs::path& target) {
+    SaveFolder made;
     made.target_ = target;
     for (int tries = 0;; ++tries) {
         const std::string name = workspace_name(target.filename().string(), random_digits());
@@ -205,8 +205,8 @@ Workspace Workspace::create(const fs::path& target) {
 
 /// The workspace of that name in the folder of `target`, if it is proved ours. To be removed it must be this
 /// user's, its maker dead, and nothing else may lie in it.
-std::optional<Workspace> Workspace::find(const fs::path& target, const std::string& name, Purpose purpose) {
-    Workspace found;
+std::optional<SaveFolder> SaveFolder::find(const fs::path& target, const std::string& name, Purpose purpose) {
+    SaveFolder found;
     found.is_kept_ = true;
     found.place_at(target.parent_path(), name);
     found.folder_ =
@@ -244,11 +244,11 @@ std::optional<Workspace> Workspace::find(const fs::path& target, const std::stri
     return found;
 }
 
-bool Workspace::was_stopped_between_renames() const {
+bool SaveFolder::was_stopped_between_renames() const {
     return type_in(folder_, kNew) == S_IFDIR && type_in(folder_, kOld) == S_IFDIR;
 }
 
-bool Workspace::is_noted(const FileDescriptor& folder) const {
+bool SaveFolder::is_noted(const FileDescriptor& folder) const {
     bool all = true;
     const bool is_listed = list_names(folder, [&](const char* name) {
         all = all && names_.contains(name) && type_in(folder, name) == S_IFREG;
@@ -256,7 +256,7 @@ bool Workspace::is_noted(const FileDescriptor& folder) const {
     return all && is_listed;
 }
 
-bool Workspace::holds_only_what_is_noted() const {
+bool SaveFolder::holds_only_what_is_noted() const {
     bool all = true;
     const bool is_listed = list_names(folder_, [&](const std::string_view name) {
         if (name == kJournal) return;
@@ -269,17 +269,17 @@ bool Workspace::holds_only_what_is_noted() const {
     return all && is_listed;
 }
 
-void Workspace::note(const std::string& name) {
+void SaveFolder::note(const std::string& name) {
     if (!names_.insert(name).second) return;
     write_all(journal_, name + '\0', target_);
 }
 
-void Workspace::sync() const {
+void SaveFolder::sync() const {
     checkpoint::sync(journal_, target_);
     checkpoint::sync(folder_, target_);
 }
 
-bool Workspace::remove_entry(const char* name) const noexcept {
+bool SaveFolder::remove_entry(const char* name) const noexcept {
     if (::unlinkat(folder_.get(), name, 0) == 0 || errno == ENOENT) return true;
     if (::unlinkat(folder_.get(), name, AT_REMOVEDIR) == 0)
         return true;  // it was empty: no descriptor is needed
@@ -292,7 +292,7 @@ bool Workspace::remove_entry(const char* name) const noexcept {
 }
 
 // Allocates nothing: it runs when memory or the disk is used up, too.
-void Workspace::remove() noexcept {
+void SaveFolder::remove() noexcept {
     if (!folder_ || is_kept_) return;
     const bool is_new_gone = remove_entry(kNew), is_old_gone = remove_entry(kOld);
     if (is_new_gone && is_old_gone) {
@@ -303,7 +303,7 @@ void Workspace::remove() noexcept {
 
 void remove_leftovers(const fs::path& target) {
     for_each_name(target, [&target](const std::string& name) {
-        auto leftover = Workspace::find(target, name, Workspace::Purpose::kRemove);
+        auto leftover = SaveFolder::find(target, name, SaveFolder::Purpose::kRemove);
         if (!leftover || (leftover->was_stopped_between_renames() && is_vacant(leftover->target_))) return;
         leftover->is_kept_ = false;
     });
@@ -315,7 +315,7 @@ void recover_target(const fs::path& target) {
     if (!parent) return;
     const ScopedLock no_writer_between_renames(parent);
     for_each_name(target, [&](const std::string& name) {
-        const auto leftover = Workspace::find(target, name, Workspace::Purpose::kRemove);
+        const auto leftover = SaveFolder::find(target, name, SaveFolder::Purpose::kRemove);
         if (!leftover || leftover->target_ != target || !leftover->was_stopped_between_renames()) return;
         // Fails where something came to lie at the target that is not an empty folder.
         if (is_vacant(target) && ::rename(leftover->aside_.c_str(), target.c_str()) == 0) {
@@ -327,7 +327,7 @@ void recover_target(const fs::path& target) {
 std::optional<fs::path> find_aside(const fs::path& target) {
     std::optional<fs::path> found;
     for_each_name(target, [&](const std::string& name) {
-        const auto leftover = Workspace::find(target, name, Workspace::Purpose::kRead);
+        const auto leftover = SaveFolder::find(target, name, SaveFolder::Purpose::kRead);
         if (leftover && leftover->target_ == target && leftover->was_stopped_between_renames()) {
             found = leftover->aside_;
         }

@@ -24,13 +24,13 @@
 
 namespace flashoptim::checkpoint {
 
-class Workspace {
+class SaveFolder {
 public:
     /// A new one beside `target`. Throws IoError.
-    static Workspace create(const std::filesystem::path& target);
-    Workspace(Workspace&&) noexcept = default;
-    Workspace& operator=(Workspace&&) = delete;
-    ~Workspace() { remove(); }
+    static SaveFolder create(const std::filesystem::path& target);
+    SaveFolder(SaveFolder&&) noexcept = default;
+    SaveFolder& operator=(SaveFolder&&) = delete;
+    ~SaveFolder() { remove(); }
 
     const std::filesystem::path& fresh() const { return fresh_; }  ///< `new`
     const std::filesystem::path& aside() const { return aside_; }  ///< `old`
@@ -49,9 +49,9 @@ private:
     friend std::optional<std::filesystem::path> find_aside(const std::filesystem::path& target);
     enum class Purpose : bool { kRead, kRemove };
 
-    Workspace() = default;
-    static std::optional<Workspace> find(const std::filesystem::path& target, const std::string& name,
-                                         Purpose purpose);
+    SaveFolder() = default;
+    static std::optional<SaveFolder> find(const std::filesystem::path& target, const std::string& name,
+                                          Purpose purpose);
     void place_at(const std::filesystem::path& parent, const std::string& name);
     bool was_stopped_between_renames() const;
     bool holds_only_what_is_noted() const;

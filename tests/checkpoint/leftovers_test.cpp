@@ -317,7 +317,7 @@ TEST(Leftovers, OfAnOrdinaryUserGoWithTheNextSave) {
         constexpr uid_t kNobody = 65534;
         if (::geteuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0) return "cannot drop root";
         ::umask(0022);
-        Workspace::create(folder / "ckpt").keep();  // as if it were killed here
+        SaveFolder::create(folder / "ckpt").keep();  // as if it were killed here
         struct stat journal{};
         const fs::path path = folder / *names_in(folder.path()).begin() / "journal";
         if (::stat(path.c_str(), &journal) != 0 || (journal.st_mode & 07777) != 0644) {

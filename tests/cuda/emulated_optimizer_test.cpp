@@ -107,7 +107,7 @@ TEST_F(CudaOptimizerOnEmulation, WithoutMemoryNothingIsAdded) {
     emulated::fail("cudaMalloc", cudaErrorMemoryAllocation, 2);
     Tensor large(DType::kBFloat16, {64, 64});
     const DeviceTensor on_device(large);
-    expect_refused<Error>("out of memory", [&] { optimizer.add_parameter(on_device.view()); });
+    expect_refused<CudaError>("out of memory", [&] { optimizer.add_parameter(on_device.view()); });
     EXPECT_EQ(optimizer.parameter_count(), 4U);
     pair.fill_gradients(1);
     pair.host().step();

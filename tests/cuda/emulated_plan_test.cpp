@@ -170,15 +170,16 @@ TEST_F(CudaPlanOnEmulation, IsGivenBackDuringACapture) {
 TEST_F(CudaPlanOnEmulation, SaysWhyADeviceCannotBeUsed) {
     const auto make = [] { const StepPlan plan; };
     emulated::set_driver_version(11080);
-    expect_refused<Error>(
+    expect_refused<CudaError>(
         "the driver is for CUDA 11.8 and this library was built with CUDA 13.0; update the driver", make);
     emulated::set_driver_version(0);
-    expect_refused<Error>("CUDA device 0 does not exist: this process sees 0", make);
+    expect_refused<CudaError>("CUDA device 0 does not exist: this process sees 0", make);
     emulated::set_driver_version(CUDART_VERSION);
     emulated::fail("cudaGetDeviceCount", cudaErrorInitializationError);
-    expect_refused<Error>("if it was forked from one that had used CUDA, start processes with spawn", make);
+    expect_refused<CudaError>("if it was forked from one that had used CUDA, start processes with spawn",
+                              make);
     emulated::set_device_count(0);
-    expect_refused<Error>("CUDA device 0 does not exist: this process sees 0", make);
+    expect_refused<CudaError>("CUDA device 0 does not exist: this process sees 0", make);
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
 }
 
@@ -190,7 +191,7 @@ TEST_F(CudaPlanOnEmulation, ErrorsOfKernelsHaveTheirRemedies) {
                                         std::pair{cudaErrorNoKernelImageForDevice, "compute capability 8.0"},
                                         std::pair{cudaErrorUnsupportedPtxVersion, "update the driver"}}) {
         emulated::fail("cudaLaunchKernelExC", error);
-        expect_refused<Error>(remedy, [&] { plan.step(set.items(), {}, nullptr); });
+        expect_refused<CudaError>(remedy, [&] { plan.step(set.items(), {}, nullptr); });
     }
 }
 
@@ -200,16 +201,16 @@ TEST_F(CudaPlanOnEmulation, WhatCudaRefusesIsNamed) {
     const auto before = set.bytes();
     StepPlan plan;
     emulated::fail("cudaMalloc", cudaErrorMemoryAllocation, 2);
-    expect_refused<Error>("cudaMalloc failed with cudaErrorMemoryAllocation (out of memory)",
-                          [&] { plan.step(set.items(), {}, nullptr); });
+    expect_refused<CudaError>("cudaMalloc failed with cudaErrorMemoryAllocation (out of memory)",
+                              [&] { plan.step(set.items(), {}, nullptr); });
     EXPECT_TRUE(before == set.bytes());
     plan.step(set.items(), {}, nullptr);  // once there is memory again
     EXPECT_FALSE(before == set.bytes());
     const char* const launches[] = {"the launch of a step's scalars", "the launch of a step's kernel"};
     for (int n = 0; n < 2; ++n) {
         emulated::fail("cudaLaunchKernelExC", cudaErrorInvalidDeviceFunction, n);
-        expect_refused<Error>(std::string(launches[n]) + " failed with cudaErrorInvalidDeviceFunction",
-                              [&] { plan.step(set.items(), {}, nullptr); });
+        expect_refused<CudaError>(std::string(launches[n]) + " failed with cudaErrorInvalidDeviceFunction",
+                                  [&] { plan.step(set.items(), {}, nullptr); });
     }
 }
 
@@ -244,7 +245,7 @@ TEST_F(CudaPlanOnEmulation, StepWhoseKernelsCannotBeLoadedChangesNothing) {
         StepPlan plan;
         emulated::unload_kernels();
         emulated::fail(kLoad, cudaErrorMemoryAllocation, successes);
-        expect_refused<Error>(
+        expect_refused<CudaError>(
             "the load of a step's kernels failed with cudaErrorMemoryAllocation (out of memory)",
             [&] { plan.step(set.items(), options, nullptr); });
         EXPECT_TRUE(before == set.bytes()) << successes;
@@ -271,8 +272,8 @@ TEST_F(CudaPlanOnEmulation, KernelsAreLoadedOnceAndBeforeTheFirstLaunch) {
     for (int n = 0; n < 2; ++n) EXPECT_NO_THROW(plan.step(set.items(), options, nullptr));
     EXPECT_NO_THROW(plan.grad_norm(set.items(), {}, &norm, 1.0, nullptr, nullptr));
     EXPECT_NO_THROW(plan.count_bad_gradients(set.items(), {}, nullptr));
-    expect_refused<Error>("the load of a step's kernels",  // another rule's
-                          [&] { plan.step(other.items(), options, nullptr); });
+    expect_refused<CudaError>("the load of a step's kernels",  // another rule's
+                              [&] { plan.step(other.items(), options, nullptr); });
     EXPECT_NO_THROW(plan.step(other.items(), options, nullptr));
     EXPECT_NO_THROW(plan.step(set.items(), options, nullptr));
 }

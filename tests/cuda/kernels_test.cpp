@@ -244,8 +244,8 @@ TEST_P(CudaKernels, ValuesFromDeviceMemory) {
 // A program that is built with CUDA must start, and say what is wrong, where there is no driver.
 TEST(CudaDevice, ThatDoesNotExistIsNamed) {
     const int count = device_count();
-    expect_refused<Error>("CUDA device " + std::to_string(count) + " does not exist",
-                          [&] { const StepPlan plan(count); });
+    expect_refused<CudaError>("CUDA device " + std::to_string(count) + " does not exist",
+                              [&] { const StepPlan plan(count); });
 }
 
 namespace {

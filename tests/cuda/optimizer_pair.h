@@ -61,7 +61,7 @@ public:
         device_.set_gradient(id, device_gradients_.back()->view());
     }
     static OptimizerOptions on(OptimizerOptions options, int device) {
-        options.device = std::make_shared<Device>(device);
+        options.device = std::make_shared<CudaDevice>(device);
         return options;
     }
     void fill_gradients(std::uint64_t t, bool with_bad = false) {

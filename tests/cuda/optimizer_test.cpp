@@ -215,8 +215,8 @@ TEST_F(CudaOptimizer, WhatCannotBeIsRefused) {
     expect_refused<InvalidArgument>("has no buffer that is called nothing",
                                     [&] { optimizer.set_stored(0, "nothing", std::vector<std::byte>(3)); });
     const int count = device_count();
-    expect_refused<Error>("CUDA device " + std::to_string(count) + " does not exist",
-                          [&] { const Device device(count); });
+    expect_refused<CudaError>("CUDA device " + std::to_string(count) + " does not exist",
+                              [&] { const CudaDevice device(count); });
     Tensor of_host(DType::kBFloat16, {40, 160});
     expect_refused<InvalidArgument>("pppppp lies in memory of the host: give memory of CUDA device 0",
                                     [&] { optimizer.add_parameter(of_host.view(), "pppppp"); });

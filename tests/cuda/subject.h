@@ -32,7 +32,7 @@ public:
         return static_cast<T*>(data_);
     }
     static void check(cudaError_t status) {
-        if (status != cudaSuccess) throw Error(cudaGetErrorString(status));
+        if (status != cudaSuccess) throw CudaError(cudaGetErrorString(status));
     }
 
 private:

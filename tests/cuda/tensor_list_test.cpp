@@ -39,10 +39,10 @@ private:
 
 Launchers no_launchers(Rule /*rule*/, const StoragePlan& /*plan*/) { return {}; }
 
-void set(TensorList& list, const Items& items) { list.set(items.items, {}, &no_launchers); }
+void set(DeviceTensorList& list, const Items& items) { list.set(items.items, {}, &no_launchers); }
 
 /// Every group of every tensor is in one chunk.
-void expect_cut(const TensorList& list) {
+void expect_cut(const DeviceTensorList& list) {
     std::size_t next = 0;
     for (std::size_t n = 0; n < list.tensors().size(); ++n) {
         const auto& t = list.tensors()[n];
@@ -77,7 +77,7 @@ TEST(CudaTensorList, ChunksAreAsLargeAsTheListAllows) {
                           {{4096, 6144}, 512, 1536},
                           {{131072, 65536}, 512, 524288}};
     for (const auto& c : cases) {
-        TensorList list;
+        DeviceTensorList list;
         set(list, Items({c.shape}));
         EXPECT_EQ(list.groups_in_chunk(), c.groups) << c.shape[0];
         EXPECT_EQ(list.chunks().size(), c.chunks) << c.shape[0];
@@ -86,7 +86,7 @@ TEST(CudaTensorList, ChunksAreAsLargeAsTheListAllows) {
 }
 
 TEST(CudaTensorList, TensorsOfOneListHaveChunksOfOneSize) {
-    TensorList list;
+    DeviceTensorList list;
     set(list, Items({{2, 70000}, {0, 7}, {300000, 9}, {33}, {7}}));
     EXPECT_EQ(list.groups_in_chunk(), 256);
     expect_cut(list);
@@ -97,7 +97,7 @@ TEST(CudaTensorList, TensorsOfOneListHaveChunksOfOneSize) {
 TEST(CudaTensorList, ChunksFollowTheSizeOfTheList) {
     const std::vector<std::vector<std::int64_t>> small = {{1000, 100}, {77, 77}};
     const Items first(small), elsewhere(small);
-    TensorList list;
+    DeviceTensorList list;
     set(list, first);
     EXPECT_TRUE(list.chunks_changed());
     EXPECT_EQ(list.groups_in_chunk(), 64);

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "need_device.h"
-#include "step/lanes/cuda.h"
+#include "step/lanes/cuda_thread.h"
 
 namespace flashoptim::cuda {
 

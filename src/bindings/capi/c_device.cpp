@@ -14,7 +14,7 @@ void set_cuda_stream(Device* device, void* stream) {
             "the optimizer is not on a device: make it with place FLASHOPTIM_CUDA to give it a stream");
     }
 #if defined(FLASHOPTIM_WITH_CUDA)
-    static_cast<cuda::Device*>(device)->set_stream(stream);
+    static_cast<cuda::CudaDevice*>(device)->set_stream(stream);
 #else
     (void)stream;  // no build without CUDA makes a device
 #endif
@@ -23,7 +23,7 @@ void set_cuda_stream(Device* device, void* stream) {
 #if defined(FLASHOPTIM_WITH_CUDA)
 std::int32_t cuda_device_count() noexcept { return cuda::device_count(); }
 std::shared_ptr<Device> make_cuda_device(std::int32_t device, void* stream) {
-    return std::make_shared<cuda::Device>(device, stream);
+    return std::make_shared<cuda::CudaDevice>(device, stream);
 }
 #else
 std::int32_t cuda_device_count() noexcept { return 0; }

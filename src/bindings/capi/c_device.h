@@ -9,7 +9,7 @@
 namespace flashoptim::capi {
 
 std::int32_t cuda_device_count() noexcept;
-/// @throws InvalidArgument where this build has no CUDA backend, cuda::Error for a device
+/// @throws InvalidArgument where this build has no CUDA backend, cuda::CudaError for a device
 ///         that does not exist.
 std::shared_ptr<Device> make_cuda_device(std::int32_t device, void* stream);
 /// Of a device that make_cuda_device made. @throws InvalidArgument for none.

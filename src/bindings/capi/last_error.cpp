@@ -53,7 +53,7 @@ flashoptim_status fail_with_current_exception() noexcept {
         return fail(FLASHOPTIM_FORMAT_ERROR, error.what());
     } catch (const NonFiniteError& error) {
         return fail(FLASHOPTIM_NONFINITE, error.what());
-    } catch (const cuda::Error& error) {
+    } catch (const cuda::CudaError& error) {
         return fail(FLASHOPTIM_DEVICE_ERROR, error.what());
     } catch (const std::bad_alloc&) {
         return fail(FLASHOPTIM_OUT_OF_MEMORY, "out of memory: use smaller tensors or a smaller format");

@@ -24,7 +24,7 @@ std::vector<Hyperparameters> groups_from(const Tensor& hyperparameters) {
     return groups;
 }
 
-Batch::Batch(const TensorList& weights, const TensorList& gradients, const Tensor& table,
+Batch::Batch(const HandleList& weights, const HandleList& gradients, const Tensor& table,
              const Tensor& hyperparameters)
     : weights_(weights), gradients_(gradients) {
     if (gradients.size() != weights.size()) {
@@ -87,7 +87,7 @@ StepItem& Batch::add() {
     return item;
 }
 
-void Batch::set_step(const TensorList& steps) {
+void Batch::set_step(const HandleList& steps) {
     const auto n = items.size() - 1;
     const auto count = integers_of(steps[n], steps.name(n), device_);
     if (count.size() != 1 || (!is_on_gpu_ && count[0] < 0)) {
@@ -109,7 +109,7 @@ void Batch::set_step(const TensorList& steps) {
     }
 }
 
-void Batch::set_direction(const TensorList& directions) {
+void Batch::set_direction(const HandleList& directions) {
     const auto n = items.size() - 1;
     auto& item = items.back();
     const auto direction = view_of(directions[n], directions.name(n), device_);
@@ -208,7 +208,7 @@ void Batch::check_order(AtenTensorHandle tensor, Name name) const {
            ": decode and encode it again where the weight's strides have changed");
 }
 
-StateLists::StateLists(const TensorList& list, std::span<const std::int64_t> places, std::size_t weights) {
+StateLists::StateLists(const HandleList& list, std::span<const std::int64_t> places, std::size_t weights) {
     if (list.size() != places.size() * weights) {
         refuse("state has " + std::to_string(list.size()) + " tensors for " + std::to_string(places.size()) +
                " places of " + std::to_string(weights) +

@@ -1,5 +1,5 @@
 // The tensors and tables of a call of a step, a count or a norm, checked, as the core's items. What is done
-// with them stands in step.cpp.
+// with them stands in fused_step.cpp.
 #pragma once
 
 #include <array>
@@ -26,7 +26,7 @@ struct GradientFactors {
 class Batch {
 public:
     /// All tensors lie where the first weight does.
-    Batch(const TensorList& weights, const TensorList& gradients, const Tensor& table,
+    Batch(const HandleList& weights, const HandleList& gradients, const Tensor& table,
           const Tensor& hyperparameters);
     /// Before the first item: learning rates, one for each row of hyperparameters, take the place
     /// of those that are NaN there.
@@ -40,9 +40,9 @@ public:
     /// `tensors` are those of all items.
     [[nodiscard]] void* buffer(std::span<const AtenTensorHandle> tensors, int place) const;
     /// Where the step count of the last item lies, a step row's one.
-    void set_step(const TensorList& steps);
+    void set_step(const HandleList& steps);
     /// Where the last item's direction lies: float32 or bfloat16, in the weight's memory order.
-    void set_direction(const TensorList& directions);
+    void set_direction(const HandleList& directions);
     /// The caller's counts of bad elements, one for each weight.
     [[nodiscard]] std::span<std::int64_t> counts_of(const Tensor& bad_elements) const;
     /// After a call on the CPU: what it counted, added to the caller's counts.
@@ -52,7 +52,7 @@ public:
     /// Once all items are there. On a GPU the two tensors are read when the step runs.
     void set_factors(const GradientFactors& factors);
 
-    [[nodiscard]] Device device() const { return device_; }
+    [[nodiscard]] TensorDevice device() const { return device_; }
     /// Whether the CUDA kernels step these tensors.
     [[nodiscard]] bool is_on_gpu() const { return is_on_gpu_; }
 
@@ -65,9 +65,9 @@ private:
     void set_gradient(StepItem& item, std::size_t n);
     void check_order(AtenTensorHandle tensor, Name name) const;
 
-    const TensorList& weights_;
-    const TensorList& gradients_;
-    Device device_;
+    const HandleList& weights_;
+    const HandleList& gradients_;
+    TensorDevice device_;
     bool is_on_gpu_ = false;
     Row rows_;
     View weight_;                    // of the last item
@@ -89,7 +89,7 @@ class StateLists {
 public:
     /// `places` are those that the list has, in its order. Refuses a place that is none or is there twice,
     /// and a list of another length.
-    StateLists(const TensorList& list, std::span<const std::int64_t> places, std::size_t weights);
+    StateLists(const HandleList& list, std::span<const std::int64_t> places, std::size_t weights);
     /// The tensors at a place, one for each weight; empty where the list has none.
     [[nodiscard]] std::span<const AtenTensorHandle> of(int place) const {
         return lists_[static_cast<std::size_t>(place)];

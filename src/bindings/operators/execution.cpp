@@ -6,7 +6,7 @@
 #include <atomic>
 #include <mutex>
 
-#include "kernels.h"
+#include "operators.h"
 
 namespace flashoptim::operators {
 

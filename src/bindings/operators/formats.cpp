@@ -3,7 +3,7 @@
 #include "batch.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/quantize.h"
-#include "kernels.h"
+#include "operators.h"
 #include "tables.h"
 
 namespace flashoptim::operators {

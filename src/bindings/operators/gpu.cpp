@@ -21,7 +21,7 @@ enum class Use : std::uint8_t { kStep, kCount, kNorm };
 
 #if FLASHOPTIM_OPERATORS_GPU != 0
 /// Torch's current stream of a device.
-void* current_stream(Device device) {
+void* current_stream(TensorDevice device) {
     if (device.is_host()) return nullptr;
     // A torch without CUDA does not have this, and has no tensors on a GPU either.
     using GetStream = AOTITorchError (*)(std::int32_t, void**);
@@ -56,7 +56,7 @@ public:
     }
     /// Calls use(plan, stream) while nobody else uses this plan.
     template <class Body>
-    void with(Use use, Device device, Body body) {
+    void with(Use use, TensorDevice device, Body body) {
         auto& [mutex, plan] = plans_[static_cast<std::size_t>(use)];
         const std::lock_guard lock(mutex);
         DeviceGuard current;
@@ -76,7 +76,7 @@ private:
 class Plans {
 public:
     template <class Body>
-    void with(Use /*use*/, Device device, Body /*body*/) {
+    void with(Use /*use*/, TensorDevice device, Body /*body*/) {
         refuse("nothing is stepped on " + device.text());
     }
 };
@@ -122,11 +122,11 @@ Registry& registry() {
 
 }  // namespace
 
-bool has_kernels_for(Device device) {
+bool has_kernels_for(TensorDevice device) {
     if (FLASHOPTIM_OPERATORS_GPU == 2) return device.is_host();
     return FLASHOPTIM_OPERATORS_GPU == 1 && device.type == aoti_torch_device_type_cuda();
 }
-std::string why_not_stepped(Device device) {
+std::string why_not_stepped(TensorDevice device) {
     if (device.type != aoti_torch_device_type_cuda()) {
         return "nothing can be stepped: move it to the CPU or to a CUDA device";
     }
@@ -138,18 +138,18 @@ std::int64_t gpu_kernels() { return FLASHOPTIM_OPERATORS_GPU; }
 std::int64_t make_step_plan() { return registry().add(); }
 void free_step_plan(std::int64_t number) { registry().remove(number); }
 
-void gpu_step(std::int64_t plan, Device device, std::span<const StepItem> items,
+void gpu_step(std::int64_t plan, TensorDevice device, std::span<const StepItem> items,
               const cuda::StepOptions& options) {
     registry().get(plan)->with(Use::kStep, device,
                                [&](auto& on, void* stream) { on.step(items, options, stream); });
 }
-void gpu_count_bad(std::int64_t plan, Device device, std::span<const StepItem> items,
+void gpu_count_bad(std::int64_t plan, TensorDevice device, std::span<const StepItem> items,
                    const cuda::DeviceValues& values) {
     registry().get(plan)->with(Use::kCount, device, [&](auto& on, void* stream) {
         on.count_bad_gradients(items, {NonFinite::kSkipElement, values}, stream);
     });
 }
-void gpu_grad_norm(std::int64_t plan, Device device, std::span<const StepItem> items,
+void gpu_grad_norm(std::int64_t plan, TensorDevice device, std::span<const StepItem> items,
                    const cuda::DeviceValues& values, double* norm) {
     registry().get(plan)->with(Use::kNorm, device, [&](auto& on, void* stream) {
         on.grad_norm(items, values, norm, 0.0, nullptr, stream);

@@ -3,7 +3,7 @@
 
 #include "flashoptim/error.h"
 #include "gpu.h"
-#include "kernels.h"
+#include "operators.h"
 
 namespace flashoptim::operators {
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "flashoptim/rule/rules.h"
-#include "kernels.h"
+#include "operators.h"
 
 namespace flashoptim::operators {
 

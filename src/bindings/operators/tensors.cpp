@@ -48,7 +48,7 @@ std::string list_text(std::span<const std::int64_t> values) {
 
 template <class T>
 std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char* dtype_name, Name name,
-                         Device device) {
+                         TensorDevice device) {
     const auto memory = memory_of(tensor, name, device);
     if (memory.torch_dtype != dtype || !memory.is_contiguous) {
         refuse(name.text() + " is " +
@@ -59,13 +59,13 @@ std::span<T> elements_of(AtenTensorHandle tensor, std::int32_t dtype, const char
 }
 
 Tensor empty(std::span<const std::int64_t> sizes, std::span<const std::int64_t> strides, std::int32_t dtype,
-             Device device) {
+             TensorDevice device) {
     AtenTensorHandle made = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
                                                     strides.data(), dtype, device.type, device.index, &made));
     return Tensor(made);
 }
-Tensor empty_flat(std::int64_t count, std::int32_t dtype, Device device = {}) {
+Tensor empty_flat(std::int64_t count, std::int32_t dtype, TensorDevice device = {}) {
     const std::int64_t stride = 1;
     return empty({&count, 1}, {&stride, 1}, dtype, device);
 }
@@ -78,7 +78,7 @@ std::string Name::text() const {
     return index < 0 ? argument : std::string(argument) + '[' + std::to_string(index) + ']';
 }
 
-void TensorList::take() {
+void HandleList::take() {
     std::size_t size = 0;
     TORCH_ERROR_CODE_CHECK(torch_list_size(list_, &size));
     handles_.reserve(size);
@@ -89,7 +89,7 @@ void TensorList::take() {
     }
     TORCH_ERROR_CODE_CHECK(torch_delete_list(std::exchange(list_, nullptr)));
 }
-void TensorList::release() noexcept {
+void HandleList::release() noexcept {
     for (auto* handle : handles_) aoti_torch_delete_tensor_object(handle);
     handles_.clear();
     if (list_ != nullptr) torch_delete_list(std::exchange(list_, nullptr));
@@ -132,22 +132,22 @@ std::string View::text() const {
     return "of shape " + list_text(sizes) + " and strides " + list_text(strides);
 }
 
-std::string Device::text() const {
+std::string TensorDevice::text() const {
     if (is_host()) return "the CPU";
     if (type == aoti_torch_device_type_cuda()) return "cuda:" + std::to_string(index);
     return type == aoti_torch_device_type_meta() ? "the meta device" : "another kind of device";
 }
 
-Device device_of(AtenTensorHandle tensor) {
-    Device device;
+TensorDevice device_of(AtenTensorHandle tensor) {
+    TensorDevice device;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device.type));
     if (!device.is_host()) TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device.index));
     return device;
 }
 
-Memory memory_of(AtenTensorHandle tensor, Name name, Device device, Alignment alignment) {
+TensorMemory memory_of(AtenTensorHandle tensor, Name name, TensorDevice device, Alignment alignment) {
     static const auto kStrided = aoti_torch_layout_strided();
-    Memory memory;
+    TensorMemory memory;
     memory.device = device_of(tensor);
     if (memory.device != device) {
         refuse(name.text() + " is on " + memory.device.text() + ": it must be on " + device.text());
@@ -169,7 +169,7 @@ Memory memory_of(AtenTensorHandle tensor, Name name, Device device, Alignment al
     }
     return memory;
 }
-View view_of(AtenTensorHandle tensor, Name name, Device device, Alignment alignment) {
+View view_of(AtenTensorHandle tensor, Name name, TensorDevice device, Alignment alignment) {
     View view{memory_of(tensor, name, device, alignment), {}, {}};
     std::int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
@@ -179,7 +179,7 @@ View view_of(AtenTensorHandle tensor, Name name, Device device, Alignment alignm
     view.strides = {strides, static_cast<std::size_t>(dims)};
     return view;
 }
-View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, Device device) {
+View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, TensorDevice device) {
     const auto view = view_of(tensor, name, device);
     check_dtype(view, dtype, name);
     if (!view.fills_memory()) {
@@ -188,12 +188,12 @@ View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, Device devic
     return view;
 }
 
-void check_dtype(const Memory& memory, DType dtype, Name name) {
+void check_dtype(const TensorMemory& memory, DType dtype, Name name) {
     if (memory.torch_dtype == torch_dtype(dtype)) return;
     refuse(name.text() + " is " + dtype_text(memory.torch_dtype) + ": it must be " +
            std::string(flashoptim::name_of(dtype)));
 }
-void check_numel(const Memory& memory, std::int64_t numel, Name name) {
+void check_numel(const TensorMemory& memory, std::int64_t numel, Name name) {
     if (memory.numel == numel) return;
     refuse(name.text() + " has " + std::to_string(memory.numel) + " elements: it must have " +
            std::to_string(numel));
@@ -206,10 +206,10 @@ DType floating_dtype_of(const View& view, Name name) {
     refuse(name.text() + " is " + dtype_text(view.torch_dtype) + ": give float32, bfloat16 or float16");
 }
 
-std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, Device device) {
+std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, TensorDevice device) {
     return elements_of<std::int64_t>(tensor, aoti_torch_dtype_int64(), "int64", name, device);
 }
-std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, Device device) {
+std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, TensorDevice device) {
     return elements_of<const double>(tensor, aoti_torch_dtype_float64(), "float64", name, device);
 }
 
@@ -220,7 +220,7 @@ double number_of(AtenTensorHandle tensor, Name name) {
     check_dtype(number, DType::kFloat32, name);
     return static_cast<double>(*static_cast<const float*>(number.data));
 }
-const float* float_of(AtenTensorHandle tensor, Name name, Device device) {
+const float* float_of(AtenTensorHandle tensor, Name name, TensorDevice device) {
     const auto number = memory_of(tensor, name, device);
     check_numel(number, 1, name);
     check_dtype(number, DType::kFloat32, name);
@@ -237,7 +237,7 @@ Tensor make_integers(std::span<const std::int64_t> values) {
     std::copy(values.begin(), values.end(), static_cast<std::int64_t*>(made.data_ptr()));
     return made;
 }
-Tensor make_zeros(std::int64_t count, Device device) {
+Tensor make_zeros(std::int64_t count, TensorDevice device) {
     auto made = empty_flat(count, aoti_torch_dtype_int64(), device);
     TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
     return made;
@@ -251,13 +251,13 @@ Tensor make_doubles(std::int64_t rows, std::int64_t columns) {
     const std::array<std::int64_t, 2> sizes = {rows, columns}, strides = {columns, 1};
     return empty(sizes, strides, aoti_torch_dtype_float64(), {});
 }
-Tensor empty_number(Device device) { return empty({}, {}, aoti_torch_dtype_float64(), device); }
+Tensor empty_number(TensorDevice device) { return empty({}, {}, aoti_torch_dtype_float64(), device); }
 
 void copy(AtenTensorHandle to, AtenTensorHandle from) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(to, from, 0));
 }
 
-Tensor on_device(const Tensor& tensor, Device device) {
+Tensor on_device(const Tensor& tensor, TensorDevice device) {
     const auto from = device_of(tensor.get());
     if (from == device) return tensor;
     const auto view = view_of(tensor.get(), {"a tensor"}, from);

@@ -37,12 +37,12 @@ struct ListArgument {
 };
 
 /// The tensors of a list, which it owns once they are taken.
-class TensorList {
+class HandleList {
 public:
-    TensorList(ListArgument list, const char* name) noexcept : name_(name), list_(list.handle) {}
-    ~TensorList() { release(); }
-    TensorList(const TensorList&) = delete;
-    TensorList& operator=(const TensorList&) = delete;
+    HandleList(ListArgument list, const char* name) noexcept : name_(name), list_(list.handle) {}
+    ~HandleList() { release(); }
+    HandleList(const HandleList&) = delete;
+    HandleList& operator=(const HandleList&) = delete;
     [[nodiscard]] std::size_t size() const { return handles_.size(); }
     [[nodiscard]] AtenTensorHandle operator[](std::size_t n) const { return handles_[n]; }
     [[nodiscard]] std::span<const AtenTensorHandle> handles() const { return handles_; }
@@ -86,7 +86,7 @@ template <std::size_t kCount>
 class TensorLists {
 public:
     template <class... List>
-    explicit TensorLists(const List&... lists) : all{TensorList(lists.list, lists.name)...} {
+    explicit TensorLists(const List&... lists) : all{HandleList(lists.list, lists.name)...} {
         for (auto& list : all) list.take();
     }
     ~TensorLists() {
@@ -96,34 +96,34 @@ public:
     TensorLists(const TensorLists&) = delete;
     TensorLists& operator=(const TensorLists&) = delete;
 
-    std::array<TensorList, kCount> all;
+    std::array<HandleList, kCount> all;
 };
 template <class... List>
 TensorLists(const List&...) -> TensorLists<sizeof...(List)>;
 
 /// Where a tensor lies.
-struct Device {
+struct TensorDevice {
     std::int32_t type = aoti_torch_device_type_cpu();
     std::int32_t index = 0;
 
     [[nodiscard]] bool is_host() const { return type == aoti_torch_device_type_cpu(); }
     /// "the CPU", "cuda:0".
     [[nodiscard]] std::string text() const;
-    bool operator==(const Device&) const = default;
+    bool operator==(const TensorDevice&) const = default;
 };
-Device device_of(AtenTensorHandle tensor);
+TensorDevice device_of(AtenTensorHandle tensor);
 
 /// The memory of a tensor.
-struct Memory {
+struct TensorMemory {
     void* data = nullptr;
-    Device device;
+    TensorDevice device;
     std::int32_t torch_dtype = 0;
     std::int64_t numel = 0;
     bool is_contiguous = false;  // row-major
     bool is_aligned = true;      // lies at a multiple of its elements' size
 };
 /// The same with its shape and strides, which are borrowed.
-struct View : Memory {
+struct View : TensorMemory {
     std::span<const std::int64_t> sizes, strides;
 
     /// Whether its elements are the numel places from `data` on, in whatever order.
@@ -137,40 +137,40 @@ struct View : Memory {
 /// Both refuse tensors of other devices, sparse ones and, unless it may be, one at an address that is no
 /// multiple of its elements' size.
 enum class Alignment : std::uint8_t { kNeeded, kAny };
-Memory memory_of(AtenTensorHandle tensor, Name name, Device device = {},
-                 Alignment alignment = Alignment::kNeeded);
-View view_of(AtenTensorHandle tensor, Name name, Device device = {},
+TensorMemory memory_of(AtenTensorHandle tensor, Name name, TensorDevice device = {},
+                       Alignment alignment = Alignment::kNeeded);
+View view_of(AtenTensorHandle tensor, Name name, TensorDevice device = {},
              Alignment alignment = Alignment::kNeeded);
 /// Also refuses holes and repeated elements, and any dtype but this.
-View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, Device device = {});
+View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, TensorDevice device = {});
 /// What a weight or a gradient may be: float32, bfloat16 or float16.
 DType floating_dtype_of(const View& view, Name name);
 /// Refuses any dtype but this, or any number of elements but this.
-void check_dtype(const Memory& memory, DType dtype, Name name);
-void check_numel(const Memory& memory, std::int64_t numel, Name name);
+void check_dtype(const TensorMemory& memory, DType dtype, Name name);
+void check_numel(const TensorMemory& memory, std::int64_t numel, Name name);
 
 /// Elements of a contiguous tensor of int64 or float64. They are read on the CPU only.
-std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, Device device = {});
-std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, Device device = {});
+std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, TensorDevice device = {});
+std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, TensorDevice device = {});
 /// The element of a CPU tensor of one, as float32 or float64; the place of a float32 of any device.
 double number_of(AtenTensorHandle tensor, Name name);
-const float* float_of(AtenTensorHandle tensor, Name name, Device device);
+const float* float_of(AtenTensorHandle tensor, Name name, TensorDevice device);
 
 /// New tensors, not initialised: in another's shape and memory order and on its device, or
 /// of one dimension on the CPU.
 Tensor empty_as(const View& other, DType dtype);
 Tensor empty_flat(std::int64_t count, DType dtype);
 Tensor make_integers(std::span<const std::int64_t> values);
-Tensor make_zeros(std::int64_t count, Device device);
+Tensor make_zeros(std::int64_t count, TensorDevice device);
 Tensor make_number(double value);
 /// float64 of rows and columns, not initialised.
 Tensor make_doubles(std::int64_t rows, std::int64_t columns);
 /// A float64 of no dimensions, not initialised.
-Tensor empty_number(Device device);
+Tensor empty_number(TensorDevice device);
 /// Copies between tensors of one shape, whatever their strides and devices.
 void copy(AtenTensorHandle to, AtenTensorHandle from);
 /// The same tensor where it is on that device, else a copy there with its shape, strides and dtype;
 /// waits for a copy to the CPU.
-Tensor on_device(const Tensor& tensor, Device device);
+Tensor on_device(const Tensor& tensor, TensorDevice device);
 
 }  // namespace flashoptim::operators

@@ -1,7 +1,7 @@
 // A step in two passes, on the CPU. What a call is given is checked in batch.cpp.
 #include "batch.h"
 #include "execution.h"
-#include "kernels.h"
+#include "operators.h"
 
 namespace flashoptim::operators {
 

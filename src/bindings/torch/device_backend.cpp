@@ -48,7 +48,7 @@ void* current_stream(const c10::Device& device) {
 }
 
 /// Whether there was no memory before anything was enqueued: what failed later may have been done in part.
-bool found_no_memory(const cuda::Error& error) {
+bool found_no_memory(const cuda::CudaError& error) {
     const std::string_view what = error.what();
     return what.find("cudaMalloc failed with cudaErrorMemoryAllocation") != what.npos ||
            what.find("the load of a step's kernels failed with cudaErrorMemoryAllocation") != what.npos;
@@ -60,7 +60,7 @@ template <class Call>
 auto with_memory(const c10::Device& device, const Call& call) {
     try {
         return call();
-    } catch (const cuda::Error& error) {
+    } catch (const cuda::CudaError& error) {
         if (!found_no_memory(error)) throw;
     }
     if (device.is_cuda()) c10::getDeviceAllocator(device.type())->emptyCache();
@@ -115,7 +115,7 @@ private:
         return with_memory(device_, [&] { return call(*stepper_); });
     }
     c10::Device device_;
-    cuda::Device backend_;
+    cuda::CudaDevice backend_;
     std::unique_ptr<DeviceStepper> stepper_;
 };
 

@@ -63,12 +63,12 @@ TEST_F(OnCuda, WhatCudaRefusesIsNamedAndChangesNothing) {
     auto parameter = parameter_with_gradient();
     AdamW optimizer({parameter}, 1e-2);
     cuda::emulated::set_device_count(0);
-    EXPECT_THROW(optimizer.step(), cuda::Error);
+    EXPECT_THROW(optimizer.step(), cuda::CudaError);
     EXPECT_TRUE(torch::equal(parameter, torch::ones_like(parameter)));
     EXPECT_EQ(optimizer.step_count(parameter), 0);
     cuda::emulated::set_device_count(1);
     cuda::emulated::fail("cudaMalloc", cudaErrorInvalidValue, 1);
-    EXPECT_THROW(optimizer.step(), cuda::Error);
+    EXPECT_THROW(optimizer.step(), cuda::CudaError);
     EXPECT_EQ(optimizer.step_count(parameter), 0);
     optimizer.step();
     EXPECT_EQ(optimizer.step_count(parameter), 1);
@@ -115,7 +115,7 @@ TEST_F(OnCuda, OtherSetsOfGradientsAreNotWaitedFor) {
     EXPECT_EQ(cuda::emulated::waits(), before) << "of two sets the device knows both";
     cuda::emulated::fail("cudaStreamSynchronize", cudaErrorInvalidValue);
     for (const std::size_t set : {7U, 1U, 2U, 6U, 7U}) step_with(set);
-    EXPECT_THROW((void)optimizer.bad_elements(), cuda::Error) << "a step has waited for the device";
+    EXPECT_THROW((void)optimizer.bad_elements(), cuda::CudaError) << "a step has waited for the device";
     for (std::size_t set = 1; set < 128; ++set) step_with(set);
     for (std::size_t n = 0; n < all.size(); ++n) {
         EXPECT_EQ(optimizer.bad_elements(all[n]), steps[n]);
@@ -185,7 +185,7 @@ TEST_F(OnCuda, LaunchThatFailsIsNotRepeated) {
     optimizer.step();
     const auto before = parameter.detach().clone();
     cuda::emulated::fail("cudaLaunchKernelExC", cudaErrorMemoryAllocation, 1);
-    const auto message = message_of<cuda::Error>([&] { optimizer.step(); });
+    const auto message = message_of<cuda::CudaError>([&] { optimizer.step(); });
     EXPECT_TRUE(contains(message, "the launch of a step's kernel failed")) << message;
     EXPECT_TRUE(torch::equal(parameter, before));
     EXPECT_EQ(optimizer.step_count(parameter), 1);

@@ -11,7 +11,7 @@
 
 namespace flashoptim::operators {
 
-// step.cpp
+// fused_step.cpp
 void step(ListArgument weights, ListArgument gradients, ListArgument state, std::vector<std::int64_t> places,
           ListArgument steps, const Tensor& bad_elements, const Tensor& table, const Tensor& hyperparameters,
           const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,

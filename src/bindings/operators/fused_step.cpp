@@ -6,7 +6,7 @@
 #include "execution.h"
 #include "flashoptim/optimizer.h"
 #include "gpu.h"
-#include "kernels.h"
+#include "operators.h"
 
 namespace flashoptim::operators {
 
