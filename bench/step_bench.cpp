@@ -26,7 +26,9 @@ public:
         options.storage.format = format;
         options.threads = threads;
         options.backend = backend;
-        optimizer_ = make(rule, options);
+        auto hyperparameters = default_hyperparameters(rule);
+        hyperparameters.momentum = 0.9;
+        optimizer_ = std::make_unique<Optimizer>(rule, hyperparameters, options);
         const bool is_fp32 = format == Format::kFloat32;
         const auto dtype = is_fp32 ? DType::kFloat32 : DType::kBFloat16;
         const std::vector<std::int64_t> shape = {numel / kColumns, kColumns};
@@ -50,21 +52,6 @@ public:
     }
 
 private:
-    static std::unique_ptr<Optimizer> make(Rule rule, const OptimizerOptions& options) {
-        switch (rule) {
-            case Rule::kSGD:
-                return std::make_unique<SGD>(SGDHyperparameters{.momentum = 0.9}, options);
-            case Rule::kSGDW:
-                return std::make_unique<SGDW>(SGDHyperparameters{.momentum = 0.9}, options);
-            case Rule::kAdam:
-                return std::make_unique<Adam>(AdamHyperparameters{}, options);
-            case Rule::kAdamW:
-                return std::make_unique<AdamW>(AdamWHyperparameters{}, options);
-            case Rule::kLion:
-                return std::make_unique<Lion>(LionHyperparameters{}, options);
-        }
-        return nullptr;
-    }
     std::vector<std::byte> weights_, gradients_;
     std::unique_ptr<Optimizer> optimizer_;
 };

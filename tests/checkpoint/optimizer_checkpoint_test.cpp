@@ -139,7 +139,7 @@ void edit(const fs::path& folder, const std::string& from, const std::string& to
 
 TEST_F(OptimizerCheckpoint, AResumedRunIsTheRunThatNeverStopped) {
     for (const auto& rule : rule_cases()) {
-        for (const auto& storage : storage_cases()) {
+        for (const auto& storage : storage_cases(rule.rule)) {
             // Every storage with one rule, every rule with one storage of each format:
             // each case waits for the disk.
             const bool usual = storage.weight == DType::kBFloat16 && storage.options.master_weight_bits == 24;

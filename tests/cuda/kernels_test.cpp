@@ -68,7 +68,7 @@ TEST(CudaTensorSets, OnlyNanIsTheSameAsAnotherNan) {
 }
 
 TEST_P(CudaKernels, EveryStorageAndGradient) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         for (const auto gradient : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
             expect_same_bits(GetParam(), storage, gradient, {{{9, 67}}, {{640}}, {{5, 96}}});
         }
@@ -127,7 +127,7 @@ TEST_P(CudaKernels, Shards) {
         {{96}, 0, {5000000000}, {4999999904}},
         {{2, 17, 3}, 0, {400000000, 17, 3}, {399999998, 0, 0}},
     };
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         const bool chosen = storage.weight == DType::kBFloat16 || storage.options.master_weight_bits == 24;
         if (storage.options.format != Format::kPaper && chosen) {
             expect_same_bits(GetParam(), storage, DType::kBFloat16, cases);
@@ -144,7 +144,7 @@ TEST_P(CudaKernels, WeightsAndGradientsOutOfTheOrdinary) {
     rule.hyperparameters.weight_decay = 3.0;
     for (const double learning_rate : {0.0, 0.3, 1e30}) {
         rule.hyperparameters.learning_rate = learning_rate;
-        for (const auto& storage : storage_cases()) {
+        for (const auto& storage : storage_cases(GetParam().rule)) {
             TensorSet expected(rule, storage, DType::kFloat32, {{{40, 96}}});
             TensorSet found(rule, storage, DType::kFloat32, {{{40, 96}}});
             ThreadPool pool(1);
@@ -184,7 +184,7 @@ TEST_P(CudaKernels, WeightsAndGradientsOutOfTheOrdinary) {
 // If a skipped step writes anything, or a step of good gradients is skipped, mixed-precision
 // training goes wrong without a word.
 TEST_P(CudaKernels, StepsThatAreSkippedChangeNothing) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         TensorSet set(GetParam(), storage, DType::kFloat32, {{{9, 67}}, {{640}}});
         Subject subject;
         subject.steps_done = 0;
@@ -217,7 +217,7 @@ TEST_P(CudaKernels, StepsThatAreSkippedChangeNothing) {
 // Step count, learning rate, loss scale and clip coefficient in device memory: the bits of
 // the same values on the host.
 TEST_P(CudaKernels, ValuesFromDeviceMemory) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         auto rule = GetParam();
         rule.hyperparameters.learning_rate = 0.02;
         TensorSet expected(rule, storage, DType::kBFloat16, {{{9, 67}}, {{640}}});
@@ -309,7 +309,7 @@ TEST_F(CudaList, OfManyKinds) {
         all.fill_gradients(1);
         std::int64_t t = 1;
         for (const auto& rule : rule_cases()) {
-            for (const auto& storage : storage_cases()) {
+            for (const auto& storage : storage_cases(rule.rule)) {
                 TensorSet set(rule, storage, DType::kBFloat16, {{{5, 67}}, {{40}}, {{0}}});
                 set.fill_gradients(1);
                 for (auto& item : set.items()) {

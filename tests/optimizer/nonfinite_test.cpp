@@ -64,7 +64,7 @@ INSTANTIATE_TEST_SUITE_P(Rules, NonFiniteOfEveryRule, ::testing::ValuesIn(rule_c
 
 // Its weight stays to the bit; every other weight steps as if the bad gradient had been 0 there.
 TEST_P(NonFiniteOfEveryRule, ABadElementIsSkippedAndItsNeighboursAreNot) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         const auto rule = without_decay(GetParam());
         for (const float bad : {kNan, -kNan, kInfinity, -kInfinity, kLimit, -kLimit, 1e30F}) {
             for (const std::size_t place : {0U, 31U, 40U, 79U, 80U, 159U}) {
@@ -100,7 +100,7 @@ TEST_P(NonFiniteOfEveryRule, ABadElementIsSkippedAndItsNeighboursAreNot) {
 }
 
 TEST_P(NonFiniteOfEveryRule, JustBelowTheLimitIsAGradient) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         Bench bench(without_decay(GetParam()), storage);
         bench.gradient.set(5, kBelowLimit);
         bench.gradient.set(90, -kBelowLimit);
@@ -200,7 +200,7 @@ TEST(NonFinite, KeptMomentsAreEncodedAgainOnlyWhereTheirScaleChanges) {
 }
 
 TEST_P(NonFiniteOfEveryRule, SkipStepAndErrorChangeNothingAtAll) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         for (const auto policy : {NonFinite::kSkipStep, NonFinite::kError}) {
             Bench bench(GetParam(), storage, policy);
             Tensor other(DType::kBFloat16, {100}), other_gradient(DType::kBFloat16, {100});
@@ -236,7 +236,7 @@ TEST_P(NonFiniteOfEveryRule, SkipStepAndErrorChangeNothingAtAll) {
 
 // A model file with an infinite weight must train on in all others, and the infinity must not spread.
 TEST_P(NonFiniteOfEveryRule, StoredInfinityAndNanStay) {
-    for (const auto& storage : storage_cases()) {
+    for (const auto& storage : storage_cases(GetParam().rule)) {
         if (storage.options.format == Format::kPaper) continue;  // has no protection
         Bench bench(without_decay(GetParam()), storage);
         bench.weight.set(3, kInfinity);

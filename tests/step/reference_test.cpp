@@ -347,8 +347,8 @@ TEST(Reference, SgdFillsItsBufferWithTheFirstGradient) {
 
 // Zero is exact: g = m = v = 0 leaves every bit, in every format, for as long as it lasts.
 TEST(Reference, ZeroGradientsMoveNothing) {
-    for (const auto& storage : storage_cases()) {
-        for (auto rule : rule_cases()) {
+    for (auto rule : rule_cases()) {
+        for (const auto& storage : storage_cases(rule.rule)) {
             rule.hyperparameters.weight_decay = 0.0;
             OptimizerOptions options;
             options.storage = storage.options;

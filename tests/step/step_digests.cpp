@@ -147,6 +147,7 @@ void for_each_case(Backend backend, Each each) {
     constexpr std::array kDTypes = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
     for (const auto& [rule_name, rule, hyperparameters] : rule_cases()) {
         for (const auto format : {Format::kNative, Format::kPaper, Format::kFloat32}) {
+            if (format == Format::kPaper && !traits_of(rule).has_paper_order) continue;
             for (const auto weight : kDTypes) {
                 for (const int bits : {0, 16, 24, 32}) {
                     if (weight == DType::kFloat32 && bits != 0) continue;

@@ -158,6 +158,15 @@ inline std::vector<StorageCase> storage_cases() {
     return cases;
 }
 
+/// Those in which a rule can be stepped.
+inline std::vector<StorageCase> storage_cases(Rule rule) {
+    auto cases = storage_cases();
+    std::erase_if(cases, [&](const StorageCase& storage) {
+        return storage.options.format == Format::kPaper && !traits_of(rule).has_paper_order;
+    });
+    return cases;
+}
+
 /// Everything that a parameter consists of.
 inline std::vector<std::byte> bytes_of(Optimizer& optimizer, Optimizer::ParameterId id) {
     const auto& weight = optimizer.weight(id);
