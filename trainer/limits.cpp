@@ -1,12 +1,14 @@
-// The two tables of bounds and the sentences about them.
+// The tables of bounds and the sentences about them.
 #include "trainer/limits.h"
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <deque>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
 #include "flashoptim/error.h"
 #include "system/cpu_count.h"
@@ -19,7 +21,7 @@ constexpr std::uint64_t kMostRows = std::uint64_t{1} << 20;    // of a micro-bat
 constexpr std::uint64_t kMostTokens = std::uint64_t{1} << 24;  // of a row; of a vocabulary
 constexpr std::uint64_t kAnySeed = std::numeric_limits<std::uint64_t>::max();
 constexpr double kFinite = std::numeric_limits<double>::infinity();
-// The loss is a 32-bit number and stays one when it is multiplied; so are the numbers of a rule. A learning
+// The loss is a 32-bit number and stays one when it is multiplied. So do the numbers of a rule. A learning
 // rate has no bound but that of a double: the loss shows what is too much, which depends on the model.
 constexpr double kLeastFloat = std::numeric_limits<float>::min();
 constexpr double kMostFloat = std::numeric_limits<float>::max();
@@ -51,11 +53,6 @@ constexpr std::array kRealLimits = {
     RealLimits{"--min-lr-ratio", "the minimum learning rate ratio", 0.0, 1.0},
     RealLimits{"--clip", "the clipping norm", 0.0, kFinite},
     RealLimits{"--loss-factor", "the loss factor", kLeastFloat, kMostFloat},
-    RealLimits{"--weight-decay", "the weight decay", 0.0, kMostFloat},
-    RealLimits{"--beta1", "beta1", 0.0, 1.0},
-    RealLimits{"--beta2", "beta2", 0.0, 1.0},
-    RealLimits{"--eps", "epsilon", 0.0, kMostFloat},
-    RealLimits{"--momentum", "the momentum", 0.0, 1.0},
 };
 
 // The shortest text that is this value: one just out of its range must not be shown as one within.
@@ -64,6 +61,39 @@ std::string text(Number value) {
     std::array<char, 32> buffer{};
     return {buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr};
 }
+
+/// "weight decay" for weight_decay.
+std::string words_of(std::string_view name) {
+    std::string words(name);
+    std::ranges::replace(words, '_', ' ');
+    return words;
+}
+
+/// The rows that follow from the table of rules. They own the texts that they show.
+class HyperparameterLimits {
+public:
+    HyperparameterLimits() {
+        rows_.assign(kRealLimits.begin(), kRealLimits.end());
+        for (const auto& field : kHyperparameterFields) {
+            if (field.number == nullptr || field == table::kLearningRate) continue;
+            double least = kFinite, most = 0.0;
+            for (const auto& rule : kRules) {
+                const auto* const read = rule.find(field);
+                if (read == nullptr) continue;
+                least = std::min(least, read->range.lowest);
+                most = std::max(most, read->range.highest);
+            }
+            const auto& option = texts_.emplace_back(option_of(field));
+            const auto& what = texts_.emplace_back(words_of(field.name));
+            rows_.push_back({option, what, least, std::min(most, kMostFloat)});
+        }
+    }
+    [[nodiscard]] std::span<const RealLimits> rows() const { return rows_; }
+
+private:
+    std::deque<std::string> texts_;
+    std::vector<RealLimits> rows_;
+};
 
 template <class Row>
 const Row& row_of(std::span<const Row> rows, std::string_view option) {
@@ -105,7 +135,16 @@ std::string RealLimits::range() const {
 }
 
 std::span<const WholeLimits> whole_limits() { return kWholeLimits; }
-std::span<const RealLimits> real_limits() { return kRealLimits; }
+std::span<const RealLimits> real_limits() {
+    static const HyperparameterLimits limits;
+    return limits.rows();
+}
+
+std::string option_of(const HyperparameterField& field) {
+    std::string name(field.torch_place < 0 ? field.torch_name : field.name);
+    std::ranges::replace(name, '_', '-');
+    return "--" + name;
+}
 
 const WholeLimits& whole_limits_of(std::string_view option) { return row_of(whole_limits(), option); }
 const RealLimits& real_limits_of(std::string_view option) { return row_of(real_limits(), option); }

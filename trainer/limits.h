@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "flashoptim/rule/rules.h"
+
 namespace flashoptim::trainer {
 
 /// A whole number, none of which is negative: from `least` to `most`, or one of `choices` where there are
@@ -36,7 +38,10 @@ struct RealLimits {
     [[nodiscard]] std::string range() const;  ///< "a finite number of at least 0"
 };
 
-/// All options of a run that are numbers.
+/// The option of a hyperparameter: "--eps", "--beta1", "--weight-decay".
+std::string option_of(const HyperparameterField& field);
+
+/// All options of a run that are numbers; hyperparameters have the widest range of any rule.
 std::span<const WholeLimits> whole_limits();
 std::span<const RealLimits> real_limits();
 

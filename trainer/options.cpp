@@ -63,15 +63,39 @@ Format parse_format(std::string_view name) {
     return parse(kFormats, [](Format format) { return name_of(format); }, "format", name);
 }
 
-Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double learning_rate) {
-    auto h = default_hyperparameters(choice.rule);
-    h.learning_rate = learning_rate;
-    h.weight_decay = choice.weight_decay;
-    h.beta1 = choice.beta1;
-    h.beta2 = choice.beta2;
-    h.epsilon = choice.epsilon;
-    h.momentum = choice.momentum;
-    h.nesterov = choice.nesterov;
+Hyperparameters training_defaults(Rule rule) {
+    auto h = default_hyperparameters(rule);
+    const RuleTraits& traits = traits_of(rule);
+    if (traits.decay != Decay::kCoupled) h.weight_decay = 0.1;
+    switch (rule) {
+        case Rule::kSGD:
+        case Rule::kSGDW:
+            h.learning_rate = 0.1;
+            h.momentum = 0.9;
+            break;
+        case Rule::kAdam:
+        case Rule::kAdamW:
+            h.beta2 = 0.95;
+            break;
+        case Rule::kLion:
+            h.learning_rate = 3e-4;
+            break;
+        default:
+            break;
+    }
+    return h;
+}
+
+bool is_training_option(const HyperparameterField& field) {
+    return !(field == table::kLearningRate || field == table::kInitialLearningRate ||
+             field == table::kMaximize);
+}
+
+Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double peak) {
+    auto h = choice.hyperparameters;
+    h.learning_rate = peak;
+    h.initial_learning_rate = peak;
+    h.maximize = false;
     return h;
 }
 
@@ -83,11 +107,11 @@ StorageOptions storage_of(const OptimizerChoice& choice) {
 }
 
 void validate(const OptimizerChoice& choice, double learning_rate) {
-    require_within("--weight-decay", choice.weight_decay);
-    require_within("--beta1", choice.beta1);
-    require_within("--beta2", choice.beta2);
-    require_within("--eps", choice.epsilon);
-    require_within("--momentum", choice.momentum);
+    for (const auto& field : kHyperparameterFields) {
+        if (field.number != nullptr && is_training_option(field)) {
+            require_within(option_of(field), field.of(choice.hyperparameters));
+        }
+    }
     // Rules and formats have ranges of their own.
     const Hyperparameters read = hyperparameters_of(choice, learning_rate);
     check_hyperparameters(choice.rule, read);

@@ -13,20 +13,25 @@
 
 namespace flashoptim::trainer {
 
-/// Which optimizer, and how it stores what it keeps. A field that a rule does not have is not read.
+/// A rule's hyperparameters for language models, if none are given: the defaults of the table of rules, with
+/// other learning rates, and the weight decay, momentum and beta2 that such models are trained with.
+Hyperparameters training_defaults(Rule rule);
+
+/// Whether a run is given this hyperparameter by itself. The learning rate is the schedule's, and a loss is
+/// not maximised.
+bool is_training_option(const HyperparameterField& field);
+
+/// Which optimizer, and how it stores what it keeps.
 struct OptimizerChoice {
     Rule rule = Rule::kAdamW;
+    /// The learning rates and what the rule does not read have no effect. Decay is of matrices: norms and other
+    /// one-dimensional weights never decay.
+    Hyperparameters hyperparameters = training_defaults(rule);
     /// kFloat32 is the reference: fp32 weights under bf16 autocast, fp32 gradients and moments. The others
     /// train bf16 weights.
     Format format = Format::kNative;
-    int master_weight_bits =
-        24;  ///< 16, 24, 32 or 0, as StorageOptions; not read by the fp32 reference, which has fp32 weights
-    double weight_decay = 0.1;      ///< of matrices; norms and other one-dimensional weights never decay
-    double beta1 = 0.9;             ///< Adam, AdamW, Lion
-    double beta2 = 0.95;            ///< Adam, AdamW, Lion
-    double epsilon = 1e-8;          ///< Adam, AdamW
-    double momentum = 0.9;          ///< SGD, SGDW
-    bool nesterov = false;          ///< SGD, SGDW
+    /// 16, 24, 32 or 0, as StorageOptions; not read by the fp32 reference, which has fp32 weights.
+    int master_weight_bits = 24;
     bool gradient_release = false;  ///< step inside backward and free each gradient at once
 };
 
@@ -37,8 +42,8 @@ std::string rule_name(Rule rule);
 /// "native", "paper", "fp32"; throws InvalidArgument naming the known ones.
 Format parse_format(std::string_view name);
 
-/// What the optimizer reads of a choice, and how it stores its state.
-Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double learning_rate);
+/// What the optimizer reads of a choice, under a schedule with this peak, and how it stores its state.
+Hyperparameters hyperparameters_of(const OptimizerChoice& choice, double peak);
 StorageOptions storage_of(const OptimizerChoice& choice);
 
 /// One training run.

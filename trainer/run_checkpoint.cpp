@@ -221,16 +221,16 @@ RunFields run_fields(const TrainOptions& options, DataIdentity data, int threads
         {"learning_rate", text(options.schedule.peak)},
         {"minimum_ratio", text(options.schedule.minimum_ratio)},
         {"warmup_steps", std::to_string(options.schedule.warmup_steps)},
-        {"weight_decay", text(choice.weight_decay)},
-        {"beta1", text(choice.beta1)},
-        {"beta2", text(choice.beta2)},
-        {"epsilon", text(choice.epsilon)},
-        {"momentum", text(choice.momentum)},
-        {"nesterov", text(choice.nesterov)},
         {"clip_norm", text(options.clip_norm)},
         {"loss_factor", text(options.loss_factor)},
         {"threads", std::to_string(threads)},
     };
+    for (const auto& read : traits_of(choice.rule).reads) {
+        if (!is_training_option(read.field)) continue;
+        const double value = read.field.of(choice.hyperparameters);
+        fields.other.emplace_back(read.field.name,
+                                  read.field.flag != nullptr ? text(value != 0.0) : text(value));
+    }
     return fields;
 }
 

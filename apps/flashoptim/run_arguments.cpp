@@ -2,24 +2,34 @@
 #include "run_arguments.h"
 
 #include "flashoptim/error.h"
+#include "trainer/limits.h"
 
 namespace flashoptim::app {
 
 using trainer::TokenWidth;
 
-double default_learning_rate(Rule rule) {
-    switch (rule) {
-        case Rule::kSGD:
-        case Rule::kSGDW:
-            return 0.1;
-        case Rule::kLion:
-            return 3e-4;
-        default:
-            return 1e-3;
-    }
+namespace {
+
+/// "sgd, sgdw, adam".
+std::string rule_names() {
+    std::string names;
+    for (const auto& rule : kRules) names += (names.empty() ? "" : ", ") + trainer::rule_name(rule.rule);
+    return names;
 }
 
-namespace {
+/// The rules that read a hyperparameter, with their defaults: "Adam, AdamW [0.95], Lion [0.99]".
+std::string readers_of(const HyperparameterField& field) {
+    std::string readers, value;
+    for (const auto& rule : kRules) {
+        if (rule.find(field) == nullptr) continue;
+        const auto own = CLI::detail::to_string(field.of(trainer::training_defaults(rule.rule)));
+        if (!readers.empty())
+            readers += own == value ? ", " : field.flag != nullptr ? ", " : " [" + value + "], ";
+        readers += rule.name;
+        value = own;
+    }
+    return field.flag != nullptr ? readers : readers + " [" + value + ']';
+}
 
 // An empty path is a variable that was not set: as validation data it would mean none.
 std::string refuse_empty(const std::string& path) {
@@ -88,7 +98,7 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->group(loop);
     command
         .add_option("--lr", arguments.learning_rate,
-                    "Peak learning rate [adam, adamw: 1e-3; lion: 3e-4; sgd, sgdw: 0.1]")
+                    "Peak learning rate: " + readers_of(table::kLearningRate))
         ->group(loop);
     command.add_option("--schedule", arguments.schedule, "constant, cosine or linear")
         ->capture_default_str()
@@ -133,17 +143,16 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
         ->group(loop);
 
     const std::string optimizer = "Optimizer";
-    command.add_option("--weight-decay", arguments.weight_decay, "Of matrices [0.1; sgd and adam: 0]")
-        ->group(optimizer);
-    command.add_option("--beta1", arguments.beta1, "Adam, AdamW, Lion [0.9]")->group(optimizer);
-    command.add_option("--beta2", arguments.beta2, "Adam, AdamW [0.95], Lion [0.99]")->group(optimizer);
-    command.add_option("--eps", options.optimizer.epsilon, "Adam, AdamW")
-        ->capture_default_str()
-        ->group(optimizer);
-    command.add_option("--momentum", options.optimizer.momentum, "SGD, SGDW")
-        ->capture_default_str()
-        ->group(optimizer);
-    command.add_flag("--nesterov", options.optimizer.nesterov, "SGD, SGDW")->group(optimizer);
+    for (std::size_t n = 0; n < kHyperparameterFields.size(); ++n) {
+        const auto& field = kHyperparameterFields[n];
+        if (!trainer::is_training_option(field)) continue;
+        const auto option = trainer::option_of(field), readers = readers_of(field);
+        if (field.flag != nullptr) {
+            command.add_flag(option, arguments.flags[n], readers)->group(optimizer);
+        } else {
+            command.add_option(option, arguments.numbers[n], readers)->group(optimizer);
+        }
+    }
     command
         .add_option("--master-bits", options.optimizer.master_weight_bits,
                     "Bits of a master weight over bf16: 24 or 32; 16: no correction, dithered (not in paper)")
@@ -153,7 +162,7 @@ void add_run_arguments(CLI::App& command, RunArguments& arguments) {
 
 void add_optimizer_arguments(CLI::App& command, RunArguments& arguments) {
     const std::string optimizer = "Optimizer";
-    command.add_option("--optimizer", arguments.optimizer, "sgd, sgdw, adam, adamw or lion")
+    command.add_option("--optimizer", arguments.optimizer, rule_names())
         ->capture_default_str()
         ->group(optimizer);
     command
@@ -175,12 +184,14 @@ trainer::TrainOptions to_options(const RunArguments& arguments) {
     auto& choice = options.optimizer;
     choice.rule = trainer::parse_rule(arguments.optimizer);
     choice.format = trainer::parse_format(arguments.format);
-    const bool coupled = choice.rule == Rule::kSGD || choice.rule == Rule::kAdam;
-    choice.weight_decay = arguments.weight_decay.value_or(coupled ? 0.0 : 0.1);
-    choice.beta1 = arguments.beta1.value_or(0.9);
-    choice.beta2 = arguments.beta2.value_or(choice.rule == Rule::kLion ? 0.99 : 0.95);
+    choice.hyperparameters = trainer::training_defaults(choice.rule);
+    for (std::size_t n = 0; n < kHyperparameterFields.size(); ++n) {
+        const auto& field = kHyperparameterFields[n];
+        if (arguments.numbers[n]) field.set(choice.hyperparameters, *arguments.numbers[n]);
+        if (arguments.flags[n]) field.set(choice.hyperparameters, 1.0);
+    }
     options.schedule.kind = trainer::parse_schedule(arguments.schedule);
-    options.schedule.peak = arguments.learning_rate.value_or(default_learning_rate(choice.rule));
+    options.schedule.peak = arguments.learning_rate.value_or(choice.hyperparameters.learning_rate);
     options.data.raw = {arguments.token_width == 32 ? TokenWidth::kUInt32 : TokenWidth::kUInt16,
                         arguments.token_width.has_value()};
     options.clip_norm = arguments.clip_norm.value_or(choice.gradient_release ? 0.0 : 1.0);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,7 +17,10 @@ struct RunArguments {
     std::string optimizer = "adamw";
     std::string format = "native";
     std::string schedule = "cosine";
-    std::optional<double> learning_rate, weight_decay, beta1, beta2, clip_norm;
+    std::optional<double> learning_rate, clip_norm;
+    /// Of each hyperparameter of the table of rules what was given; a flag is 0 or 1.
+    std::array<std::optional<double>, kHyperparameterFields.size()> numbers;
+    std::array<bool, kHyperparameterFields.size()> flags{};
     std::optional<std::int64_t> vocabulary_size;
     std::optional<int> token_width;
     bool tied = false, untied = false;
@@ -28,8 +32,5 @@ void add_optimizer_arguments(CLI::App& command, RunArguments& arguments);
 
 /// The options that were typed. Throws InvalidArgument for a name that is not known.
 trainer::TrainOptions to_options(const RunArguments& arguments);
-
-/// The learning rate of a rule if none is given.
-double default_learning_rate(Rule rule);
 
 }  // namespace flashoptim::app

@@ -154,13 +154,25 @@ TEST(Limits, EveryRealNumberIsHeldToItsBounds) {
          {1e-30, 1e38},
          {0.0, -1.0, 1e39, 1e-39}},
         {"--weight-decay",
-         [](TrainOptions& o, double x) { o.optimizer.weight_decay = x; },
+         [](TrainOptions& o, double x) { o.optimizer.hyperparameters.weight_decay = x; },
          {0.0, 100.0},
          {-0.1}},
-        {"--beta1", [](TrainOptions& o, double x) { o.optimizer.beta1 = x; }, {0.0, 0.999}, {-0.1, 1.0, 1.1}},
-        {"--beta2", [](TrainOptions& o, double x) { o.optimizer.beta2 = x; }, {0.0, 0.999}, {-0.1, 1.0, 1.1}},
-        {"--eps", [](TrainOptions& o, double x) { o.optimizer.epsilon = x; }, {0.0, 1.0}, {-1e-8, 1e300}},
-        {"--momentum", [](TrainOptions& o, double x) { o.optimizer.momentum = x; }, {0.0, 1.0}, {-0.1, 1.1}},
+        {"--beta1",
+         [](TrainOptions& o, double x) { o.optimizer.hyperparameters.beta1 = x; },
+         {0.0, 0.999},
+         {-0.1, 1.0, 1.1}},
+        {"--beta2",
+         [](TrainOptions& o, double x) { o.optimizer.hyperparameters.beta2 = x; },
+         {0.0, 0.999},
+         {-0.1, 1.0, 1.1}},
+        {"--eps",
+         [](TrainOptions& o, double x) { o.optimizer.hyperparameters.epsilon = x; },
+         {0.0, 1.0},
+         {-1e-8, 1e300}},
+        {"--momentum",
+         [](TrainOptions& o, double x) { o.optimizer.hyperparameters.momentum = x; },
+         {0.0, 1.0},
+         {-0.1, 1.1}},
     };
     for (const auto& [option, set, allowed, refused] : numbers) {
         const auto said = [&, &set = set](double value) {
@@ -195,13 +207,13 @@ TEST(Limits, TheTokensOfARunAreCounted) {
 TEST(Limits, NumbersThatARuleOrAFormatDoesNotTake) {
     TrainOptions options;
     options.optimizer.rule = Rule::kLion;
-    options.optimizer.beta2 = 1.0;
+    options.optimizer.hyperparameters.beta2 = 1.0;
     EXPECT_EQ(message_of<InvalidArgument>([&] { validate(options); }), "");
     options.optimizer.rule = Rule::kAdamW;
     EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { validate(options); }), "beta2"));
     options = {};
-    options.optimizer.nesterov = true;
-    options.optimizer.momentum = 0.0;
+    options.optimizer.hyperparameters.nesterov = true;
+    options.optimizer.hyperparameters.momentum = 0.0;
     EXPECT_EQ(message_of<InvalidArgument>([&] { validate(options); }), "");
     options.optimizer.rule = Rule::kSGD;
     EXPECT_TRUE(contains(message_of<InvalidArgument>([&] { validate(options); }), "nesterov"));

@@ -74,6 +74,7 @@ TEST_P(Resume, TwiceKilledRunEqualsTheUninterruptedOneBitForBit) {
     const auto options_for = [&](const std::string& out) {
         TrainOptions options = tiny_run(out);
         options.optimizer.rule = GetParam().rule;
+        options.optimizer.hyperparameters = training_defaults(GetParam().rule);
         options.optimizer.format = GetParam().format;
         options.optimizer.master_weight_bits = GetParam().master_bits;
         options.optimizer.gradient_release = GetParam().release;
@@ -213,8 +214,8 @@ TEST_F(Loop, RefusedOptionsLeaveNoFolder) {
         o.optimizer.format = Format::kPaper;
         o.optimizer.master_weight_bits = 16;
     });
-    refuse([](TrainOptions& o) { o.optimizer.beta1 = 1.0; });
-    refuse([](TrainOptions& o) { o.optimizer.weight_decay = -1.0; });
+    refuse([](TrainOptions& o) { o.optimizer.hyperparameters.beta1 = 1.0; });
+    refuse([](TrainOptions& o) { o.optimizer.hyperparameters.weight_decay = -1.0; });
     refuse([](TrainOptions& o) { o.sequence_length = 100'000; });
     refuse([](TrainOptions& o) { o.model.vocabulary_size = 100; });
 }

@@ -42,6 +42,7 @@ TEST(MemoryNeed, IsWhatTheFormatsAreKnownToTake) {
                               Expected{Rule::kSGD, Format::kFloat32, 4, 4, 4}}) {
         TrainOptions options = run_of("llama-30m");
         options.optimizer.rule = e.rule;
+        options.optimizer.hyperparameters = training_defaults(e.rule);
         options.optimizer.format = e.format;
         const MemoryNeed need = memory_need(options);
         const auto parameters = static_cast<double>(parameter_count(options.model));
