@@ -1,4 +1,4 @@
-// The dither of all elements in one step, computed once and read by every tensor.
+// The dither of all elements in one step. It is computed once for each step count and read by every tensor.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -11,19 +11,19 @@
 
 namespace flashoptim {
 
-/// All dither of one step count and of moments of these kinds. Two periods, so that a block of one period may
-/// begin anywhere in the first.
+/// The dither of one step count, for weights and for each moment. A table holds two periods, so that a block
+/// of one period may begin anywhere in the first.
 struct DitherTables {
     static constexpr int kEntries = 2 * kDitherPeriod;
-    /// The gap keeps the tables, which are read at the same places, from lying 4 KiB apart: the processor
-    /// takes such loads and stores for one another.
+    /// The tables are read at the same index. Without the gap they would lie a multiple of 4 KiB apart, and
+    /// the processor would take loads and stores at such distances for the same address (4K aliasing).
     struct alignas(64) Table {
         std::uint32_t entry[kEntries];
         std::uint32_t gap[176];
     };
-    Table weight8;              // the top 8 of dither_bits, plus 2^15: half a unit of a 16-bit weight
-    Table moment[kMaxMoments];  // dither_of_code; of those that there are
-    Table weight16;             // the top 16 of dither_bits
+    Table weight8;              // top 8 bits of dither_bits, plus 2^15: half a unit of a 16-bit weight
+    Table moment[kMaxMoments];  // dither_of_code; one table for each moment of the rule
+    Table weight16;             // top 16 bits of dither_bits
     Table weight;               // dither_bits
 };
 
@@ -31,12 +31,12 @@ struct DitherTables {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Dither bits as the codes of a kind of moment take them in.
+/// Dither bits in the form in which the encoder of this kind of moment adds them.
 FLASHOPTIM_INLINE std::uint32_t dither_of_code(MomentKind kind, std::uint32_t bits) {
     return kind == MomentKind::kSquared ? dither_above_256(bits) : dither_above_384(bits);
 }
 
-/// Fills `tables` for the step count `step` and moments of `count` kinds.
+/// Fills `tables` for the step count `step`. `kinds` are the kinds of the rule's `count` moments.
 FLASHOPTIM_INLINE void fill_dither_tables(DitherTables& tables, std::int64_t step, const MomentKind* kinds,
                                           int count) {
     const auto t = static_cast<std::uint32_t>(step);

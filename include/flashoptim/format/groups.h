@@ -1,5 +1,5 @@
-// Constants: the size of a group of moments, and the size below which moments stay fp32. layout.h has the
-// layout of a tensor.
+// The size of a group of moments, and the sizes below which moments stay in fp32. The layout of a tensor is
+// in layout.h.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -12,8 +12,8 @@ namespace flashoptim {
 /// Elements that share one scale. Groups start anew in each row of a tensor, so a cut between rows splits no
 /// group.
 constexpr std::int64_t kGroupSize = 32;
-/// Rows shorter than this keep fp32 moments in the native format: a scale for fewer elements would save
-/// nothing.
+/// Rows shorter than this keep fp32 moments in the native format, because a scale for fewer elements would
+/// save nothing.
 constexpr std::int64_t kMinQuantizedRow = 8;
 /// Tensors with fewer elements keep fp32 moments in the native format. They need little memory and are the
 /// sensitive ones.

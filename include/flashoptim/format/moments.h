@@ -1,4 +1,4 @@
-// Moments as the rules see them, whatever their format, and what a format needs of the rule's constants.
+// Moments as the rules see them, whatever their format, and the constants that a rule gives to a format.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -11,13 +11,13 @@
 
 namespace flashoptim {
 
-/// Moments that a rule may have.
+/// Largest number of moments of a rule.
 constexpr int kMaxMoments = 4;
 
-/// What a moment is a mean of.
+/// What a moment is an average of.
 enum class MomentKind : std::uint8_t {
-    kSigned,   ///< of gradients, of either sign
-    kSquared,  ///< of squares: never negative
+    kSigned,   ///< of gradients: either sign
+    kSquared,  ///< of squared gradients: never negative
 };
 
 /// The kinds of a rule's moments, in the order of its table row.
@@ -28,16 +28,17 @@ struct MomentList {
         constexpr MomentKind kAll[] = {kKinds..., MomentKind::kSigned};
         return kAll[n];
     }
-    /// The same where device code may not call it.
+    /// kind(n) as a constant, because device code may not call a host constexpr function.
     template <int n>
     static constexpr MomentKind kKind = kind(n);
 };
 
-/// The constants of one moment in one step. Carried units are what a rule computes with; see kCarriesScaled.
+/// The constants of one moment in one step. A rule computes in carried units: m/(1-beta) where the format's
+/// kCarriesScaled is set, else m.
 struct MomentScalars {
-    float factor = 1.0F;   // of an old moment, beside the group's scale: its decay
-    float gain = 1.0F;     // of what is new
-    float measure = 1.0F;  // carried units times this are the moment itself
+    float factor = 1.0F;   // decay of the old moment, without the group's scale
+    float gain = 1.0F;     // weight of the new gradient
+    float measure = 1.0F;  // a moment is its carried value times this
     float encode = 1.0F;   // numerator of a group's encoding factor
 };
 
@@ -45,7 +46,7 @@ struct MomentScalars {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// An old moment, `unit * factor`; the factor holds the group's scale and the decay.
+/// An old moment after its decay: `unit * factor`. The factor is the group's scale times the decay.
 template <class L>
 struct OldMoment {
     typename L::Float unit;
@@ -55,7 +56,7 @@ struct OldMoment {
     FLASHOPTIM_INLINE typename L::Float value() const { return unit * factor; }
 };
 
-/// An old second moment that is kept as its root, `unit * factor`.
+/// An old squared moment after its decay. Its root is stored, so the moment is (unit * factor)^2.
 template <class L>
 struct OldRootMoment {
     typename L::Float unit;
@@ -71,7 +72,7 @@ struct OldRootMoment {
     }
 };
 
-/// The old moments of rule R in format M as its update sees them: `at<n>()` is moment n.
+/// The old moments of rule R in format M, as the rule's update reads them. `at<n>()` is moment n.
 template <class L, class M, class R, int kPlace = 0, bool kIsThere = (kPlace < R::Moments::kCount)>
 struct OldMoments : OldMoments<L, M, R, kPlace + 1> {
     using Next = OldMoments<L, M, R, kPlace + 1>;
@@ -96,12 +97,12 @@ struct OldMoments : OldMoments<L, M, R, kPlace + 1> {
 };
 template <class L, class M, class R, int kPlace>
 struct OldMoments<L, M, R, kPlace, false> {
-    /// Never called: compilers look for it where there are no moments.
+    /// Never called. Compilers need the declaration for rules without moments.
     template <int n>
     OldMoment<L>& at() const;
 };
 
-/// What an update makes of them. A rule sets `value`, and of a squared moment `root`, its square root, too.
+/// The new moments. A rule sets `value` of each, and for a squared moment also `root`, its square root.
 template <class L, class R>
 struct NewMoments {
     static constexpr int kSize = R::Moments::kCount > 0 ? R::Moments::kCount : 1;
@@ -109,12 +110,12 @@ struct NewMoments {
     typename L::Float root[kSize] = {};
 };
 
-/// The number of a moment as a type, for functions of any number.
+/// The number of a moment as a type, so that a generic lambda can use it as a template argument.
 template <int kNumber>
 struct MomentNumber {
     FLASHOPTIM_INLINE constexpr operator int() const { return kNumber; }
 };
-/// Calls function(n), n a MomentNumber, for each moment of rule R.
+/// Calls function(n) for each moment of rule R; n is a MomentNumber.
 template <class R, class Function>
 FLASHOPTIM_INLINE void for_each_moment(const Function& function) {
     if constexpr (R::Moments::kCount > 0) function(MomentNumber<0>());

@@ -1,6 +1,6 @@
-// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, kept exactly: softsign
-// momentum, square root variance, fp16 scales, and a correction normalised by the unit in the last place. One
-// rounding per operation, no fma.
+// The number format of the paper (arXiv 2602.23349) and of its authors' package 0.1.4, reproduced bit for
+// bit: softsign momentum, square-root variance, fp16 scales, and a correction normalised by the unit in the
+// last place (ulp). Each operation rounds once; there is no fma.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -26,7 +26,7 @@ struct PaperBfloat16 {
     static FLASHOPTIM_INLINE typename L::UInt round(typename L::Float w) {
         return float_to_bfloat16<L>(w);
     }
-    /// log2(ulp / 2), the ulp of zero and of subnormals being the smallest subnormal (two's complement).
+    /// log2(ulp / 2) in two's complement. The ulp of zero and of subnormals is the smallest subnormal.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt log2_half_ulp(typename L::UInt hi) {
         const auto exponent = (hi & 0x7fffU) >> 7U;
@@ -40,7 +40,7 @@ struct PaperBfloat16 {
     static FLASHOPTIM_INLINE typename L::Float load_in_unit(const std::uint16_t* hi, int j) {
         return L::from_bits(L::load_high_u16(hi, j));
     }
-    /// Rounds a weight below kOrdinary; the value that it is rounded to.
+    /// A weight below kOrdinary rounded to this type, as a float.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float round_ordinary(typename L::Float w) {
         const auto bits = L::bits(w);
@@ -54,12 +54,12 @@ struct PaperBfloat16 {
         for (int j = 0; j < L::kUnit; ++j) bits[j] = L::bits(rounded[j]);
         L::store_high_u16(hi, bits);
     }
-    /// x * ulp/2 of a value of this type; not finite where the value is not.
+    /// x times ulp/2 of `value`, which is of this type. Not finite if `value` is not.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float times_half_ulp(typename L::Float x, typename L::Float value) {
         return x * (binade<L>(value) * L::broadcast(0x1p-8F));
     }
-    /// difference / (ulp/2) of an ordinary value of this type, exactly.
+    /// `difference` divided by ulp/2 of `value`, exactly. `value` is an ordinary weight of this type.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float in_half_ulps(typename L::Float difference,
                                                             typename L::Float value) {
@@ -68,7 +68,7 @@ struct PaperBfloat16 {
     }
 
 private:
-    /// The power of two that a value begins with; the smallest normal one for what is below.
+    /// The largest power of two that is not above |value|, but at least the smallest normal number.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float binade(typename L::Float value) {
         return L::from_bits(L::max_bits(L::bits(value) & kInfinityBits, L::broadcast_bits(1U << 23U)));
@@ -126,14 +126,15 @@ private:
     }
 };
 
-/// x * 2^exponent in two factors, so that neither over- nor underflows on the way.
+/// x * 2^exponent as two products, so that neither power of two overflows or underflows.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float scale_by_power(typename L::Float x, typename L::UInt exponent) {
     const auto half = L::shift_right_signed(exponent, 1);
     return (x * power_of_two<L>(half)) * power_of_two<L>(exponent - half);
 }
 
-/// Weight and ULP-normalised correction: w = hi + lo/N * ulp(hi)/2, N = 127 or 32767 (paper, section 3.1).
+/// A weight and its ulp-normalised correction: w = hi + lo/N * ulp(hi)/2, N = 127 or 32767 (paper, section
+/// 3.1).
 template <class Type, class CorrectionType>
 struct PaperWeight {
     using Stored = std::uint16_t;
@@ -153,13 +154,13 @@ struct PaperWeight {
         hi = Type::template round<L>(w);
         lo = correction<L>(w, hi);
     }
-    /// The correction that brings a stored weight to w, or nearest to it.
+    /// The correction that brings the stored weight `hi` nearest to w.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt correction(typename L::Float w, typename L::UInt hi) {
         const auto exponent = L::broadcast_bits(0U) - Type::template log2_half_ulp<L>(hi);
         const auto error = scale_by_power<L>(w - Type::template to_float<L>(hi), exponent);
         const auto one = L::broadcast(1.0F);
-        // The clamp of the authors' code takes a NaN (from an infinite weight) to -1.
+        // An infinite weight gives a NaN here. The clamp of the authors' code turns that NaN into -1.
         auto magnitude = absolute<L>(error);
         magnitude = L::select(L::less(magnitude, one), magnitude, one);
         const auto level = L::truncate(magnitude * kLevels + 0.5F);
@@ -186,7 +187,7 @@ struct PaperWeight {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < L::kUnit; ++j) {
             rounded[j] = Type::template round_ordinary<L>(w[j]);
-            // At most 1 already: w was rounded to the nearest.
+            // |error| is at most 1, because w was rounded to nearest: no clamp is needed.
             const auto error = Type::template in_half_ulps<L>(w[j] - rounded[j], rounded[j]);
             const auto half =
                 L::from_bits(L::merge_bits(kSignBit, L::bits(error), L::bits(L::broadcast(0.5F))));
@@ -245,7 +246,7 @@ struct PaperPlainWeight {
     }
 };
 
-/// Softsign codes of signed moments and linear codes of the root of squared ones (paper, section 3.2).
+/// Softsign codes of signed moments, and linear codes of the roots of squared moments (paper, section 3.2).
 struct PaperMoments {
     static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = false;
@@ -253,12 +254,12 @@ struct PaperMoments {
     static constexpr int kCodeShift = 0;
     static constexpr float kSmallest = 1e-12F;  // the least group maximum
 
-    /// What both kinds have in common.
+    /// The common part of both kinds.
     struct Either {
         static constexpr float kUnit = 1.0F;
         static constexpr std::uint32_t kFlip = 0U;
 
-        /// The rules of the paper multiply by their own constants.
+        /// All 1: the paper's rules multiply by their own constants.
         static FLASHOPTIM_INLINE MomentScalars scalars(double /*decay*/, double /*gain*/,
                                                        double /*measure*/) {
             return {1.0F, 1.0F, 1.0F, 1.0F};
@@ -278,7 +279,7 @@ struct PaperMoments {
         template <class L>
         using Old = OldMoment<L>;
 
-        /// y / (2 - |y|) with y = q / 127; the moment is this times the scale.
+        /// y / (2 - |y|) with y = q / 127. The moment is this value times the scale.
         template <class L>
         static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
             const auto y = integer_quotient<L>(L::to_float(code), 127.0F);
@@ -313,7 +314,7 @@ struct PaperMoments {
         template <class L>
         using Old = OldRootMoment<L>;
 
-        /// c / 255; the root of the moment is this times the scale.
+        /// c / 255. The root of the moment is this value times the scale.
         template <class L>
         static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
             return integer_quotient<L>(L::to_float(code), 255.0F);
@@ -361,8 +362,8 @@ struct PaperMoments {
     }
 
 private:
-    /// x / a for |x| <= a. A quotient that is not exact because x is tiny is far below half a
-    /// code (a is at least 1e-12).
+    /// x / a for |x| <= a. For a tiny x the quotient may not be correctly rounded. It is then far below half
+    /// a code, since a is at least 1e-12, so the code is the same.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float group_quotient(typename L::Float x, typename L::Float a,
                                                               typename L::Float reciprocal) {
@@ -372,7 +373,7 @@ private:
             return L::divide(x, a);
         }
     }
-    /// NaN (from an infinite moment) has no code of its own; it takes zero's.
+    /// A NaN (from an infinite moment) has no code of its own and gets the code of zero.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float finite_or_zero(typename L::Float x) {
         return L::select(is_nan<L>(x), L::broadcast(0.0F), x);

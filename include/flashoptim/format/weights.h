@@ -1,16 +1,18 @@
 // How a master weight is stored: 16 bits for forward and backward, and a correction. The native split is an
-// integer split of the magnitude; the scheme of the paper is in format/paper.h.
+// integer split of the magnitude (docs/formats.md). The split of the paper is in format/paper.h.
 //
-// Every weight format offers
-//     Stored, Correction         integer (or float) types in memory; Correction is void where there is none
-//     kProtected                 whether a step saturates and leaves Inf and NaN weights alone
-//     decode<L>(hi, lo)          the master weight; hi zero-extended, lo sign-extended
+// Every weight format has
+//     Stored, Correction         types in memory; Correction is void if there is none
+//     kProtected                 whether a step saturates at the largest finite weight and does not change
+//                                weights that are Inf or NaN
+//     decode<L>(hi, lo)          the master weight; hi is zero-extended, lo sign-extended
 //     encode<L>(w, dither, hi, lo)  the reverse, for a w that is not NaN; kNearestDither outside a step
 //     is_special<L>(hi)          whether the stored weight is Inf or NaN
-// and a protected one, for whole units of vectors (step/lanes/) of ordinary weights, whose magnitude is
-// neither below zero nor kOrdinary or more
-//     decode_in_unit<L>(hi, lo, j)  vector j of the unit; at least kOrdinary or NaN for other weights
-//     encode_unit<L>(w, dither, place, hi, lo)  from DitherTables, or what has the like members, at `place`
+// A protected format also handles whole units of vectors (step/lanes/). They are for ordinary weights: the
+// magnitude is not negative and less than kOrdinary.
+//     decode_in_unit<L>(hi, lo, j)  vector j of the unit; other weights give NaN or at least kOrdinary
+//     encode_unit<L>(w, dither, place, hi, lo)  dither from index `place` of DitherTables, or of a type with
+//                                the same members
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -24,15 +26,15 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// The sign-magnitude grid of 31 bits whose upper half is a bfloat16: fp32 itself.
+/// The sign-magnitude grid of 31 bits whose upper 15 bits are a bfloat16 magnitude: fp32 itself.
 struct Bfloat16Grid {
     static constexpr std::uint32_t kMaxHigh = 0x7f7fU;
     static constexpr std::uint32_t kInfinityHigh = 0x7f80U;
     static constexpr std::uint32_t kNanHigh = 0x7fc0U;
 
-    static constexpr float kOrdinary = 0x1p127F;  // a power of two within the grid
+    static constexpr float kOrdinary = 0x1p127F;  // a power of two inside the grid
 
-    /// Sign and magnitude of an ordinary weight, and back.
+    /// The sign and grid magnitude of an ordinary weight. value() is the reverse.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt pattern(typename L::Float w) {
         return L::bits(w);
@@ -49,7 +51,7 @@ struct Bfloat16Grid {
     static FLASHOPTIM_INLINE typename L::UInt value_bits(typename L::UInt magnitude) {
         return magnitude;
     }
-    /// The upper half nearest to a weight that is not negative, ties to even.
+    /// The 16-bit pattern nearest to a weight that is not negative, ties to even.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt nearest_high(typename L::Float w) {
         const auto bits = L::bits(w);
@@ -57,8 +59,8 @@ struct Bfloat16Grid {
     }
 };
 
-/// The grid of 31 bits whose upper half is a binary16: 5 exponent and 26 fraction bits, spacing 2^-40 below
-/// 2^-14.
+/// The grid of 31 bits whose upper 15 bits are a binary16 magnitude: 5 exponent bits and 26 fraction bits.
+/// Its spacing below 2^-14 is 2^-40.
 struct Float16Grid {
     static constexpr std::uint32_t kMaxHigh = 0x7bffU;
     static constexpr std::uint32_t kInfinityHigh = 0x7c00U;
@@ -81,8 +83,8 @@ struct Float16Grid {
     static FLASHOPTIM_INLINE typename L::UInt magnitude(typename L::Float w) {
         const auto mag = L::min_bits(L::bits(w) & kMagnitudeBits, L::broadcast_bits(kLargest));
         const auto normal = (mag - kRebias) << 3U;
-        // Multiples of 2^-40, to nearest even: at 2^23 floats are integers, so the addition rounds; above it
-        // x is one.
+        // Multiples of 2^-40, to nearest even. Floats from 2^23 on are integers, so the addition rounds to an
+        // integer. A larger x is an integer already.
         const auto small = L::min_bits(mag, L::broadcast_bits(kSmallestNormal));
         const auto x = L::from_bits(small) * L::broadcast(0x1p40F);
         const auto rounded = (x + L::broadcast(0x1p23F)) - L::broadcast(0x1p23F);
@@ -93,8 +95,8 @@ struct Float16Grid {
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt value_bits(typename L::UInt magnitude) {
         constexpr std::uint32_t kFractionEnd = 1U << 26U;
-        // fp32 has three fraction bits less: to nearest even (they are zero in every pattern that `magnitude`
-        // makes).
+        // fp32 has three fraction bits fewer than the grid: rounded to nearest even. The three bits are zero
+        // in every pattern that magnitude() returns.
         const auto normal = ((magnitude + 3U + ((magnitude >> 3U) & 1U)) >> 3U) + kRebias;
         const auto small = L::bits(L::to_float(magnitude) * L::broadcast(0x1p-40F));
         const auto value =
@@ -102,15 +104,15 @@ struct Float16Grid {
         const auto special = L::less_bits(L::broadcast_bits((kInfinityHigh << 16U) - 1U), magnitude);
         return L::select_bits(special, kInfinityBits | (((magnitude >> 16U) & 0x3ffU) << 13U), value);
     }
-    /// The same from fp32: the grid's own rounding below 2^-14 would be a second one.
+    /// The 16-bit pattern nearest to a weight that is not negative. It rounds from fp32, because magnitude()
+    /// rounds below 2^-14 already and a second rounding would be wrong.
     template <class L>
     static FLASHOPTIM_INLINE typename L::UInt nearest_high(typename L::Float w) {
         return float_to_float16<L>(w);
     }
 };
 
-/// Master weights of 16 + `kBits` bits: `hi` is the upper half of the magnitude rounded, `lo` what is
-/// missing.
+/// Master weights of 16 + `kBits` bits: `hi` is the rounded upper half of the magnitude, `lo` the remainder.
 template <class Grid, int kBits, class CorrectionType>
 struct SplitWeight {
     using Stored = std::uint16_t;
@@ -129,7 +131,7 @@ struct SplitWeight {
         const auto high = (hi & 0x7fffU) << 16U;
         auto magnitude = high + (lo << static_cast<unsigned>(kShift));
         magnitude = L::select_bits(L::less_bits(L::broadcast_bits(kMagnitudeBits), magnitude),
-                                   L::broadcast_bits(0U), magnitude);  // a negative magnitude is zero
+                                   L::broadcast_bits(0U), magnitude);  // a negative magnitude becomes zero
         magnitude = L::select_bits(is_special<L>(hi), high, magnitude);
         return L::from_bits(Grid::template value_bits<L>(magnitude) | ((hi & 0x8000U) << 16U));
     }
@@ -146,7 +148,7 @@ struct SplitWeight {
     }
 
     static constexpr float kOrdinary = Grid::kOrdinary;
-    /// A magnitude below zero has the pattern of a NaN here.
+    /// A negative magnitude gives the pattern of a NaN, so that the weight does not count as ordinary.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float decode_in_unit(const Stored* hi, const Correction* lo, int j) {
         return Grid::template value<L>(L::load_joined(hi, lo, j));
@@ -162,7 +164,7 @@ struct SplitWeight {
             sum[j] = Grid::template pattern<L>(w[j]) + offset;
         }
         L::store_high_u16(hi, sum);
-        // What is left of the sum below hi, with half a unit too much: its sign bit is inverted.
+        // The bits of the sum below hi. They are half a unit too large, so the sign bit is inverted.
         if constexpr (kBits == 8) {
             L::template store_byte<8>(lo, sum, 0x80U);
         } else {
@@ -171,7 +173,7 @@ struct SplitWeight {
     }
 };
 
-/// 16-bit weights without a correction; kDithered rounds with the dither, otherwise to nearest even.
+/// 16-bit weights without a correction. With kDithered they are rounded with dither, else to nearest even.
 template <class Grid, bool kDithered>
 struct PlainWeight {
     using Stored = std::uint16_t;
@@ -222,7 +224,7 @@ struct PlainWeight {
     }
 };
 
-/// fp32 weights: nothing to correct.
+/// fp32 weights, which need no correction.
 template <bool kProtect>
 struct Float32Weight {
     using Stored = float;

@@ -10,13 +10,13 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// fp32 values of 16 bfloat16 bits in each lane; exact for every pattern.
+/// The fp32 value of the bfloat16 in the low 16 bits of each lane. Exact for every pattern.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float bfloat16_to_float(typename L::UInt bits) {
     return L::from_bits(bits << 16U);
 }
 
-/// bfloat16 bits nearest to each fp32 value, ties to even; overflow gives Inf, a NaN becomes the quiet NaN of
+/// The bfloat16 nearest to each fp32 value, ties to even. Overflow gives Inf. A NaN becomes the quiet NaN of
 /// its sign.
 template <class L>
 FLASHOPTIM_INLINE typename L::UInt float_to_bfloat16(typename L::Float value) {
@@ -26,7 +26,7 @@ FLASHOPTIM_INLINE typename L::UInt float_to_bfloat16(typename L::Float value) {
     return L::select_bits(is_nan<L>(value), quiet_nan & 0xffc0U, rounded);
 }
 
-/// Sixteen bits that hold a bfloat16.
+/// A bfloat16 in memory.
 struct bfloat16 {
     std::uint16_t bits = 0;
 

@@ -5,9 +5,9 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-// The inline namespace of all code that computes. A file that is compiled for an instruction set of its own
-// defines it before any include. Then no two files share a function, and the linker cannot give a processor
-// instructions that it lacks. Plain data that such files exchange is outside of it.
+// The inline namespace of all code that computes. A source file that is compiled for its own instruction set
+// defines it before any include. So no two such files share a function, and the linker cannot choose a copy
+// with instructions that the processor lacks. Plain data that these files exchange is outside this namespace.
 #if !defined(FLASHOPTIM_ISA)
 #define FLASHOPTIM_ISA isa_baseline
 #endif

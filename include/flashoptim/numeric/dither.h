@@ -1,6 +1,5 @@
-// The dither: a low-discrepancy sequence in the step count and the element's place, and its table
-// for one step. It depends on the element's index in the whole tensor only, so results do not
-// depend on how a tensor is cut.
+// The dither: a low-discrepancy sequence in the step count and the element's place. It depends on the
+// element's index in the whole tensor only, so results do not depend on how a tensor is cut into shards.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -15,14 +14,14 @@ namespace flashoptim {
 constexpr int kDitherPeriod = 512;
 constexpr std::uint32_t kDitherSaltWeight = 0U;
 
-/// u = 1/2, that is rounding to nearest, for whatever is encoded outside a step.
+/// u = 1/2: rounding to nearest. All encoding outside a step uses it.
 constexpr std::uint32_t kNearestDither = 0x80000000U;
 
 }  // namespace flashoptim
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// The salt of moment n: moments that are encoded in one step are rounded by different bits.
+/// The salt of moment n. It gives the moments of one step different dither.
 FLASHOPTIM_INLINE constexpr std::uint32_t dither_salt_of_moment(int n) {
     switch (n) {
         case 0:
@@ -36,8 +35,8 @@ FLASHOPTIM_INLINE constexpr std::uint32_t dither_salt_of_moment(int n) {
     }
 }
 
-/// 32 dither bits of the element `place` (index in the whole tensor mod 512) in step
-/// `step` (1 in the first step).
+/// The 32 dither bits of an element in step `step` (1 in the first step). `place` is the element's index in
+/// the whole tensor, modulo 512.
 FLASHOPTIM_INLINE std::uint32_t dither_bits(std::uint32_t step, std::uint32_t place, std::uint32_t salt) {
     constexpr std::uint32_t kStepIncrement = 0x9E3779B9U;   // 2^32 / golden ratio
     constexpr std::uint32_t kPlaceIncrement = 0xC13FA9A9U;  // 2^32 / plastic number
@@ -46,7 +45,7 @@ FLASHOPTIM_INLINE std::uint32_t dither_bits(std::uint32_t step, std::uint32_t pl
 
 /// u in [0, 1) from the top 15 bits, as the bits of the float 256 + u (whose spacing is 2^-15).
 FLASHOPTIM_INLINE std::uint32_t dither_above_256(std::uint32_t bits) { return 0x43800000U | (bits >> 17U); }
-/// The same as 384 + u.
+/// The same, as the bits of the float 384 + u.
 FLASHOPTIM_INLINE std::uint32_t dither_above_384(std::uint32_t bits) { return 0x43C00000U | (bits >> 17U); }
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA

@@ -10,19 +10,20 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// fp32 values of 16 binary16 bits in each lane; exact for every pattern, a NaN keeps its payload.
+/// The fp32 value of the binary16 in the low 16 bits of each lane. Exact for every pattern; a NaN keeps its
+/// payload.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float float16_to_float(typename L::UInt bits) {
     const auto magnitude = bits & 0x7fffU;
-    // Exponent and fraction moved into place; the product with 2^112 moves the bias from 15 to 127,
-    // subnormals included.
+    // The shift moves exponent and fraction into place. The product with 2^112 changes the exponent's bias
+    // from 15 to 127, also for subnormals.
     const auto scaled = L::bits(L::from_bits(magnitude << 13U) * L::broadcast(0x1p112F));
     const auto special = L::less_bits(L::broadcast_bits(0x7bffU), magnitude);
     const auto value = L::select_bits(special, kInfinityBits | (magnitude << 13U), scaled);
     return L::from_bits(value | ((bits & 0x8000U) << 16U));
 }
 
-/// binary16 bits nearest to each fp32 value, ties to even; overflow gives Inf, a NaN becomes the quiet NaN of
+/// The binary16 nearest to each fp32 value, ties to even. Overflow gives Inf. A NaN becomes the quiet NaN of
 /// its sign.
 template <class L>
 FLASHOPTIM_INLINE typename L::UInt float_to_float16(typename L::Float value) {
@@ -31,7 +32,7 @@ FLASHOPTIM_INLINE typename L::UInt float_to_float16(typename L::Float value) {
     const auto bits = L::bits(value);
     const auto magnitude = bits & kMagnitudeBits;
     const auto normal = (magnitude - kRebias + 0xfffU + ((magnitude >> 13U) & 1U)) >> 13U;
-    // Below 2^-14 the grid is 2^-24, which is the spacing of floats at 1/2: the addition rounds.
+    // Below 2^-14 the spacing of binary16 is 2^-24, the spacing of fp32 at 1/2. So the addition rounds.
     const auto subnormal = L::bits(L::from_bits(magnitude) + L::broadcast(0.5F)) - 0x3f000000U;
     auto result =
         L::select_bits(L::less_bits(magnitude, L::broadcast_bits(kSmallestNormal)), subnormal, normal);
@@ -42,7 +43,7 @@ FLASHOPTIM_INLINE typename L::UInt float_to_float16(typename L::Float value) {
     return result | ((bits >> 16U) & 0x8000U);
 }
 
-/// Sixteen bits that hold a binary16.
+/// A binary16 in memory.
 struct float16 {
     std::uint16_t bits = 0;
 

@@ -1,5 +1,5 @@
-// Natural logarithm and exponential in IEEE double operations alone: the same bits on host and device, which
-// the functions of a C library do not give. Only the scalars of a step use them.
+// Natural logarithm and exponential from IEEE double operations only. They give the same bits on host and
+// device; the functions of a C library do not. Only the scalars of a step use them.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -12,10 +12,10 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-// ln 2 in two parts; the first has zeros at its end, so that its small multiples are exact.
+// ln 2 in two parts. The first part ends in zeros, so that its products with small integers are exact.
 constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 
-/// The natural logarithm of a positive normal number, within 3 units in the last place. By x = m 2^e with m
+/// The natural logarithm of a positive normal number, within 3 units in the last place. Uses x = m 2^e with m
 /// near 1, and ln m = 2 artanh((m - 1) / (m + 1)).
 FLASHOPTIM_INLINE double natural_logarithm(double x) {
     constexpr std::uint64_t kFraction = (1ULL << 52U) - 1, kOne = 1023ULL << 52U;
@@ -25,7 +25,7 @@ FLASHOPTIM_INLINE double natural_logarithm(double x) {
     bits = (bits & kFraction) | kOne;
     double m = 0.0;
     std::memcpy(&m, &bits, sizeof m);
-    if (m > 0x1.6a09e667f3bcdp0) {  // the root of 2
+    if (m > 0x1.6a09e667f3bcdp0) {  // the square root of 2
         m *= 0.5;
         ++exponent;
     }
@@ -36,7 +36,7 @@ FLASHOPTIM_INLINE double natural_logarithm(double x) {
     return e * kLn2High + (2.0 * s + (2.0 * s * series + e * kLn2Low));
 }
 
-/// e^x for -700 <= x <= 700, within 2 units in the last place. By x = k ln 2 + r and the series of e^r.
+/// e^x for -700 <= x <= 700, within 2 units in the last place. Uses x = k ln 2 + r and the series of e^r.
 FLASHOPTIM_INLINE double exponential(double x) {
     const double scaled = x * 0x1.71547652b82fep0;  // 1 / ln 2
     const auto k = static_cast<std::int64_t>(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);

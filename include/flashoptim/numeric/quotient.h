@@ -1,7 +1,7 @@
-// Correctly rounded quotients by a divisor that is used often, without a division for each: a product with
-// the reciprocal, corrected by the remainder (Markstein 1990; Muller et al., Handbook of Floating-Point
-// Arithmetic, 2nd ed., section 4.7). Lanes with kHasFastFma use it; the others divide. The bits are those of
-// the division.
+// Correctly rounded quotients by a divisor that is used many times. A product with the reciprocal, corrected
+// by the remainder, replaces each division (Markstein 1990; Muller et al., Handbook of Floating-Point
+// Arithmetic, 2nd ed., section 4.7). Lanes with kHasFastFma use it; the others divide. Both give the same
+// bits.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -11,7 +11,7 @@
 
 namespace flashoptim {
 
-/// A divisor of one step and its reciprocal. If the reciprocal is 0, the divisor is used.
+/// A divisor of one step and its reciprocal. A reciprocal of 0 says that the quotient must be divided.
 struct StepDivisor {
     float value = 1.0F;
     float reciprocal = 1.0F;
@@ -21,13 +21,13 @@ struct StepDivisor {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Between these bounds remainders are not subnormal and products do not overflow.
+/// Bounds of |x| in corrected_quotient(): no remainder is subnormal and no product overflows.
 constexpr float kSmallestDividend = 0x1p-100F, kLargestDividend = 0x1p90F;
 
-/// x / d from 1/d rounded to nearest, for d in [2^-40, 2^90]. Right for an |x| in [kSmallestDividend,
-/// kLargestDividend] whose quotient is at least 2^-120, and for zero but for its sign; otherwise the quotient
-/// is tiny too. One step leaves an error of at most one unit in the last place, from which the second is
-/// exact.
+/// x / d, where `reciprocal` is 1/d rounded to nearest and d is in [2^-40, 2^90]. The result is correctly
+/// rounded if |x| is in [kSmallestDividend, kLargestDividend] and the quotient is at least 2^-120. A smaller
+/// quotient stays tiny but may be rounded wrongly. Zero gives zero, perhaps of the wrong sign. The first
+/// correction leaves an error of at most one unit in the last place; the second makes the result exact.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float corrected_quotient(typename L::Float x, typename L::Float d,
                                                        typename L::Float reciprocal) {
@@ -36,7 +36,7 @@ FLASHOPTIM_INLINE typename L::Float corrected_quotient(typename L::Float x, type
     return L::fma(L::fma(-d, nearer, x), reciprocal, nearer);
 }
 
-/// n / divisor for integers of at most 15 bits and their sign; tests/format tries them all.
+/// n / divisor, correctly rounded, for integers of at most 15 bits and a sign; tests/format tries them all.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float integer_quotient(typename L::Float n, float divisor) {
     if constexpr (L::kHasFastFma) {
@@ -48,7 +48,7 @@ FLASHOPTIM_INLINE typename L::Float integer_quotient(typename L::Float n, float 
     }
 }
 
-/// The divisor `d` with its reciprocal.
+/// The divisor d with its reciprocal, or with 0 if corrected_quotient() cannot be used for d.
 FLASHOPTIM_INLINE StepDivisor divisor_of(float d) {
     StepDivisor divisor;
     divisor.value = d;
@@ -56,13 +56,14 @@ FLASHOPTIM_INLINE StepDivisor divisor_of(float d) {
     return divisor;
 }
 
-/// Of the magnitude's bits, so ordered that zero, which is neither tiny nor huge, comes last.
+/// An integer that orders magnitudes, with zero last: zero must not count as tiny, since its quotient is
+/// exact.
 template <class L>
 FLASHOPTIM_INLINE typename L::UInt dividend_order(typename L::Float x) {
     return (L::bits(x) & kMagnitudeBits) - 1U;
 }
 
-/// `kFits`: x is known to be zero or in [kSmallestDividend, kLargestDividend].
+/// x / d, correctly rounded. kFits promises that |x| is 0 or in [kSmallestDividend, kLargestDividend].
 template <class L, bool kFits = false>
 FLASHOPTIM_INLINE typename L::Float quotient(typename L::Float x, const StepDivisor& d) {
     if constexpr (L::kHasFastFma) {

@@ -1,7 +1,6 @@
-// Lanes of width one: the vocabulary in which formats and rules are written, for one element at a time. These
-// lanes are the reference that every other backend is compared with, and they are the CUDA thread's lanes
-// too. Every operation is one that IEEE 754 fixes exactly; nothing here approximates, contracts or flushes to
-// zero.
+// Lanes of width one: the operations in which formats and rules are written, for one element. Every other
+// backend is compared with these lanes, and a CUDA thread uses them too. IEEE 754 fixes the result of every
+// operation here: nothing approximates, contracts or flushes to zero.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -37,15 +36,15 @@ struct ScalarLanes {
         return result;
     }
 
-    /// The two's complement value as a float, to nearest even above 2^24.
+    /// The two's complement value as a float, rounded to nearest even above 2^24.
     static FLASHOPTIM_INLINE Float to_float(UInt x) {
         return static_cast<Float>(static_cast<std::int32_t>(x));
     }
-    /// Truncates towards zero; |x| < 2^31, the sign survives in two's complement.
+    /// x truncated towards zero, in two's complement; |x| < 2^31.
     static FLASHOPTIM_INLINE UInt truncate(Float x) {
         return static_cast<UInt>(static_cast<std::int32_t>(x));
     }
-    /// The largest integer that is not above x; |x| < 2^31.
+    /// The largest integer that is not above x, in two's complement; |x| < 2^31.
     static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
         const UInt towards_zero = truncate(x);
         return x < to_float(towards_zero) ? towards_zero - 1U : towards_zero;
@@ -92,17 +91,17 @@ struct ScalarLanes {
     static FLASHOPTIM_INLINE Float select(Mask m, Float yes, Float no) { return m ? yes : no; }
     static FLASHOPTIM_INLINE UInt select_bits(Mask m, UInt yes, UInt no) { return m ? yes : no; }
     static FLASHOPTIM_INLINE UInt min_bits(UInt a, UInt b) { return a < b ? a : b; }
-    /// The bits of `yes` where `mask` is 1, of `no` elsewhere.
+    /// The bits of `yes` where `mask` has a 1, else those of `no`.
     static FLASHOPTIM_INLINE UInt merge_bits(std::uint32_t mask, UInt yes, UInt no) {
         return (yes & mask) | (no & ~mask);
     }
-    /// x with the smaller one of |x| and `limit` (not negative) as its magnitude; `limit` where x is NaN.
+    /// x with its magnitude clamped to `limit`, which is not negative. A NaN gives `limit`.
     static FLASHOPTIM_INLINE Float smaller_magnitude(Float x, Float limit) {
         const UInt size = bits(x) & 0x7fffffffU;
         const Float smaller = from_bits(size) < limit ? from_bits(size) : limit;
         return from_bits(merge_bits(0x80000000U, bits(x), bits(smaller)));
     }
-    /// The larger one; a NaN in `b` never counts.
+    /// The larger of both; `a` if `b` is NaN.
     static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return b > a ? b : a; }
     static FLASHOPTIM_INLINE float horizontal_max(Float a) { return a; }
 

@@ -1,5 +1,5 @@
-// Adam (Kingma and Ba 2015, L2 term in the gradient) and AdamW (Loshchilov and Hutter 2019, decoupled weight
-// decay). Nothing here knows how moments or weights are stored.
+// Adam (Kingma and Ba 2015, weight decay as an L2 term of the gradient) and AdamW (Loshchilov and Hutter
+// 2019, decoupled weight decay). This file does not know how moments or weights are stored.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -9,11 +9,12 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// A format may carry moments as m/(1-b1) and v/(1-b2) (kCarriesScaled).
+/// Formats with kCarriesScaled carry the moments as m/(1-b1) and v/(1-b2).
 struct AdamRule {
     using Moments = MomentList<MomentKind::kSigned, MomentKind::kSquared>;
     static constexpr bool kDividesMoments = false;
-    /// Its quotient is that of the first new moment and of fma(the second's root, root_scale, epsilon).
+    /// The direction is next.value[0] / fma(next.root[1], root_scale, epsilon). Where both moments are in
+    /// range, a GPU may then divide without range checks (CudaUnguardedLanes).
     static constexpr bool kDividesFirstByRootOfSecond = true;
 
     template <class L>
@@ -41,7 +42,7 @@ struct AdamRule {
         return limited_quotient<L>(next.value[0], denominator, L::broadcast(k.update_limit));
     }
 
-    /// a / d with a magnitude of at most `limit`; d is not negative.
+    /// a / d, its magnitude clamped to `limit`. d is not negative.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Float limited_quotient(typename L::Float a, typename L::Float d,
                                                                 typename L::Float limit) {
@@ -52,7 +53,7 @@ struct AdamRule {
         }
     }
 
-    /// The scalars of step `t` (1 in the first).
+    /// The scalars of step t (1 in the first step).
     template <class Format>
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t t, Decay decay) {
         const double bias_correction1 = 1.0 - power(h.beta1, t);
@@ -74,9 +75,9 @@ struct AdamRule {
         return k;
     }
 
-    /// The largest |m/bc1| / sqrt(v/bc2) that exact moments can reach in step t, by the Cauchy-Schwarz
-    /// inequality: (1-b1)/sqrt(1-b2) sqrt(S) sqrt(bc2)/bc1, S = sum over k < t of (b1^2/b2)^k. Where that sum
-    /// has no limit (b1^2 >= b2) it stops at 64 terms; b2 = 0 has no bound.
+    /// The largest |m/bc1| / sqrt(v/bc2) that exact moments can reach in step t. The Cauchy-Schwarz
+    /// inequality gives (1-b1)/sqrt(1-b2) sqrt(S) sqrt(bc2)/bc1, with S = sum over k < t of (b1^2/b2)^k. If
+    /// the infinite sum diverges (b1^2 >= b2), the sum stops at 64 terms. b2 = 0 has no bound.
     static FLASHOPTIM_INLINE double largest_update(const Hyperparameters& h, std::int64_t t) {
         if (h.beta2 == 0.0) return static_cast<double>(ScalarLanes::from_bits(kInfinityBits));
         const double ratio = h.beta1 * h.beta1 / h.beta2;
@@ -94,7 +95,8 @@ struct AdamRule {
     }
 };
 
-/// The same in the order of operations of the paper's authors: one rounding each, no fma, no clamp.
+/// Adam and AdamW in the order of operations of the paper's authors: each operation rounds once, without fma
+/// and without the clamp.
 struct PaperAdamRule {
     using Moments = AdamRule::Moments;
     static constexpr bool kDividesMoments = true;
@@ -105,7 +107,7 @@ struct PaperAdamRule {
         return add_paper_l2<L>(g, w, k);
     }
 
-    /// `kFits`: new moments are known to fit `quotient`.
+    /// kFits promises that the new moments fit quotient() (numeric/quotient.h).
     template <class L, class Format, bool kFits = false>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
                                          const OldMoments<L, Format, PaperAdamRule>& old,

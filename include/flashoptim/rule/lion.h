@@ -1,5 +1,5 @@
 // Lion (Chen et al. 2023, algorithm 2): the sign of an interpolated momentum, with decoupled weight decay.
-// Nothing here knows how moments or weights are stored.
+// This file does not know how moments or weights are stored.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -54,7 +54,7 @@ struct LionRule {
     }
 };
 
-/// The same in the order of operations of the paper's authors.
+/// Lion in the order of operations of the paper's authors.
 struct PaperLionRule {
     using Moments = LionRule::Moments;
     static constexpr bool kDividesMoments = false;

@@ -1,6 +1,6 @@
 // The table of update rules: for each rule its name, its moments, and its hyperparameters with their ranges
 // and defaults. All code that names, checks, stores, saves or converts a rule reads this table. The other
-// files of this folder have the arithmetic of the rules.
+// files of this folder hold the arithmetic of the rules.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -19,51 +19,52 @@
 
 namespace flashoptim {
 
-/// SGDW and AdamW decay weights apart from the gradient; SGD and Adam add an L2 term to it.
+/// Update rules. SGD and Adam add weight decay to the gradient as an L2 term; SGDW, AdamW and Lion decouple
+/// it.
 enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion };
 
-/// The hyperparameters of all rules; a rule reads its own. Weight decay is per unit of learning rate. The
-/// numbers come first, then the flags.
+/// The hyperparameters of all rules. Each rule reads those of its table row. Weight decay is per unit of
+/// learning rate.
 struct Hyperparameters {
     double learning_rate = 1e-3;
     double beta1 = 0.9;
     double beta2 = 0.999;
-    double epsilon = 1e-8;  // outside the root and after the bias correction
+    double epsilon = 1e-8;  // added to the bias-corrected root
     double weight_decay = 0.0;
     double momentum = 0.0;
     double dampening = 0.0;
     double initial_learning_rate = 0.0;  // for fully_decoupled
     bool nesterov = false;
     bool maximize = false;
-    bool fully_decoupled = false;  // weights decay by weight_decay * learning_rate / initial_learning_rate
+    bool fully_decoupled = false;  // decay by weight_decay * learning_rate / initial_learning_rate
 
     bool operator==(const Hyperparameters&) const = default;
 };
 
-/// The scalars of one step of one tensor, rounded to fp32 once. Filled by a rule's
-/// `scalars`, read by its `update`.
+/// The scalars of one step of one tensor, each rounded to fp32 once. A rule's scalars() fills them and its
+/// update reads them.
 struct StepScalars {
-    // Of the update in carried units; the bias correction is folded in where the rule says so.
+    // Multiplies the direction, which is in carried units. Adam folds its bias correction in.
     float learning_rate = 0.0F;
     float weight_factor = 1.0F;        // decoupled weight decay
     float l2 = 0.0F;                   // coupled weight decay
-    float root_scale = 1.0F;           // Adam: carried root of v to its bias-corrected root
+    float root_scale = 1.0F;           // Adam: makes the carried root of v the bias-corrected root
     float epsilon = 0.0F;              // Adam
     float update_limit = 0.0F;         // Adam: largest |update| in carried units
-    float beta1 = 0.0F, beta2 = 0.0F;  // Lion and the rules of the paper; SGD's momentum is beta1
+    float beta1 = 0.0F, beta2 = 0.0F;  // Lion, paper rules; SGD: momentum in beta1
     float one_minus_beta1 = 1.0F, one_minus_beta2 = 1.0F;  // the same
     StepDivisor bias_correction1, bias_correction2;        // the paper's Adam
     MomentScalars moment[kMaxMoments];
     bool nesterov = false;
     bool has_momentum = false;  // SGD: whether a momentum buffer exists already
-    bool adds_l2 = false;       // whether decay is coupled; the paper's rules add its term also where it is 0
+    bool adds_l2 = false;       // coupled decay; the paper's rules add the term even if l2 is 0
 };
 
-/// Whether weights decay apart from the gradient, or an L2 term is added to it.
+/// How weights decay: coupled, as an L2 term of the gradient, or decoupled from the gradient.
 enum class Decay : std::uint8_t { kCoupled, kDecoupled };
 
-/// A field of Hyperparameters: its name in C++, C and files, and its name in torch's optimizers. It is a
-/// number or a flag.
+/// A field of Hyperparameters, which is a number or a flag: its name in C++, C and files, and its name in
+/// torch's optimizers.
 struct HyperparameterField {
     using Number = double Hyperparameters::*;
     using Flag = bool Hyperparameters::*;
@@ -71,13 +72,13 @@ struct HyperparameterField {
     std::string_view name, torch_name;
     Number number = nullptr;
     Flag flag = nullptr;
-    int torch_place = -1;  ///< in torch's tuple of that name; -1: it is no tuple
+    int torch_place = -1;  ///< index in torch's tuple of that name; -1: no tuple
 
-    /// Its value; 0 or 1 for a flag.
+    /// The value of the field in h; 0 or 1 for a flag.
     [[nodiscard]] constexpr double of(const Hyperparameters& h) const {
         return number != nullptr ? h.*number : h.*flag ? 1.0 : 0.0;
     }
-    /// Sets its value. Every value but 0 sets a flag.
+    /// Sets the field in h. A flag is set by every value but 0.
     constexpr void set(Hyperparameters& h, double value) const {
         if (number != nullptr) {
             h.*number = value;
@@ -90,21 +91,21 @@ struct HyperparameterField {
     }
 };
 
-/// The values that a number may have, never NaN or infinite.
+/// The allowed values of a number. NaN and infinity are never allowed.
 struct Range {
     double lowest = 0.0, highest = std::numeric_limits<double>::infinity();
     bool excludes_highest = false;
 
-    /// Whether x is in the range.
+    /// Whether x is allowed.
     [[nodiscard]] constexpr bool has(double x) const {
         return x >= lowest && (excludes_highest ? x < highest : x <= highest) &&
                x <= std::numeric_limits<double>::max();
     }
 };
 
-/// A hyperparameter as one rule reads it. Range and defaults of a flag are 0 and 1.
+/// A hyperparameter as one rule reads it: its default and its range. Flags default to 0.
 struct HyperparameterTraits {
-    /// A field, its default, its values, and its default in Python where that is another.
+    /// `in_python` is the default in Python where it differs.
     constexpr HyperparameterTraits(const HyperparameterField& which, double usual = 0.0, Range values = {},
                                    std::optional<double> in_python = std::nullopt)
         : field(which), default_value(usual), range(values), python_default(in_python) {}
@@ -112,36 +113,37 @@ struct HyperparameterTraits {
     HyperparameterField field;
     double default_value;
     Range range;
-    /// The default in Python, if the authors' package has another one there.
+    /// The default in Python, if the authors' package has another one than default_value.
     std::optional<double> python_default;
 };
 
-/// A moment of a rule. Its place in the rule's list is its number everywhere and chooses its dither.
+/// A moment of a rule. Its index in the rule's list is its number everywhere; the number chooses its dither
+/// salt.
 struct MomentTraits {
     std::string_view name;         ///< in saved files and in torch's state
-    std::string_view scales_name;  ///< of its groups' scales: the same with "_scales"
+    std::string_view scales_name;  ///< name of its scales: `name` with "_scales" appended
     MomentKind kind;
-    /// The moment exists only while this is not 0; null: always.
+    /// The moment exists only if this hyperparameter is not 0. Null: it always exists.
     HyperparameterField::Number needs = nullptr;
 };
 
 /// What a rule is.
 struct RuleTraits {
     Rule rule;
-    std::string_view name;  ///< as files, messages and command lines spell it
+    std::string_view name;  ///< in files, messages and command lines
     std::span<const MomentTraits> moments;
     std::span<const HyperparameterTraits> reads;
     Decay decay;
-    bool has_paper_order = true;  ///< whether it can be stepped in the paper's format
+    bool has_paper_order = true;  ///< whether the rule supports the paper's format
 
-    /// Its row for a hyperparameter, or null if it does not read it.
+    /// The rule's entry for a hyperparameter, or null if the rule does not read it.
     [[nodiscard]] constexpr const HyperparameterTraits* find(const HyperparameterField& field) const {
         for (const auto& hyperparameter : reads) {
             if (hyperparameter.field == field) return &hyperparameter;
         }
         return nullptr;
     }
-    /// Whether it keeps moment n under these hyperparameters.
+    /// Whether the rule keeps moment n under these hyperparameters.
     [[nodiscard]] constexpr bool keeps(std::size_t n, const Hyperparameters& h) const {
         return n < moments.size() && (moments[n].needs == nullptr || h.*moments[n].needs != 0.0);
     }
@@ -164,7 +166,7 @@ inline constexpr HyperparameterField kMaximize{"maximize", "maximize", nullptr, 
 inline constexpr HyperparameterField kFullyDecoupled{"fully_decoupled", "decouple_lr", nullptr,
                                                      &Hyperparameters::fully_decoupled};
 
-/// Of one that may be 1, and of one of which a bias correction is formed.
+/// kBelowOne is for decay rates with a bias correction, which divides by 1 - beta^t.
 inline constexpr Range kNotNegative{}, kUpToOne{0.0, 1.0}, kBelowOne{0.0, 1.0, true};
 
 inline constexpr HyperparameterTraits kSgd[] = {
@@ -202,7 +204,7 @@ inline constexpr MomentTraits kLionMoments[] = {kExpAvg};
 
 }  // namespace table
 
-/// Every field of Hyperparameters, in their order.
+/// Every field of Hyperparameters: the numbers first, then the flags.
 inline constexpr std::array kHyperparameterFields = {
     table::kLearningRate, table::kBeta1,    table::kBeta2,         table::kEpsilon,
     table::kWeightDecay,  table::kMomentum, table::kDampening,     table::kInitialLearningRate,
@@ -219,9 +221,9 @@ inline constexpr std::array kRules = {
 constexpr int kRuleCount = static_cast<int>(kRules.size());
 /// Whether a value is one of the enumerators.
 constexpr bool is_known(Rule rule) { return static_cast<std::size_t>(rule) < kRules.size(); }
-/// What a known rule is.
+/// The table row of a known rule.
 constexpr const RuleTraits& traits_of(Rule rule) { return kRules[static_cast<std::size_t>(rule)]; }
-/// The defaults of the hyperparameters that a rule reads; the others are as Hyperparameters has them.
+/// The defaults of a rule. Fields that the rule does not read have the defaults of Hyperparameters.
 constexpr Hyperparameters default_hyperparameters(Rule rule) {
     Hyperparameters h;
     for (const auto& field : kHyperparameterFields) {
@@ -235,8 +237,8 @@ constexpr Hyperparameters default_hyperparameters(Rule rule) {
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// The classes that step a rule: in our order of operations and in the paper's (void: it has none), and the
-/// same for the case that the moments which it may be without are not there.
+/// The classes with a rule's arithmetic: in this project's order of operations and in the paper's order (void
+/// if the rule has none). The Without classes are for parameters that lack the rule's optional moments.
 template <class Native_, class Paper_, class NativeWithout_ = Native_, class PaperWithout_ = Paper_>
 struct RuleKernels {
     using Native = Native_;
@@ -244,11 +246,11 @@ struct RuleKernels {
     using NativeWithout = NativeWithout_;
     using PaperWithout = PaperWithout_;
 };
-/// Those of one rule: each file of this folder says it of its own.
+/// The RuleKernels of one rule. The rule's own file specialises it.
 template <Rule kRule>
 struct KernelsOf;
 
-/// base^exponent by squaring: IEEE products only, the same on host and device. exponent >= 0.
+/// base^exponent by squaring, for exponent >= 0. IEEE products only, so host and device give the same bits.
 FLASHOPTIM_INLINE double power(double base, std::int64_t exponent) {
     double result = 1.0;
     for (auto bits = static_cast<std::uint64_t>(exponent); bits != 0; bits >>= 1U) {
@@ -258,14 +260,14 @@ FLASHOPTIM_INLINE double power(double base, std::int64_t exponent) {
     return result;
 }
 
-/// What decoupled decay takes from a weight in one step: weight_decay * learning_rate, or where the decay is
-/// decoupled from the schedule's peak too, weight_decay * learning_rate / initial_learning_rate.
+/// The fraction of a weight that decoupled decay removes in one step: weight_decay * learning_rate, or if
+/// fully_decoupled is set, weight_decay * learning_rate / initial_learning_rate.
 FLASHOPTIM_INLINE double decay_per_step(const Hyperparameters& h) {
     if (!h.fully_decoupled) return h.weight_decay * h.learning_rate;
     return h.initial_learning_rate > 0.0 ? h.weight_decay * (h.learning_rate / h.initial_learning_rate) : 0.0;
 }
 
-/// Weight decay in our order: the factor is formed in double and rounded once.
+/// Weight decay in this project's order of operations: the factor is computed in double and rounded once.
 FLASHOPTIM_INLINE void set_decay(StepScalars& k, const Hyperparameters& h, Decay decay) {
     if (decay == Decay::kDecoupled) {
         k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
@@ -274,7 +276,7 @@ FLASHOPTIM_INLINE void set_decay(StepScalars& k, const Hyperparameters& h, Decay
         k.adds_l2 = true;
     }
 }
-/// Weight decay in the order of the paper's authors: the product is rounded first.
+/// Weight decay in the order of operations of the paper's authors: the product is rounded first.
 FLASHOPTIM_INLINE void set_paper_decay(StepScalars& k, const Hyperparameters& h, Decay decay) {
     if (decay == Decay::kDecoupled) {
         k.weight_factor = 1.0F - static_cast<float>(decay_per_step(h));
@@ -284,21 +286,21 @@ FLASHOPTIM_INLINE void set_paper_decay(StepScalars& k, const Hyperparameters& h,
     }
 }
 
-/// The weight moved along `direction`, which is what a rule would subtract at a learning
-/// rate of 1, in carried units.
+/// The weight after decay and update: w * weight_factor - learning_rate * direction. `direction` is in
+/// carried units.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float moved(typename L::Float w, typename L::Float direction,
                                           const StepScalars& k) {
     return L::fma(direction, L::broadcast(-k.learning_rate), w * k.weight_factor);
 }
 
-/// The gradient with its L2 term.
+/// The gradient plus its L2 term.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float add_l2(typename L::Float g, typename L::Float w, const StepScalars& k) {
     return k.l2 == 0.0F ? g : L::fma(w, L::broadcast(k.l2), g);
 }
-/// The same in two roundings, and with a decay of 0 too: a weight that is Inf or NaN
-/// reaches the moments that way.
+/// The gradient plus its L2 term with two roundings, as the paper's authors add it. It is added even if l2 is
+/// 0: an Inf or NaN weight then makes the moments NaN, as in their code.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float add_paper_l2(typename L::Float g, typename L::Float w,
                                                  const StepScalars& k) {

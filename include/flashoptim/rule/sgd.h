@@ -1,6 +1,6 @@
-// SGD with momentum, dampening and Nesterov's look-ahead (as torch.optim.SGD; Sutskever et al.
-// 2013), with weight decay in the gradient (SGD) or apart from it (SGDW). Nothing here knows how
-// moments or weights are stored.
+// SGD with momentum, dampening and Nesterov momentum (as torch.optim.SGD; Sutskever et al. 2013). Weight
+// decay is an L2 term of the gradient (SGD) or decoupled (SGDW). This file does not know how moments or
+// weights are stored.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -12,7 +12,7 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// With its momentum buffer, and without one.
+/// SGD with a momentum buffer (kMomentum) or without one.
 template <bool kMomentum>
 using SgdMoments = std::conditional_t<kMomentum, MomentList<MomentKind::kSigned>, MomentList<>>;
 
@@ -27,8 +27,8 @@ struct SgdRule {
         return add_l2<L>(g, w, k);
     }
 
-    /// m = mu m + (1-dampening) g, or g where no buffer exists yet;  w = w (1 - lr wd) - lr
-    /// m, Nesterov: lr (g + mu m)
+    /// m = mu m + (1-dampening) g, or m = g where no buffer exists yet;  w = w (1 - lr wd) - lr m, with
+    /// Nesterov momentum w = w (1 - lr wd) - lr (g + mu m)
     template <class L, class Format>
     static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float g,
                                                          const OldMoments<L, Format, SgdRule>& old,
@@ -53,7 +53,7 @@ struct SgdRule {
     }
 };
 
-/// The same in the order of operations of the paper's authors, who dampen from the first step on.
+/// SGD in the order of operations of the paper's authors, who apply dampening from the first step on.
 template <bool kMomentum>
 struct PaperSgdRule {
     using Moments = SgdMoments<kMomentum>;
@@ -81,8 +81,8 @@ struct PaperSgdRule {
     static FLASHOPTIM_INLINE StepScalars scalars(const Hyperparameters& h, std::int64_t /*t*/, Decay decay) {
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate);
-        // Without momentum the authors call torch's own operators, which round the
-        // decay's factor from double.
+        // Without momentum the authors call torch's own operators, which round the decay factor once, from
+        // double.
         if constexpr (kMomentum) {
             set_paper_decay(k, h, decay);
         } else {
