@@ -1,5 +1,5 @@
-// Refuses to compile the library with inexact arithmetic, however the flag arrived. Not installed: users may
-// compile their own code as they like.
+// Stops the compilation of the library if a flag allows inexact arithmetic, wherever that flag was set. This
+// header is not installed, because users may compile their own code as they like.
 #pragma once
 
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)

@@ -1,4 +1,4 @@
-// Which hyperparameters a rule takes.
+// Checks hyperparameters against the table of rules.
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -10,7 +10,8 @@ namespace flashoptim {
 
 namespace {
 
-/// The shortest text that is this value: one just out of its range must not be shown as one within.
+/// The shortest text that reads back as this value. Rounded text could show a value that is just outside its
+/// range as one inside it.
 std::string text_of(double value) {
     std::array<char, 32> text{};
     const auto end = std::to_chars(text.data(), text.data() + text.size(), value);
@@ -33,7 +34,7 @@ void check(const HyperparameterField& field, double value, bool is_right, const 
     throw InvalidArgument(std::string(field.name) + " is " + text_of(value) + ": it must be " + range);
 }
 
-/// The rules that take fully_decoupled weight decay, for an error.
+/// The names of the rules that have fully_decoupled weight decay, for an error message.
 std::string rules_with_full_decoupling() {
     std::string names;
     for (const auto& traits : kRules) {
@@ -52,7 +53,8 @@ void check_hyperparameters(Rule rule, const Hyperparameters& h) {
                               " does not exist: use an enumerator of the header");
     }
     const auto& traits = traits_of(rule);
-    // What the rule does not read is saved, too, and text has no NaN.
+    // Numbers that the rule does not read are checked too. They are saved with the others, and saved text
+    // cannot hold a NaN or an infinity.
     for (const auto& field : kHyperparameterFields) {
         if (field.number == nullptr) continue;
         const auto* const read = traits.find(field);

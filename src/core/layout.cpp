@@ -1,5 +1,5 @@
-// Reads a tensor's shape and strides into rows; refuses what is not dense or not cut at
-// groups. Copies between orders.
+// Reads the shape and strides of a tensor as rows. Refuses tensors that are not dense and shards that are not
+// cut at groups. Also copies tensors between memory orders.
 #include "flashoptim/layout.h"
 
 #include <algorithm>
@@ -14,8 +14,8 @@ namespace flashoptim {
 
 namespace {
 
-/// Of a tensor, and of the whole that it is a part of. Far more than any memory has, and far enough from the
-/// end of 64 bits that bytes, groups and rows are counted without a check.
+/// Limit of the elements of a tensor and of the whole tensor of a shard. It is far more than any memory
+/// holds. It is also small enough that 64-bit counts of bytes, groups and rows need no overflow check.
 constexpr std::int64_t kMostElements = std::int64_t{1} << 60;
 
 std::string to_text(const std::vector<std::int64_t>& values) {
@@ -29,7 +29,8 @@ std::string to_text(const std::vector<std::int64_t>& values) {
                           to_text(tensor.strides) + " " + why);
 }
 
-/// Dimensions whose extent in the whole tensor is not 1, by stride descending, ties by position.
+/// The dimensions whose extent in the whole tensor is not 1, sorted by stride, descending. Equal strides keep
+/// their order.
 std::vector<std::size_t> memory_order(const std::vector<std::int64_t>& extents,
                                       const std::vector<std::int64_t>& strides) {
     std::vector<std::size_t> order;
@@ -40,7 +41,7 @@ std::vector<std::size_t> memory_order(const std::vector<std::int64_t>& extents,
     return order;
 }
 
-/// Whether elements lie without hole or overlap in this order of dimensions.
+/// Whether the elements have no holes and no overlaps in this order of dimensions.
 bool is_dense(const std::vector<std::size_t>& order, const TensorView& tensor) {
     std::int64_t expected = 1;
     for (auto d = order.rbegin(); d != order.rend(); ++d) {
@@ -90,7 +91,7 @@ std::int64_t TensorView::numel() const {
 
 std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape) {
     std::vector<std::int64_t> strides(shape.size());
-    std::uint64_t stride = 1;  // unsigned: a shape that is too large is refused by layout_of, not here
+    std::uint64_t stride = 1;  // unsigned, so that it may wrap: layout_of() refuses such a shape
     for (std::size_t d = shape.size(); d-- > 0;) {
         strides[d] = static_cast<std::int64_t>(stride);
         stride *= static_cast<std::uint64_t>(std::max<std::int64_t>(shape[d], 1));
@@ -140,7 +141,8 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
                "order than its "
                "whole): step a contiguous copy instead");
     }
-    // Columns: all dimensions but the first; for one dimension there is one row and it is the column.
+    // The columns are all dimensions but the first. A one-dimensional tensor is one row, so its only
+    // dimension is a column.
     const std::size_t first_column = layout.one_dimensional ? 0 : 1;
     layout.whole_row_length = 1;
     layout.row_length = 1;
@@ -151,8 +153,8 @@ Layout layout_of(const TensorView& given, const Shard& shard, std::string_view n
         layout.whole_row_length *= whole[d];
         layout.row_length *= tensor.shape[d];
         layout.column_offset = layout.column_offset * whole[d] + shard.offset[d];
-        // Once a dimension spans more than one index, every later one must be whole,
-        // or a row falls into pieces.
+        // After the first dimension with more than one index every dimension must be whole. Otherwise a row
+        // of the shard would not be contiguous.
         if (tensor.shape[d] != whole[d] && pieces > 1) partial = true;
         pieces *= tensor.shape[d];
     }
@@ -208,7 +210,7 @@ void copy_in_order(const TensorView& from, const std::vector<std::int64_t>& to_s
                 target += to_strides[d];
                 break;
             }
-            index[d] = 0;  // back to the first: no offset is beyond the tensor, even for a moment
+            index[d] = 0;  // reset before the next carry, so that no offset leaves the tensor
             source -= from.strides[d] * (from.shape[d] - 1);
             target -= to_strides[d] * (from.shape[d] - 1);
         }

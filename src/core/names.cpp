@@ -1,4 +1,4 @@
-// The names of rules, formats and state buffers, as files and messages spell them, and the way back.
+// The names of rules, formats and state buffers in files and messages, and their lookup by name.
 #include <algorithm>
 #include <array>
 #include <utility>

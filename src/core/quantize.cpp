@@ -1,4 +1,4 @@
-// The formats outside a step: always the scalar lanes, always to nearest.
+// Encodes and decodes outside a step. It always uses the scalar lanes and rounds to nearest.
 #include "flashoptim/quantize.h"
 
 #include <algorithm>
@@ -23,12 +23,12 @@ namespace {
 
 using L = ScalarLanes;
 
-/// Above this a scale with its headroom would not be finite.
+/// The scale of a larger moment would overflow, because kHeadroom is added to it.
 constexpr float kLargestNativeMoment = 0x1p126F;
-/// fp16 scales end here.
+/// The largest finite binary16, since scales are binary16.
 constexpr float kLargestPaperMoment = 65504.0F;
 
-/// Calls visit(group, begin, count) for every group in storage order.
+/// Calls visit(group, begin, count) for every group, in the order in which scales are stored.
 template <class Visit>
 void for_each_group(MomentStorage storage, const Layout& layout, Visit visit) {
     if (layout.numel == 0) return;
@@ -64,7 +64,8 @@ void check_sizes(MomentStorage storage, const Layout& layout, std::size_t values
     }
 }
 
-/// What is written in pieces must not be read after that: only a copy may be onto itself.
+/// Refuses buffers that overlap, because outputs are written before all inputs have been read. fp32 copies
+/// need no such check.
 void check_apart(std::span<const std::byte> read, std::span<const std::byte> written, const char* names) {
     const std::less<const std::byte*> before;
     if (read.empty() || written.empty() || !before(read.data(), written.data() + written.size()) ||
@@ -77,7 +78,7 @@ std::span<const std::byte> bytes_of(const void* data, std::size_t count, DType d
     if (data == nullptr) return {};
     return {static_cast<const std::byte*>(data), count * size_of(dtype)};
 }
-/// The masters on one side, what is stored on the other.
+/// Refuses masters that overlap the stored weights or the corrections.
 void check_apart(const StoragePlan& plan, std::span<const float> masters, const void* weights,
                  const void* corrections) {
     if (plan.weight_dtype == DType::kFloat32) return;
@@ -103,7 +104,7 @@ void check_values(MomentKind kind, MomentStorage storage, std::span<const float>
     }
 }
 
-/// Calls visit.template operator()<M, kKind>() for a storage with groups.
+/// Calls visit.template operator()<M, kKind>() with the moment format of a storage that has groups.
 template <class Visit>
 void with_moment_format(MomentKind kind, MomentStorage storage, Visit visit) {
     const auto with_kind = [&]<class M>() {
@@ -179,7 +180,7 @@ void with_weight_format(const StoragePlan& plan, Visit visit) {
     }
 }
 
-/// Inf and NaN in the 16 bits of a native weight; a step never writes them, a conversion does.
+/// The 16 bits of a native weight that is Inf or NaN. Only conversions write these; a step does not.
 template <class W>
 std::uint32_t special_bits(float w, bool is_bfloat16) {
     const std::uint32_t infinity = is_bfloat16 ? Bfloat16Grid::kInfinityHigh : Float16Grid::kInfinityHigh;
@@ -207,8 +208,8 @@ void split_all(bool is_bfloat16, std::span<const float> masters, void* weights, 
     }
 }
 
-/// Native: both magnitudes on the grid of the split, the master's negative where its
-/// sign is not the stored one.
+/// The native correction: the master's grid magnitude less that of the stored weight. A master whose sign is
+/// not the stored sign counts as negative.
 template <class Grid, int kBits, class Correction>
 std::int32_t correction_of(SplitWeight<Grid, kBits, Correction> /*format*/, float master, std::uint32_t hi) {
     using W = SplitWeight<Grid, kBits, Correction>;

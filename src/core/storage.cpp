@@ -1,4 +1,4 @@
-// Plans which buffers a parameter has.
+// Plans the buffers of a parameter: plan_moment() and plan_storage().
 #include <string>
 
 #include "flashoptim/error.h"
