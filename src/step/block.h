@@ -1,4 +1,5 @@
-// One run of elements of a segment, typed; and the padded copy of a run that is too short for vectors.
+// A block: typed pointers to some elements of a segment. Also Tail, the padded copy of a block that is too
+// short for whole vectors.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +15,15 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 
 constexpr int kGroup = static_cast<int>(kGroupSize);
 
-/// The scales of a block's groups: as they were, and what a step makes of them.
+/// The old and new scales of a block's groups.
 template <class L, class M>
 struct GroupScales {
     alignas(64) float old_scale[kGroupsPerBlock];
-    alignas(64) float factor[kGroupsPerBlock];  // of old moments, with their decay
+    alignas(64) float factor[kGroupsPerBlock];  // old scale times the decay
     alignas(64) float new_scale[kGroupsPerBlock];
     alignas(64) float encode[kGroupsPerBlock];
 
-    /// Beyond the last of `groups` they are zero.
+    /// Reads the scales of `groups` groups. The rest of the arrays becomes zero.
     FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
         alignas(64) std::uint16_t bits[kGroupsPerBlock] = {};
         std::memcpy(bits, from, static_cast<std::size_t>(groups) * sizeof bits[0]);
@@ -41,7 +42,7 @@ struct GroupScales {
     }
 };
 
-/// Whether a rule's arithmetic gives a direction; the paper's rules move the weight themselves.
+/// Whether the rule computes a direction. The paper's rules update the weight themselves.
 template <class L, class R, class M>
 constexpr bool kHasDirection =
     requires(typename L::Float g, const OldMoments<L, M, R>& old, NewMoments<L, R>& next,
@@ -52,7 +53,7 @@ struct BlockTypes {
     using Stored = typename W::Stored;
     static constexpr bool kHasCorrection = !std::is_void_v<typename W::Correction>;
     using Correction = std::conditional_t<kHasCorrection, typename W::Correction, std::int8_t>;
-    /// Whether directions are written in the place of weights (two_passes.h).
+    /// Whether W is a format of directions, which are written in place of weights (two_passes.h).
     static constexpr bool kWritesDirections = requires { W::kIsDirection; };
     static constexpr int kMoments = R::Moments::kCount;
     static constexpr bool kGrouped = M::kGrouped && kMoments > 0;
@@ -63,19 +64,21 @@ struct BlockTypes {
     using Code = typename MomentFormat<n>::Code;
     template <int n>
     static constexpr bool kIsSquared = R::Moments::kind(n) == MomentKind::kSquared;
-    /// The first squared moment; -1 where there is none.
+    /// The number of the first squared moment, or -1.
     static constexpr int kFirstSquared = [] {
         for (int n = 0; n < kMoments; ++n) {
             if (R::Moments::kind(n) == MomentKind::kSquared) return n;
         }
         return -1;
     }();
-    /// Whether the root of a squared moment is at least |g|, so that its maximum tells of bad gradients.
+    /// Whether the root of a carried squared moment is at least |g|. Then the group's largest root shows
+    /// whether the group has a bad gradient.
     static constexpr bool kRootShowsGradient = kGrouped && kFirstSquared >= 0 && M::kCarriesScaled;
 
     static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
 
-    /// Pointers of the rule's own moments only: a block is made often, and more would wait for memory.
+    /// Holds pointers for the rule's own moments only, because a block is made often and more pointers cost
+    /// stores.
     struct Block {
         Stored* weight;
         Correction* correction;
@@ -104,7 +107,7 @@ struct BlockTypes {
     static FLASHOPTIM_INLINE std::uint32_t place_at(const Segment& s, std::int64_t at) {
         return (s.place + static_cast<std::uint32_t>(at % kDitherPeriod)) % kDitherPeriod;
     }
-    /// What an update leaves of moment n for memory: of a squared one in groups its root.
+    /// The value of moment n that is encoded: the root of a squared moment in groups, else the moment.
     template <int n, class L>
     static FLASHOPTIM_INLINE typename L::Float kept(const NewMoments<L, R>& next) {
         if constexpr (kGrouped && kIsSquared<n>) {
@@ -113,7 +116,7 @@ struct BlockTypes {
             return next.value[n];
         }
     }
-    /// One element of every lane: decodes nothing and encodes nothing.
+    /// Applies the rule to decoded values, one element in each lane.
     template <class L, bool kFits = false>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,
                                          const OldMoments<L, M, R>& old, NewMoments<L, R>& next,
@@ -129,7 +132,7 @@ struct BlockTypes {
         }
     }
 
-    /// The end of a segment, padded with zeros to kSize elements (whole groups) on the stack.
+    /// A copy of the end of a segment on the stack, padded with zeros to kSize elements (whole groups).
     template <int kSize>
     struct Tail {
         static constexpr int kGroups = kSize / kGroup;

@@ -1,4 +1,5 @@
-// Chooses the backend: by the caller, by the environment, or by what the processor can do.
+// Chooses the backend: the one that the caller or the environment names, else the fastest that the processor
+// runs.
 #include "step/dispatch.h"
 
 #include <algorithm>
@@ -18,12 +19,12 @@ namespace flashoptim {
 
 namespace {
 
-// The fastest last.
+// Sorted by speed, the fastest last.
 constexpr std::array kAllBackends = {Backend::kScalar, Backend::kPortable, Backend::kNeon,
                                      Backend::kAvx2,   Backend::kAvx512,   Backend::kAvx512Vbmi};
 
 #if defined(FLASHOPTIM_X86)
-// By hand: not every compiler's __builtin_cpu_supports knows every bit.
+// CPUID is read directly, because __builtin_cpu_supports of some compilers does not know every bit.
 CpuidAnswer cpuid(std::uint32_t leaf) {
     CpuidAnswer answer;
     __cpuid_count(leaf, 0, answer.eax, answer.ebx, answer.ecx, answer.edx);
@@ -43,7 +44,8 @@ bool runs_here(Backend backend) {
         case Backend::kPortable:
             return true;
 #if defined(FLASHOPTIM_X86)
-        // The levels that the files are compiled for. CPUID is slow under a hypervisor and never changes.
+        // Each backend needs the psABI level that its file is compiled for. The answer is cached: CPUID is
+        // slow under a hypervisor and never changes.
         case Backend::kAvx2: {
             static const bool kRuns = reaches_here(X86Level::kV3);
             return kRuns;
@@ -87,7 +89,8 @@ Backend automatic_backend() {
                           names_of(available));
 }
 
-/// Found out once. A bad name is an error of those who leave the choice to it, each time, and of nobody else.
+/// The automatic backend, determined once. A bad name in FLASHOPTIM_BACKEND makes every call with kAutomatic
+/// fail; calls that name a backend are not affected.
 Backend automatic_choice() {
     static const Backend kChoice = automatic_backend();
     return kChoice;

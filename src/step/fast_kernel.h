@@ -1,7 +1,8 @@
-// The fused step at full speed, for blocks in which nothing is out of the ordinary: no gradient is bad, no
-// weight is Inf, NaN, huge or of a magnitude below zero. Then nothing needs to be chosen element by element.
-// Each block is computed in registers and buffers, looked at as a whole, and only then written; one that is
-// out of the ordinary is left to the reference kernel untouched. The bits are those of reference_kernel.h.
+// The fast kernel: the fused step for ordinary blocks. A block is ordinary if no gradient is bad and no
+// weight is Inf, NaN, huge or has a negative magnitude, so that no element needs a special case. The kernel
+// computes a block in registers and buffers, checks the whole block, and only then writes it. If the block is
+// not ordinary, nothing is written and the reference kernel steps it. The bits are those of
+// reference_kernel.h.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +34,7 @@ class FastKernel : BlockTypes<R, M, W> {
     static constexpr int kTail = kUnitSize < kGroup ? kGroup : kUnitSize;
     static constexpr int kVectorsInGroup = kGroup / L::kWidth;
     using Tail = typename Types::template Tail<kTail>;
-    /// Elements between a unit and what is fetched from memory ahead of it; the processor does
-    /// not foresee so many streams.
+    /// Distance of the software prefetch in elements. The hardware prefetcher cannot follow so many streams.
     static constexpr int kPrefetch = 1024;
 
 public:
@@ -65,7 +65,7 @@ public:
     }
 
 private:
-    /// Has the reference kernel step a part of the segment.
+    /// Steps a part of the segment with the reference kernel.
     static std::uint64_t refer(const Segment& s, std::int64_t at, int size) {
         const Block b = block_at(s, at);
         Segment part = s;
@@ -81,7 +81,7 @@ private:
         return s.reference(part);
     }
 
-    /// What comes kPrefetch elements after a block: in its segment, or in the one that follows.
+    /// The elements kPrefetch after a block, in its segment or in the following one. They are prefetched.
     class Ahead {
     public:
         FLASHOPTIM_INLINE Ahead(const Segment& s, std::int64_t at) : gradient_dtype_(s.gradient_dtype) {
@@ -92,12 +92,12 @@ private:
                 place = (place - s.count) / kGroup * kGroup;
             }
             is_there_ = from != nullptr && place < from->count;
-            // Directions that are formed on the stack need not be fetched.
+            // Directions that are written to the stack need no prefetch.
             if constexpr (Types::kWritesDirections)
                 has_weights_ = is_there_ && from->weight == from->direction;
             if (is_there_) block_ = block_at(*from, place);
         }
-        /// Fetches as much as a unit, e elements on.
+        /// Prefetches one unit that begins e elements later.
         FLASHOPTIM_INLINE void fetch(int e) const {
             if (!is_there_) return;
             if (has_weights_) fetch(block_.weight, e, sizeof(Stored));
@@ -123,12 +123,12 @@ private:
         bool is_there_ = false, has_weights_ = true;
     };
 
-    /// The moments of a block between the passes, and its groups' scales.
+    /// One moment of a block between the two loops over it, and its groups' scales.
     struct Pending : GroupScales<L, M> {
         alignas(64) float values[kBlockSize];
         float gap[48];  // see DitherTables
         alignas(64) std::uint32_t largest[kGroupsPerBlock][L::kWidth];
-        alignas(64) float reciprocal[kGroupsPerBlock];  // of `encode`, where the format divides
+        alignas(64) float reciprocal[kGroupsPerBlock];  // 1 / encode, for formats with kDivides
 
         FLASHOPTIM_INLINE void read_scales(const std::uint16_t* from, int groups, float scale_factor) {
             GroupScales<L, M>::read_scales(from, groups, scale_factor);
@@ -144,7 +144,7 @@ private:
         std::conditional_t<kGrouped, Pending, Nothing> moment[kBuffers];
     };
 
-    /// Steps one vector in registers: vector j of the unit at e.
+    /// Steps vector j of the unit at e, in registers. The result is the new weight.
     static FLASHOPTIM_INLINE Float update(const StepScalars& k, const Block& b, const float* gradient, int e,
                                           int j, const OldMoments<L, M, R>& old, Watch& watch,
                                           NewMoments<L, R>& next) {
@@ -160,7 +160,7 @@ private:
         return w;
     }
 
-    /// Steps a padded block of which `size` elements count.
+    /// Steps a padded block with `size` real elements. Returns false if the block is not ordinary.
     static bool step_tail(const Segment& s, const Block& b, int size, std::uint32_t place,
                           const Ahead& ahead) {
         if constexpr (kGrouped) {
@@ -178,7 +178,7 @@ private:
         }
     }
 
-    /// Steps whole groups if all that is in them is ordinary; writes nothing otherwise.
+    /// Steps whole groups. Returns false and writes nothing if they are not ordinary.
     static bool step_groups(const Segment& s, const Block& b, int size, std::uint32_t place,
                             const Ahead& ahead) {
         const StepScalars& k = *s.scalars;
@@ -205,7 +205,7 @@ private:
                 NewMoments<L, R> next;
                 const Float w = update(k, b, buffers.gradient, e, j, old, watch, next);
                 L::store_f32(buffers.weight + at, w);
-                // A unit may be several groups, or part of one.
+                // A unit may span several groups, or a part of one.
                 const bool begins = kVectorsInGroup > L::kUnit ? at % kGroup == 0 : j % kVectorsInGroup == 0;
                 const bool ends = (j + 1) % kVectorsInGroup == 0 || j + 1 == L::kUnit;
                 for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
@@ -233,7 +233,7 @@ private:
         return true;
     }
 
-    /// Returns false if a maximum tells of a bad gradient.
+    /// Chooses the new scales of moment n. Returns false if a group's maximum shows a bad gradient.
     template <int n, bool kShowsGradient>
     static FLASHOPTIM_INLINE bool new_scales(Pending& moment, int groups, const MomentScalars& k) {
         for (int at = 0; at < groups; at += L::kWidth) {
@@ -281,7 +281,8 @@ private:
         });
     }
 
-    /// Without groups each unit stands for itself.
+    /// Steps a block whose moments have no groups. Each unit is checked and written alone. Returns the number
+    /// of elements that were skipped.
     static std::uint64_t step_units(const Segment& s, std::int64_t at, int size) {
         const Block b = block_at(s, at);
         const auto place = place_at(s, at);
@@ -298,7 +299,8 @@ private:
         return bad;
     }
 
-    /// Steps the first `vectors` of a unit; the others it takes for zeros.
+    /// Steps the first `vectors` vectors of a unit and takes the others as zeros. Returns false and writes
+    /// nothing if the unit is not ordinary.
     static FLASHOPTIM_INLINE bool step_unit(const Segment& s, const Block& b, const float* gradient, int e,
                                             std::uint32_t place, int vectors) {
         const StepScalars& k = *s.scalars;

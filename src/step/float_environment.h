@@ -1,5 +1,6 @@
-// The floating-point mode that the promised bits need: round to nearest, subnormals kept, no traps. Callers
-// may run in another one (torch.set_flush_denormal, -ffast-math, fesetround), and every thread has its own.
+// The floating-point mode in which steps give the same bits everywhere: round to nearest, subnormals kept, no
+// traps. A caller's thread may be in another mode (torch.set_flush_denormal, -ffast-math, fesetround), and
+// every thread has its own.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@
 
 namespace flashoptim {
 
-/// Sets the default mode of this thread and puts the former one back.
+/// Sets the default mode of this thread. The destructor restores the former mode.
 class DefaultFloatEnvironment {
 public:
 #if defined(__x86_64__) || defined(_M_X64)

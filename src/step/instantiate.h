@@ -1,4 +1,5 @@
-// Every rule with every storage for one kind of lanes. A backend file includes this once and names its lanes.
+// Instantiates the kernels of every rule and storage for one kind of lanes. Each backend file includes this
+// once and names its lanes.
 #pragma once
 
 #include <type_traits>
@@ -40,8 +41,9 @@ Kernels find_kernels(Rule rule, const StoragePlan& plan) {
                               []<class R, class M, class W>() { return kernels_of<L, R, M, W>(); });
 }
 
-/// kNormSums interleaved sums in double, added up in order: fixed by element index, whatever the width of the
-/// lanes. The square of a float is exact in double. Bad elements are left out if kChecked.
+/// Sum of squares in double: kNormSums interleaved sums, added up in order. The element index alone decides
+/// which sum an element belongs to, so the bits do not depend on the lanes' width. The square of a float is
+/// exact in double. kChecked leaves out bad elements.
 template <class L, bool kChecked>
 double interleaved_sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
     constexpr int kChunk = 256, kLine = 64, kAhead = 4096;  // elements; bytes
@@ -80,7 +82,8 @@ double interleaved_sum_of_squares(const void* gradient, DType dtype, float facto
     return total;
 }
 
-/// The square of a bad element alone is 2^96: a smaller sum has none.
+/// Sum of squares without bad elements. The square of a bad element is at least 2^96, so a smaller sum has
+/// none and needs no second pass.
 template <class L>
 double sum_of_squares(const void* gradient, DType dtype, float factor, std::int64_t count) {
     const double sum = interleaved_sum_of_squares<L, false>(gradient, dtype, factor, count);

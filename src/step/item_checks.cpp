@@ -12,8 +12,8 @@ namespace {
     throw InvalidArgument("tensor " + std::to_string(index) + why);
 }
 
-/// Small tensors are stepped in less than 70 ns, so that all is looked at first, and named
-/// only where something is wrong.
+/// Whether a buffer can be used. A small tensor is stepped in less than 70 ns, so this check builds no
+/// message; the slow path names what is wrong.
 bool is_usable(const void* data, const BufferPlan& plan) {
     return plan.count == 0 || (data != nullptr && is_aligned(data, plan.dtype));
 }
@@ -23,7 +23,7 @@ BufferPlan weight_of(const StepItem& item) { return {item.plan.weight_dtype, ite
 BufferPlan direction_of(const StepItem& item) { return {item.direction_dtype, item.layout->numel}; }
 bool is_direction(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kBFloat16; }
 
-/// What a call reads or writes of an item whose rule is known.
+/// The parts of an item that a call reads or writes. The item's rule must be known.
 struct UsedParts {
     bool weight, moments, gradient, direction;
     UsedParts(const StepItem& item, Call call)
@@ -54,7 +54,7 @@ bool is_usable(const StepItem& item, Call call) {
     return is_right;
 }
 
-/// What a message calls a buffer of the state.
+/// The name of a state buffer in messages.
 std::string described(Rule rule, int place) {
     if (place == kCorrectionPlace) return "correction";
     const auto name = buffer_name(rule, place);

@@ -1,4 +1,4 @@
-// Whether the items of a step can be stepped: looked at before anything is stepped.
+// Checks of the items of a call. All run before anything is stepped.
 #pragma once
 
 #include <cstddef>
@@ -8,10 +8,11 @@
 
 namespace flashoptim {
 
-/// What is called with a list of items.
+/// The functions that take a list of items.
 enum class Call : std::uint8_t { kStep, kCountBad, kUpdateMoments, kApplyUpdate };
 
-/// Whether the first pass of a step in two reads weights: where decay is coupled. The rule is known.
+/// Whether update_moments() reads the weights of an item, which is so for coupled decay. The item's rule must
+/// be known.
 inline bool reads_weights(const StepItem& item) {
     return traits_of(item.rule).decay == Decay::kCoupled && item.hyperparameters.weight_decay != 0.0;
 }
@@ -21,7 +22,7 @@ inline bool reads_weights(const StepItem& item) {
 ///         and the call uses it, or an address that is not a multiple of the element's size.
 void check_item(const StepItem& item, std::size_t index, Call call);
 
-/// The same of its gradient alone.
+/// Checks the item's gradient alone, as check_item() does.
 void check_gradient(const StepItem& item, std::size_t index);
 
 /// @throws InvalidArgument for an item whose plan is not of its rule

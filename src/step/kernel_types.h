@@ -1,5 +1,5 @@
-// Which rule, moments and weight a kernel is made of, by what a tensor's storage says: the
-// only switch over all of them.
+// Chooses the types of a kernel (rule, moment format, weight format) from a tensor's rule and storage. This
+// is the only switch over them.
 #pragma once
 
 #include <type_traits>
@@ -51,7 +51,8 @@ auto with_paper_weight(const StoragePlan& plan, Visitor visit) {
     }
 }
 
-/// A rule in our order of operations and in the paper's, which may be void.
+/// Calls `visit` with the types for the plan. R is the rule in this project's order of operations, PaperR in
+/// the paper's order, or void.
 template <class R, class PaperR, class Visitor>
 auto with_storage(const StoragePlan& plan, Visitor visit) {
     constexpr bool kHasMoments = R::Moments::kCount > 0;
@@ -70,8 +71,8 @@ auto with_storage(const StoragePlan& plan, Visitor visit) {
     return with_native_weight<R, Float32Moments>(plan, visit);
 }
 
-/// Calls visit.template operator()<rule>() for the enumerator that `rule` is; for the
-/// last one where it is none.
+/// Calls visit.template operator()<kRule>() for the enumerator equal to `rule`, or for the last one if `rule`
+/// is no enumerator.
 template <int kPlace = 0, class Visitor>
 FLASHOPTIM_INLINE auto visit_rule(Rule rule, Visitor visit) {
     constexpr auto kHere = static_cast<Rule>(kPlace);
@@ -81,7 +82,7 @@ FLASHOPTIM_INLINE auto visit_rule(Rule rule, Visitor visit) {
     return visit.template operator()<kHere>();
 }
 
-// Coupled and decoupled decay differ in scalars only: one kernel serves both.
+// Coupled and decoupled decay differ in the scalars only, so one kernel serves both.
 template <class Visitor>
 auto visit_kernel_types(Rule rule, const StoragePlan& plan, Visitor visit) {
     return visit_rule(rule, [&]<Rule kRule>() {

@@ -1,4 +1,4 @@
-// The seam between the list of tensors (step.cpp) and the kernels that the backends instantiate.
+// The interface between the list of tensors (step.cpp) and the kernels of the backends.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,12 @@
 
 namespace flashoptim {
 
-/// Elements that a kernel works on between the passes over a block; one dither period, two
-/// vectors of scales at most.
+/// Elements of a block. It is one dither period, and its scales fill at most two vectors.
 constexpr int kBlockSize = 512;
 constexpr int kGroupsPerBlock = kBlockSize / static_cast<int>(kGroupSize);
 
-/// A run of elements whose groups lie together, beginning with a group: a row, part of one, or
-/// many that need no distinction.
+/// A run of elements whose groups are contiguous. It begins with a group. It is a row, a part of a row, or
+/// several rows that need no distinction.
 struct Segment {
     void* weight = nullptr;
     void* correction = nullptr;
@@ -29,35 +28,35 @@ struct Segment {
     bool check_gradient = true;
     std::uint32_t place = 0;  // index of the first element in the whole tensor mod 512
     std::int64_t count = 0;
-    const Segment* following = nullptr;  // of the same kind, stepped next: for what is fetched ahead
+    const Segment* following = nullptr;  // the segment of the same kind that is stepped next, for prefetching
     const StepScalars* scalars = nullptr;
     const DitherTables* dither = nullptr;
-    // The scalar kernel, for what is out of the ordinary.
+    // The reference kernel, for blocks that are not ordinary.
     std::uint64_t (*reference)(const Segment&) = nullptr;
 };
 
 /// A kernel returns the number of elements that it skipped.
 using Kernel = std::uint64_t (*)(const Segment&);
-/// Decodes the master weights of a segment into memory for whole groups.
+/// Decodes the master weights of a segment. `masters` has room for whole groups.
 using DecodeWeights = void (*)(const Segment&, float* masters);
 
-/// What one backend offers for one rule and storage. Those of a step in two passes are null where the storage
-/// is in the paper's order of operations.
+/// The kernels of one backend for one rule and storage. The kernels of a step in two passes are null if the
+/// storage uses the paper's order of operations.
 struct Kernels {
     Kernel run = nullptr;        // steps
     Kernel count_bad = nullptr;  // changes nothing
-    // New moments; in the place of fp32 weights stand directions, which the second replaces weights by. The
-    // first does not look at weights.
+    // Both compute new moments and write directions at Segment::weight. update_moments does not read weights.
+    // replace_by_directions reads fp32 master weights there and overwrites them with directions.
     Kernel update_moments = nullptr;
     Kernel replace_by_directions = nullptr;
-    Kernel apply_update = nullptr;  // the gradient is the direction
+    Kernel apply_update = nullptr;  // Segment::gradient holds the direction
     DecodeWeights decode_weights = nullptr;
 };
 
-/// Rounds to bfloat16, to nearest even; a NaN stays one.
+/// Rounds floats to bfloat16, to nearest even. A NaN stays a NaN.
 using StoreBfloat16 = void (*)(const float* from, std::uint16_t* to, std::int64_t count);
 
-/// Sum of squares of a block of the gradient; the same bits from every backend.
+/// Sum of squares of a part of a gradient, without bad elements. Every backend gives the same bits.
 using SumOfSquares = double (*)(const void* gradient, DType dtype, float factor, std::int64_t count);
 
 struct BackendKernels {

@@ -1,17 +1,17 @@
-// What the instruction sets of the x86 backends ask of a processor and of its operating system: every bit
-// that a compiler may use at that level of the x86-64 psABI. Nothing here knows a backend.
+// The requirements of the x86 backends: every CPUID bit that a compiler may rely on at a level of the x86-64
+// psABI, and the registers that the operating system must save. This file does not know backends.
 #pragma once
 
 #include <cstdint>
 
 namespace flashoptim {
 
-/// A level of the x86-64 psABI, and what the last backend takes beyond the highest one.
+/// A level of the x86-64 psABI. The last enumerator adds VBMI to the highest level.
 enum class X86Level : std::uint8_t { kV3, kV4, kV4WithVbmi };
 
 enum class CpuidRegister : std::uint8_t { kEbx, kEcx };
 
-/// One bit of CPUID, and the macro by which compilers say that they may use what it stands for.
+/// One bit of CPUID, and the macro that a compiler defines if it may use that feature.
 struct X86Feature {
     const char* macro;
     X86Level level;
@@ -31,7 +31,7 @@ constexpr X86Feature kX86Features[] = {
     {"__MOVBE__", X86Level::kV3, 1, CpuidRegister::kEcx, 22},
     {"__POPCNT__", X86Level::kV3, 1, CpuidRegister::kEcx, 23},
     {"__XSAVE__", X86Level::kV3, 1, CpuidRegister::kEcx, 26},
-    {"OSXSAVE", X86Level::kV3, 1, CpuidRegister::kEcx, 27},  // XGETBV is there; no macro
+    {"OSXSAVE", X86Level::kV3, 1, CpuidRegister::kEcx, 27},  // XGETBV may be used; has no macro
     {"__AVX__", X86Level::kV3, 1, CpuidRegister::kEcx, 28},
     {"__F16C__", X86Level::kV3, 1, CpuidRegister::kEcx, 29},
     {"__BMI__", X86Level::kV3, 7, CpuidRegister::kEbx, 3},
@@ -47,21 +47,21 @@ constexpr X86Feature kX86Features[] = {
     {"__AVX512VBMI__", X86Level::kV4WithVbmi, 7, CpuidRegister::kEcx, 1},
 };
 
-/// Registers that the operating system keeps for a thread (XCR0): of SSE and AVX, and
-/// those of AVX-512 beside them.
+/// The bits of XCR0 for registers that the operating system saves: those of SSE and AVX, and with those of
+/// AVX-512.
 constexpr std::uint64_t kAvxState = 0x6U, kAvx512State = 0xe6U;
 
 struct CpuidAnswer {
     std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-/// How a processor is asked; tests ask one that they make up.
+/// Access to the processor. Tests replace it by a made-up processor.
 struct X86Processor {
     CpuidAnswer (*cpuid)(std::uint32_t leaf);  // its subleaf 0
-    std::uint64_t (*xcr0)();                   // asked only where CPUID says OSXSAVE
+    std::uint64_t (*xcr0)();                   // called only if CPUID has OSXSAVE
 };
 
-/// Whether everything of the level can be used.
+/// Whether every feature of the level can be used.
 inline bool reaches(const X86Processor& processor, X86Level level) {
     const auto last_leaf = processor.cpuid(0).eax, last_extended_leaf = processor.cpuid(0x80000000U).eax;
     for (const auto& feature : kX86Features) {

@@ -1,4 +1,4 @@
-// Gradients of any dtype as fp32, scaled as they are read.
+// Reads gradients of any dtype as fp32 and scales them.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Reads `size` elements (a multiple of the lanes' width) times `factor`.
+/// Reads `size` elements and multiplies them by `factor`. `size` is a multiple of the lanes' width.
 template <class L>
 FLASHOPTIM_INLINE void read_gradient(const std::byte* from, DType dtype, float factor, int size, float* to) {
     const auto scale = L::broadcast(factor);

@@ -1,5 +1,5 @@
-// The reference kernel: one fused step of a run of elements, decode, rule, encode. It knows nothing of
-// tensors, threads or instruction sets.
+// The reference kernel: one fused step of a segment (decode, rule, encode), with all special cases. It does
+// not know tensors, threads or instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +58,7 @@ public:
         return bad;
     }
 
-    /// Decodes the segment's master weights into memory for whole groups.
+    /// Decodes the segment's master weights. `masters` has room for whole groups.
     static void decode_weights(const Segment& s, float* masters) {
         for (std::int64_t at = 0; at < s.count; at += kGroup) {
             const auto block = block_at(s, at);
@@ -93,7 +93,7 @@ private:
             return L::load_u16(p);
         }
     }
-    /// What a skipped element's weight is, or its mark where there is a direction.
+    /// The weight that a skipped element keeps. For directions it is NaN, which marks the element.
     static FLASHOPTIM_INLINE UInt kept_weight(const Stored* p) {
         if constexpr (kWritesDirections) return L::broadcast_bits(0x7fc00000U);
         return load_weight(p);
@@ -134,7 +134,8 @@ private:
             return MomentFormat<n>::template unit<L>(L::load_u8(p));
         }
     }
-    /// NaN, Inf and |g| >= 2^48 (formats: a bad gradient). Of directions only NaN.
+    /// Whether a gradient is bad: NaN, Inf or |g| >= 2^48 (docs/formats.md). A direction is bad only if it is
+    /// NaN.
     static FLASHOPTIM_INLINE Mask is_bad(Float g) {
         if constexpr (requires { R::kTakesDirections; }) return is_nan<L>(g);
         return L::negate(L::less(absolute<L>(g), L::broadcast(0x1p48F)));
@@ -153,8 +154,8 @@ private:
         return count_marked(marks, size);
     }
 
-    /// What the first pass over a block hands to the second: new moments in carried
-    /// units, and the groups' scales.
+    /// The results of the first loop over a block for the second: new moments in carried units, and the
+    /// groups' scales.
     struct Pending : GroupScales<L, M> {
         using Scales = GroupScales<L, M>;
         using Scales::old_scale, Scales::new_scale;
@@ -168,7 +169,7 @@ private:
     struct Nothing {};
     using Moments = std::conditional_t<kGrouped, Pending, Nothing>[kMoments > 0 ? kMoments : 1];
 
-    /// Of `size` elements the first `valid` are the tensor's, the others padding: they are
+    /// Steps `size` elements. The first `valid` belong to the tensor. The others are padding: they are
     /// stepped too, but never counted.
     static std::uint64_t step_block(const Segment& s, const Block& b, int size, int valid,
                                     std::uint32_t place) {
@@ -287,7 +288,7 @@ private:
         }
     }
 
-    /// The old moment as a new one would be: what an element keeps that is bad.
+    /// The old moment in the units of a new one. A bad element keeps it.
     template <int n>
     static FLASHOPTIM_INLINE Float old_in_carried_units(const OldMoments<L, M, R>& old,
                                                         [[maybe_unused]] const Moments& moments,

@@ -1,5 +1,4 @@
-// How a tensor is cut for the kernels: rows as they see them, and which tensors have their step's
-// scalars and kernels in common.
+// Divides a tensor into rows for the kernels, and says which tensors can share scalars and kernels.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +7,16 @@
 
 namespace flashoptim {
 
-/// Elements in each block of the gradient norm: its sums are formed by blocks on every backend.
+/// Elements in a block of the gradient norm. Every backend sums by the same blocks.
 constexpr std::int64_t kNormBlock = 1 << 14;
-/// Interleaved sums in each block, added up in order: what the additions' latency leaves room for.
+/// Interleaved sums in a block, added up in order. So many hide the latency of the additions.
 constexpr int kNormSums = 32;
-/// Totals over which the blocks' sums are dealt out one by one; they are added up in order. A
-/// GPU forms them side by side.
+/// Number of totals. The sum of block n is added to total n % kNormTotals; the totals are added up in order.
+/// A GPU computes them in parallel.
 constexpr int kNormTotals = 256;
 
-/// Rows as the kernels see them: several rows are one run where groups and indices go on without a break.
+/// Rows for the kernels. Several rows of the layout are one row here if groups and indices continue across
+/// them.
 struct Rows {
     std::int64_t length = 0;
     std::int64_t groups = 0;  // in one row
@@ -39,7 +39,7 @@ inline bool same_moments(const StoragePlan& a, const StoragePlan& b) {
     return true;
 }
 
-/// Whether everything but tensors and gradients is the same in both.
+/// Whether two items differ in their tensors and gradients only.
 inline bool same_kind(const StepItem& a, const StepItem& b) {
     return a.rule == b.rule && a.step == b.step && a.has_momentum == b.has_momentum &&
            a.plan.weight_dtype == b.plan.weight_dtype &&

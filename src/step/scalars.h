@@ -1,12 +1,12 @@
-// The scalars of one step of one tensor, whatever its rule and storage, and the one that clips gradients.
-// Compiles for the host and for the device, where step count and learning rate may lie.
+// Computes the scalars of one step of one tensor for any rule and storage, and the clip coefficient. Compiles
+// for host and device, because step count and learning rate may lie in device memory.
 #pragma once
 
 #include "step/kernel_types.h"
 
 namespace flashoptim {
 
-/// What the scalars of a step follow from.
+/// The inputs of a step's scalars.
 struct ScalarSource {
     Hyperparameters hyperparameters;
     std::int64_t step = 1;
@@ -38,7 +38,8 @@ FLASHOPTIM_INLINE StepScalars scalars_of_rule(const ScalarSource& from, Decay de
     return R::template scalars<Float32Moments>(h, from.step, decay);
 }
 
-/// The first moment that a rule may be without: its state has it where its hyperparameter is not 0.
+/// The hyperparameter that decides whether the rule's first moment exists (it does if the hyperparameter is
+/// not 0), or null if the moment always exists.
 template <Rule kRule>
 constexpr auto kNeeds = traits_of(kRule).moments.empty() ? nullptr : traits_of(kRule).moments[0].needs;
 template <Rule kRule>
@@ -59,7 +60,7 @@ FLASHOPTIM_INLINE StepScalars scalars_of(const ScalarSource& from) {
     return scalars;
 }
 
-/// What torch's clip_grad_norm_ multiplies gradients by.
+/// The factor by which torch's clip_grad_norm_ multiplies gradients.
 FLASHOPTIM_INLINE float clip_coefficient(double norm, double max_norm) {
     const double coefficient = max_norm / (norm + 1e-6);
     return coefficient < 1.0 ? static_cast<float>(coefficient) : 1.0F;

@@ -1,5 +1,5 @@
-// The step of a list of tensors: scalars once for each tensor, dither tables once for each step count, then
-// one flat list of chunks over all tensors for the threads.
+// The step of a list of tensors. Scalars are computed once for each kind of item and dither tables once for
+// each step count. Then the threads share one flat list of chunks of all tensors.
 #include "flashoptim/step.h"
 
 #include <algorithm>
@@ -19,12 +19,14 @@ namespace flashoptim {
 
 namespace {
 
-/// Elements of a segment whose directions are formed on the stack: whole dither periods, small against the
-/// nearest cache.
+/// Elements of a segment whose directions are written to the stack. A multiple of the dither period, and
+/// small enough for the L1 cache.
 constexpr std::int64_t kDirectionPart = 2048;
-/// Elements that one thread takes at a time: large against the cost of taking them, small against a tensor.
+/// Elements of a job. Large enough to hide the cost of taking a job, small enough to share a tensor out
+/// evenly.
 constexpr std::int64_t kChunkSize = 1 << 15;
-/// The same of a norm, which is read only and far faster: a thread's stream should not break off too often.
+/// Elements of a job of the norm. It is larger because a norm only reads and is far faster, and long
+/// sequential reads are faster.
 constexpr std::int64_t kNormJob = 1 << 19;
 
 std::byte* advance(void* buffer, std::int64_t count, DType dtype) {
@@ -38,7 +40,7 @@ void describe(Segment& s, const Workspace& work, const PreparedItem& prepared, s
     const auto& item = *prepared.item;
     const auto& layout = *item.layout;
     std::int64_t group = 0, index = layout.row_offset * layout.whole_row_length + layout.column_offset;
-    if (begin != 0) {  // most tensors are small and one segment
+    if (begin != 0) {  // skipped for the first segment: most tensors are small and have one
         const auto row = begin / prepared.rows.length, column = begin % prepared.rows.length;
         group = row * prepared.rows.groups + column / kGroupSize;
         index += begin / layout.row_length * layout.whole_row_length + begin % layout.row_length;
@@ -73,18 +75,18 @@ void describe(Segment& s, const Workspace& work, const PreparedItem& prepared, s
     s.reference = kind.reference;
 }
 
-/// Whether the directions of a first pass are formed in their own buffer.
+/// Whether update_moments() writes directions straight into the caller's buffer.
 bool writes_in_place(const ItemKind& kind, DType direction) {
     return kind.decode_weights == nullptr && direction == DType::kFloat32;
 }
 
-/// The segments of a job, one after the other.
+/// Iterates over the segments of a job.
 class Segments {
 public:
     Segments(const Workspace& work, std::size_t first_chunk, std::size_t end)
         : work_(work), chunk_(first_chunk), end_(end) {}
 
-    /// The item of the next segment; null at the end.
+    /// Fills in the next segment and returns its item, or null at the end.
     const PreparedItem* take(Segment& segment) {
         if (chunk_ == end_) return nullptr;
         const auto& chunk = work_.chunks[chunk_];
@@ -111,18 +113,18 @@ public:
 private:
     const Workspace& work_;
     std::size_t chunk_, end_;
-    std::int64_t done_ = 0;  // of the chunk
+    std::int64_t done_ = 0;  // elements of the chunk that were taken
 };
 
 void add_bad(std::uint64_t& count, std::uint64_t bad) {
-    __atomic_fetch_add(&count, bad, __ATOMIC_RELAXED);  // libc++ has std::atomic_ref from version 19 on
+    __atomic_fetch_add(&count, bad, __ATOMIC_RELAXED);  // std::atomic_ref needs libc++ 19
 }
 
-/// The first pass over a segment.
+/// The first pass over a segment. Returns the number of bad elements.
 std::uint64_t write_directions(const ItemKind& kind, Segment& s, StoreBfloat16 store) {
     if (writes_in_place(kind, s.direction_dtype)) return kind.kernel(s);
     alignas(64) float directions[kDirectionPart];
-    // The part behind this one, as the kernel fetches what it reads itself.
+    // Prefetches the next part of the direction buffer. The kernel prefetches its own inputs.
     const auto part = kDirectionPart * static_cast<std::int64_t>(size_of(s.direction_dtype));
     for (std::int64_t at = part; at < 2 * part; at += 64) {
         __builtin_prefetch(static_cast<const std::byte*>(s.direction) + at, 1);
@@ -142,7 +144,7 @@ std::uint64_t write_directions(const ItemKind& kind, Segment& s, StoreBfloat16 s
 template <class Run>
 void step_job(Workspace& work, std::size_t job, const Run& run) {
     Segments segments(work, work.jobs[job], work.jobs[job + 1]);
-    std::array<Segment, 2> both;  // in turns: a copy would wait for what has just been written in pieces
+    std::array<Segment, 2> both;  // used alternately: a copy would stall on store forwarding
     auto *segment = &both[0], *following = &both[1];
     const auto* item = segments.take(*segment);
     while (item != nullptr) {
@@ -158,7 +160,7 @@ void step_job(Workspace& work, std::size_t job, const Run& run) {
     }
 }
 
-/// Adds a chunk and closes the job that it makes large enough.
+/// Adds a chunk to the current job and ends the job if it has reached job_size.
 void add_chunk(Workspace& work, std::size_t item, std::int64_t begin, std::int64_t end, std::int64_t& in_job,
                std::int64_t job_size = kChunkSize) {
     work.chunks.push_back({item, begin, end});
@@ -200,7 +202,7 @@ void close_jobs(Workspace& work) {
 
 }  // namespace
 
-/// One call over a list of items: what they need, then their chunks by the threads.
+/// One call over a list of items: prepares them, then runs their chunks on the threads.
 struct StepRun {
     explicit StepRun(ThreadPool& pool) : lease_(pool) {
         work_ = lease_.workspace();
@@ -287,7 +289,7 @@ struct StepRun {
     }
 
 private:
-    /// What the item and those like it are stepped with.
+    /// Adds the scalars, dither and kernels that this item shares with all items of its kind.
     void add_kind(const StepItem& item, std::size_t index, const BackendKernels& kernels,
                   const BackendKernels& reference) {
         const auto own = kernels.find(item.rule, item.plan), scalar = reference.find(item.rule, item.plan);
@@ -311,7 +313,7 @@ private:
                 kind.scalars.weight_factor = item.update.weight_factor;
                 break;
         }
-        // Only what uses a state needs one.
+        // Only calls that use the moments need a state that fits the rule.
         const bool uses_moments = work_->call == Call::kStep || work_->call == Call::kUpdateMoments;
         if (own.run == nullptr || (uses_moments && !has_moments_of_rule(item))) refuse_plan(index);
         kind.kernel = own.*which;
@@ -327,7 +329,7 @@ private:
 
     const DefaultFloatEnvironment exact_;
     const ThreadPool::Lease lease_;
-    std::optional<Workspace> own_;  // while the pool serves another
+    std::optional<Workspace> own_;  // used while the pool serves another caller
     Workspace* work_ = nullptr;
     StoreBfloat16 store_bfloat16_ = nullptr;
 };

@@ -1,4 +1,4 @@
-// A caller's hold on the worker threads of the process, with the workspace of its steps.
+// ThreadPool: the right of one caller at a time to the worker threads and to a workspace.
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 #include "system/cpu_count.h"
 
 #if defined(__ELF__)
-// There if the process has an OpenMP runtime, null otherwise.
+// A weak symbol: null if the process has no OpenMP runtime.
 extern "C" int omp_in_parallel() __attribute__((weak));
 #endif
 
@@ -43,8 +43,7 @@ struct ThreadPool::Impl {
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
-    /// How many threads a call uses: those of the default no more than the CPUs that its
-    /// own thread may use by now.
+    /// Threads of a call. A default number is limited to the CPUs that the calling thread may use now.
     [[nodiscard]] int threads_of_call() const {
         return limit.is_chosen || limit.count == 1 ? limit.count : std::min(limit.count, affinity_cpus());
     }
@@ -52,13 +51,14 @@ struct ThreadPool::Impl {
         const int process = holder;
         return process != kNobody && process != ::getpid();
     }
-    /// In a child after fork() a thread of the parent may have been writing there, and it may be the thread
-    /// that forked, which goes on.
+    /// Gives up the parent's workspace in a child after fork(). It is not freed: a thread of the parent may
+    /// have been writing there, or the forking thread itself may still use it in the child.
     void leave_workspace() {
         // NOLINTNEXTLINE(bugprone-unused-return-value)
         static_cast<void>(workspace.release());
     }
-    /// Several threads of a child may be the first at once.
+    /// Takes the pool over in a child after fork(). Several threads of the child may try at once; one
+    /// succeeds.
     bool take_from_parent(int process) {
         auto own = std::make_unique<Workspace>();
         int former = holder;
@@ -70,9 +70,9 @@ struct ThreadPool::Impl {
         return true;
     }
 
-    static constexpr int kNobody = 0;  // no process that can be seen has this number
+    static constexpr int kNobody = 0;  // no process has this id
     DefaultThreads limit;
-    std::atomic<int> holder = kNobody;  // the process whose caller is served
+    std::atomic<int> holder = kNobody;  // id of the process whose caller is served
     std::unique_ptr<Workspace> workspace = std::make_unique<Workspace>();  // of the caller that is served
 };
 
@@ -103,7 +103,8 @@ ThreadPool::Lease::Lease(ThreadPool& pool) : process_(::getpid()) {
     }
 }
 ThreadPool::Lease::~Lease() {
-    int holder = process_;  // a job may have forked, and another of the child's threads taken its place
+    int holder =
+        process_;  // another process id: a job forked, and in the child another thread holds the pool
     if (impl_ != nullptr) impl_->holder.compare_exchange_strong(holder, Impl::kNobody);
 }
 Workspace* ThreadPool::Lease::workspace() const {

@@ -1,6 +1,6 @@
-// What the kernels of a step in two passes are made of. The first pass is the fused kernel with directions in
-// the place of weights, the second the fused kernel of a rule without moments that takes directions for
-// gradients. So both have the bits of the fused step.
+// The types of the kernels of a step in two passes. The first pass is the fused kernel with directions in
+// place of weights. The second is the fused kernel of a rule without moments whose gradient is the direction.
+// So both give the bits of the fused step.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Directions as a format of weights. They are written over fp32 weights if kOverWeights, else over what is
-/// not read.
+/// Directions as a weight format. With kOverWeights the memory holds fp32 master weights, which are read and
+/// overwritten. Otherwise it is only written.
 template <bool kOverWeights>
 struct Directions {
     using Stored = float;
@@ -22,7 +22,7 @@ struct Directions {
     static constexpr bool kProtected = true;
     static constexpr float kOrdinary = 0x1p127F;
 
-    /// Inf and NaN make the gradient bad where weights are read at all.
+    /// Never special: where weights are read, an Inf or NaN weight makes the gradient bad.
     template <class L>
     static FLASHOPTIM_INLINE typename L::Mask is_special(typename L::UInt /*hi*/) {
         return L::from_mask_bits(L::broadcast_bits(0U));
@@ -52,7 +52,7 @@ struct Directions {
     }
 };
 
-/// The second pass as a rule: its gradient is the direction.
+/// The second pass as a rule whose gradient is the direction.
 struct UpdateRule {
     using Moments = MomentList<>;
     static constexpr bool kDividesMoments = false;
@@ -73,7 +73,7 @@ struct UpdateRule {
     }
 };
 
-/// Rounds to bfloat16, to nearest even; a NaN stays one.
+/// Rounds floats to bfloat16, to nearest even. A NaN stays a NaN.
 template <class L>
 void store_bfloat16(const float* from, std::uint16_t* to, std::int64_t count) {
     const std::int64_t whole = count / L::kWidth * L::kWidth;

@@ -1,23 +1,24 @@
-// How the fast kernels notice what is out of the ordinary and has to be left to the reference.
+// How the fast kernel detects a block that is not ordinary and must be stepped by the reference kernel.
 #pragma once
 
 #include "flashoptim/numeric/quotient.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Sums that overflow or become NaN where anything that was added is out of the ordinary.
+/// Sums that become infinite or NaN if any added value is not ordinary. They are checked once for many
+/// values.
 template <class L, class R, class W>
 struct Watch {
     using Float = typename L::Float;
     using UInt = typename L::UInt;
 
     Float weights = L::broadcast(1.0F), gradients = L::broadcast(1.0F);
-    UInt smallest = L::broadcast_bits(0xffffffffU), largest{};  // of what R divides
+    UInt smallest = L::broadcast_bits(0xffffffffU), largest{};  // of the dividends of rule R
 
     FLASHOPTIM_INLINE void weight(Float w) {
         weights = L::fma(w, L::broadcast(0x1p126F / W::kOrdinary * 4.0F), weights);
     }
-    /// Overflows from |g| = 2^48 on.
+    /// The sum overflows if any |g| >= 2^48.
     FLASHOPTIM_INLINE void gradient(Float g) {
         const auto scaled = g * L::broadcast(0x1p16F);
         gradients = L::fma(scaled, scaled, gradients);

@@ -10,19 +10,20 @@ namespace flashoptim {
 
 namespace {
 
-/// What is destroyed at the end of the process may step before it goes.
+/// Holds an object that is never destroyed, because destructors that run at the end of the process may still
+/// step.
 template <class T>
 union NeverDestroyed {
     template <class... Arguments>
     explicit NeverDestroyed(Arguments... arguments) : value(arguments...) {}
-    ~NeverDestroyed() {}  // NOLINT(modernize-use-equals-default): it would be deleted
+    ~NeverDestroyed() {}  // NOLINT(modernize-use-equals-default): a defaulted one is deleted
     NeverDestroyed(const NeverDestroyed&) = delete;
     NeverDestroyed& operator=(const NeverDestroyed&) = delete;
 
     T value;
 };
 
-// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): a process has one
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): one per process
 std::atomic<Workers*> of_this_process = nullptr;
 
 struct StopAtExit {
@@ -50,7 +51,7 @@ Workers* Workers::of_process() noexcept {
         if (workers == nullptr) {
             static NeverDestroyed<Workers> first(helpers);
             of_this_process.compare_exchange_strong(workers, &first.value);
-        } else {  // a child after fork() can neither use nor destroy its parent's
+        } else {  // after fork() a child can neither use nor destroy the workers of its parent
             auto own = std::make_unique<Workers>(helpers);
             // NOLINTNEXTLINE(bugprone-unused-return-value): never destroyed
             if (of_this_process.compare_exchange_strong(workers, own.get())) static_cast<void>(own.release());
@@ -74,7 +75,7 @@ void Workers::run(Round& round, int helpers) noexcept {
     done_.wait(lock, [&] { return round.working == 0; });
 }
 
-/// Until `wanted` are idle, or there are enough for all callers.
+/// Starts threads until `wanted` are idle or the limit is reached.
 void Workers::start(int wanted) noexcept {
     const auto most =
         static_cast<std::size_t>(std::min(std::max(wanted, helpers_of_cpus_), kMostThreads - 1));
@@ -84,8 +85,8 @@ void Workers::start(int wanted) noexcept {
             ++idle_;
         }
     } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
-        // No memory for its stack, or no thread more for this user: those that there are do the work.
-        // Tried again by the next round.
+        // No memory for a stack, or the user's limit of threads: the existing threads do the work. The next
+        // round tries again.
     }
 }
 
@@ -99,7 +100,7 @@ void Workers::open(Round& round, int places) {
     for (int n = 0; n < places; ++n) wake_.notify_one();
 }
 
-/// Nobody joins any more.
+/// Lets no more workers join the round.
 void Workers::close(Round& round) {
     if (round.places == 0) return;
     round.places = 0;
@@ -130,8 +131,8 @@ void Workers::serve() {
         work_on(round);
         lock.lock();
         ++idle_;
-        close(round);  // no job is left
-        // Under the lock, behind which the round may be gone.
+        close(round);  // so that no worker joins a round without jobs
+        // Notifies under the lock. After the unlock the caller may have destroyed the round.
         if (--round.working == 0) done_.notify_all();
     }
 }
@@ -146,7 +147,7 @@ void Workers::stop() {
     wake_.notify_all();
     for (auto& thread : leaving) {
         if (thread.get_id() == std::this_thread::get_id()) {
-            thread.detach();  // a job that ends the process
+            thread.detach();  // this thread itself: a job ends the process, and a thread cannot join itself
         } else {
             thread.join();
         }

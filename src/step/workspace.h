@@ -1,5 +1,4 @@
-// What a step computes with beside its tensors. Kept by the thread pool from step to step, so
-// that a step allocates nothing.
+// The temporary data of a step. The thread pool keeps it from step to step, so that a step allocates nothing.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +13,12 @@
 
 namespace flashoptim {
 
-/// What items of the same kind have in common.
+/// The common data of items of the same kind.
 struct ItemKind {
     StepScalars scalars;
     const DitherTables* dither = nullptr;
     Kernel kernel = nullptr, reference = nullptr;
-    DecodeWeights decode_weights = nullptr;  // of a first pass that reads weights
+    DecodeWeights decode_weights = nullptr;  // set for update_moments() if it reads weights
 };
 
 struct PreparedItem {
@@ -28,7 +27,7 @@ struct PreparedItem {
     std::size_t kind = 0;
 };
 
-/// A part of one tensor: whole rows, or a piece of one row that begins with a group.
+/// A part of one tensor: whole rows, or a part of one row that begins with a group.
 struct Chunk {
     std::size_t item;
     std::int64_t begin, end;
@@ -39,11 +38,10 @@ struct Workspace {
     std::vector<PreparedItem> items;
     std::vector<ItemKind> kinds;
     std::vector<Chunk> chunks;
-    std::vector<std::size_t>
-        jobs;  // the first chunk of each, and the end: chunks are handed out by the piece of work
-    std::vector<double> sums;        // of each chunk's gradients
-    std::uint64_t bad_elements = 0;  // of all items
-    /// What dither tables are filled for. Rules with the same moments share them.
+    std::vector<std::size_t> jobs;   // index of the first chunk of each job, and the end
+    std::vector<double> sums;        // sum of squares of each chunk
+    std::uint64_t bad_elements = 0;  // sum over all items
+    /// The key of dither tables. Rules with the same kinds of moments share tables.
     struct DitherUse {
         std::int64_t step;
         std::span<const MomentTraits> moments;
@@ -53,7 +51,7 @@ struct Workspace {
         }
     };
     std::vector<DitherUse> dither_uses;
-    std::vector<std::unique_ptr<DitherTables>> dither;  // of dither_uses; more are kept for later
+    std::vector<std::unique_ptr<DitherTables>> dither;  // tables of dither_uses; spare tables follow
 
     void clear() {
         items.clear();
@@ -64,8 +62,8 @@ struct Workspace {
         bad_elements = 0;
         dither_uses.clear();
     }
-    /// Looked for among the last few only: there may be as many step counts as tensors, and then
-    /// each has tables of its own.
+    /// The dither tables of a step count and a rule. Only the last kSearched keys are searched: there may be
+    /// as many step counts as tensors, and a full search would take quadratic time.
     const DitherTables* dither_of(std::int64_t step, Rule rule) {
         constexpr std::size_t kSearched = 16;
         const auto moments = traits_of(rule).moments;

@@ -1,4 +1,5 @@
-// Lanes of 8 floats in AVX2 with FMA, where the compiler's own vectors leave something to be had.
+// Lanes of 8 floats in AVX2 with FMA. They replace the operations of PortableLanes for which the compiler's
+// code is slow.
 #pragma once
 
 #include <immintrin.h>
@@ -32,7 +33,7 @@ struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
         return _mm256_max_ps(_mm256_andnot_ps(from_bits(broadcast_bits(0x80000000U)), x), largest);
     }
 
-    // The compiler converts vectors of bytes and words element by element.
+    // By intrinsics, because the compiler converts vectors of bytes and words element by element.
     static FLASHOPTIM_INLINE Float to_float(UInt x) { return _mm256_cvtepi32_ps(raw(x)); }
     static FLASHOPTIM_INLINE UInt truncate(Float x) { return uint(_mm256_cvttps_epi32(x)); }
     static FLASHOPTIM_INLINE void add_squares(Float x, Doubles& sums) {
@@ -70,7 +71,7 @@ struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
         store_u8(reinterpret_cast<std::uint8_t*>(p), x);
     }
 
-    /// Three rounds of halving: each joins two registers of partial maxima in one.
+    /// Reduces in three rounds. Each round combines two registers of partial maxima into one.
     static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[8]) {
         const auto row = [&](int n) __attribute__((always_inline)) {
             return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[n]));
@@ -109,7 +110,7 @@ struct Avx2Lanes : PortableLanes<8, Avx2Lanes> {
         };
         const __m256i words = _mm256_packus_epi32(byte(0), byte(1)),
                       more = _mm256_packus_epi32(byte(2), byte(3));
-        // Packing goes by halves of a register.
+        // The pack instruction works within each half of the register, so the result is permuted.
         const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, more),
                                                           _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         store(p, _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(flip))));
@@ -126,11 +127,11 @@ private:
         return _mm256_castps_si256(
             _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), kControl));
     }
-    /// 8 values below 2^16 as words.
+    /// 8 values below 2^16 as 16-bit words.
     static FLASHOPTIM_INLINE __m128i halves_packed(__m256i x) {
         return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     }
-    /// 16 values below 2^16 as words.
+    /// 16 values below 2^16 as 16-bit words.
     static FLASHOPTIM_INLINE __m256i packed_u16(__m256i a, __m256i b) {
         return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), _MM_SHUFFLE(3, 1, 2, 0));
     }

@@ -1,4 +1,5 @@
-// Lanes of 16 floats in AVX-512 (F, BW, DQ, VL), where the compiler's own vectors leave something to be had.
+// Lanes of 16 floats in AVX-512 (F, BW, DQ, VL). They replace the operations of PortableLanes for which the
+// compiler's code is slow.
 #pragma once
 
 #include <immintrin.h>
@@ -52,7 +53,7 @@ struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
     }
     static FLASHOPTIM_INLINE float horizontal_max(Float a) { return _mm512_reduce_max_ps(a); }
 
-    // The compiler converts vectors of bytes and words element by element.
+    // By intrinsics, because the compiler converts vectors of bytes and words element by element.
     static FLASHOPTIM_INLINE Float to_float(UInt x) { return _mm512_cvtepi32_ps(raw(x)); }
     static FLASHOPTIM_INLINE UInt truncate(Float x) { return uint(_mm512_cvttps_epi32(x)); }
     static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
@@ -90,7 +91,7 @@ struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
         sums.half[1] = _mm512_fmadd_pd(high, high, sums.half[1]);
     }
 
-    /// Four rounds of halving: each joins two registers of partial maxima in one.
+    /// Reduces in four rounds. Each round combines two registers of partial maxima into one.
     static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[16]) {
         const auto row = [&](int n) __attribute__((always_inline)) { return _mm512_load_si512(rows[n]); };
         const auto halves = [](__m512i a, __m512i b) __attribute__((always_inline)) {
@@ -135,7 +136,7 @@ struct Avx512Lanes : PortableLanes<16, Avx512Lanes> {
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; j += 2) {
-            // The byte is to be the low one of a half.
+            // Moves the byte to the low byte of a 16-bit half, from where it is packed.
             constexpr int kHalf = kShift / 16, kRest = kShift % 16;
             UInt a = from[j], b = from[j + 1];
             __m512i halves;
@@ -159,21 +160,21 @@ protected:
         return _mm512_castps_si512(
             _mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), kControl));
     }
-    /// Half `half` of 32 words, each moved to the upper half of a lane.
+    /// The first (`half` 0) or last (1) 16 of 32 words, each moved to the upper half of a lane.
     static FLASHOPTIM_INLINE __m512i upper_halves(__m512i words, int half) {
         const __m512i places =
             _mm512_add_epi16(even_words(), _mm512_set1_epi16(static_cast<short>(16 * half)));
         return _mm512_maskz_permutexvar_epi16(0xAAAAAAAAU, places, words);
     }
-    /// Word w / 2 in place w.
+    /// The permutation that moves word w / 2 to position w.
     static FLASHOPTIM_INLINE __m512i even_words() {
         const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         return _mm512_or_si512(lanes, _mm512_slli_epi32(lanes, 16));
     }
-    /// The lower (0) or upper (1) halves of 32 lanes.
+    /// The lower (kHalf 0) or upper (1) 16-bit halves of 32 lanes.
     template <int kHalf>
     static FLASHOPTIM_INLINE __m512i halves_of(UInt a, UInt b) {
-        // Places 2n + kHalf for n = 0 to 31.
+        // The word positions 2n + kHalf for n = 0 to 31.
         const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const __m512i places = _mm512_add_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x00040004)),
                                                 _mm512_set1_epi32(((2 + kHalf) << 16) | kHalf));

@@ -5,7 +5,7 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// Where each byte comes from.
+/// Tables of the byte permutes: the source of each byte of the result.
 struct VbmiPlaces {
     alignas(64) std::uint8_t joined[4][64], every_fourth[64], unmixed[64];
 };
@@ -29,7 +29,7 @@ inline constexpr VbmiPlaces kVbmiPlaces = make_vbmi_places();
 struct Avx512VbmiLanes : Avx512Lanes {
     using Avx512Lanes::load_joined;
     static FLASHOPTIM_INLINE UInt load_joined(const std::uint16_t* high, const std::int8_t* low, int j) {
-        // The correction with its sign bit inverted is the correction plus 128.
+        // Inverting the sign bit of a correction adds 128 to it.
         const __m512i biased = _mm512_xor_si512(_mm512_loadu_si512(low), _mm512_set1_epi8(-128));
         const __m512i words = _mm512_loadu_si512(high + at(j / 2 * 2));
         const __m512i places = _mm512_load_si512(kVbmiPlaces.joined[j]);
@@ -45,7 +45,7 @@ struct Avx512VbmiLanes : Avx512Lanes {
                 _mm512_mask_blend_epi32(0xFF00, _mm512_permutex2var_epi8(raw(from[0]), places, raw(from[1])),
                                         _mm512_permutex2var_epi8(raw(from[2]), places, raw(from[3])));
         } else {
-            // Bytes 2j and 2j + 1 of each quadword from its two lanes of vector j.
+            // Bytes 2j and 2j + 1 of each quadword come from its two lanes of vector j.
             constexpr long long kShifts = kShift | (32 + kShift) << 8;
             __m512i mixed{};
             FLASHOPTIM_UNROLL

@@ -1,4 +1,5 @@
-// Lanes of 4 floats in 64-bit ARM's NEON, where the compiler's own vectors leave something to be had.
+// Lanes of 4 floats in NEON of 64-bit ARM. They replace the operations of PortableLanes for which the
+// compiler's code is slow.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,6 +1,6 @@
-// Lanes of kLanes floats in the compiler's own vector types, without one instruction by name: the same text
-// becomes SSE2, AVX2, AVX-512 or NEON with the flags of the file that includes it. Bit-identical to
-// ScalarLanes. The lanes of an instruction set derive from these and replace what they do better.
+// Lanes of kLanes floats in the compiler's vector types, without intrinsics. The same source becomes SSE2,
+// AVX2, AVX-512 or NEON by the flags of the file that includes it. Bit-identical to ScalarLanes. The lanes of
+// an instruction set derive from these and replace the operations that they do faster.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,8 @@
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
-/// The compiler's vector types of a width (their size must not depend on a template parameter).
+/// The compiler's vector types for each width. One specialisation each, because their size must not depend on
+/// a template parameter.
 template <int kLanes>
 struct VectorTypes;
 template <>
@@ -52,14 +53,14 @@ struct VectorTypes<16> {
     typedef double HalfDouble __attribute__((vector_size(64)));
 };
 
-/// `Own` is the type that derives from these, so that what it replaces serves here too.
+/// `Own` is the derived class. The functions here call its replacements.
 template <int kLanes, class Own = void>
 struct PortableLanes {
     using Self = std::conditional_t<std::is_void_v<Own>, PortableLanes, Own>;
-    PortableLanes() = delete;  // a vocabulary, not an object
+    PortableLanes() = delete;  // static functions only
     static constexpr int kWidth = kLanes;
     static constexpr bool kHasFastFma = false;
-    static constexpr int kUnit = 4;  // vectors in a unit: as many as bytes that fill a register
+    static constexpr int kUnit = 4;  // vectors in a unit: the bytes of their elements fill one register
     using Float = typename VectorTypes<kLanes>::Float;
     using UInt = typename VectorTypes<kLanes>::UInt;
     using Int = typename VectorTypes<kLanes>::Int;
@@ -70,7 +71,7 @@ struct PortableLanes {
         HalfDouble half[2];
     };
 
-    // Not 0 + value, which is not value for -0.
+    // value - 0 and not value + 0, because -0 + 0 is +0.
     static FLASHOPTIM_INLINE Float broadcast(float value) { return value - Float{}; }
     static FLASHOPTIM_INLINE UInt broadcast_bits(std::uint32_t value) { return UInt{} + value; }
     static FLASHOPTIM_INLINE UInt bits(Float x) { return reinterpret_cast<UInt>(x); }
@@ -81,10 +82,10 @@ struct PortableLanes {
     static FLASHOPTIM_INLINE UInt truncate(Float x) {
         return reinterpret_cast<UInt>(__builtin_convertvector(x, Int));
     }
-    /// The largest integer that is not above x, which must be within their range.
+    /// The largest integer that is not above x; |x| < 2^31.
     static FLASHOPTIM_INLINE UInt floor_to_integer(Float x) {
         const UInt towards_zero = Self::truncate(x);
-        // One less where truncation went up, that is for negative fractions.
+        // Subtracts 1 where truncation rounded up: for negative x that is no integer.
         return towards_zero - (mask_bits(x < Self::to_float(towards_zero)) & 1U);
     }
     static FLASHOPTIM_INLINE UInt shift_right_signed(UInt x, int count) {
@@ -135,11 +136,11 @@ struct PortableLanes {
         return from_bits(Self::merge_bits(0x80000000U, bits(x), bits(size < limit ? size : limit)));
     }
     static FLASHOPTIM_INLINE Float max_ignoring_nan(Float a, Float b) { return b > a ? b : a; }
-    /// The larger one of `largest` and |x|; a NaN in x never counts.
+    /// The larger of `largest` and |x|; `largest` if x is NaN.
     static FLASHOPTIM_INLINE Float max_magnitude(Float largest, Float x) {
         return max_ignoring_nan(largest, from_bits(bits(x) & 0x7fffffffU));
     }
-    /// The largest of each of kWidth rows, as unsigned integers.
+    /// The largest element of each of kWidth rows, compared as unsigned integers. Lane n has that of row n.
     static FLASHOPTIM_INLINE UInt row_maxima(const std::uint32_t (*rows)[kLanes]) {
         UInt result{};
         for (int row = 0; row < kLanes; ++row) {
@@ -157,7 +158,7 @@ struct PortableLanes {
         return largest;
     }
 
-    /// Each element's square is added to its sum, in double.
+    /// Adds the square of each element to its own sum, in double.
     static FLASHOPTIM_INLINE void add_squares(Float x, Doubles& sums) {
         HalfFloat halves[2];
         std::memcpy(halves, &x, sizeof x);
@@ -199,10 +200,10 @@ struct PortableLanes {
         std::memcpy(p, &narrow, sizeof narrow);
     }
 
-    // Units: kUnit vectors of consecutive elements. Vector j of the unit at p is loaded
-    // alone, the unit is stored as one.
+    // Units: kUnit vectors of consecutive elements. The vectors of the unit at p are loaded one by one
+    // (vector j), but stored together.
 
-    /// 16-bit values in the upper halves, zeros below: bfloat16 as floats.
+    /// 16-bit values in the upper halves of the lanes, zeros below: bfloat16 as floats.
     static FLASHOPTIM_INLINE UInt load_high_u16(const std::uint16_t* p, int j) {
         return Self::load_u16(p + at(j)) << 16U;
     }
@@ -222,13 +223,13 @@ struct PortableLanes {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; ++j) Self::store_u16(p + at(j), from[j] >> 16U);
     }
-    /// The lower halves, with the bits of `flip` inverted.
+    /// Stores the lower 16 bits of each lane, XORed with `flip`.
     static FLASHOPTIM_INLINE void store_low_u16(std::int16_t* p, const UInt (&from)[kUnit],
                                                 std::uint32_t flip) {
         FLASHOPTIM_UNROLL
         for (int j = 0; j < kUnit; ++j) Self::store_i16(p + at(j), from[j] ^ flip);
     }
-    /// The eight bits from kShift on, with the bits of `flip` inverted.
+    /// Stores the eight bits of each lane from bit kShift on, XORed with `flip`.
     template <int kShift>
     static FLASHOPTIM_INLINE void store_byte(void* p, const UInt (&from)[kUnit], std::uint32_t flip) {
         FLASHOPTIM_UNROLL
