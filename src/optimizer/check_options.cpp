@@ -1,5 +1,4 @@
-// Whether an optimizer can be made with these options: what it could not do is refused when it is
-// made, not in its first step.
+// Checks the options of an optimizer when it is made, so that the first step cannot fail for a bad option.
 #include <algorithm>
 #include <string>
 

@@ -1,4 +1,4 @@
-// The addresses of a tensor with any strides, counted so that no stride of a caller overflows.
+// The address range of a tensor with any strides. The computation refuses strides that would overflow.
 #include "memory_ranges.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace flashoptim {
 
 namespace {
 
-/// Bytes from the data pointer to the first element in memory, at most 0, and to the last, at least 0.
+/// Bytes from the data pointer to the first element in memory (at most 0) and to the last one (at least 0).
 struct Reach {
     std::int64_t before = 0, behind = 0;
 };

@@ -1,5 +1,4 @@
-// Where the memory of tensors lies, kept in the order of addresses: what overlaps a new tensor is found
-// without looking at all others.
+// The address ranges of tensors, sorted, so that overlaps with a new tensor are found without a full search.
 #pragma once
 
 #include <bit>
@@ -16,7 +15,7 @@
 
 namespace flashoptim {
 
-/// Addresses of bytes: [begin, end).
+/// The addresses [begin, end).
 struct MemoryRange {
     std::uintptr_t begin = 0, end = 0;
     bool operator==(const MemoryRange&) const = default;
@@ -26,23 +25,22 @@ struct MemoryRange {
     }
 };
 
-/// From the first to the last byte of a tensor with given strides of either sign;
-/// empty where it has no elements.
-/// @throws InvalidArgument where a stride reaches out of the address space
+/// The range from the first to the last byte of a tensor whose strides are given and may be negative. Empty
+/// if the tensor has no elements.
+/// @throws InvalidArgument if a stride leaves the address space.
 MemoryRange range_of(const TensorView& tensor, std::string_view name);
 
-/// Whether an element of the tensor, whose range overlaps `range`, lies in it: it may not
-/// where the tensor has holes.
+/// Whether any element of the tensor lies in `range`. A tensor with holes may overlap `range` without that.
 bool has_element_in(const MemoryRange& range, const TensorView& tensor);
 
-/// Ranges with the numbers of what lies there. Adding one has the strong guarantee.
-/// `Before` orders addresses.
+/// Ranges, each with the id of its tensor. Adding a range has the strong exception guarantee. `Before` orders
+/// addresses.
 template <class Before>
 class BasicMemoryRanges {
 public:
     using Id = std::size_t;
-    /// Whether ranges that are added may overlap each other: where none does, one look at the
-    /// neighbour before is enough.
+    /// Whether the ranges may overlap each other. If none does, the preceding range is the only candidate of
+    /// a search.
     enum class Each : bool { kApart, kAnywhere };
     explicit BasicMemoryRanges(Each each, Before before = Before()) : each_(each), order_{before} {}
 
@@ -54,8 +52,8 @@ public:
         const auto at = by_length_.find(class_of(range));
         if (at != by_length_.end()) at->second.erase({range.begin, range.end, id});
     }
-    /// Calls is_wanted(id) for what overlaps `range` until it returns true; returns the
-    /// last id then, else `none`.
+    /// Calls is_wanted(id) for each range that overlaps `range` until it returns true. Returns that id, or
+    /// `none`.
     template <class Wanted>
     Id find_overlap(const MemoryRange& range, Id none, Wanted is_wanted) const {
         if (range.empty()) return none;
@@ -82,7 +80,8 @@ private:
     };
     using Ranges = std::set<Entry, InOrder>;
 
-    /// Bits of the length: a long range is no reason to look for short ones far away.
+    /// The class of a range: the bits of its length. Each class is searched alone, so that one long range
+    /// does not widen the search among short ones.
     [[nodiscard]] int class_of(const MemoryRange& range) const {
         return each_ == Each::kApart ? 0 : static_cast<int>(std::bit_width(range.end - range.begin));
     }

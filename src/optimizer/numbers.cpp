@@ -1,6 +1,6 @@
-// Numbers that hold for all gradients and may lie on a device: loss scale, found_inf, clip coefficient, and
-// the norm that the coefficient is made from. The host does not block for them. A device counts the steps
-// under a found_inf that the host has not read.
+// Numbers that apply to all gradients and may lie in device memory: loss scale, found_inf, clip coefficient,
+// and the norm from which the coefficient is computed. The host does not block to read them. If the host has
+// not read found_inf, the device counts the steps.
 #include <algorithm>
 #include <string>
 
@@ -52,8 +52,7 @@ void Optimizer::Impl::take_norm(double* to, double max_norm, float* coefficient)
     with.grad_scale = numbers.grad_scale;
     const auto chosen = all_with_gradient();
     fill_items(chosen, with);
-    with.steps_done =
-        counters_of(chosen);  // as the step has them, so that the device finds the list that it knows
+    with.steps_done = counters_of(chosen);  // as in step(), so that the cached device list is reused
     if (auto* const stepper = stepper_of(all_on_device)) {
         return (*stepper)->grad_norm(items, with, {to, coefficient, max_norm});
     }
@@ -84,7 +83,7 @@ const double* Optimizer::Impl::clip_grad_norm(double max_norm) {
 void Optimizer::Impl::count_on_device(std::span<Parameter* const> chosen) {
     if (parameters.size() > step_counter_count) {
         collect_steps();
-        const auto count = parameters.capacity();  // grows as that does: seldom
+        const auto count = parameters.capacity();  // capacity, not size, so that it grows seldom
         step_counters = options.device->allocate(count * sizeof(std::int64_t));
         step_counter_count = count;
     }

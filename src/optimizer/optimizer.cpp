@@ -1,5 +1,5 @@
-// The public API of the framework-free optimizer: parameter groups, parameters, gradients. The
-// arithmetic is behind step.h.
+// The public API of the framework-free optimizer: parameter groups, parameters, gradients. step.h has the
+// arithmetic.
 #include "flashoptim/optimizer.h"
 
 #include <algorithm>
@@ -56,7 +56,7 @@ void Optimizer::Impl::set_hyperparameters(GroupId group, const Hyperparameters& 
     struct Change {
         Parameter* parameter;
         StoredState stored;
-        bool has_other_momentum;  // it came or went
+        bool has_other_momentum;  // the momentum buffer was added or removed
     };
     std::vector<Change> changes;
     auto arena_after = arena;
@@ -207,7 +207,7 @@ void Optimizer::set_gradient(ParameterId parameter, const TensorView& gradient) 
     if (in_order || !ordered.empty()) p.ordered_gradient = std::move(ordered);
     p.gradient_in_order = in_order;
     p.gradient = std::move(view);
-    p.has_gradient = true;  // of an empty tensor, too: its step count advances
+    p.has_gradient = true;  // also for an empty tensor: its step count advances
 }
 void Optimizer::clear_gradient(ParameterId parameter) {
     auto& p = impl_->at(parameter);
@@ -241,8 +241,8 @@ const double* Optimizer::clip_grad_norm(double max_norm) {
 }
 
 StepReport Optimizer::step() {
-    // The coefficient is of these gradients: they are clipped in another attempt, too, and
-    // those of the next step are not.
+    // The clip coefficient belongs to the current gradients. If this step fails for want of memory, the
+    // coefficient is kept for another attempt. Every other outcome clears it.
     const auto drop_clip = [this] { impl_->numbers.clip_coefficient = nullptr; };
     try {
         const auto report = impl_->step(impl_->all_with_gradient(), impl_->all_on_device, impl_->numbers);

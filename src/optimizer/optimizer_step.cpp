@@ -1,4 +1,4 @@
-// A step of the framework-free optimizer: its items, its policies, and the device that it may run on.
+// The step of the framework-free optimizer: its items, the policies for bad gradients, and steps on a device.
 #include <algorithm>
 #include <limits>
 #include <string>
@@ -42,7 +42,9 @@ void Optimizer::Impl::fill_items(std::span<Parameter* const> chosen, const Devic
         item.gradient = ordered_gradient(p);
         item.gradient_dtype = p.gradient.dtype;
         item.gradient_factor = factor;
-        item.step = p.steps == kMostSteps ? p.steps : p.steps + 1;  // of a norm or a count; a step is refused
+        item.step = p.steps == kMostSteps
+                        ? p.steps
+                        : p.steps + 1;  // only for norms and counts: check_step_counts() refuses a step
         item.has_momentum = p.has_momentum;
     }
     items_are_current = true;
@@ -62,7 +64,7 @@ CountingStepper<Optimizer::ParameterId>* Optimizer::Impl::stepper_of(DeviceList&
 }
 
 void Optimizer::Impl::check_step_counts(std::span<Parameter* const> chosen) {
-    // No device counts that far; close to the end the host has to know.
+    // A device counter could overflow close to 2^63. The host then needs the exact counts.
     const auto is_large = [](const Parameter* p) { return p->steps > kMostSteps / 2; };
     if (std::any_of(chosen.begin(), chosen.end(), is_large)) collect_steps();
     for (const auto* p : chosen) {
@@ -89,7 +91,7 @@ StepReport Optimizer::Impl::step(std::span<Parameter* const> chosen, DeviceList&
     const bool must_count = options.nonfinite != NonFinite::kSkipElement;
     StepReport report;
     if (with.found_inf != nullptr &&
-        (stepper == nullptr || must_count)) {  // the host has to know, or waits anyway
+        (stepper == nullptr || must_count)) {  // the host steps, or blocks for the count anyway
         report.skipped = is_set(with.found_inf);
         if (report.skipped) return report;
         with.found_inf = nullptr;
@@ -128,7 +130,7 @@ void Optimizer::Impl::skip(std::span<Parameter* const> chosen) const {
     if (options.nonfinite != NonFinite::kError) return count_bad(chosen);
     const auto bad =
         std::find_if(items.begin(), items.end(), [](const StepItem& item) { return item.bad_elements != 0; });
-    // Made before anything is counted: there may be no memory for it.
+    // Made before anything is counted, because making it may fail for want of memory.
     const NonFiniteError error(
         "the gradient of " + chosen[static_cast<std::size_t>(bad - items.begin())]->name + " has " +
         std::to_string(bad->bad_elements) +

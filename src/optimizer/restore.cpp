@@ -1,4 +1,4 @@
-// Taking over the saved state of a whole optimizer, all of it or nothing.
+// Restores the saved state of a whole optimizer: all of it, or nothing if it throws.
 #include <string>
 #include <utility>
 #include <vector>

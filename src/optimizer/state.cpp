@@ -1,5 +1,4 @@
-// What the framework-free optimizer holds of each parameter, given out and taken in:
-// masters, moments, stored buffers.
+// Reads and writes the state of each parameter: master weights, moments, stored buffers.
 #include <algorithm>
 #include <cstring>
 #include <string>

@@ -12,13 +12,14 @@ namespace {
 constexpr std::size_t kHugePage = std::size_t{1} << 21U;
 constexpr std::size_t kSmallestBlock = std::size_t{1} << 18U, kLargestBlock = std::size_t{1} << 24U;
 constexpr std::size_t kCacheLine = 64, kPage = 4096;
-constexpr std::size_t kStagger = 832;  // a multiple of a cache line
+constexpr std::size_t kStagger = 832;  // whole cache lines
 
 constexpr std::size_t round_up(std::size_t size, std::size_t unit) { return (size + unit - 1) / unit * unit; }
 
-/// Pages that nobody has touched, from `stagger` bytes behind the beginning of a huge page on.
+/// Maps zeroed memory that is not touched yet. It begins `stagger` bytes after the start of a huge page.
 std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
-    const std::size_t mapped = size + stagger + kHugePage;  // what is left out for alignment is never touched
+    const std::size_t mapped =
+        size + stagger + kHugePage;  // the bytes skipped for alignment are never touched
     void* begin = ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (begin == MAP_FAILED) throw std::bad_alloc();
     const std::shared_ptr<std::byte> owner(static_cast<std::byte*>(begin),
@@ -26,7 +27,8 @@ std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
     const auto address = reinterpret_cast<std::uintptr_t>(begin);
     auto* const first = owner.get() + (kHugePage - address % kHugePage) % kHugePage;
 #if defined(MADV_HUGEPAGE)
-    // Whole huge pages only: the end of the last would be memory that nobody uses. The advice may be refused.
+    // Only for whole huge pages, so that the end of the last one wastes no memory. The kernel may refuse the
+    // advice.
     if (size + stagger >= kHugePage) {
         ::madvise(first, (size + stagger) / kHugePage * kHugePage, MADV_HUGEPAGE);
     }
@@ -38,12 +40,13 @@ std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
 
 std::shared_ptr<std::byte> StateArena::take(std::size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
-    // Apart, so that it sees what is written beyond the end of each.
+    // A separate allocation, so that AddressSanitizer sees writes beyond the end of each buffer.
     const std::shared_ptr<std::byte[]> apart = std::make_unique<std::byte[]>(bytes);
     return {apart, apart.get()};
 #endif
     if (bytes > size_ - used_) {
-        // As large again as all before: few blocks, and little at the end of the last that is not used.
+        // As large as all blocks before it together: few blocks are needed, and little of the last one is
+        // unused.
         const auto size =
             std::max(round_up(bytes, kCacheLine), std::clamp(total_, kSmallestBlock, kLargestBlock));
         block_ = map_pages(size, 0);
@@ -63,7 +66,7 @@ StateMemory::StateMemory(StateArena& arena, const BufferPlan& plan, int stream) 
     if (size >= kHugePage) {
         data_ = map_pages(size, stagger);
     } else {
-        // Side by side they differ by their sizes, unless that is a page or nearly so.
+        // Adjacent buffers are staggered by their own sizes, unless a size is close to a multiple of a page.
         const bool must_stagger = size % kPage < kStagger / 2 && size >= kPage;
         data_ = arena.take(size + (must_stagger ? kStagger / 2 : 0));
     }

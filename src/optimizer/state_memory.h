@@ -1,4 +1,4 @@
-// The memory that an optimizer keeps its state in.
+// The memory of an optimizer's state.
 #pragma once
 
 #include <array>
@@ -12,18 +12,19 @@
 
 namespace flashoptim {
 
-/// Zeroed pages that nobody has touched yet, huge ones where the system has them and they pay: each comes to
-/// lie near the thread that steps it first. Small buffers share blocks, so that thousands of them are no more
-/// scattered than one large one; a block goes with the last of its buffers. What was taken from a copy of an
-/// arena, and is gone, the arena itself may give again as long as nobody has written there.
+/// Zeroed memory that is mapped but not yet touched, so that each page is placed near the thread that first
+/// steps it (first touch). Large buffers use transparent huge pages where available. Small buffers share
+/// blocks, so that thousands of them lie together like one large buffer. A block is freed with the last of
+/// its buffers. A copy of an arena shares its current block: memory that was taken from the copy and freed
+/// may be given again by the original, as long as nothing has been written to it.
 class StateArena {
 public:
-    /// `bytes` on a cache line. @throws std::bad_alloc
+    /// Takes `bytes` zeroed bytes, aligned to a cache line. @throws std::bad_alloc
     std::shared_ptr<std::byte> take(std::size_t bytes);
 
 private:
     std::shared_ptr<std::byte> block_;
-    std::size_t used_ = 0, size_ = 0;  // of the block
+    std::size_t used_ = 0, size_ = 0;  // of the current block
     std::size_t total_ = 0;            // of all blocks
 };
 
@@ -31,11 +32,12 @@ private:
 class StateMemory {
 public:
     StateMemory() = default;
-    /// Buffers of one parameter differ in `stream` (their place), which keeps the same element of each from
-    /// lying a multiple of 4 KiB apart: the processor takes such loads and stores for one another.
+    /// Allocates a buffer on the host. `stream` is its place in the state. It staggers the buffers of one
+    /// parameter, so that the same element of two buffers is not a multiple of 4 KiB apart: the processor
+    /// would take loads and stores at such distances for the same address (4K aliasing).
     /// @throws std::bad_alloc
     StateMemory(StateArena& arena, const BufferPlan& plan, int stream = 0);
-    /// In memory of a device.
+    /// Allocates a buffer in device memory.
     StateMemory(Device& device, const BufferPlan& plan) : plan_(plan), data_(device.allocate(plan.bytes())) {}
 
     [[nodiscard]] std::byte* data() const { return data_.get(); }
@@ -51,7 +53,7 @@ private:
     std::shared_ptr<std::byte> data_;
 };
 
-/// What a parameter is stored as, made together: the plan, and the memory for every buffer of it.
+/// The state of a parameter: the plan and the memory of each of its buffers.
 struct StoredState {
     StoragePlan plan;
     std::array<StateMemory, kMaxBuffers> buffers;  // by place
@@ -60,9 +62,9 @@ struct StoredState {
     [[nodiscard]] const StateMemory& correction() const { return at(kCorrectionPlace); }
 
     StoredState() = default;
-    /// Buffers that `former` has alike are shared with it. `device` is null where state
-    /// lies in memory of the host.
-    /// @throws std::bad_alloc, or what the device throws for want of memory
+    /// Shares with `former` the buffers that have the same plan and allocates the others. A null `device`
+    /// means host memory.
+    /// @throws std::bad_alloc, or the device's error if it has no memory.
     StoredState(const StoragePlan& plan, const StoredState& former, StateArena& arena, Device* device);
 };
 
