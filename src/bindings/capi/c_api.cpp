@@ -1,4 +1,5 @@
-// The C API of optimizer.h, quantize.h and the saving of optimizers: checks and translates, computes nothing.
+// The C API of optimizer.h, quantize.h and of saving optimizers. It checks and translates; it computes
+// nothing.
 #include "flashoptim/c_api.h"
 
 #include <algorithm>
@@ -17,8 +18,8 @@ using namespace flashoptim::capi;
 
 namespace {
 
-/// Where a result goes, which may be NULL. Asked for before anything is done, so that a call
-/// either does all or nothing.
+/// Checks the address of a result, which may be NULL. It runs before any work, so that a call does all of it
+/// or nothing.
 template <class T>
 T* wanted(T* to, const char* name) {
     return aligned(to, name);
@@ -36,7 +37,7 @@ void write_report(const StepReport& report, std::uint64_t* bad_elements, std::in
     write(bad_elements, report.bad_elements);
     write(skipped, std::int32_t{report.skipped ? 1 : 0});
 }
-/// A folder that is named: its name is not empty.
+/// The path of a folder. @throws InvalidArgument for NULL or an empty name.
 std::string folder_of(const char* folder) {
     auto name = text_of(&not_null(folder, "folder"), "folder");
     if (name.empty()) throw InvalidArgument("folder is empty: name a folder");

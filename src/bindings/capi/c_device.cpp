@@ -16,7 +16,7 @@ void set_cuda_stream(Device* device, void* stream) {
 #if defined(FLASHOPTIM_WITH_CUDA)
     static_cast<cuda::CudaDevice*>(device)->set_stream(stream);
 #else
-    (void)stream;  // no build without CUDA makes a device
+    (void)stream;  // unused: a build without CUDA makes no device
 #endif
 }
 

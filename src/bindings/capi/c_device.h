@@ -1,4 +1,4 @@
-// The CUDA backend as the C interface has it. Builds without it refuse by name.
+// CUDA devices for the C interface. A build without the CUDA backend throws InvalidArgument.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 namespace flashoptim::capi {
 
 std::int32_t cuda_device_count() noexcept;
-/// @throws InvalidArgument where this build has no CUDA backend, cuda::CudaError for a device
-///         that does not exist.
+/// Makes a CUDA device. @throws InvalidArgument if this build has no CUDA backend, cuda::CudaError for a
+/// device that does not exist.
 std::shared_ptr<Device> make_cuda_device(std::int32_t device, void* stream);
-/// Of a device that make_cuda_device made. @throws InvalidArgument for none.
+/// Sets the stream of a device of make_cuda_device(). @throws InvalidArgument for null.
 void set_cuda_stream(Device* device, void* stream);
 
 }  // namespace flashoptim::capi

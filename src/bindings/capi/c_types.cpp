@@ -1,4 +1,4 @@
-// Translation between the C interface's plain data and the library's.
+// Translates between the plain data of the C interface and the types of the library.
 #include "c_types.h"
 
 #include <cstring>
@@ -32,9 +32,9 @@ std::int32_t checked_ndim(std::int32_t ndim) {
     throw InvalidArgument("ndim is " + std::to_string(ndim) + ": it must be from 0 to " +
                           std::to_string(FLASHOPTIM_MAX_DIMENSIONS));
 }
-/// Calls visit(field, place) for every hyperparameter and where it lies in flashoptim_hyperparameters, which
-/// has the table's fields in the table's order behind its size, flags as int32_t. Returns the size of such a
-/// struct. The test of the header compares the names.
+/// Calls visit(field, offset) for every hyperparameter, with its offset in flashoptim_hyperparameters. That
+/// struct has the fields of the table of rules in the same order after `size`, flags as int32_t. Returns the
+/// size of such a struct. A test compares the names of the C header with the table.
 template <class Visit>
 constexpr std::size_t for_each_c_field(Visit visit) {
     std::size_t place = sizeof(std::size_t);

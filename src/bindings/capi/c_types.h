@@ -1,5 +1,5 @@
-// The C interface's plain data in terms of the library: enumerations, sized structs, tensors.
-// Every check of them is here.
+// Translates and checks the plain data of the C interface: enumerations, sized structs, tensors. All checks
+// of these are here.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace flashoptim::capi {
 
-/// @throws InvalidArgument for a pointer that no object of its type can have
+/// Returns the pointer. @throws InvalidArgument if it is not aligned for its type.
 template <class T>
 T* aligned(T* pointer, const char* name) {
     if (reinterpret_cast<std::uintptr_t>(pointer) % alignof(T) == 0) return pointer;
@@ -30,7 +30,7 @@ T& not_null(T* pointer, const char* name) {
     if (pointer == nullptr) throw InvalidArgument(std::string(name) + " is NULL: pass a valid pointer");
     return *aligned(pointer, name);
 }
-/// `count` elements in the caller's memory; a pointer to none of them may be anything.
+/// `count` elements in the caller's memory. If `count` is 0, the pointer is not checked.
 template <class T>
 std::span<T> span_of(T* values, std::size_t count, const char* name) {
     constexpr auto kMost = static_cast<std::size_t>(PTRDIFF_MAX) / sizeof(T);
@@ -47,20 +47,20 @@ bool to_bool(std::int32_t value, const char* name);
 Rule to_rule(std::int32_t value);
 MomentKind to_moment_kind(std::int32_t value);
 
-/// The sizes that a struct had in the versions of this header, the present one last. A version
-/// ends at the end of a field.
+/// The sizes of a struct in all versions of this header, the current one last. Each version ends at the end
+/// of a field.
 template <class Struct>
 constexpr std::array<std::size_t, 1> kSizes = {sizeof(Struct)};
 template <>
 inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_options> = {offsetof(flashoptim_options, place),
                                                                           sizeof(flashoptim_options)};
 
-/// The smallest size that flashoptim_hyperparameters had. It has grown by fields of 8
-/// bytes since, or pairs of flags.
+/// The size of flashoptim_hyperparameters in its first version. Later versions add fields of 8 bytes, or
+/// pairs of flags.
 constexpr std::size_t kFirstHyperparameters =
     offsetof(flashoptim_hyperparameters, reserved) + sizeof(std::int32_t);
 
-/// Whether a version of the struct before this one, or this one, had the size.
+/// Whether this version of the struct or an earlier one has the size.
 template <class Struct>
 bool is_known_size(std::size_t size) {
     if constexpr (std::is_same_v<Struct, flashoptim_hyperparameters>) {
@@ -70,7 +70,7 @@ bool is_known_size(std::size_t size) {
     }
 }
 
-/// @throws InvalidArgument for a size that no version of the struct has
+/// @throws InvalidArgument for a size that no version of the struct has.
 template <class Struct>
 void check_size(std::size_t size, const char* name) {
     if (size > sizeof(Struct) && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
@@ -81,8 +81,9 @@ void check_size(std::size_t size, const char* name) {
         "to its sizeof");
 }
 
-/// The caller's struct of any version over defaults of the present one: an older program's is shorter, a
-/// newer one's longer, which is taken where what the library does not know is 0.
+/// Reads the caller's struct of any version. Fields that a shorter struct of an older program lacks take the
+/// defaults. A longer struct of a newer program is accepted if the bytes that this library does not know are
+/// 0.
 template <class Struct>
 Struct read_struct(const Struct& from, Struct defaults, const char* name) {
     const auto size = from.size;
@@ -97,7 +98,7 @@ Struct read_struct(const Struct& from, Struct defaults, const char* name) {
     std::memcpy(&defaults, bytes, std::min(size, sizeof(Struct)));
     return defaults;
 }
-/// Fills the caller's struct of any version; what the library does not know becomes 0.
+/// Fills in the caller's struct of any version. Bytes that this library does not know become 0.
 template <class Struct>
 void write_struct(Struct value, std::size_t size, Struct& to, const char* name) {
     check_size<Struct>(size, name);
@@ -111,16 +112,16 @@ flashoptim_options to_c(const OptimizerOptions& options);
 flashoptim_hyperparameters to_c(const Hyperparameters& hyperparameters);
 flashoptim_memory to_c(const MemoryReport& report);
 
-/// Null: the defaults.
+/// NULL gives the defaults.
 OptimizerOptions from_c(const flashoptim_options* options);
 Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters);
-/// `name` is for errors.
+/// `name` is used in messages.
 TensorView from_c(const flashoptim_tensor& tensor, const char* name);
-/// Of a parameter or a file: valid UTF-8. NULL: empty.
+/// A name or path as a string. NULL gives an empty one. @throws InvalidArgument for invalid UTF-8.
 std::string text_of(const char* text, const char* name);
 std::optional<Shard> from_c(const flashoptim_shard* shard, std::int32_t ndim);
 
-/// What a moment's codes and scales are for a tensor of fp32 values.
+/// The storage and layout of the moment of a tensor of fp32 values.
 struct CodedMoment {
     MomentStorage storage;
     Layout layout;
@@ -128,7 +129,7 @@ struct CodedMoment {
 };
 CodedMoment coded_moment(std::int32_t format, const flashoptim_tensor& values);
 
-/// The plan of `count` weights; whether the caller's pointers can be theirs.
+/// The plan of `count` weights, and a check of the caller's buffers for it.
 StoragePlan weight_plan(std::int32_t format, std::int32_t dtype, std::int32_t master_weight_bits,
                         std::size_t count);
 void check_weight_buffers(const StoragePlan& plan, const float* masters, const void* weights,

@@ -1,5 +1,5 @@
-// Every enumerator of flashoptim/c_api.h beside the library's own: if they part, the library does not
-// compile. The test of the header looks for each of its enumerators here; rules it compares with the table.
+// Compares every enumerator of flashoptim/c_api.h with that of the library at compile time. The test of the
+// header checks that each enumerator is listed here; it compares rules with the table of rules.
 #include <type_traits>
 
 #include "flashoptim/c_api.h"
@@ -38,7 +38,7 @@ static_assert(same(FLASHOPTIM_BACKEND_NEON, Backend::kNeon));
 static_assert(same(FLASHOPTIM_FIRST_MOMENT, MomentKind::kSigned));
 static_assert(same(FLASHOPTIM_SECOND_MOMENT, MomentKind::kSquared));
 
-// The library has no enumerations of these: their values are those of the first release.
+// The library has no such enumerations. The values are those of the first release.
 static_assert(same(FLASHOPTIM_HOST, 0));
 static_assert(same(FLASHOPTIM_CUDA, 1));
 
@@ -56,7 +56,7 @@ static_assert(same(FLASHOPTIM_OUT_OF_MEMORY, 5));
 static_assert(same(FLASHOPTIM_INTERNAL_ERROR, 6));
 static_assert(same(FLASHOPTIM_DEVICE_ERROR, 7));
 
-// What the structs say where they say nothing.
+// Constants with the meaning of a default.
 static_assert(FLASHOPTIM_AUTOMATIC_THREADS == 0);
 static_assert(FLASHOPTIM_FIRST_LEARNING_RATE == Hyperparameters{}.initial_learning_rate);
 

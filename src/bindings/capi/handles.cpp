@@ -9,9 +9,9 @@ namespace flashoptim::capi {
 
 namespace {
 
-/// The n-th handle: odd, as no address of an object is, and apart from its neighbours, so that neither a
-/// pointer nor a small number is taken for a handle. Multiplying by an odd number is a bijection, so no
-/// handle comes twice before all have come once.
+/// The n-th handle. It is odd, unlike the address of an object, and far from the handles before and after it,
+/// so that no pointer or small number is taken for a handle. Multiplication by an odd number is a bijection,
+/// so a handle repeats only after all others.
 std::uintptr_t number_of(std::uintptr_t n) {
     constexpr auto kGoldenRatio = static_cast<std::uintptr_t>(0x9E3779B97F4A7C15U);  // SplitMix64's increment
     return (n * kGoldenRatio) << 1U | 1U;
@@ -26,7 +26,7 @@ std::uintptr_t number_of(std::uintptr_t n) {
 }  // namespace
 
 Handles& Handles::instance() {
-    // Never destroyed: programs destroy handles in destructors of static objects, too.
+    // Never destroyed, because programs may destroy handles in destructors of static objects.
     static Handles& handles = *std::make_unique<Handles>().release();
     return handles;
 }
@@ -36,7 +36,7 @@ flashoptim_optimizer* Handles::add(std::shared_ptr<Optimizer> optimizer) {
     const auto number = number_of(made_ + 1);
     live_.emplace(number, std::move(optimizer));
     ++made_;
-    // It is never followed. NOLINTNEXTLINE(performance-no-int-to-ptr)
+    // Never dereferenced. NOLINTNEXTLINE(performance-no-int-to-ptr)
     return reinterpret_cast<flashoptim_optimizer*>(number);
 }
 
@@ -51,7 +51,7 @@ std::shared_ptr<Optimizer> Handles::at(const flashoptim_optimizer* handle) const
 
 void Handles::remove(flashoptim_optimizer* handle) {
     if (handle == nullptr) return;
-    std::shared_ptr<Optimizer> last;  // its memory is freed behind the lock
+    std::shared_ptr<Optimizer> last;  // freed after the lock is released
     {
         const std::lock_guard lock(mutex_);
         const auto found = live_.find(reinterpret_cast<std::uintptr_t>(handle));

@@ -1,5 +1,5 @@
-// The live optimizers of the C interface. A handle is a number cast to a pointer. It is looked up, never
-// dereferenced, so a handle that was destroyed or never was one is found without reading freed memory.
+// The live optimizers of the C interface. A handle is a number cast to a pointer. It is looked up and never
+// dereferenced, so an invalid or destroyed handle is detected without reading freed memory.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,16 @@
 
 namespace flashoptim::capi {
 
-/// Every function may be called from any thread.
+/// Thread-safe.
 class Handles {
 public:
     static Handles& instance();
 
     flashoptim_optimizer* add(std::shared_ptr<Optimizer> optimizer);
-    /// Lives until the caller lets go of it, whatever other threads destroy. @throws InvalidArgument
-    /// for what is no live handle
+    /// The optimizer of a handle. It lives while the caller holds the pointer, even if another thread
+    /// destroys the handle. @throws InvalidArgument for an invalid handle.
     [[nodiscard]] std::shared_ptr<Optimizer> at(const flashoptim_optimizer* handle) const;
-    /// @throws InvalidArgument for what is no live handle; NULL is none, and no error
+    /// Destroys a handle. NULL does nothing. @throws InvalidArgument for an invalid handle.
     void remove(flashoptim_optimizer* handle);
 
 private:

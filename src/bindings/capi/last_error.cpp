@@ -20,7 +20,7 @@ Message& message_of_thread() noexcept {
     return message;
 }
 
-/// Whether a byte continues a character of UTF-8 that began before it.
+/// Whether a byte is a continuation byte of UTF-8.
 bool is_continuation(char byte) { return (static_cast<unsigned char>(byte) & 0xC0U) == 0x80U; }
 
 }  // namespace
@@ -36,7 +36,7 @@ flashoptim_status fail(flashoptim_status status, std::string_view what) noexcept
     }
     for (std::size_t n = 0; n < length; ++n) {
         const auto byte = static_cast<unsigned char>(what[n]);
-        message[n] = byte < 0x20U || byte == 0x7fU ? ' ' : what[n];  // a name may have line breaks in it
+        message[n] = byte < 0x20U || byte == 0x7fU ? ' ' : what[n];  // what may quote a name with line breaks
     }
     message[length] = '\0';
     return status;

@@ -1,5 +1,4 @@
-// What went wrong, as the C interface says it: exceptions become a status and one line of
-// text of the calling thread.
+// Errors of the C interface: an exception becomes a status and one line of text of the calling thread.
 #pragma once
 
 #include <string_view>
@@ -8,14 +7,14 @@
 
 namespace flashoptim::capi {
 
-/// Allocates nothing, so that it works where memory has ended.
+/// The message of the last failure of this thread. Allocates nothing, so it also works out of memory.
 const char* last_error() noexcept;
-/// Keeps `what` in one line of valid UTF-8, cut where it is too long.
+/// Stores `what` as one line of valid UTF-8, cut if it is too long. Returns `status`.
 flashoptim_status fail(flashoptim_status status, std::string_view what) noexcept;
-/// The status of the exception that is being handled.
+/// Stores the message of the exception that is being handled and returns its status.
 flashoptim_status fail_with_current_exception() noexcept;
 
-/// Runs `body`; what it throws becomes a status. Every function that can fail is one call of this.
+/// Runs `body` and turns an exception into a status. Every function that can fail is one call of this.
 template <class Body>
 flashoptim_status guarded(Body body) noexcept {
     try {
