@@ -15,7 +15,7 @@ enum class CpuidRegister : std::uint8_t { kEbx, kEcx };
 struct X86Feature {
     const char* macro;
     X86Level level;
-    std::uint32_t leaf;  // its subleaf 0
+    std::uint32_t leaf;  // subleaf 0
     CpuidRegister where;
     int bit;
 };
@@ -47,8 +47,8 @@ constexpr X86Feature kX86Features[] = {
     {"__AVX512VBMI__", X86Level::kV4WithVbmi, 7, CpuidRegister::kEcx, 1},
 };
 
-/// The bits of XCR0 for registers that the operating system saves: those of SSE and AVX, and with those of
-/// AVX-512.
+/// The bits of XCR0 that the operating system sets for the registers that it saves: kAvxState those of SSE
+/// and AVX, kAvx512State those of AVX-512 as well.
 constexpr std::uint64_t kAvxState = 0x6U, kAvx512State = 0xe6U;
 
 struct CpuidAnswer {
@@ -57,7 +57,7 @@ struct CpuidAnswer {
 
 /// Access to the processor. Tests replace it by a made-up processor.
 struct X86Processor {
-    CpuidAnswer (*cpuid)(std::uint32_t leaf);  // its subleaf 0
+    CpuidAnswer (*cpuid)(std::uint32_t leaf);  // subleaf 0
     std::uint64_t (*xcr0)();                   // called only if CPUID has OSXSAVE
 };
 
