@@ -1,6 +1,7 @@
-// What a block of threads does with its chunk, written once for the device and for the emulation: a team says
-// how its threads run (each), how those of a group exchange maxima and scales, and how they add to a counter:
-// each for itself where a count is hardly ever other than zero, or together.
+// The work of a thread block on its chunk, written once for the device and for the emulation in the tests.
+// The Team parameter is what differs: how the threads run (each), how the threads of a group exchange maxima
+// and scales, and how they add to a counter. add() is for a count that is almost always 0, so each thread
+// adds alone; add_of_all() sums over a warp first.
 #pragma once
 
 #include "cuda/thread_step.h"
@@ -35,8 +36,8 @@ FLASHOPTIM_INLINE void step_chunk(Team& team, const Launch& launch, std::uint32_
     }
 }
 
-/// A thread of the counting kernel. Rules differ in their L2 term only, which the scalars tell of: R is any
-/// rule of the same order of operations.
+/// A thread of the counting kernel. For counting, rules differ in their L2 term only, and the scalars have
+/// that term. So R may be any rule with the same order of operations.
 template <class R, class W>
 class ThreadCount : BlockTypes<R, Float32Moments, W> {
     using Types = BlockTypes<R, Float32Moments, W>;
@@ -46,7 +47,7 @@ public:
     static FLASHOPTIM_INLINE ChunkView view_of(const DeviceTensor& t, const Chunk& chunk, int groups) {
         return {t, chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0};
     }
-    /// How many gradients of the run are bad.
+    /// Number of bad gradients of the run.
     FLASHOPTIM_INLINE int count(const DeviceTensor& t, const StepScalars& k, float factor,
                                 const Run& run) const {
         if (!t.checks_gradient) return 0;

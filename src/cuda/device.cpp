@@ -8,14 +8,15 @@
 
 namespace flashoptim::cuda {
 
-/// A device and the stream on which everything of it is enqueued.
+/// A device and the stream on which all its work is enqueued.
 struct DeviceQueue {
     int device;
     void* stream;
 
     [[nodiscard]] cudaStream_t on() const { return static_cast<cudaStream_t>(stream); }
 
-    /// A graph would repeat what the host says of a step, or reads.
+    /// Throws while the stream is captured. A replay of the graph would repeat values that the host passed or
+    /// read once.
     void refuse_capture() const {
         const CurrentDevice current(device);
         cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -63,14 +64,14 @@ public:
         if (list >= counters_.size()) counters_.resize(list + 1);
         auto& counters = counters_[list];
         const auto needed = items.size() * sizeof(std::uint64_t);
-        if (needed > counters.bytes) counters = {queue_->allocate(needed), needed};  // of a new list
+        if (needed > counters.bytes) counters = {queue_->allocate(needed), needed};  // a new list
         StepOptions options;
         options.device = values_of(items, numbers);
         options.device.bad_elements = reinterpret_cast<std::uint64_t*>(counters.memory.get());
         plan_of(items).step(items, options, queue_->stream);
     }
     void collect(std::size_t list, std::span<std::uint64_t> counts) override {
-        if (list >= counters_.size()) return;  // its first step failed
+        if (list >= counters_.size()) return;  // the first step of this list failed
         const auto& counters = counters_[list];
         const auto bytes = std::min(counts.size_bytes(), counters.bytes);
         std::vector<std::uint64_t> counted(bytes / sizeof(std::uint64_t));
@@ -100,7 +101,7 @@ private:
         std::size_t bytes = 0;
     };
 
-    /// What the device knows of a list, and by what the list is found again.
+    /// A list that is on the device, and the key by which it is found again.
     struct KnownList {
         const void* first;
         const void* last;
@@ -108,8 +109,9 @@ private:
         StepPlan plan;
     };
 
-    /// The plan that had these items last, else the one that was not used for longest. Two networks that take
-    /// turns find their descriptors on the device; more plans would take more memory there.
+    /// The plan that stepped these items last, else the least recently used plan. With two plans, two
+    /// networks that alternate both keep their descriptors on the device. More plans would take more device
+    /// memory.
     StepPlan& plan_of(std::span<const StepItem> items) {
         constexpr std::size_t kPlans = 2;
         const void* const first = items.empty() ? nullptr : items.front().weight;
@@ -129,7 +131,7 @@ private:
         return known_.front().plan;
     }
 
-    /// The spans in it hold until the next call.
+    /// The values for a plan. The spans in them are valid until the next call.
     DeviceValues values_of(std::span<const StepItem> items, const DeviceNumbers& numbers) {
         item_values_.assign(numbers.steps_done.size(), {});
         for (std::size_t n = 0; n < item_values_.size(); ++n) {
@@ -146,8 +148,8 @@ private:
     }
 
     std::shared_ptr<const DeviceQueue> queue_;
-    std::vector<KnownList> known_;    // the last used one first
-    std::vector<Counters> counters_;  // of each list
+    std::vector<KnownList> known_;    // the most recently used first
+    std::vector<Counters> counters_;  // one for each list
     std::vector<ItemValues> item_values_;
 };
 

@@ -1,5 +1,5 @@
-// Lists of kernels to instantiate, for the .cu files: every weight format with a
-// rule and a format of moments.
+// Macros for the .cu files. They instantiate the kernels of one rule and moment format for every weight
+// format.
 #pragma once
 
 #include "cuda/kernels.cuh"

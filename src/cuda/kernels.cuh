@@ -1,5 +1,5 @@
-// The step's kernels on the device: a team of real threads, and the functions that start them. Included by
-// the .cu files, which share the kernels out among themselves so that none takes long to compile.
+// The kernels of a step: the Team of device threads, the kernels and their launch functions. Only the .cu
+// files include this. They divide the kernels among themselves, so that no file takes long to compile.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace flashoptim::cuda {
 
-/// The thread that runs this, as one of its block.
+/// The Team (block_step.h) of a thread block, as seen by the thread that runs the code.
 template <class ThreadType>
 class DeviceTeam {
 public:
@@ -20,12 +20,12 @@ public:
     __device__ __forceinline__ void each(Body body) {
         body(thread_, static_cast<int>(threadIdx.x));
     }
-    /// Groups are four neighbouring threads of a warp. Each thread learns the maximum
-    /// that it needs for its scale.
+    /// A group is four neighbouring threads of a warp. Each thread receives the group's maximum of the moment
+    /// whose scale it chooses.
     __device__ __forceinline__ void share_maxima() {
         if constexpr (Thread::kScales == 2) {
-            // One exchange between neighbours serves both moments: each gives away
-            // the one that it does not need.
+            // One exchange between neighbours serves both moments: each thread sends the maximum that it does
+            // not need.
             const bool second = Thread::moment_of(static_cast<int>(threadIdx.x)) == 1;
             const auto mine = second ? thread_.largest[1] : thread_.largest[0];
             const auto given = second ? thread_.largest[0] : thread_.largest[1];
@@ -40,10 +40,10 @@ public:
                 largest = max(largest, __shfl_xor_sync(kAllLanes, largest, 2));
             }
         }
-        // All have read the old scale before one of them writes the new one.
+        // Every thread must have read the old scale before one of them writes the new one.
         __syncwarp();
     }
-    /// Each thread learns what the others of its group chose: thread n of it the scale of moment n.
+    /// Every thread receives all scales of its group. Thread n of the group chose that of moment n.
     __device__ __forceinline__ void share_scales() {
         const auto first = static_cast<int>(threadIdx.x) / kThreadsInGroup * kThreadsInGroup;
 #pragma unroll
@@ -55,7 +55,7 @@ public:
     static __device__ __forceinline__ void add(std::uint64_t* counter, unsigned count) {
         atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
     }
-    /// Every thread calls it, also with 0: one of each warp adds for all.
+    /// Adds the sum over the warp. Every thread must call it, also with 0.
     template <class... Counter>
     static __device__ __forceinline__ void add_of_all(unsigned count, Counter*... counters) {
         const auto sum = __reduce_add_sync(kAllLanes, count);

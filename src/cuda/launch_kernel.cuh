@@ -1,5 +1,5 @@
-// How kernels are started: with the error of this launch. What cudaGetLastError tells after <<<>>> may be an
-// error that the application has left behind. And how they are loaded before.
+// Launches and loads kernels. A launch returns its own error. cudaGetLastError after <<<>>> might return an
+// error that the application has left behind.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,7 +18,8 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned blocks, unsign
     return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 
-/// CUDA loads a kernel when it is first used, which takes memory: to ask for its attributes is to use it.
+/// Loads a kernel. CUDA loads a kernel, which takes memory, at its first use; a query of its attributes is a
+/// use.
 template <class... Parameters>
 cudaError_t load_kernel(void (*kernel)(Parameters...)) {
     cudaFuncAttributes attributes{};

@@ -1,5 +1,5 @@
-// The functions that start kernels, and those that load them, which CUDA else does at their first launch;
-// each returns what CUDA said of it. They are defined in the .cu files.
+// Launch and preload functions for every kernel, defined in the .cu files. CUDA loads a kernel at its first
+// launch. Preloading moves that cost and its out-of-memory error out of the step. All return cudaError_t.
 #pragma once
 
 #include <type_traits>
@@ -13,8 +13,8 @@ struct Advance;
 struct NormLaunch;
 struct Preparation;
 
-/// The rule whose counting kernel serves all rules with weights of this format: the
-/// paper's alone are not protected.
+/// The rule whose counting kernel serves all rules with this weight format. Only the paper's formats are not
+/// protected.
 template <class W>
 using CountingRule = std::conditional_t<W::kProtected, SgdRule<false>, PaperSgdRule<false>>;
 
@@ -31,14 +31,15 @@ template <class R, class M, class W>
 constexpr Launchers kLaunchers = {&launch_step<R, M, W>, &launch_count<CountingRule<W>, W>,
                                   &load_step<R, M, W>, &load_count<CountingRule<W>, W>};
 
-/// Scalars and control block of a step.
+/// Computes the scalars and the Control of a step.
 cudaError_t launch_preparation(const Preparation& preparation, void* stream);
-/// Advances step counts in device memory, if the step was not left out.
+/// Advances the step counts in device memory, unless the step was skipped.
 cudaError_t launch_advance(const Advance& launch, void* stream);
-/// The norm into *norm, and what clips it to max_norm into *coefficient where that is not null.
+/// Writes the norm to *norm, and the coefficient that clips it to max_norm to *coefficient, unless that is
+/// null.
 cudaError_t launch_norm(const NormLaunch& launch, double* norm, double max_norm, float* coefficient,
                         void* stream);
-/// Loads all kernels of the three.
+/// Loads the kernels of launch_preparation(), launch_advance() and launch_norm().
 cudaError_t load_whole_step();
 
 }  // namespace flashoptim::cuda

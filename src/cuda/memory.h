@@ -1,4 +1,4 @@
-// Device memory that grows, and uploads that do not wait.
+// Device memory that can grow, and uploads that do not block.
 #pragma once
 
 #include <array>
@@ -9,7 +9,7 @@
 
 namespace flashoptim::cuda {
 
-/// Memory of the current device, or page-locked memory of the host.
+/// Memory of the current device, or page-locked host memory.
 template <bool kOnDevice>
 class CudaMemory {
 public:
@@ -27,11 +27,12 @@ public:
         return *this;
     }
 
-    /// At least `bytes`; what was there is lost when it grows. Where it cannot grow, it is as before.
+    /// Makes the memory at least `bytes` large. Growing loses the content. If there is no memory, nothing
+    /// changes.
     void reserve(std::size_t bytes) {
         if (!holds(bytes)) *this = of(bytes);
     }
-    /// New memory of at least `bytes`, with room to grow.
+    /// Allocates at least `bytes`, with room to grow.
     static CudaMemory of(std::size_t bytes) {
         CudaMemory memory;
         const std::size_t size = bytes + bytes / 4;
@@ -65,7 +66,7 @@ private:
     std::size_t size_ = 0;
 };
 
-/// A stream of our own on which a thread may allocate, copy and wait while it captures another.
+/// A separate stream on which a thread may allocate, copy and wait while it captures another stream.
 class UncapturedStream {
 public:
     UncapturedStream() {
@@ -83,7 +84,8 @@ private:
     cudaStream_t stream_ = nullptr;
 };
 
-/// Copies to the device through page-locked memory, two uploads at a time: only a third waits for the first.
+/// Copies to the device through page-locked memory. It has two buffers, so an upload blocks only until the
+/// upload before the last one is done.
 class Uploader {
 public:
     Uploader() = default;
@@ -95,7 +97,7 @@ public:
     Uploader(const Uploader&) = delete;
     Uploader& operator=(const Uploader&) = delete;
 
-    /// write(memory) is to fill `bytes` of page-locked memory.
+    /// Calls write(memory), which fills `bytes` of page-locked memory, and enqueues the copy.
     template <class Write>
     void upload(void* to, std::size_t bytes, Write write, cudaStream_t stream) {
         if (bytes == 0) return;

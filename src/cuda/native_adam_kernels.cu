@@ -1,4 +1,4 @@
-// Kernels of Adam and AdamW in our order of operations.
+// Kernels of Adam and AdamW in this project's order of operations.
 #include "cuda/kernel_lists.cuh"
 
 namespace flashoptim::cuda {

@@ -1,4 +1,4 @@
-// Kernels of Lion in our order of operations.
+// Kernels of Lion in this project's order of operations.
 #include "cuda/kernel_lists.cuh"
 
 namespace flashoptim::cuda {

@@ -1,4 +1,4 @@
-// Kernels of SGD and SGDW in our order of operations.
+// Kernels of SGD and SGDW in this project's order of operations.
 #include "cuda/kernel_lists.cuh"
 
 namespace flashoptim::cuda {

@@ -1,5 +1,5 @@
-// The public API of the CUDA backend: keeps a list's descriptors on the device and
-// enqueues what a step consists of.
+// StepPlan, the public API of the CUDA backend. It keeps a list's descriptors on the device and enqueues the
+// kernels of a step.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -20,7 +20,7 @@ Launchers find_launchers(Rule rule, const StoragePlan& plan) {
     return visit_kernel_types(rule, plan, []<class R, class M, class W>() { return kLaunchers<R, M, W>; });
 }
 
-/// Puts the elements of a list at `to`; returns what is behind them.
+/// Copies the elements of a list to `to`. Returns the address after them.
 template <class T>
 std::byte* written(std::byte* to, const std::vector<T>& list) {
     const auto bytes = list.size() * sizeof(T);
@@ -52,17 +52,18 @@ struct StepPlan::Impl {
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
-    /// What a list is prepared for. What a step leaves to be asked for later is not
-    /// for the others to write over.
+    /// What a list is prepared for. grad_norm() and count_bad_gradients() must not overwrite the results of
+    /// the last step, so each use has its own memory.
     enum class Use : std::uint8_t { kStep, kCount, kNorm, kAll };
 
-    /// What kernels read and write of a list. A graph that was captured with it reads it at every
-    /// replay: then it stays as it is.
+    /// The device memory of a list. A graph that was captured with it reads it at every replay, so it must
+    /// not change then.
     struct OnDevice {
         CudaMemory<true> descriptors, chunks, kinds, bad_elements, bad_gradients, sums;
         bool is_captured = false;
     };
-    /// Tensors, kinds and step counts, one behind the other, and how many bytes of everything the list needs.
+    /// The bytes that the list needs of each kind of memory. Tensors, kinds and step counts lie one after the
+    /// other.
     struct Sizes {
         std::size_t tensors, kinds, counts, chunks, scalars, bad_elements, bad_gradients, sums;
         [[nodiscard]] std::size_t descriptors() const { return tensors + kinds + counts; }
@@ -103,7 +104,8 @@ struct StepPlan::Impl {
             if (captures || on_device->is_captured) set_aside(captures);
             if (captures) {
                 const UncapturedStream beside;
-                upload(sizes(Use::kAll), beside.get());  // a norm and a step in one graph share it
+                upload(sizes(Use::kAll),
+                       beside.get());  // kAll: a norm and a step of one graph share the memory
                 beside.wait();
             } else {
                 upload(size, stream);
@@ -112,8 +114,8 @@ struct StepPlan::Impl {
         on_device->is_captured = on_device->is_captured || captures;
     }
 
-    /// Those that the list needs and no earlier one did. Were they loaded as they are launched, the memory
-    /// could end when a part of a step has been enqueued.
+    /// Loads the kernels that no earlier list needed. If they were loaded at their launch, memory could run
+    /// out after a part of a step has been enqueued.
     void load_kernels() {
         const auto load = [this](Loader loader) {
             if (std::find(loaded.begin(), loaded.end(), loader) != loaded.end()) return;
@@ -128,8 +130,9 @@ struct StepPlan::Impl {
         }
     }
 
-    /// Takes other memory than what graphs read, or may be going to. What no graph reads waits for the next
-    /// list outside of captures, which comes after its last use in the order of the stream.
+    /// Replaces on_device, so that memory that a graph reads or is about to read does not change. Memory that
+    /// no graph reads is kept in `idle` for the next list outside of captures. The order of the stream puts
+    /// that use after the last one.
     void set_aside(bool captures) {
         std::unique_ptr<OnDevice> next;
         if (captures || !idle) next = std::make_unique<OnDevice>();
@@ -162,8 +165,8 @@ struct StepPlan::Impl {
         on_device->is_captured = false;
     }
 
-    /// Memory that a list needs and the plan lacks. All of it is there before any of it takes the
-    /// place of what the plan has.
+    /// Memory that a list needs and the plan lacks. All of it is allocated before any of it replaces the
+    /// plan's memory, so that a failed allocation changes nothing.
     struct Growth {
         CudaMemory<true> controls;
         OnDevice list;
@@ -175,7 +178,8 @@ struct StepPlan::Impl {
         if (!next.holds(1)) return;
         present = std::move(next);
     }
-    /// The counts of the last step or count stay where they are until the next one begins.
+    /// As above, but memory that holds the counts of the last step (or count) is kept until the next one
+    /// begins.
     static void take_over(CudaMemory<true>& present, CudaMemory<true>& next, const Counts& last,
                           CudaMemory<true>& kept) noexcept {
         if (!next.holds(1)) return;
@@ -208,7 +212,7 @@ struct StepPlan::Impl {
         uses_device = true;
         allocate(size);
         auto& memory = *on_device;
-        if (must_clear_controls) {  // before the first step none was skipped
+        if (must_clear_controls) {  // zeros: no step was skipped before the first one
             check_cuda(cudaMemsetAsync(controls.as<void>(), 0, 2 * sizeof(Control), stream),
                        "cudaMemsetAsync");
             must_clear_controls = false;
@@ -236,7 +240,7 @@ struct StepPlan::Impl {
         return controls.as<Control>() + (use == Use::kStep ? 0 : 1);
     }
 
-    /// Where this use counts: the caller's counts, or the plan's own at zero.
+    /// Chooses the memory for the counts of this use: the caller's, or the plan's own, which is set to zero.
     void begin_counts(Use use, std::uint64_t* callers, cudaStream_t stream) {
         if (use == Use::kNorm) return;
         auto& counts = use == Use::kStep ? stepped : counted;
@@ -253,7 +257,7 @@ struct StepPlan::Impl {
         }
     }
 
-    /// Scalars, factors and verdicts.
+    /// Enqueues the computation of the scalars, the gradient factor and the decision to skip the step.
     void compute_scalars(const DeviceValues& values, Use use, cudaStream_t stream) {
         Preparation p;
         p.kinds = descriptor<KindSource>(sizes(use).tensors);
@@ -275,7 +279,7 @@ struct StepPlan::Impl {
     /// Advances the step counts in device memory.
     void advance_counts(std::int64_t* steps_done, bool stops_at_bad_gradients, cudaStream_t stream) {
         const auto& counts = list.step_counts();
-        // A count that is the list's and an item's is advanced once.
+        // A counter of both the list and an item is advanced once.
         if (std::binary_search(counts.begin(), counts.end(), steps_done)) steps_done = nullptr;
         if (counts.empty() && steps_done == nullptr) return;
         const auto size = sizes(Use::kStep);
@@ -300,7 +304,7 @@ struct StepPlan::Impl {
         }
     }
 
-    /// What the last use wrote there; waits.
+    /// The Control of the last step (or of the last count or norm). Blocks.
     [[nodiscard]] Control read_control(Use use, cudaStream_t stream) const {
         Control read;
         if (!controls.holds(2 * sizeof(Control)) || must_clear_controls) return read;
@@ -327,21 +331,21 @@ struct StepPlan::Impl {
     }
 
     int device;
-    bool uses_device = false;  // has allocated there
+    bool uses_device = false;  // whether memory of the device was allocated
     DeviceTensorList list;
     bool must_upload_tensors = true, must_upload_chunks = true;
     std::vector<Loader> loaded;
-    Counts stepped, counted;  // of the last step, and of the last count
+    Counts stepped, counted;  // of the last step and of the last count
     NonFinite nonfinite = NonFinite::kSkipElement;
     std::unique_ptr<Uploader> uploader = std::make_unique<Uploader>();
-    /// Of steps, and of counts and norms. A graph that was captured writes there, too.
+    /// Two: one for steps, one for counts and norms. Captured graphs write to them too.
     CudaMemory<true> controls;
     bool must_clear_controls = false;
     CudaMemory<true> kept_stepped,
-        kept_counted;  // the counts in `stepped` and `counted`, where the list's memory has grown since
+        kept_counted;  // hold `stepped` and `counted` if the list's memory has grown since
     std::unique_ptr<OnDevice> on_device = std::make_unique<OnDevice>();
-    std::unique_ptr<OnDevice> idle;  // what steps outside of captures had, during and after one
-    std::vector<std::unique_ptr<OnDevice>> captured;  // what graphs read
+    std::unique_ptr<OnDevice> idle;                   // the memory of steps outside of captures, set aside
+    std::vector<std::unique_ptr<OnDevice>> captured;  // memory that graphs read
 };
 
 StepPlan::StepPlan(int device) : impl_(std::make_unique<Impl>(device)) {}

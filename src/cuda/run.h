@@ -1,4 +1,4 @@
-// Which eight elements of a chunk a thread has, and where they lie.
+// The eight elements of a chunk that a thread steps, and where they lie.
 #pragma once
 
 #include <cstdint>
@@ -10,31 +10,31 @@
 
 namespace flashoptim::cuda {
 
-/// Where the eight elements of a thread lie, counted from the beginning of its chunk.
+/// The eight elements of a thread. Indices count from the beginning of its chunk.
 struct Run {
-    unsigned element = 0;     // the first
-    unsigned group = 0;       // whose scales they share
-    std::uint32_t place = 0;  // of the first in the dither's period
-    int count = 0;            // how many of them there are
-    int count_in_group = 0;   // the group's elements; 0 or less where there is no group
-    bool is_whole = false;    // whether they can be read and written at once
+    unsigned element = 0;     // index of the first element
+    unsigned group = 0;       // index of their group
+    std::uint32_t place = 0;  // dither place of the first element
+    int count = 0;            // number of elements, at most 8
+    int count_in_group = 0;   // elements of the group; 0 or less: there is no group
+    bool is_whole = false;    // whether one access can read or write all eight
 };
 
-/// A chunk with its tensor's buffers from its own first element on.
+/// A chunk of a tensor. The pointers of `t` point to the chunk's first element.
 struct ChunkView {
     DeviceTensor t;
-    int groups = 0;      // in the chunk
-    int row_left = 0;    // elements of the row in which the chunk begins
-    int row_length = 0;  // of other rows, in elements and groups
+    int groups = 0;      // number of groups in the chunk
+    int row_left = 0;    // elements from the chunk's begin to the end of its first row
+    int row_length = 0;  // length of the other rows, in elements; groups_in_row in groups
     std::uint32_t groups_in_row = 0;
-    std::uint32_t row_place = 0;  // of the beginning of that row
+    std::uint32_t row_place = 0;  // dither place of the beginning of the first row
     bool is_aligned = false;
 
-    /// Sizes are those of an element of each buffer.
+    /// Each size is the bytes of one element of that buffer.
     FLASHOPTIM_INLINE ChunkView(const DeviceTensor& tensor, const Chunk& chunk, int groups_in_chunk,
                                 int weight_size, int correction_size, int code_size)
         : t(tensor) {
-        constexpr std::int64_t kFar = std::int64_t{1} << 30;  // beyond every chunk
+        constexpr std::int64_t kFar = std::int64_t{1} << 30;  // larger than every chunk
         const std::int64_t column = static_cast<std::int64_t>(chunk.group) * kGroup;
         const std::int64_t begin = chunk.row * t.row_length + column;
         const std::int64_t group = chunk.row * t.groups_in_row + chunk.group;
@@ -56,7 +56,8 @@ struct ChunkView {
         t.gradient = advanced(t.gradient, begin * (t.gradient_dtype == DType::kFloat32 ? 4 : 2));
     }
 
-    /// The run of a thread of the pass that begins with group `begin`; empty beyond the end of the chunk.
+    /// The run of a thread in the pass that begins with group `begin`. It is empty after the end of the
+    /// chunk.
     [[nodiscard]] FLASHOPTIM_INLINE Run run_of(int begin, int thread) const {
         const int part = thread % kThreadsInGroup * kElements;
         Run run;
@@ -67,7 +68,7 @@ struct ChunkView {
         run.element = static_cast<unsigned>(column + part);
         run.place = t.place + run.element;
         if (left <= 0) {
-            // Another row. What is behind the last one is behind the end of the chunk too.
+            // A later row. Elements after the last row are after the end of the chunk too.
             const auto first_groups = static_cast<std::uint32_t>(row_left + kGroup - 1) / kGroup;
             const auto rest = run.group - first_groups;
             const auto row = static_cast<int>(rest / groups_in_row);

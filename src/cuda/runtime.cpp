@@ -1,4 +1,4 @@
-// What the CUDA runtime says, with what to do about it, and which device is current.
+// Errors of the CUDA runtime with their remedies, checks of devices and memory, and the current device.
 #include "cuda/runtime.h"
 
 #include "flashoptim/cuda.h"
@@ -28,7 +28,7 @@ std::string described(cudaError_t status) {
     return std::string(cudaGetErrorName(status)) + " (" + cudaGetErrorString(status) + ")";
 }
 
-/// "12.4" of 12040.
+/// "12.4" for 12040.
 std::string version_text(int version) {
     return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
@@ -41,14 +41,14 @@ void make_current_again(int device) noexcept {
 
 void check_cuda(cudaError_t status, const char* call) {
     if (status == cudaSuccess) return;
-    (void)cudaGetLastError();  // told here, and not to be found again
+    (void)cudaGetLastError();  // clears the error: it is reported here
     throw CudaError(std::string(call) + " failed with " + described(status) + ": " + remedy(status));
 }
 
 int device_count() {
     int count = 0;
     const auto status = cudaGetDeviceCount(&count);
-    ignore_failure(status);  // no driver, or none for this runtime
+    ignore_failure(status);  // no driver, or one that is too old
     return status == cudaSuccess ? count : 0;
 }
 
@@ -58,7 +58,7 @@ void check_device(int device) {
     ignore_failure(status);
     const auto name = "CUDA device " + std::to_string(device);
     int driver = 0, runtime = 0;
-    if (status == cudaErrorInsufficientDriver) {  // said of a driver that is not there, too
+    if (status == cudaErrorInsufficientDriver) {  // also returned if there is no driver
         ignore_failure(cudaDriverGetVersion(&driver));
         ignore_failure(cudaRuntimeGetVersion(&runtime));
     }

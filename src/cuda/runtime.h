@@ -1,5 +1,5 @@
-// The CUDA runtime as this backend uses it: errors as exceptions, the device that is current, what may be
-// asked of a device before anything is done there.
+// Access to the CUDA runtime: errors as exceptions, the current device, and checks of a device before it is
+// used.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,25 +8,25 @@
 
 namespace flashoptim::cuda {
 
-/// @throws CudaError that names the call, what CUDA says and what to do.
+/// @throws CudaError for a failed call. The message names the call, CUDA's error and the remedy.
 void check_cuda(cudaError_t status, const char* call);
 
-/// For a call whose failure changes nothing: left behind, the error would be found by the application
-/// and taken for one of its own.
+/// For a call whose failure does not matter. The error is cleared, because the application would otherwise
+/// take it for one of its own calls.
 inline void ignore_failure(cudaError_t status) noexcept {
     if (status != cudaSuccess) (void)cudaGetLastError();
 }
 
-/// Does not begin to use the device. @throws CudaError, with the reason, where this process cannot use it.
+/// Checks a device without initializing it. @throws CudaError with the reason if this process cannot use it.
 void check_device(int device);
 
-/// @throws InvalidArgument for memory that kernels on the device cannot use: of the host, unless it was
-///         registered with CUDA, and of another device.
+/// @throws InvalidArgument for memory that kernels on the device cannot use: host memory that is not
+///         registered with CUDA, and memory of another device.
 void check_memory(int device, const void* data, const std::string& name);
 
-/// Makes a device current, and then the former one again. To make one current is to begin to use it,
-/// which costs some 500 MB of its memory: a process for one GPU of several makes that GPU current
-/// first, as everywhere with CUDA.
+/// Makes a device current. The destructor makes the former one current again, unless CUDA was not in use
+/// there. Making a device current initializes it, which takes about 500 MB of its memory. So a process that
+/// uses one of several GPUs makes that GPU current first, as for all CUDA programs.
 class CurrentDevice {
 public:
     explicit CurrentDevice(int device);
@@ -38,7 +38,7 @@ private:
     int former_ = -1;
 };
 
-/// Lets this thread allocate, give back and wait while a stream is captured, its own or somebody else's.
+/// Lets this thread allocate, free and wait while this or another thread captures a stream.
 class RelaxedCapture {
 public:
     RelaxedCapture() noexcept { ignore_failure(cudaThreadExchangeStreamCaptureMode(&mode_)); }
@@ -50,7 +50,7 @@ private:
     cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-/// Where memory of a device is given back: on that device, and without disturbing a capture. Never throws.
+/// Makes a device current while its memory is freed, without breaking a capture. Never throws.
 class GivingBack {
 public:
     explicit GivingBack(int device) noexcept;

@@ -1,4 +1,4 @@
-// Makes what the kernels read from a list of items.
+// Builds the descriptors that kernels read from a list of items.
 #include "cuda/tensor_list.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace flashoptim::cuda {
 
 namespace {
 
-/// In a row chunks are counted with 32 bits.
+/// Chunk::group, the index of a group in its row, has 32 bits.
 constexpr std::int64_t kMaxGroupsInRow = (std::int64_t{1} << 32) - std::int64_t{2} * kMaxGroupsInChunk;
 
 bool is_aligned_for(const void* p, std::size_t bytes_of_element) {
@@ -18,7 +18,8 @@ bool is_aligned_for(const void* p, std::size_t bytes_of_element) {
     return reinterpret_cast<std::uintptr_t>(p) % needed == 0;
 }
 
-/// The buffer at a place of an item's state; null where its plan has none.
+/// The buffer at a place of an item's state; null if its plan has none. @throws InvalidArgument if it is
+/// missing.
 void* checked_buffer(const StepItem& item, int place, std::size_t index) {
     if (item.plan.at(place).count == 0) return nullptr;
     if (item.state.at(place) != nullptr) return item.state.at(place);
@@ -81,9 +82,9 @@ bool same_cut(const DeviceTensor& a, const DeviceTensor& b) {
 
 }  // namespace
 
-/// The kind of these values; a new one where none of the last few had them: there may be as many as
-/// tensors, so that a search over all would be one for each pair of tensors. Values of single tensors are
-/// told from the last kind's only.
+/// The index of the kind with these values. Only the last kSearched kinds are searched, else a new one is
+/// added: there may be as many kinds as tensors, and a full search would take quadratic time. With values for
+/// single tensors only the last kind is compared.
 std::uint32_t DeviceTensorList::List::kind_of(const ScalarSource& source, const ItemValues& values) {
     constexpr std::size_t kSearched = 16;
     const auto last = [](auto& list, std::size_t count) {

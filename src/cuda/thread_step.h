@@ -1,6 +1,7 @@
-// What one thread does in a step: eight consecutive elements, decoded, updated and encoded in registers.
-// Where anything among them is out of the ordinary, they are done again one by one with the reference's
-// operations. Compiles for the host too; the warp's and the block's part is in block_step.h.
+// The work of one thread in a step: it decodes, updates and encodes eight consecutive elements in registers.
+// If any of them is not ordinary (step/fast_kernel.h), it steps them again one by one with the operations of
+// the reference kernel. Compiles for the host too. block_step.h has the work of the warp and of the thread
+// block.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 #include "cuda/words.h"
 #include "step/watch.h"
 
-// Code that hardly ever runs, kept out of the way of what does. What it works on lies in
-// memory, so it is given copies.
+// For code that rarely runs: it is not inlined, so that it costs the common path no registers. Its arguments
+// lie in memory, so callers pass copies.
 #if defined(__CUDACC__)
 #define FLASHOPTIM_OUT_OF_LINE static __host__ __device__ __noinline__
 #else
@@ -20,15 +21,15 @@
 
 namespace flashoptim::cuda {
 
-/// The dither of a thread's elements in the place of the tables that other backends share:
-/// here computing it is cheaper.
+/// The dither of a thread's elements, in place of DitherTables: on a GPU computing it is cheaper than reading
+/// tables.
 template <class R>
 struct RunDither {
     struct Table {
         std::uint32_t entry[kElements];
     };
     static constexpr int kBuffers = R::Moments::kCount > 0 ? R::Moments::kCount : 1;
-    Table weight;  // as in DitherTables
+    Table weight;  // the tables of DitherTables
     Table weight8;
     Table weight16;
     Table moment[kBuffers];
@@ -42,7 +43,7 @@ struct RunDither {
         if (place > kDitherPeriod - kElements) {
             FLASHOPTIM_UNROLL
             for (int e = 0; e < kElements; ++e) {
-                // Beyond the end of the period it begins anew.
+                // After the end of its period the sequence starts again.
                 const bool is_beyond = place + static_cast<std::uint32_t>(e) >= kDitherPeriod;
                 weight.entry[e] -= is_beyond ? dither_bits(0, kDitherPeriod, 0) : 0U;
             }
@@ -71,14 +72,15 @@ class ThreadStep : BlockTypes<R, M, W> {
     using CodeWord = std::conditional_t<M::kGrouped, std::uint8_t, float>;
     using L = CudaLanes;
     static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
-    /// Whether operands of its division and root are tracked, so that they may be
-    /// computed without a check of each.
+    /// Whether the kernel tracks the ranges of the operands of division and root, so that CudaUnguardedLanes
+    /// may compute them.
     static constexpr bool kHasUnguarded = kRootShowsGradient && requires { R::kDividesFirstByRootOfSecond; };
 
 public:
     static constexpr bool kHasGroups = kGrouped;
     static constexpr int kScales = kGrouped ? kMoments : 0;
-    /// The moment whose scale a thread chooses: with several moments its group's threads share them out.
+    /// The moment whose scale this thread chooses. The threads of a group divide the moments among
+    /// themselves.
     static FLASHOPTIM_INLINE int moment_of(int thread) {
         if constexpr (kMoments < 2) {
             return 0;
@@ -97,13 +99,15 @@ public:
                 sizeof(Correction),
                 kMoments > 0 ? static_cast<int>(sizeof(CodeWord)) : 0};
     }
-    /// The bits of the largest magnitudes of each moment: of this thread's elements, then of their group.
+    /// The largest magnitude of each moment as bits: of this thread's elements, and after share_maxima() of
+    /// the group.
     std::uint32_t largest[kBuffers] = {};
-    /// The new scale of each moment and the factor that its codes are made with: its own thread's, then all.
+    /// The new scale and the encoding factor of each moment: only this thread's moment at first, all after
+    /// share_scales().
     float scale[kBuffers] = {}, encode[kBuffers] = {};
 
-    /// Loads and updates; nothing is written yet. Returns how many elements are skipped.
-    /// `far` is k in memory.
+    /// Loads and updates the elements of the run; writes nothing. Returns the number of skipped elements.
+    /// `far` is k in memory, for the rare path.
     FLASHOPTIM_INLINE int update(const DeviceTensor& t, const StepScalars& k, const StepScalars& far,
                                  float factor, const Run& run) {
         run_ = run;
@@ -118,8 +122,8 @@ public:
             if constexpr (kGrouped) old_scale_[n] = old_scale(t.scales[n]);
         });
         if constexpr (kHasUnguarded) {
-            // A weight that is out of the ordinary stays so where it hardly decays and steps are
-            // small: new ones tell of the old.
+            // If decay and steps are small, a weight that is not ordinary gives a new weight that is not
+            // ordinary either. So checking the new weights is enough.
             const bool old_shows = k.weight_factor >= 0.75F && k.weight_factor <= 1.0F &&
                                    k.learning_rate * k.update_limit <= 1024.0F;
             if (k.epsilon >= 0x1p-60F && k.l2 == 0.0F && old_shows) {
@@ -137,7 +141,7 @@ public:
         return bad;
     }
 
-    /// The new scale of this thread's moment, whose maximum in the group must be known by now.
+    /// Chooses the new scale of this thread's moment. Call it after share_maxima().
     FLASHOPTIM_INLINE void choose_scale(const StepScalars& k, int thread) {
         const int mine = moment_of(thread);
         std::uint32_t bits = largest[0];
@@ -160,7 +164,7 @@ public:
         });
     }
 
-    /// Encodes and writes.
+    /// Encodes the elements and writes them and the scales.
     FLASHOPTIM_INLINE void finish(const DeviceTensor& t, std::uint32_t step, int thread) {
         if (is_ordinary_) {
             encode_ordinary(step);
@@ -171,7 +175,7 @@ public:
             copy.store(t);
         }
         if constexpr (kGrouped) {
-            // The first threads of a group write what they chose.
+            // Thread n of a group writes the scale of moment n.
             if (thread % kThreadsInGroup >= kMoments || run_.count_in_group <= 0) return;
             const int mine = moment_of(thread);
             auto* to = t.scales[0];
@@ -214,7 +218,7 @@ private:
     [[nodiscard]] FLASHOPTIM_INLINE const Code<n>* codes() const {
         return reinterpret_cast<const Code<n>*>(code_[n].elements());
     }
-    /// The old moments, but for what their codes stand for.
+    /// The old moments with their factors; the units are filled in for each element.
     template <class Lanes>
     FLASHOPTIM_INLINE OldMoments<Lanes, M, R> old_moments(const StepScalars& k) const {
         OldMoments<Lanes, M, R> old;
@@ -228,13 +232,13 @@ private:
         return old;
     }
 
-    /// All elements, as if nothing were out of the ordinary; returns whether that is so (step/fast_kernel.h).
-    /// Unguarded lanes find more out of the ordinary than others.
+    /// Updates all elements as ordinary ones. Returns whether they are ordinary (step/fast_kernel.h).
+    /// Unguarded lanes accept a smaller range.
     template <class Lanes>
     FLASHOPTIM_INLINE bool update_ordinary(const StepScalars& k) {
         constexpr bool kUnguarded = std::is_same_v<Lanes, CudaUnguardedLanes>;
         Watch<L, R, W> watch;
-        std::uint32_t smallest_first = ~0U, smallest_second = ~0U;  // nonzero ones, less 1
+        std::uint32_t smallest_first = ~0U, smallest_second = ~0U;  // bits - 1, so that zeros come last
         auto old = old_moments<Lanes>(k);
         FLASHOPTIM_UNROLL
         for (int n = 0; n < kBuffers; ++n) largest[n] = 0;
@@ -310,7 +314,8 @@ private:
         return 0.0F;
     }
 
-    /// The reference: what reference_kernel.h does, for each element that there is.
+    /// Updates the elements one by one with the operations of reference_kernel.h. Returns the number of bad
+    /// elements.
     FLASHOPTIM_OUT_OF_LINE int update_one_by_one(ThreadStep& s, const StepScalars& k, bool checks_gradient) {
         using S = ScalarLanes;
         auto old = s.template old_moments<S>(k);
@@ -353,7 +358,7 @@ private:
         for (int n = 0; n < kBuffers; ++n) s.largest[n] = S::bits(largest[n]);
         return bad_count;
     }
-    /// An old moment in carried units.
+    /// An old moment in carried units. A bad element keeps it.
     static FLASHOPTIM_INLINE float kept_moment(float unit, float scale, float unit_value, float measure) {
         if constexpr (!kGrouped) return unit;
         return ScalarLanes::divide(unit * (scale * unit_value), measure);
@@ -420,15 +425,15 @@ private:
     }
 
     Run run_;
-    // As they lie in memory: the old ones, then the new.
+    // The elements as stored: the old ones, and after encoding the new ones.
     Words<Stored> stored_;
     Words<Correction> correction_;
     Words<CodeWord> code_[kBuffers];
     float gradient_[kElements] = {};
-    // New, in the units that the rule carries; of a squared moment in groups its root.
+    // The new weights, and the new moments in carried units (the roots of squared moments in groups).
     float weight_[kElements] = {}, moment_[kBuffers][kElements] = {};
     float old_scale_[kBuffers] = {};
-    std::uint32_t bad_ = 0, kept_ = 0;  // one bit for each element
+    std::uint32_t bad_ = 0, kept_ = 0;  // one bit per element
     bool is_ordinary_ = true;
 };
 

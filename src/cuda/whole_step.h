@@ -1,11 +1,11 @@
-// What is done once in a step or once for all tensors, by few threads: scalars and verdicts before the
-// kernels, the advance of a step count in device memory after them, and the norm of the gradients.
+// The work that is done once per step by few threads: scalars and the decision to skip before the kernels,
+// the advance of step counters after them, and the gradient norm.
 #pragma once
 
 #include "cuda/words.h"
 #include "flashoptim/numeric/bfloat16.h"
 
-// Several loads are to be under way at a time.
+// Unrolled, so that several loads are in flight at once.
 #if defined(__CUDA_ARCH__)
 #define FLASHOPTIM_UNROLL_LOADS _Pragma("unroll 8")
 #else
@@ -14,12 +14,11 @@
 
 namespace flashoptim::cuda {
 
-/// Values of the host from which one launch computes scalars: they travel as the kernel's
-/// argument, of at most 4 KiB.
+/// The most host values in one launch. They are passed as the kernel's argument, which has at most 4 KiB.
 constexpr int kSourcesInLaunch = 32;
 constexpr int kNormBlocksInBlock = kThreads / kNormSums;
 
-/// Values in device memory that a step reads when it runs, each null where there is none.
+/// Values in device memory that a step reads when it runs. Each may be null.
 struct DeviceSources {
     const std::int64_t* steps_done = nullptr;
     const double* learning_rate = nullptr;
@@ -28,8 +27,7 @@ struct DeviceSources {
     const float* found_inf = nullptr;
 };
 
-/// What the scalars of all kinds follow from whose source is one of [first_source,
-/// first_source + source_count).
+/// The inputs of the scalars of all kinds with a source in [first_source, first_source + source_count).
 struct Preparation {
     ScalarSource sources[kSourcesInLaunch];
     std::uint32_t first_source = 0;
@@ -41,17 +39,17 @@ struct Preparation {
     DeviceSources from;
 };
 
-/// A step count and more steps; it stays at the largest number instead of overflowing.
+/// count + more, saturated at the largest number.
 FLASHOPTIM_INLINE std::int64_t saturated_steps(std::int64_t count, std::int64_t more) {
     constexpr std::int64_t kMost = INT64_MAX;
     return more > 0 && count > kMost - more ? kMost : count + more;
 }
 
-/// The scalars of kind n.
+/// Computes the scalars of kind n.
 FLASHOPTIM_INLINE void prepare_kind(const Preparation& p, std::uint32_t n) {
     const KindSource& kind = p.kinds[n];
     const auto place = kind.source - p.first_source;
-    if (place >= p.source_count) return;  // another launch's
+    if (place >= p.source_count) return;  // of another launch
     ScalarSource source = p.sources[place];
     const auto* const steps_done =
         kind.values.steps_done != nullptr ? kind.values.steps_done : p.from.steps_done;
@@ -65,7 +63,7 @@ FLASHOPTIM_INLINE void prepare_kind(const Preparation& p, std::uint32_t n) {
     p.to[n].scalars = scalars_of(source);
     p.to[n].step = static_cast<std::uint32_t>(source.step);
 }
-/// What is the same for all tensors; counters begin at zero.
+/// Computes the Control of the step. Its counter starts at zero.
 FLASHOPTIM_INLINE void prepare_control(const Preparation& p) {
     Control control;
     if (p.from.grad_scale != nullptr) {
@@ -76,16 +74,16 @@ FLASHOPTIM_INLINE void prepare_control(const Preparation& p) {
     *p.control = control;
 }
 
-/// The step counts in device memory that a step advances.
+/// The step counters in device memory that a step advances.
 struct Advance {
     std::int64_t* const* counts = nullptr;
     std::uint32_t count = 0;
     bool stops_at_bad_gradients = false;
-    std::int64_t* steps_done = nullptr;  // the list's, or null
+    std::int64_t* steps_done = nullptr;  // counter of the whole list, or null
     const Control* control = nullptr;
 };
 
-/// Counts a step that was not left out: count n, and the list's behind them.
+/// Advances counter n unless the step was skipped. The number after the last one means the list's counter.
 FLASHOPTIM_INLINE void advance(const Advance& a, std::uint32_t n) {
     const bool stopped = a.stops_at_bad_gradients && a.control->bad_gradients != 0;
     if (a.control->is_skipped != 0 || stopped) return;
@@ -96,16 +94,16 @@ FLASHOPTIM_INLINE void advance(const Advance& a, std::uint32_t n) {
     }
 }
 
-/// The gradients whose norm is taken: blocks of kNormBlock elements, counted over all tensors in their order.
+/// The input of the gradient norm: blocks of kNormBlock elements, numbered over all tensors in list order.
 struct NormLaunch {
     const DeviceTensor* tensors = nullptr;
     std::int64_t tensor_count = 0;
     std::int64_t blocks = 0;
     const Control* control = nullptr;
-    double* sums = nullptr;  // of each block
+    double* sums = nullptr;  // one for each block
 };
 
-/// The last tensor that begins at or before the block.
+/// The tensor of a block: the last one that begins at or before it.
 FLASHOPTIM_INLINE const DeviceTensor& tensor_of_norm_block(const NormLaunch& launch, std::int64_t block) {
     std::int64_t low = 0, high = launch.tensor_count;
     while (high - low > 1) {
@@ -115,7 +113,8 @@ FLASHOPTIM_INLINE const DeviceTensor& tensor_of_norm_block(const NormLaunch& lau
     return launch.tensors[low];
 }
 
-/// Sum `part` of a block: every kNormSums-th element from there (step/instantiate.h, sum_of_squares).
+/// Partial sum `part` of a block: the elements part, part + kNormSums, ... (sum_of_squares() in
+/// step/instantiate.h).
 FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block, int part) {
     const DeviceTensor& t = tensor_of_norm_block(launch, block);
     const float factor = t.gradient_factor * launch.control->gradient_factor;
@@ -144,14 +143,14 @@ FLASHOPTIM_INLINE double norm_part(const NormLaunch& launch, std::int64_t block,
     return sum;
 }
 
-/// Total n of the blocks' sums: every kNormTotals-th from there.
+/// Total n: the sums of the blocks n, n + kNormTotals, ...
 FLASHOPTIM_INLINE double norm_total(const NormLaunch& launch, int n) {
     double total = 0.0;
     FLASHOPTIM_UNROLL_LOADS
     for (std::int64_t block = n; block < launch.blocks; block += kNormTotals) total += launch.sums[block];
     return total;
 }
-/// Parts of a block's sum, or totals, added in order.
+/// The sum of partial sums or totals, added in order.
 FLASHOPTIM_INLINE double added_up(const double* parts, int count) {
     double total = 0.0;
     for (int n = 0; n < count; ++n) total += parts[n];

@@ -1,4 +1,4 @@
-// The kernels that count bad gradients, and those that do what is done once in a step.
+// The kernels that count bad gradients, and those for the work that is done once per step.
 #include "cuda/kernels.cuh"
 #include "cuda/whole_step.h"
 
@@ -27,7 +27,7 @@ FLASHOPTIM_COUNT_KERNEL(PaperPlainWeight<PaperFloat16>)
 
 namespace {
 
-/// Threads of a block that computes scalars or advances counts: few, as each has much to compute.
+/// Threads of a block that computes scalars or advances counters. Few, because each has much to compute.
 constexpr unsigned kScalarThreads = 32;
 
 __global__ void preparation_kernel(const __grid_constant__ Preparation preparation) {

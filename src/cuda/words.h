@@ -1,4 +1,4 @@
-// The eight elements of a thread in registers: read, written and, for gradients, converted to fp32.
+// The eight elements of a thread in registers: loading, storing, and the conversion of gradients to fp32.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace flashoptim::cuda {
 
-/// An element as part `n` of a word, and back.
+/// An element shifted to position `n` of a word, and the reverse.
 template <class T>
 FLASHOPTIM_INLINE std::uint32_t moved_up(T value, int n) {
     if constexpr (sizeof(T) == 4) {
@@ -30,14 +30,14 @@ FLASHOPTIM_INLINE T moved_down(std::uint32_t word, int n) {
     }
 }
 
-/// The eight elements of a thread as words of 32 bits, which stay in registers.
+/// The eight elements of a thread as 32-bit words, which stay in registers.
 template <class T>
 struct Words {
     static constexpr int kWords = kElements * static_cast<int>(sizeof(T)) / 4;
     static constexpr int kInWord = 4 / static_cast<int>(sizeof(T));
     std::uint32_t word[kWords] = {};
 
-    /// As the lanes' functions of units take them.
+    /// As the type that the lanes' functions for units take.
     FLASHOPTIM_INLINE T* elements() { return reinterpret_cast<T*>(word); }
     [[nodiscard]] FLASHOPTIM_INLINE const T* elements() const { return reinterpret_cast<const T*>(word); }
     [[nodiscard]] FLASHOPTIM_INLINE T get(int e) const {
@@ -52,7 +52,7 @@ struct Words {
     }
 };
 
-/// The elements of a run, at once or one by one with zeros beyond its end.
+/// Loads the elements of a run: with one access if kWhole, else one by one, with zeros after the end.
 template <bool kWhole, class T>
 FLASHOPTIM_INLINE void load_run(Words<T>& to, const void* buffer, const Run& run) {
     const T* const from = static_cast<const T*>(buffer) + run.element;
@@ -65,7 +65,7 @@ FLASHOPTIM_INLINE void load_run(Words<T>& to, const void* buffer, const Run& run
         }
     } else {
 #if defined(__CUDA_ARCH__)
-        // Nothing is read twice in a step: it need not stay in a cache.
+        // Streaming loads: a step reads nothing twice, so the data need not stay in a cache.
         if constexpr (Words<T>::kWords == 2) {
             const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
             to.word[0] = two.x;
@@ -110,7 +110,7 @@ FLASHOPTIM_INLINE void store_run(void* buffer, const Words<T>& from, const Run& 
     }
 }
 
-/// The gradient of a run in its own type.
+/// Loads the gradient of a run in its own dtype.
 template <bool kWhole>
 FLASHOPTIM_INLINE void load_gradient(Words<float>& to, const DeviceTensor& t, const Run& run) {
     if (t.gradient_dtype == DType::kFloat32) {
@@ -122,7 +122,7 @@ FLASHOPTIM_INLINE void load_gradient(Words<float>& to, const DeviceTensor& t, co
         for (int n = 0; n < Words<std::uint16_t>::kWords; ++n) to.word[n] = half.word[n];
     }
 }
-/// The same in fp32, times `factor`.
+/// Converts the gradient to fp32 and multiplies it by `factor`.
 FLASHOPTIM_INLINE void convert_gradient(float (&to)[kElements], const Words<float>& from, DType dtype,
                                         float factor) {
     const auto* const half = reinterpret_cast<const std::uint16_t*>(from.word);
@@ -142,13 +142,13 @@ FLASHOPTIM_INLINE void convert_gradient(float (&to)[kElements], const Words<floa
     }
 }
 
-/// The factor of a tensor's gradient as its step sees it.
+/// The factor of a tensor's gradient, with the sign of `maximize`.
 FLASHOPTIM_INLINE float gradient_factor(const DeviceTensor& t, const Control& control) {
     const float factor = t.gradient_factor * control.gradient_factor;
     return t.negates_gradient ? -factor : factor;
 }
 
-/// NaN, Inf and |g| >= 2^48 (formats: a bad gradient).
+/// Whether a gradient is bad: NaN, Inf or |g| >= 2^48 (docs/formats.md).
 FLASHOPTIM_INLINE bool is_bad_gradient(float g) { return !(absolute<CudaLanes>(g) < 0x1p48F); }
 
 }  // namespace flashoptim::cuda
