@@ -15,9 +15,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kMostLinks = 40;  // followed in a row; Linux follows as many
+constexpr int kMostLinks = 40;  // as many as Linux follows in one path
 
-// Where the system has such a call. Not every C library knows its name.
+// Swaps two names with renameat2, if the system has it. Called by number, because not every C library
+// declares it.
 bool swap_names([[maybe_unused]] const fs::path& left, [[maybe_unused]] const fs::path& right) {
 #ifdef SYS_renameat2
     constexpr unsigned kExchange = 1U << 1;  // RENAME_EXCHANGE
@@ -27,7 +28,8 @@ bool swap_names([[maybe_unused]] const fs::path& left, [[maybe_unused]] const fs
 #endif
 }
 
-// A folder that may be entered and written to but not listed cannot be opened, neither for syncing.
+// Syncs the folder if it could be opened. A folder without permission to list it cannot be opened, and so
+// cannot be synced.
 void sync_if_open(const FileDescriptor& folder, const fs::path& shown) {
     if (folder) sync(folder, shown);
 }
@@ -68,11 +70,12 @@ fs::path real_path(const fs::path& path, std::error_code& error) {
             error = std::make_error_code(std::errc::too_many_symbolic_link_levels);
             return target;
         }
-        target = target.parent_path() / fs::read_symlink(target, error);  // an absolute one stands for itself
+        target =
+            target.parent_path() / fs::read_symlink(target, error);  // an absolute link replaces the path
         if (error) return target;
         if (!target.has_filename()) target = target.parent_path();
     }
-    // What is at `target` may be on its way from one name to another: only its parent is looked up.
+    // Only the parent is resolved, because another process may be renaming the file or folder at `target`.
     if (target.filename() == "." || target.filename() == "..") return fs::weakly_canonical(target, error);
     return fs::weakly_canonical(target.parent_path(), error) / target.filename();
 }
@@ -85,7 +88,7 @@ std::vector<fs::path> make_folders(const fs::path& folder, std::error_code& erro
     for (auto at = missing.rbegin(); at != missing.rend(); ++at) {
         if (::mkdir(at->c_str(), 0777) == 0) {
             made.push_back(*at);
-            // Else the folder and what is written into it may be gone after a power cut.
+            // Without this, a power cut could remove the folder with all that is written into it.
             if (const FileDescriptor parent = open_existing(at->parent_path()))
                 sync(parent, at->parent_path());
         } else if (errno != EEXIST || !fs::is_directory(*at, ignored)) {
@@ -131,7 +134,8 @@ TemporaryFolder::TemporaryFolder(fs::path target)
     if (::mkdir(workspace_.fresh().c_str(), 0777) != 0) throw_io_error("create", target_, errno);
     descriptor_ = open_existing(workspace_.fresh());
     if (!descriptor_) throw_io_error("create", target_, errno);
-    // The owner's permissions are needed here and when it takes its place.
+    // The new folder gets the permissions of the old one. The owner's permissions are added, which are needed
+    // to write into it and to rename it.
     struct stat old{};
     if (::lstat(target_.c_str(), &old) == 0 && S_ISDIR(old.st_mode))
         ::fchmod(descriptor_.get(), (old.st_mode & 07777) | S_IRWXU);
@@ -157,8 +161,8 @@ void TemporaryFolder::replace_target(Replace how, const CheckReplaceable& check)
         if (errno != ENOTEMPTY && errno != EEXIST) throw_io_error("write", target_, errno);
         note_content(open_in_place(target_, target_), check);
         if (how != Replace::kSwapIfPossible || !try_swap(check)) move_aside_and_replace(parent, check);
-    }  // else nothing or an empty folder was there
-    sync_if_open(parent, target_);  // only then may the workspace go, with what was replaced
+    }  // else there was nothing or an empty folder
+    sync_if_open(parent, target_);  // before the workspace and the replaced folder in it are removed
 }
 
 bool TemporaryFolder::try_swap(const CheckReplaceable& check) {
@@ -192,7 +196,7 @@ TemporaryFile::TemporaryFile(fs::path target)
 
 void TemporaryFile::replace_target() {
     output_.sync();
-    const FileDescriptor parent = open_existing(target_.parent_path());  // no memory is needed from here on
+    const FileDescriptor parent = open_existing(target_.parent_path());  // nothing below allocates memory
     if (::rename(workspace_.fresh().c_str(), target_.c_str()) != 0) throw_io_error("write", target_, errno);
     sync_if_open(parent, target_);
 }

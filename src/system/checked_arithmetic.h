@@ -1,4 +1,4 @@
-// Arithmetic on numbers that come from a caller or a file: nothing where the result does not fit.
+// Arithmetic on numbers from a caller or a file. The result is empty if it does not fit.
 #pragma once
 
 #include <cstdint>
@@ -26,15 +26,15 @@ template <class T>
     if (__builtin_mul_overflow(a, b, &product)) return std::nullopt;
     return product;
 }
-/// The same number as another type of integer.
+/// The number as another integer type.
 template <class To, class From>
 [[nodiscard]] constexpr std::optional<To> checked_cast(From from) {
     if (!std::in_range<To>(from)) return std::nullopt;
     return static_cast<To>(from);
 }
 
-/// The elements of a tensor of this shape. Nothing for a negative extent, or where the product of the extents
-/// that are not 0 does not fit: strides would not fit then, either.
+/// The number of elements of a tensor of this shape. Empty for a negative extent, or if the product of the
+/// extents other than 0 does not fit, because strides would not fit either.
 [[nodiscard]] constexpr std::optional<std::int64_t> checked_numel(std::span<const std::int64_t> shape) {
     std::int64_t product = 1;
     bool is_empty = false;

@@ -1,4 +1,4 @@
-// Reading of /proc/self/cgroup and /proc/self/mountinfo, as cgroups(7) and proc(5) describe them.
+// Reads /proc/self/cgroup and /proc/self/mountinfo (cgroups(7), proc(5)).
 #include "control_groups.h"
 
 #include <algorithm>
@@ -42,7 +42,7 @@ bool has_item(std::string_view comma_separated, std::string_view wanted) {
     return std::find(items.begin(), items.end(), wanted) != items.end();
 }
 
-/// "\040" is how the kernel writes a space in a path of its mount table.
+/// Decodes the octal escapes of the kernel's mount table: "\040" is a space.
 std::string unescaped(std::string_view path) {
     std::string plain;
     for (std::size_t n = 0; n < path.size(); ++n) {
@@ -58,14 +58,14 @@ std::string unescaped(std::string_view path) {
     return plain;
 }
 
-/// A mounted hierarchy of control groups that may limit what is asked about.
+/// A mounted hierarchy of control groups that may have the controller.
 struct Hierarchy {
     bool is_v2 = false;
-    std::string group_at_mount;  // the group that lies at the mount point
+    std::string group_at_mount;  // the group at the mount point
     std::string mount;
 };
 
-/// Lines of /proc/self/mountinfo, as proc(5) describes them.
+/// The hierarchies in /proc/self/mountinfo (proc(5)).
 std::vector<Hierarchy> mounted_hierarchies(std::string_view mountinfo, std::string_view controller) {
     std::vector<Hierarchy> found;
     for (const auto line : split_text(mountinfo, "\n")) {
@@ -81,8 +81,8 @@ std::vector<Hierarchy> mounted_hierarchies(std::string_view mountinfo, std::stri
     return found;
 }
 
-/// Where a group lies below the mount point; empty where it is that of the mount point, or lies outside of
-/// what is mounted, as a container that has no namespace of its own for groups may see it.
+/// The path of a group below the mount point. Empty if it is the group at the mount point. Also empty if the
+/// group is outside of the mount, as in a container without its own cgroup namespace.
 std::string below_mount(std::string_view group, std::string_view group_at_mount) {
     if (group_at_mount != "/") {
         if (group.substr(0, group_at_mount.size()) != group_at_mount) return {};
@@ -97,7 +97,7 @@ std::string below_mount(std::string_view group, std::string_view group_at_mount)
     return path;
 }
 
-/// Where hierarchies usually lie.
+/// The usual mount points, used if mountinfo has none.
 std::vector<Hierarchy> usual_hierarchies(std::string_view controllers, std::string_view controller) {
     const std::string top = "/sys/fs/cgroup";
     std::vector<Hierarchy> usual = {{true, "/", top}, {false, "/", top + "/" + std::string(controller)}};
@@ -112,7 +112,7 @@ std::vector<ControlGroup> control_groups(std::string_view controller, const std:
     const auto mountinfo = read_text(root + "/proc/self/mountinfo");
     const auto mounted = mounted_hierarchies(mountinfo, controller);
     std::vector<ControlGroup> found;
-    for (const auto line : split_text(groups, "\n")) {  // "4:cpu,cpuacct:/group" or, of v2, "0::/group"
+    for (const auto line : split_text(groups, "\n")) {  // "4:cpu,cpuacct:/group"; v2: "0::/group"
         const auto first = line.find(':');
         const auto second = first == std::string_view::npos ? first : line.find(':', first + 1);
         if (second == std::string_view::npos) continue;

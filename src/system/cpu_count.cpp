@@ -13,14 +13,14 @@ namespace flashoptim {
 
 namespace {
 
-/// 0 where the group has no quota.
+/// The quota of a group in CPUs, rounded up; 0 if it has none.
 int quota_of_group(const std::string& folder, bool is_v2) {
     std::optional<std::int64_t> quota, period;
     if (is_v2) {
         const auto text = read_text(folder + "/cpu.max");
         const auto parts = split_text(text, " \n");
         if (parts.size() == 2) {
-            quota = whole_number_in(parts[0]);  // none in "max"
+            quota = whole_number_in(parts[0]);  // empty for "max"
             period = whole_number_in(parts[1]);
         }
     } else {
@@ -86,7 +86,7 @@ int usable_cpus() {
 
 int threads_of(const char* omp_num_threads) noexcept {
     if (omp_num_threads == nullptr) return 0;
-    const long count = std::strtol(omp_num_threads, nullptr, 10);  // "4,2": the outermost level counts
+    const long count = std::strtol(omp_num_threads, nullptr, 10);  // "4,2": the outermost level
     return count > 0 ? static_cast<int>(std::min<long>(count, kMostThreads)) : 0;
 }
 

@@ -1,5 +1,5 @@
-// How many CPUs this process may use at once: affinity, the quotas of its control
-// groups, and what the user says.
+// The number of CPUs that this process may use at once, from its affinity, the quotas of its control groups
+// and OMP_NUM_THREADS.
 #pragma once
 
 #include <array>
@@ -11,48 +11,47 @@
 
 namespace flashoptim {
 
-/// Of a step, whatever is asked for: a process that starts all threads that the system has leaves none to
-/// others, itself among them.
+/// The most threads of a step, whatever the caller asks for. A process that starts all threads that the
+/// system allows leaves none for others or for itself.
 inline constexpr int kMostThreads = 1024;
 
-/// The CPUs that a thread may run on, as taskset and cpusets leave them.
+/// The CPUs on which a thread may run, as set by taskset and cpusets.
 class Affinity {
 public:
     static Affinity of_this_thread() noexcept;
-    /// Of the calling thread from now on. Nothing happens where the system has no such thing or refuses it.
+    /// Sets the affinity of the calling thread. Does nothing if the system has no affinities or refuses.
     void confine_this_thread() const noexcept;
-    /// At least 1.
+    /// Number of CPUs, at least 1.
     [[nodiscard]] int cpus() const noexcept;
     bool operator==(const Affinity& other) const noexcept;
 
 private:
 #if defined(__linux__)
-    std::array<cpu_set_t, 16> set_{};  // the kernel refuses one that is smaller than its own
+    std::array<cpu_set_t, 16> set_{};  // large enough: the kernel refuses a set smaller than its own
 #endif
 };
 
-/// CPUs that the calling thread may run on; at least 1.
+/// The number of CPUs on which the calling thread may run, at least 1.
 int affinity_cpus() noexcept;
 
-/// The smallest CPU quota of this process's control groups and of those above them (cgroup v2
-/// cpu.max, v1 cpu.cfs_quota_us), rounded up to whole CPUs; 0 where there is none. `root` is what all
-/// paths of the system begin with.
+/// The smallest CPU quota of this process's control groups and of those above them (cgroup v2 cpu.max, v1
+/// cpu.cfs_quota_us), rounded up to whole CPUs; 0 if there is none. `root` is prepended to all system paths.
 /// @throws std::bad_alloc
 int quota_cpus(const std::string& root = {});
 
-/// CPUs that this process may use at once: what affinity and quotas leave. At least 1. @throws std::bad_alloc
+/// The number of CPUs that affinity and quotas allow, at least 1. @throws std::bad_alloc
 int usable_cpus();
 
-/// What OMP_NUM_THREADS says: the first number of "4" or "4,2", at most kMostThreads; 0 for null and for
-/// what is not a positive number.
+/// The value of OMP_NUM_THREADS: the first number of "4" or "4,2", at most kMostThreads. 0 for null and for
+/// text that is not a positive number.
 int threads_of(const char* omp_num_threads) noexcept;
 
-/// Threads of a step where nobody chose a number.
+/// The number of threads of a step if the caller gives none.
 struct DefaultThreads {
     int count = 1;
-    bool is_chosen = false;  // by OMP_NUM_THREADS; otherwise usable_cpus()
+    bool is_chosen = false;  // from OMP_NUM_THREADS; else from usable_cpus()
 };
-/// Read from the system in each call. @throws std::bad_alloc
+/// Reads the system in each call. @throws std::bad_alloc
 DefaultThreads default_threads();
 
 }  // namespace flashoptim

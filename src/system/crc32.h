@@ -1,5 +1,4 @@
-// CRC-32 as zlib, PNG and gzip have it (reflected polynomial 0xEDB88320), eight bytes at a time. Knows no
-// files.
+// CRC-32 as in zlib, PNG and gzip (reflected polynomial 0xEDB88320), eight bytes at a time.
 #pragma once
 
 #include <array>
@@ -9,7 +8,7 @@
 
 namespace flashoptim::checkpoint {
 
-/// A running checksum: feed it the bytes in order, in pieces of any size.
+/// A running checksum. The bytes are fed in order, in pieces of any size.
 class Crc32 {
 public:
     void update(std::span<const std::byte> bytes) {
@@ -29,7 +28,7 @@ public:
         value_ = ~crc;
     }
 
-    /// Checksum of everything fed so far.
+    /// The checksum of all bytes so far.
     std::uint32_t value() const { return value_; }
 
 private:

@@ -1,4 +1,4 @@
-// Paths under which the system shows the descriptors of a process.
+// Recognises the paths under which the system shows the descriptors of a process.
 #include "descriptor_path.h"
 
 #include <charconv>

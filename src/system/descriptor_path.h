@@ -1,4 +1,4 @@
-// Paths that are another name of an open descriptor. Opens nothing.
+// Recognises paths that are another name of an open descriptor. Opens nothing.
 #pragma once
 
 #include <filesystem>
@@ -6,8 +6,8 @@
 
 namespace flashoptim::checkpoint {
 
-/// The descriptor of this process that `path` is another name of (/dev/stdout, /dev/fd/3). What is open there
-/// belongs to whoever opened it, and may be a file that was written to before.
+/// The descriptor of this process that `path` names (/dev/stdout, /dev/fd/3), or nothing. The open file
+/// belongs to the code that opened it, and data may have been written to it before.
 std::optional<int> descriptor_named(const std::filesystem::path& path);
 
 }  // namespace flashoptim::checkpoint

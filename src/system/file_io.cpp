@@ -1,4 +1,4 @@
-// Files of the operating system with our errors.
+// File access that reports IoError and FormatError.
 #include "file_io.h"
 
 #include <fcntl.h>
@@ -15,7 +15,7 @@
 namespace flashoptim::checkpoint {
 namespace {
 
-// A piece stays in the processor's cache between being checksummed and being copied by the kernel.
+// Small enough to stay in the cache between the checksum and the write.
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 
 std::string_view remedy_for(int error_number) {
@@ -78,7 +78,7 @@ InputFile::InputFile(const std::filesystem::path& file) : InputFile(FileDescript
 InputFile::InputFile(const FileDescriptor& folder, const std::filesystem::path& name,
                      std::filesystem::path shown)
     : shown_(std::move(shown)) {
-    // Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    // Without O_NONBLOCK, opening a pipe would block until there is a writer.
     descriptor_ = open_at(folder ? folder.get() : AT_FDCWD, name, O_RDONLY | O_NONBLOCK, shown_);
     struct stat status{};
     if (::fstat(descriptor_.get(), &status) != 0) throw_io_error("read", shown_, errno);

@@ -1,5 +1,5 @@
-// Files of the operating system with our errors: descriptors, exact reads, checksummed writes, syncing. Knows
-// no file format.
+// File access that reports IoError and FormatError: descriptors, exact reads, checksummed writes, syncing.
+// Knows no file format.
 #pragma once
 
 #include <dirent.h>
@@ -22,8 +22,8 @@
 
 namespace flashoptim::checkpoint {
 
-/// The disk, the quota or the allowed file size is used up. Caught where it is known how many bytes are
-/// needed in all.
+/// The disk, the quota or the allowed file size is used up. Code that knows how many bytes are needed catches
+/// it and calls throw_no_space().
 class NoSpaceError : public IoError {
     using IoError::IoError;
 };
@@ -32,10 +32,10 @@ class NoSpaceError : public IoError {
 [[noreturn]] void throw_io_error(std::string_view action, const std::filesystem::path& path,
                                  int error_number);
 
-/// Throws the IoError that a NoSpaceError becomes once the bytes that a whole file or folder needs are known.
+/// Throws the IoError for a NoSpaceError, with the bytes that the whole file or folder needs.
 [[noreturn]] void throw_no_space(const std::filesystem::path& path, std::uint64_t needed_bytes);
 
-/// Owns a descriptor; -1 is none.
+/// Owns a descriptor; -1 means none.
 class FileDescriptor {
 public:
     FileDescriptor() = default;
@@ -54,7 +54,7 @@ private:
     int descriptor_ = -1;
 };
 
-/// Longest JSON document that is read or written: 2^30 bytes describe some two million parameters.
+/// The longest JSON document that is read or written. 2^30 bytes describe about two million parameters.
 inline constexpr std::uint64_t kLongestText = std::uint64_t{1} << 30;
 
 /// A regular file opened for reading. `shown` is the path in messages.
@@ -69,7 +69,7 @@ public:
     /// Reads exactly `out.size()` bytes from `offset`. Thread-safe.
     void read(std::uint64_t offset, std::span<std::byte> out) const;
 
-    /// The whole file as text. Throws FormatError if it is longer than kLongestText.
+    /// Reads the whole file as text. Throws FormatError if it is longer than kLongestText.
     std::string read_all() const;
 
     /// Checksum of the whole file.
@@ -81,8 +81,8 @@ private:
     std::uint64_t byte_count_ = 0;
 };
 
-/// Writes to an open descriptor from its start, counting and checksumming what goes through. `shown` is the
-/// path in messages.
+/// Writes to an open descriptor from its start, and counts and checksums the bytes. `shown` is the path in
+/// messages.
 class OutputFile {
 public:
     OutputFile(FileDescriptor descriptor, std::filesystem::path shown)
@@ -91,7 +91,7 @@ public:
     void write(std::span<const std::byte> bytes);
     void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
 
-    /// Returns when the file is on the disk.
+    /// Syncs the file to the disk.
     void sync();
 
     std::uint64_t byte_count() const { return byte_count_; }
@@ -107,28 +107,30 @@ private:
 /// Opens a folder, for openat, fsync and flock. Throws IoError.
 FileDescriptor open_folder(const std::filesystem::path& folder);
 
-/// Opens what is at `path`, for fsync and flock; a link is not followed. None, with errno set, if that fails.
+/// Opens the file or folder at `path` for fsync and flock, without following a link. If that fails, returns
+/// none and sets errno.
 FileDescriptor open_existing(const std::filesystem::path& path);
 
-/// Whether anything lies at `path`, a link that leads nowhere included.
+/// Whether anything lies at `path`, also a broken link.
 bool is_taken(const std::filesystem::path& path);
 
-/// Whether a folder may take that name: nothing lies at `path`, or an empty folder.
+/// Whether a folder may be renamed to `path`: there is nothing, or an empty folder.
 bool is_vacant(const std::filesystem::path& path);
 
-/// Whether an open folder is known to hold nothing.
+/// Whether an open folder could be listed and is empty.
 bool is_empty(const FileDescriptor& folder);
 
 /// Writes all of `text` to a descriptor. `shown` is the path in messages. Throws IoError.
 void write_all(const FileDescriptor& descriptor, std::string_view text, const std::filesystem::path& shown);
 
-/// Calls `use(const char* name)` for everything in an open folder. Returns whether all of it could be listed.
+/// Calls `use(const char* name)` for every entry of an open folder. Returns whether all entries could be
+/// listed.
 template <typename Use>
 bool list_names(const FileDescriptor& folder, Use use) {
     struct Closer {
         void operator()(DIR* stream) const { ::closedir(stream); }
     };
-    // A description of its own, which begins at the first entry.
+    // A new open file description, because its offset begins at the first entry.
     const int own = ::openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (own < 0) return false;
     const std::unique_ptr<DIR, Closer> stream(::fdopendir(own));
@@ -145,11 +147,10 @@ bool list_names(const FileDescriptor& folder, Use use) {
     }
 }
 
-/// Whether what is open as `descriptor` still has the name `path`.
+/// Whether the open file or folder still has the name `path`.
 bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path);
 
-/// Returns when the file or folder behind `descriptor` is on the disk (file systems that cannot sync a folder
-/// are taken as synced).
+/// Syncs an open file or folder to the disk. A file system that cannot sync folders counts as synced.
 void sync(const FileDescriptor& descriptor, const std::filesystem::path& shown);
 
 }  // namespace flashoptim::checkpoint

@@ -12,8 +12,8 @@ namespace flashoptim::checkpoint {
 
 namespace {
 
-// Some network and user-space file systems have this kind of lock only. It belongs to the open
-// file, as that of flock does.
+// Some network and user-space file systems have only range locks. This one belongs to the open file, as that
+// of flock does.
 Lock try_range_lock([[maybe_unused]] const FileDescriptor& descriptor) {
 #ifdef F_OFD_SETLK
     struct flock whole_file{};

@@ -1,4 +1,4 @@
-// Locks that the system releases when their holder dies: how a process shows that it lives.
+// Locks that the system releases when their holder dies. A process shows with them that it is alive.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,15 @@ namespace flashoptim::checkpoint {
 
 enum class Lock : std::uint8_t { kTaken, kHeldByOther, kUnsupported };
 
-/// Locks what is open as `descriptor`, until it is closed. Does not block.
+/// Locks the open file or folder until the descriptor is closed. Does not block.
 Lock try_lock(const FileDescriptor& descriptor);
 
-/// The lock on a target's parent under which a folder takes the place of another. It is held for no longer
-/// than that, so waiting for it has an end: others may lock the folder for reasons of their own. Where
-/// folders cannot be locked (NFS) a writer is given the time that two renames take.
+/// The lock on a target's parent while a folder replaces another. A writer holds it only for that long, and
+/// waiting for it is limited in time, because other programs may lock the folder for their own reasons. If
+/// folders cannot be locked (NFS), it waits for the time that two renames take.
 class ScopedLock {
 public:
-    /// `folder` outlives this. Without one there is nothing to wait for.
+    /// `folder` must outlive the lock. If it is empty, nothing is locked.
     explicit ScopedLock(const FileDescriptor& folder);
     ScopedLock(const ScopedLock&) = delete;
     ScopedLock& operator=(const ScopedLock&) = delete;

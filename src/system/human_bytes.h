@@ -1,4 +1,4 @@
-// Bytes as people read them.
+// Numbers of bytes in a form for people.
 #pragma once
 
 #include <array>

@@ -1,5 +1,4 @@
-// How names from files and paths are shown in error messages: on one line, printable, of bounded length.
-// Throws nothing.
+// How error messages show names from files, and paths: on one line and printable; names are cut.
 #pragma once
 
 #include <filesystem>
@@ -11,7 +10,7 @@ namespace flashoptim::checkpoint {
 /// `text` with control characters and bytes beyond ASCII replaced by '?', cut after 200 characters.
 std::string printable(std::string_view text);
 
-/// `'path'` on one line (one_line.h), uncut: no byte of a name that somebody has to type is lost.
+/// `'path'` on one line (one_line.h). It is not cut, because a user may have to type it.
 std::string path_label(const std::filesystem::path& path);
 
 /// `tensor "name"`, printable.

@@ -1,5 +1,5 @@
-// How text of unknown content (names, paths, messages of libraries) is shown: on one line, and doing nothing
-// to a terminal.
+// How text of unknown content (names, paths, messages of libraries) is shown: on one line, and harmless to a
+// terminal.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +10,10 @@
 
 namespace flashoptim {
 
-/// `text` with everything escaped that would end its line, drive a terminal or turn the direction of writing:
-/// control characters (\n, \t, \x1b), bytes that are no UTF-8 (\xff), and the characters of Unicode that do
-/// the like (\u202e). Nothing is cut. What is shown stays as it is when it is shown again, so callers need
-/// not know whether a part went through here before.
+/// `text` with everything escaped that would end the line, control a terminal or change the direction of
+/// writing: control characters (\n, \t, \x1b), bytes that are not UTF-8 (\xff), and Unicode characters with
+/// such effects (\u202e). Nothing is cut. Escaping twice gives the same text as escaping once, so callers
+/// need not know whether a part was escaped before.
 [[nodiscard]] inline std::string one_line(std::string_view text) {
     constexpr std::string_view kDigits = "0123456789abcdef";
     const auto hexadecimal = [&](std::string& to, unsigned code, int digits) {
@@ -30,12 +30,12 @@ namespace flashoptim {
         if (code == '\n' || code == '\r' || code == '\t') {
             shown += code == '\n' ? "\\n" : code == '\r' ? "\\r" : "\\t";
         } else if (length == 0 || code < 0x20U || (code >= 0x7fU && code <= 0x9fU && length <= 2)) {
-            shown += "\\x";  // of a control character beyond ASCII, its code
+            shown += "\\x";  // the code of a control character beyond ASCII
             hexadecimal(shown, code, 2);
         } else if (code == 0x61cU || code == 0x200eU || code == 0x200fU ||
                    (code >= 0x2028U && code <= 0x202eU) || (code >= 0x2066U && code <= 0x2069U) ||
                    code == 0xfeffU) {
-            shown += "\\u";  // marks of direction, ends of lines and paragraphs, and one that is not seen
+            shown += "\\u";  // direction marks, line and paragraph separators, and the invisible BOM
             hexadecimal(shown, code, 4);
         } else {
             shown += text.substr(0, length);

@@ -1,4 +1,4 @@
-// The folder in which a save works: made, recognised, removed.
+// The workspace of a save: how it is made, recognised and removed.
 #include "save_folder.h"
 
 #include <fcntl.h>
@@ -27,7 +27,7 @@ constexpr const char* kNew = "new";
 constexpr const char* kOld = "old";
 constexpr std::string_view kWhatItIs = "flashoptim: a save that is being made, layout 1\n";
 constexpr off_t kLongestJournal = off_t{1} << 26;  // a quarter of a million names of 255 bytes
-constexpr int kMostTries = 1000;                   // to make one that no cleaner removes at once
+constexpr int kMostTries = 1000;  // tries to make a workspace; a cleaner may remove it at once
 
 std::string digits_of(std::uint64_t number) {
     std::string text(kCheckDigits, '0');
@@ -36,7 +36,7 @@ std::string digits_of(std::uint64_t number) {
     return text;
 }
 
-/// FNV-1a. Nobody has to be kept from making a name that fits: a name alone proves nothing.
+/// FNV-1a. It need not be secure, because a name alone proves nothing.
 std::uint64_t hash_of(std::string_view text, std::uint64_t hash = 0xcbf29ce484222325U) {
     for (const char character : text) {
         hash = (hash ^ static_cast<unsigned char>(character)) * 0x100000001b3U;
@@ -44,7 +44,7 @@ std::uint64_t hash_of(std::string_view text, std::uint64_t hash = 0xcbf29ce48422
     return hash;
 }
 
-/// Different in every call of every process, also where the system has no random numbers to give.
+/// Digits that differ in every call of every process, even if the system has no random numbers.
 std::string random_digits() {
     static std::atomic<std::uint64_t> calls{0};
     std::uint64_t parts[2] = {};
@@ -57,7 +57,7 @@ std::string random_digits() {
     return digits_of(parts[0]) + digits_of(parts[1]);
 }
 
-/// The random digits in the name of a workspace, or nothing if it is another name.
+/// The random digits in the name of a workspace; empty for any other name.
 std::string_view random_part(std::string_view name) {
     if (name.size() != kPrefix.size() + kRandomDigits + 1 + kCheckDigits || !name.starts_with(kPrefix))
         return {};
@@ -96,7 +96,7 @@ bool is_file_name(std::string_view name) {
 }
 
 struct Journal {
-    bool is_complete = false;  // false: its writer was killed before it was opened
+    bool is_complete = false;  // false: the writer was killed while it wrote the journal's opening
     std::string target_name;
     std::set<std::string> names;
 };
@@ -114,8 +114,8 @@ std::optional<std::string> read_journal(const FileDescriptor& file) {
     return text;
 }
 
-/// The journal of the workspace `name`; nothing if it is not one. An incomplete one belongs to
-/// `target_name` or to nobody.
+/// The journal of the workspace `name`; empty if the text is not its journal. An incomplete journal belongs
+/// to `target_name` or to nobody.
 std::optional<Journal> parse_journal(const std::string& text, const std::string& name,
                                      const std::string& target_name) {
     Journal journal;
@@ -130,7 +130,7 @@ std::optional<Journal> parse_journal(const std::string& text, const std::string&
     }
     if (workspace_name(journal.target_name, random_part(name)) != name) return std::nullopt;
     journal.is_complete = true;
-    // What follows the last NUL was being written when its writer was killed; no file of that name was made.
+    // The writer was killed while it wrote the text after the last NUL. It made no file of that name.
     for (std::size_t begin = opening.size(), next = 0; (next = text.find('\0', begin)) != std::string::npos;
          begin = next + 1) {
         std::string noted = text.substr(begin, next - begin);
@@ -140,12 +140,12 @@ std::optional<Journal> parse_journal(const std::string& text, const std::string&
     return journal;
 }
 
-/// Calls `use` with the name of every workspace, by its form, in the folder of `target`.
+/// Calls `use` with every name in the folder of `target` that has the form of a workspace's name.
 template <typename Use>
 void for_each_name(const fs::path& target, Use use) {
     const FileDescriptor parent = open_existing(target.parent_path());
     if (!parent) return;
-    std::vector<std::string> names;  // complete before any of them goes
+    std::vector<std::string> names;  // listed completely before any is removed
     list_names(parent, [&names](const char* name) {
         if (!random_part(name).empty()) names.emplace_back(name);
     });
@@ -191,20 +191,21 @@ SaveFolder SaveFolder::create(const fs::path& target) {
             const int error_number = errno;
             ::rmdir(made.path_.c_str());
             made.folder_ = {};
-            if (error_number == ENOENT && tries < kMostTries) continue;  // a cleaner found it empty
+            if (error_number == ENOENT && tries < kMostTries)
+                continue;  // a cleaner removed the empty workspace
             throw_io_error("create", target, error_number);
         }
         if (try_lock(made.journal_) != Lock::kHeldByOther && is_linked(made.journal_)) {
             write_all(made.journal_, opening, target);
             return made;
         }
-        made.folder_ = {};  // a cleaner was faster than the lock
+        made.folder_ = {};  // a cleaner locked it first
         made.journal_ = {};
     }
 }
 
-/// The workspace of that name in the folder of `target`, if it is proved ours. To be removed it must be this
-/// user's, its maker dead, and nothing else may lie in it.
+/// The workspace of that name in the folder of `target`, if its journal proves that it is one. To be removed,
+/// it must also belong to this user, its maker must be dead, and it must hold nothing else.
 std::optional<SaveFolder> SaveFolder::find(const fs::path& target, const std::string& name, Purpose purpose) {
     SaveFolder found;
     found.is_kept_ = true;
@@ -218,11 +219,11 @@ std::optional<SaveFolder> SaveFolder::find(const fs::path& target, const std::st
     };
     if (is_to_go && !is_this_users(status_of(found.folder_))) return std::nullopt;
 
-    // The lock of a file on NFS wants it open for writing.
+    // On NFS, locking needs a file that is open for writing.
     found.journal_ = open_in(found.folder_, kJournal, is_to_go ? O_RDWR : O_RDONLY);
     if (!found.journal_) {
-        // Killed before there was a journal, or behind its removal: a folder that
-        // this leaves alone is not empty.
+        // The writer was killed before it made the journal or after it removed it. rmdir leaves a folder that
+        // is not empty alone.
         if (is_to_go && errno == ENOENT &&
             workspace_name(target.filename().string(), random_part(name)) == name) {
             ::rmdir(found.path_.c_str());
@@ -282,7 +283,7 @@ void SaveFolder::sync() const {
 bool SaveFolder::remove_entry(const char* name) const noexcept {
     if (::unlinkat(folder_.get(), name, 0) == 0 || errno == ENOENT) return true;
     if (::unlinkat(folder_.get(), name, AT_REMOVEDIR) == 0)
-        return true;  // it was empty: no descriptor is needed
+        return true;  // removed, so no descriptor is needed
     {
         const FileDescriptor entry = open_in(folder_, name, O_RDONLY | O_DIRECTORY);
         if (!entry) return false;
@@ -291,7 +292,7 @@ bool SaveFolder::remove_entry(const char* name) const noexcept {
     return ::unlinkat(folder_.get(), name, AT_REMOVEDIR) == 0;
 }
 
-// Allocates nothing: it runs when memory or the disk is used up, too.
+// Allocates nothing, because it also runs when memory or the disk is used up.
 void SaveFolder::remove() noexcept {
     if (!folder_ || is_kept_) return;
     const bool is_new_gone = remove_entry(kNew), is_old_gone = remove_entry(kOld);
@@ -317,7 +318,7 @@ void recover_target(const fs::path& target) {
     for_each_name(target, [&](const std::string& name) {
         const auto leftover = SaveFolder::find(target, name, SaveFolder::Purpose::kRemove);
         if (!leftover || leftover->target_ != target || !leftover->was_stopped_between_renames()) return;
-        // Fails where something came to lie at the target that is not an empty folder.
+        // The rename fails if something other than an empty folder is at the target by now.
         if (is_vacant(target) && ::rename(leftover->aside_.c_str(), target.c_str()) == 0) {
             ::fsync(parent.get());
         }

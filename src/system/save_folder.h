@@ -1,5 +1,5 @@
-// The folder in which a save works, beside its target: its name, the proof that it is ours, the lock that
-// shows that its maker is alive, and its removal. It knows nothing of what is saved.
+// The workspace of a save, a folder beside its target: its name, the proof that it is a workspace, the lock
+// that shows that its maker is alive, and its removal. It knows nothing about the saved content.
 //
 //     .flashoptim-<32 random digits>-<16 digits that follow from those and the target's name>/
 //         journal    proof and lock: what this is, for which target, the folder's own name; then the name
@@ -8,10 +8,10 @@
 //         old        a folder that was moved aside; with `new` beside it the save stopped between its two
 //                    renames
 //
-// Nobody chooses such a name, and a name alone proves nothing: a folder is removed only if its owner is the
-// user of this process, its journal is the one that belongs to the name, nobody holds the journal's lock, and
-// all that lies in it is in the journal. Only those names are removed, one by one. What was never finished
-// before its journal is removed if it is empty.
+// A name alone proves nothing. A workspace is removed only if its owner is the user of this process, its
+// journal belongs to its name, no process holds the journal's lock, and every entry is in the journal. Only
+// these entries are removed, one by one. A workspace without a complete journal is removed only if it is
+// empty.
 #pragma once
 
 #include <filesystem>
@@ -26,7 +26,7 @@ namespace flashoptim::checkpoint {
 
 class SaveFolder {
 public:
-    /// A new one beside `target`. Throws IoError.
+    /// Makes a workspace beside `target`. Throws IoError.
     static SaveFolder create(const std::filesystem::path& target);
     SaveFolder(SaveFolder&&) noexcept = default;
     SaveFolder& operator=(SaveFolder&&) = delete;
@@ -35,12 +35,12 @@ public:
     const std::filesystem::path& fresh() const { return fresh_; }  ///< `new`
     const std::filesystem::path& aside() const { return aside_; }  ///< `old`
 
-    /// Before a file of that name is made in `new`, or before a folder that has one becomes
-    /// `new` or `old`. Throws IoError.
+    /// Writes a name to the journal. Call it before a file of that name is made in `new`, or before a folder
+    /// with such a file becomes `new` or `old`. Throws IoError.
     void note(const std::string& name);
-    /// Returns when the folder and its journal are on the disk. Throws IoError.
+    /// Syncs the workspace and its journal to the disk. Throws IoError.
     void sync() const;
-    /// What is in it stays where it is.
+    /// Keeps the workspace and its content when this object is destroyed.
     void keep() { is_kept_ = true; }
 
 private:
@@ -65,19 +65,20 @@ private:
     bool is_kept_ = false;
 };
 
-/// Removes what dead processes of this user left in the folder of `target`, but not what `recover_target` of
-/// its target would put back. What cannot be removed stays. Throws nothing but std::bad_alloc.
+/// Removes the workspaces that dead processes of this user left in the folder of `target`, but none that
+/// recover_target() of its own target would put back. A workspace that cannot be removed stays. Throws
+/// nothing but std::bad_alloc.
 void remove_leftovers(const std::filesystem::path& target);
 
-/// Puts the folder back that a save moved aside before it was killed, if there is nothing at `target`, or an
-/// empty folder. For writers.
+/// Puts the folder back that a killed save had moved aside, if there is nothing or an empty folder at
+/// `target`. For writers.
 void recover_target(const std::filesystem::path& target);
 
-/// Where the folder lies that a killed save of `target` had moved aside. Changes nothing.
+/// The path of the folder that a killed save of `target` had moved aside. Changes nothing.
 std::optional<std::filesystem::path> find_aside(const std::filesystem::path& target);
 
-/// The name of a workspace of a target of that name; `random` has 32 digits. And
-/// what its journal begins with.
+/// The name of a workspace for a target of that name; `random` has 32 digits. journal_opening() is the
+/// beginning of its journal.
 std::string workspace_name(std::string_view target_name, std::string_view random);
 std::string journal_opening(std::string_view target_name, std::string_view workspace_name);
 
