@@ -1,4 +1,4 @@
-// Checks what a call was given, tensor by tensor.
+// Checks the arguments of a call, tensor by tensor.
 #include "batch.h"
 
 #include <algorithm>
@@ -42,7 +42,7 @@ Batch::Batch(const HandleList& weights, const HandleList& gradients, const Tenso
     groups_ = groups_from(hyperparameters);
     rates_.assign(groups_.size(), nullptr);
     checked_.assign(groups_.size(), -1);
-    layouts_.reserve(weights.size());  // items point to them
+    layouts_.reserve(weights.size());  // items point to them, so they must not move
     items.reserve(weights.size());
 }
 
@@ -186,7 +186,7 @@ void* Batch::buffer(std::span<const AtenTensorHandle> tensors, int place) const 
         refuse("state has no " + std::string(buffer) + ": " + weights_.name(n).text() + " needs " +
                std::to_string(plan.count) + " elements of it");
     }
-    // What stands for no buffer may lie anywhere.
+    // A tensor that stands for a missing buffer may be on any device.
     const auto memory = memory_of(tensors[n], name, plan.count == 0 ? device_of(tensors[n]) : device_);
     check_numel(memory, plan.count, name);
     if (plan.count == 0) return nullptr;
@@ -199,8 +199,8 @@ void* Batch::buffer(std::span<const AtenTensorHandle> tensors, int place) const 
     return memory.data;
 }
 
-/// Refuses a buffer whose elements are in another order than the weight's; one of one
-/// dimension is taken at its word.
+/// Refuses a buffer whose elements are not in the weight's memory order. The order of a one-dimensional
+/// buffer cannot be checked.
 void Batch::check_order(AtenTensorHandle tensor, Name name) const {
     const auto view = view_of(tensor, name, device_);
     if ((view.is_contiguous && view.sizes.size() == 1) || view.lies_as(weight_)) return;

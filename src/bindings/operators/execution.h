@@ -1,4 +1,4 @@
-// What every call on the CPU runs with: the process's threads and the instruction set.
+// The threads and the backend of calls on the CPU, which are the same for the whole process.
 #pragma once
 
 #include <memory>
@@ -7,10 +7,9 @@
 
 namespace flashoptim::operators {
 
-/// As many threads as torch has, or as set_threads says. A call in progress keeps the pool that it began
-/// with.
+/// A pool with the number of threads of set_threads(), or of torch. A call in progress keeps its pool.
 std::shared_ptr<ThreadPool> current_pool();
-/// What set_backend says.
+/// The backend that set_backend() has chosen.
 Backend current_backend();
 
 }  // namespace flashoptim::operators

@@ -1,5 +1,6 @@
-// The number formats on tensors: layouts and plans as rows, moments to codes and back, weights to a split and
-// back. All of it is done by the CPU: tensors of other devices come here and what is made of them goes back.
+// The number formats on tensors: layouts and plans as rows, encoding and decoding of moments, splitting and
+// joining of weights. The CPU does all of it: tensors of other devices are copied to the CPU and the results
+// are copied back.
 #include "batch.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/quantize.h"
@@ -37,7 +38,7 @@ StoragePlan weight_plan(const View& weights, std::int64_t weight_dtype, std::int
     options.master_weight_bits = bits_from(bits);
     return plan_storage(Rule::kSGD, {}, options, weight_dtype_from(weight_dtype), layout, "weights");
 }
-/// A tensor for the corrections; one of no elements where the plan has none.
+/// A tensor for the corrections. It has no elements if the plan has no corrections.
 Tensor empty_correction(const View& like, const StoragePlan& plan) {
     if (plan.correction().count == 0) return empty_flat(0, DType::kInt8);
     return empty_as(like, plan.correction().dtype);
@@ -47,7 +48,7 @@ std::span<float> floats_of(const View& view) {
 }
 View masters_of(const Tensor& masters) { return dense_view_of(masters.get(), DType::kFloat32, {"masters"}); }
 
-/// Corrections are read in the weights' memory order.
+/// Refuses two tensors of different memory order, because corrections are read in the order of the weights.
 void check_same_order(const View& a, const View& b, const char* names) {
     if (!a.lies_as(b)) refuse(std::string(names) + " do not lie alike: " + a.text() + ", and " + b.text());
 }

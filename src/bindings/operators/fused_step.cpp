@@ -1,5 +1,5 @@
-// The step of a list of tensors, its count of bad gradients and their norm, on the CPU or on a GPU: the core
-// is called once. What a call is given is checked in batch.cpp.
+// The step of a list of tensors, the count of its bad gradients and their norm, on the CPU or a GPU. Each is
+// one call of the core. batch.cpp checks the arguments.
 #include <torch/csrc/stable/ops.h>
 
 #include "batch.h"
@@ -12,7 +12,7 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// What counting and norms need: no moments, the same effective gradient.
+/// Replaces the rule by one without moments and with the same effective gradient, for counts and norms.
 void forget_moments(StepItem& item) {
     item.rule = traits_of(item.rule).decay == Decay::kCoupled ? Rule::kSGD : Rule::kSGDW;
     item.hyperparameters.momentum = 0.0;
@@ -25,7 +25,7 @@ void forget_correction(StepItem& item) {
     item.plan.at(kCorrectionPlace) = {};
 }
 
-/// One step on the CPU. Its step counts advance where it is not left out.
+/// Makes a step on the CPU. The step counts advance unless the step is skipped.
 void step_on_host(Batch& batch, const std::optional<Tensor>& found_inf, std::span<std::int64_t> bad,
                   bool stops_at_bad_gradients) {
     if (found_inf && number_of(found_inf->get(), {"found_inf"}) != 0.0) return;
@@ -37,7 +37,7 @@ void step_on_host(Batch& batch, const std::optional<Tensor>& found_inf, std::spa
     if (!stops) batch.advance_steps();
 }
 
-/// The same on a GPU, where nothing is known yet when this returns.
+/// Enqueues a step on a GPU and does not block.
 void enqueue_step(std::int64_t plan, Batch& batch, const std::optional<Tensor>& found_inf,
                   std::span<std::int64_t> bad, bool stops_at_bad_gradients) {
     auto values = batch.device_values;

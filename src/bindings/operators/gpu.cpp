@@ -1,5 +1,5 @@
-// Step plans on torch's streams. FLASHOPTIM_OPERATORS_GPU says what the build has: 0 no
-// kernels, 1 CUDA's, 2 emulated ones.
+// Step plans on torch's streams. FLASHOPTIM_OPERATORS_GPU says which kernels the build has: 0 none, 1 those
+// for CUDA, 2 emulated ones.
 #include "gpu.h"
 
 #include <dlfcn.h>
@@ -15,15 +15,15 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// The lists of one caller: a step, a count and a norm see different ones, so that none makes
-/// another's be uploaded again.
+/// The lists of one caller. A step, a count and a norm have different lists, and a plan for each use avoids
+/// repeated uploads.
 enum class Use : std::uint8_t { kStep, kCount, kNorm };
 
 #if FLASHOPTIM_OPERATORS_GPU != 0
 /// Torch's current stream of a device.
 void* current_stream(TensorDevice device) {
     if (device.is_host()) return nullptr;
-    // A torch without CUDA does not have this, and has no tensors on a GPU either.
+    // Looked up by name: a torch without CUDA lacks this function. It has no tensors on a GPU either.
     using GetStream = AOTITorchError (*)(std::int32_t, void**);
     static const auto kGetStream =
         reinterpret_cast<GetStream>(::dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
@@ -33,8 +33,8 @@ void* current_stream(TensorDevice device) {
     return stream;
 }
 
-/// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that one
-/// current again would begin it there.
+/// Torch's guard restores the former device only if CUDA is initialized there. Making that device current
+/// without the guard would initialize it.
 using DeviceGuard = std::optional<torch::stable::accelerator::DeviceGuard>;
 void guard(DeviceGuard& guard, int device) {
     if (FLASHOPTIM_OPERATORS_GPU == 1) guard.emplace(device);
@@ -49,12 +49,12 @@ public:
             try {
                 guard(current, plan->device());
             } catch (...) {
-                current.reset();  // the plan gives back its memory all the same
+                current.reset();  // the plan frees its memory in any case
             }
             plan.reset();
         }
     }
-    /// Calls use(plan, stream) while nobody else uses this plan.
+    /// Calls body(plan, stream). Calls of several threads take turns.
     template <class Body>
     void with(Use use, TensorDevice device, Body body) {
         auto& [mutex, plan] = plans_[static_cast<std::size_t>(use)];
@@ -91,7 +91,7 @@ public:
         return last_;
     }
     void remove(std::int64_t number) {
-        std::shared_ptr<Plans> removed;  // given back when the lock is free again
+        std::shared_ptr<Plans> removed;  // destroyed after the lock is released
         const std::lock_guard lock(mutex_);
         const auto found = plans_.find(number);
         if (found == plans_.end()) return;
@@ -113,8 +113,8 @@ private:
     std::int64_t last_ = 0;
     std::map<std::int64_t, std::shared_ptr<Plans>> plans_;
 };
-/// Never destroyed: a plan that still lives when the process ends would call a
-/// driver that may be gone by then.
+/// Never destroyed. A plan that is destroyed at the end of the process would call a driver that may be
+/// unloaded.
 Registry& registry() {
     static Registry* const kPlans = std::make_unique<Registry>().release();
     return *kPlans;

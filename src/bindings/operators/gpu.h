@@ -1,4 +1,4 @@
-// The CUDA kernels as the operators use them, in a build that has them and in one that has none.
+// The interface of the operators to the CUDA kernels. It exists in builds with and without the kernels.
 #pragma once
 
 #include <cstdint>
@@ -10,21 +10,22 @@
 
 namespace flashoptim::operators {
 
-/// Whether the CUDA kernels of this build step tensors of that device: those of a GPU, or of the CPU where
-/// they are emulated for tests.
+/// Whether the CUDA kernels of this build step tensors of that device: a GPU, or the CPU if the kernels are
+/// emulated for tests.
 bool has_kernels_for(TensorDevice device);
-/// Why tensors of a device that is neither the CPU nor one of these cannot be stepped, and what to do.
+/// The reason and remedy, for a message, if tensors of a device can be stepped neither by the CPU nor by
+/// these kernels.
 std::string why_not_stepped(TensorDevice device);
 
-/// Step plans by number, for callers that keep the uploaded list from call to call; 0 is a plan of the call's
-/// own. A number serves one thread at a time; calls that meet wait for each other. Work is enqueued on
-/// torch's current stream of the device.
+/// Makes a step plan and returns its number, for callers that keep the uploaded list from call to call. The
+/// number 0 means a temporary plan for one call. A plan serves one thread at a time; concurrent calls wait
+/// for each other. Work is enqueued on torch's current stream of the device.
 std::int64_t make_step_plan();
 void free_step_plan(std::int64_t number);
-/// What the build has: 0 no kernels, 1 CUDA's, 2 emulated ones, for tests.
+/// Which kernels the build has: 0 none, 1 those for CUDA, 2 emulated ones for tests.
 std::int64_t gpu_kernels();
 
-/// Each enqueues and does not wait, except that a plan of the call's own waits when it is given back.
+/// Each of these enqueues and does not block, but a temporary plan blocks when it is destroyed.
 void gpu_step(std::int64_t plan, TensorDevice device, std::span<const StepItem> items,
               const cuda::StepOptions& options);
 void gpu_count_bad(std::int64_t plan, TensorDevice device, std::span<const StepItem> items,

@@ -1,4 +1,4 @@
-// The operators' schemas, as Python and torch.compile see them, and the kernels behind them.
+// Registers the operators: their schemas, which Python and torch.compile see, and their functions.
 #include <stdexcept>
 
 #include "flashoptim/error.h"
@@ -9,7 +9,8 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// A kernel for torch's dispatcher. What the core refuses is a ValueError in Python too.
+/// The function of an operator for torch's dispatcher. An InvalidArgument of the core becomes a ValueError in
+/// Python.
 template <auto* kKernel>
 void boxed(StableIValue* stack, std::uint64_t arguments, std::uint64_t results) {
     try {
@@ -68,8 +69,8 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
     library.def("free_step_plan(int plan) -> ()");
 }
 
-// For every device, and for calls without any tensor: the kernels themselves see where their tensors lie, and
-// refuse by name what is elsewhere than it must be.
+// Registered for every device and for calls without tensors. The functions themselves check the devices of
+// their tensors and refuse a wrong one by name.
 STABLE_TORCH_LIBRARY_IMPL(flashoptim_cpp, CompositeExplicitAutograd, library) {
     library.impl("layout", &boxed<&layout>);
     library.impl("plan", &boxed<&plan>);

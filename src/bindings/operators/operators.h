@@ -1,4 +1,4 @@
-// The operators as C++ functions; library.cpp gives them their schemas.
+// The operators as C++ functions. library.cpp has their schemas.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The table of rules as JSON, for the Python package: it restates none of it.
+// The table of rules as JSON. The Python package reads it and repeats none of it.
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -13,7 +13,7 @@ namespace {
 
 std::string in_quotes(std::string_view text) { return '"' + std::string(text) + '"'; }
 
-/// null for an infinity, which JSON does not have.
+/// A number in JSON; null for infinity, which JSON lacks.
 std::string number(double value) {
     if (std::isinf(value)) return "null";
     std::array<char, 32> text{};
@@ -46,7 +46,7 @@ std::string to_json(const HyperparameterTraits& traits) {
            "}";
 }
 
-/// `values` as a list, each by to_json.
+/// `values` as a JSON list, each by to_json.
 template <class Range>
 std::string list_of(const Range& values) {
     std::string text;

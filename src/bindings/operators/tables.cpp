@@ -1,4 +1,4 @@
-// Rows of integers to the core's structs and back.
+// Converts rows of integers to structs of the core and back.
 #include "tables.h"
 
 #include <algorithm>
@@ -12,10 +12,10 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// Columns of a plan: these, then dtype and count of the buffer at each place.
+/// The columns of a plan: these, then dtype and count of the buffer at each place.
 enum : std::size_t { kWeightDType, kMasterWeightBits, kPaperArithmetic, kMoments, kBuffers };
 static_assert(kBuffers + 2 * std::size_t{kMaxBuffers} == kPlanRow);
-/// Columns of a step behind layout and plan.
+/// The columns of a step after those of layout and plan.
 enum : std::size_t { kGroup = kLayoutRow + kPlanRow, kUnfilledAt, kCheckGradient, kRule };
 static_assert(kRule + 1 == kStepRow);
 
@@ -32,10 +32,9 @@ Enum enumerator(std::int64_t value, Enum last, const char* name) {
 
 namespace {
 
-/// Whether a tensor can have this layout; then no index of an element, and no number of groups,
-/// is too large for an integer.
+/// Whether a tensor can have this layout. If so, no index of an element and no number of groups overflows.
 bool is_possible(Row row, const Layout& layout) {
-    // Twice: what is rounded up to whole groups must be a number, too.
+    // Half of the range, so that a count rounded up to whole groups does not overflow.
     constexpr auto kMost = std::numeric_limits<std::int64_t>::max() / 2;
     if (std::ranges::any_of(row, [](auto value) { return value < 0 || value > kMost; })) return false;
     if (layout.numel == 0) return layout.rows == 0 || layout.row_length == 0;
@@ -93,7 +92,7 @@ std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan) {
 StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout) {
     if (row.size() != kPlanRow)
         refuse("a plan has " + std::to_string(kPlanRow) + " integers: make it with plan()");
-    // The plan follows from a few of its columns; the others must be what follows.
+    // A few columns determine the plan. The others must have the values that follow from these.
     StorageOptions options;
     const auto moments = storage_from(row[kMoments]);
     const bool is_paper = row[kPaperArithmetic] != 0;

@@ -1,5 +1,5 @@
-// The rows of integers and numbers in which Python hands layouts, plans and hyperparameters
-// to a step. No tensors here.
+// The rows of integers and numbers in which Python passes layouts, plans and hyperparameters to a step. No
+// tensors here.
 #pragma once
 
 #include <array>
@@ -20,14 +20,14 @@ constexpr std::size_t kHyperparameterRow = kHyperparameterFields.size();
 std::array<std::int64_t, kLayoutRow> row_of(const Layout& layout);
 std::array<std::int64_t, kPlanRow> row_of(const StoragePlan& plan);
 
-/// @throws what `refuse` throws for a row that no layout, or no plan of this layout, has: a step
-///         trusts both with memory.
+/// Refuses a row that is not a valid layout, or not the plan for this layout. A step relies on both for its
+/// memory accesses.
 Layout layout_from(Row row);
 StoragePlan plan_from(Row row, Rule rule, const Hyperparameters& hyperparameters, const Layout& layout);
 
-/// Refuses what no storage has. That it is one of the bits that there are the core says.
+/// Refuses a value that is not in [0, 32]. The core refuses other bits than 0, 16, 24 and 32.
 int bits_from(std::int64_t value);
-/// Refuses what is not an enumerator.
+/// Refuses a value that is not an enumerator.
 Rule rule_from(std::int64_t value);
 Format format_from(std::int64_t value);
 DType weight_dtype_from(std::int64_t value);
@@ -41,11 +41,11 @@ struct StepRow {
     StoragePlan plan;
     Rule rule;
     std::size_t group;
-    /// SGD: the step count at which no gradient has reached the momentum buffer yet; -1 where one has.
+    /// SGD: the step count at which the momentum buffer is not filled yet; -1 if it is filled.
     std::int64_t unfilled_at;
     bool check_gradient;
 };
-/// `groups` are checked hyperparameters; the row's group is one of them.
+/// `groups` are checked hyperparameters. Refuses a row whose group is not among them.
 StepRow step_row_from(Row row, std::span<const Hyperparameters> groups);
 
 }  // namespace flashoptim::operators

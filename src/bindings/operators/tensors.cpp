@@ -1,4 +1,4 @@
-// Torch tensors as the core wants to see them.
+// Converts torch tensors for the core.
 #include "tensors.h"
 
 #include <dlfcn.h>
@@ -13,7 +13,7 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// torch's numbers of the core's dtypes, in the core's order.
+/// Torch's numbers for the dtypes of the core, in the order of the core.
 const std::array<std::int32_t, 6>& torch_dtypes() {
     static const std::array<std::int32_t, 6> kNumbers = {
         aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
@@ -32,7 +32,7 @@ std::string dtype_text(std::int32_t number) {
     return "of another dtype";
 }
 
-/// Bytes of an element; 1 where the dtype is none that anything here reads.
+/// Bytes of an element; 1 for a dtype that no operator reads.
 std::size_t element_size(std::int32_t number) {
     const auto found = std::find(torch_dtypes().begin(), torch_dtypes().end(), number);
     if (found != torch_dtypes().end()) return size_of(static_cast<DType>(found - torch_dtypes().begin()));
@@ -97,8 +97,8 @@ void HandleList::release() noexcept {
 
 namespace {
 
-/// A function of Python's stable ABI, looked up by name so that the library needs no
-/// Python; null where there is none.
+/// A function of Python's stable ABI. It is looked up by name, so that the library can be used without
+/// Python; null if there is no Python.
 template <class Function>
 Function python_function(const char* name) {
     return reinterpret_cast<Function>(::dlsym(RTLD_DEFAULT, name));
@@ -119,7 +119,7 @@ PythonLock::~PythonLock() {
 
 bool View::fills_memory() const {
     if (is_contiguous || numel == 0) return true;
-    std::int64_t last = 0;  // the place of the last element, for which there is memory
+    std::int64_t last = 0;  // index of the last element, which must be inside the memory
     for (std::size_t d = 0; d < sizes.size(); ++d) {
         if (sizes[d] > 1) last += (sizes[d] - 1) * strides[d];
     }

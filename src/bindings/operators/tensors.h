@@ -1,6 +1,6 @@
-// Torch tensors through the stable C interface, as the core wants to see them: memory, dtype, shape.
-// Arithmetic never stands here. A list of 300 tensors must cost little, so lists hold torch's plain handles
-// and names are put together only for messages.
+// Converts torch tensors, through torch's stable C interface, for the core: memory, dtype, shape. No
+// arithmetic. A list of 300 tensors must cost little, so lists hold torch's plain handles, and names are
+// composed only for messages.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,23 +20,23 @@ namespace flashoptim::operators {
 
 using torch::stable::Tensor;
 
-/// Refuses an argument. Torch makes a RuntimeError of it; by its first words the Python side knows
-/// it and raises a ValueError.
+/// Refuses an argument. Torch turns the exception into a RuntimeError. The Python package recognises it by
+/// its first words and raises a ValueError.
 [[noreturn]] void refuse(const std::string& why);
 
-/// What a tensor is called in messages: "masters" or "gradients[3]".
+/// The name of a tensor in messages: "masters" or "gradients[3]".
 struct Name {
     const char* argument;
     std::int64_t index = -1;
     [[nodiscard]] std::string text() const;
 };
 
-/// A schema's Tensor[] as a kernel receives it; TensorLists takes it over.
+/// A schema's Tensor[] as an operator receives it. TensorLists takes ownership of it.
 struct ListArgument {
     StableListHandle handle;
 };
 
-/// The tensors of a list, which it owns once they are taken.
+/// The tensors of a list. It owns them after they are taken.
 class HandleList {
 public:
     HandleList(ListArgument list, const char* name) noexcept : name_(name), list_(list.handle) {}
@@ -60,8 +60,8 @@ private:
     std::vector<AtenTensorHandle> handles_;
 };
 
-/// Python's lock, where there is a Python. Letting go of a tensor takes it each time; inside this it is had
-/// already, which halves what a call with many tensors costs.
+/// Holds Python's lock (GIL), if there is a Python. Releasing a tensor takes the lock each time. Holding it
+/// for a whole list halves the cost of a call with many tensors.
 class PythonLock {
 public:
     PythonLock();
@@ -74,14 +74,13 @@ private:
     int state_ = 0;
 };
 
-/// A list and its name.
+/// A list and its name in messages.
 struct NamedList {
     ListArgument list;
     const char* name;
 };
 
-/// All lists of a call. Each is owned before the first is read, so that none is left
-/// behind where reading fails.
+/// All lists of a call. It owns every list before it reads the first, so that none leaks if reading throws.
 template <std::size_t kCount>
 class TensorLists {
 public:
@@ -101,7 +100,7 @@ public:
 template <class... List>
 TensorLists(const List&...) -> TensorLists<sizeof...(List)>;
 
-/// Where a tensor lies.
+/// The device of a tensor.
 struct TensorDevice {
     std::int32_t type = aoti_torch_device_type_cpu();
     std::int32_t index = 0;
@@ -120,57 +119,58 @@ struct TensorMemory {
     std::int32_t torch_dtype = 0;
     std::int64_t numel = 0;
     bool is_contiguous = false;  // row-major
-    bool is_aligned = true;      // lies at a multiple of its elements' size
+    bool is_aligned = true;      // its address is a multiple of the element size
 };
-/// The same with its shape and strides, which are borrowed.
+/// The memory of a tensor with its shape and strides, which are borrowed.
 struct View : TensorMemory {
     std::span<const std::int64_t> sizes, strides;
 
-    /// Whether its elements are the numel places from `data` on, in whatever order.
+    /// Whether the elements fill the memory from `data` on without holes or overlaps, in any order.
     [[nodiscard]] bool fills_memory() const;
-    /// Whether both have one shape, and their elements in the same places.
+    /// Whether both have the same shape and memory order.
     [[nodiscard]] bool lies_as(const View& other) const;
     /// "of shape [2, 3] and strides [3, 1]".
     [[nodiscard]] std::string text() const;
 };
 
-/// Both refuse tensors of other devices, sparse ones and, unless it may be, one at an address that is no
-/// multiple of its elements' size.
+/// memory_of() and view_of() refuse sparse tensors and tensors of other devices. With kNeeded they also
+/// refuse an address that is not a multiple of the element size.
 enum class Alignment : std::uint8_t { kNeeded, kAny };
 TensorMemory memory_of(AtenTensorHandle tensor, Name name, TensorDevice device = {},
                        Alignment alignment = Alignment::kNeeded);
 View view_of(AtenTensorHandle tensor, Name name, TensorDevice device = {},
              Alignment alignment = Alignment::kNeeded);
-/// Also refuses holes and repeated elements, and any dtype but this.
+/// As view_of(). Also refuses another dtype, holes and repeated elements.
 View dense_view_of(AtenTensorHandle tensor, DType dtype, Name name, TensorDevice device = {});
-/// What a weight or a gradient may be: float32, bfloat16 or float16.
+/// The dtype of a weight or gradient. Refuses others than float32, bfloat16 and float16.
 DType floating_dtype_of(const View& view, Name name);
-/// Refuses any dtype but this, or any number of elements but this.
+/// Refuses another dtype, and another number of elements.
 void check_dtype(const TensorMemory& memory, DType dtype, Name name);
 void check_numel(const TensorMemory& memory, std::int64_t numel, Name name);
 
-/// Elements of a contiguous tensor of int64 or float64. They are read on the CPU only.
+/// The elements of a contiguous int64 or float64 tensor. Only those of a CPU tensor may be read.
 std::span<std::int64_t> integers_of(AtenTensorHandle tensor, Name name, TensorDevice device = {});
 std::span<const double> doubles_of(AtenTensorHandle tensor, Name name, TensorDevice device = {});
-/// The element of a CPU tensor of one, as float32 or float64; the place of a float32 of any device.
+/// number_of() reads the single element of a CPU tensor of float32 or float64. float_of() returns the address
+/// of a float32 element on any device.
 double number_of(AtenTensorHandle tensor, Name name);
 const float* float_of(AtenTensorHandle tensor, Name name, TensorDevice device);
 
-/// New tensors, not initialised: in another's shape and memory order and on its device, or
-/// of one dimension on the CPU.
+/// New uninitialised tensors. empty_as() has the shape, memory order and device of `other`; empty_flat() is
+/// one-dimensional on the CPU.
 Tensor empty_as(const View& other, DType dtype);
 Tensor empty_flat(std::int64_t count, DType dtype);
 Tensor make_integers(std::span<const std::int64_t> values);
 Tensor make_zeros(std::int64_t count, TensorDevice device);
 Tensor make_number(double value);
-/// float64 of rows and columns, not initialised.
+/// A new uninitialised float64 matrix on the CPU.
 Tensor make_doubles(std::int64_t rows, std::int64_t columns);
-/// A float64 of no dimensions, not initialised.
+/// A new uninitialised float64 scalar.
 Tensor empty_number(TensorDevice device);
-/// Copies between tensors of one shape, whatever their strides and devices.
+/// Copies between tensors of one shape and any strides and devices.
 void copy(AtenTensorHandle to, AtenTensorHandle from);
-/// The same tensor where it is on that device, else a copy there with its shape, strides and dtype;
-/// waits for a copy to the CPU.
+/// The tensor itself if it is on that device, else a copy there with the same shape, strides and dtype. A
+/// copy to the CPU blocks.
 Tensor on_device(const Tensor& tensor, TensorDevice device);
 
 }  // namespace flashoptim::operators

@@ -1,4 +1,4 @@
-// A step in two passes, on the CPU. What a call is given is checked in batch.cpp.
+// A step in two passes, on the CPU. batch.cpp checks the arguments.
 #include "batch.h"
 #include "execution.h"
 #include "operators.h"
@@ -7,7 +7,7 @@ namespace flashoptim::operators {
 
 namespace {
 
-/// Columns of the tensor of scalars that the first pass gives to the second.
+/// Columns of the tensor of scalars that update_moments() returns and apply_update() takes.
 constexpr std::size_t kScalars = 2;
 
 void refuse_on_gpu(const Batch& batch) {
@@ -72,7 +72,7 @@ void apply_update(ListArgument weight_list, ListArgument correction_list, ListAr
                " elements: it must have 2 for each weight, as update_moments_ returns them");
     }
 
-    // Directions stand where gradients do, in any strides.
+    // Directions are passed as gradients, so they may have any strides.
     Batch batch(weights, directions, table, hyperparameters);
     refuse_on_gpu(batch);
     batch.forget_learning_rates();
@@ -86,7 +86,7 @@ void apply_update(ListArgument weight_list, ListArgument correction_list, ListAr
             refuse(steps.name(n).text() +
                    " is 0: the second pass takes the count that the first has advanced");
         }
-        item.direction = const_cast<void*>(item.gradient);  // NOLINT: only read by this pass
+        item.direction = const_cast<void*>(item.gradient);  // NOLINT: apply_update() only reads it
         item.direction_dtype = item.gradient_dtype;
         item.update = {static_cast<float>(values[n * kScalars]),
                        static_cast<float>(values[n * kScalars + 1])};
