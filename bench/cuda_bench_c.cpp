@@ -12,7 +12,7 @@
 
 namespace {
 
-using namespace flashoptim;  // of this file alone
+using namespace flashoptim;  // local to this file
 
 struct FreeOnDevice {
     void operator()(void* p) const { (void)cudaFree(p); }
