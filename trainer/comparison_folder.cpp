@@ -1,15 +1,13 @@
 // Who may write in the folder of a comparison.
 #include "trainer/comparison_folder.h"
 
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <system_error>
 #include <utility>
 
 #include "flashoptim/error.h"
 #include "system/file_io.h"
 #include "system/message.h"
 #include "trainer/run_folder.h"
+#include "trainer/summary.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -18,12 +16,10 @@ namespace fs = std::filesystem;
 using checkpoint::path_label;
 
 bool is_complete(const fs::path& run) {
-    std::error_code ignored;
-    if (!fs::is_regular_file(run / kSummaryName, ignored)) return false;  // a pipe would be waited for
-    std::ifstream stream(run / kSummaryName);
-    const auto summary = nlohmann::json::parse(stream, nullptr, /*allow_exceptions=*/false);
-    const auto runs = summary.is_object() ? summary.value("runs", nlohmann::json()) : nlohmann::json();
-    return runs.is_array() && !runs.empty() && runs[0].is_object() && runs[0].value("stopped", true) == false;
+    const auto summary = first_run_in(run / kSummaryName);
+    const auto* stopped = summary ? summary->find("stopped") : nullptr;
+    const auto* was_stopped = stopped != nullptr ? stopped->as<bool>() : nullptr;
+    return was_stopped != nullptr && !*was_stopped;
 }
 
 // What an earlier comparison left of its runs.

@@ -14,9 +14,11 @@
 #include "checkpoint/manifest.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "flashoptim/json.h"
 #include "system/file_io.h"
 #include "system/message.h"
 #include "trainer/metrics.h"
+#include "trainer/summary.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -56,84 +58,70 @@ bool may_own(RunKind kind, const std::string& name) {
     return name.starts_with(folder) && checkpoint_step(std::string_view(name).substr(folder.size())) > 0;
 }
 
-std::string quoted(const char* key) { return std::string("'").append(key).append("'"); }
+using checkpoint::JsonFields;
 
-// What is asked of the manifest; every fault becomes a FormatError that names the file.
-class Reader {
-public:
-    Reader(fs::path file, const std::string& text) : file_(std::move(file)) {
-        json_ = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-        if (!json_.is_object()) fail("it is no manifest of a run");
-        const Json layout = json_.value("layout", Json());
-        if (layout.is_number_integer() && layout.get<std::int64_t>() > kLayout)
-            fail("a newer version wrote it; update flashoptim", "");
-        if (layout != kLayout) fail("it is no manifest of a run");
-    }
+constexpr const char* kRemedy = "remove it, and the run is known by its files again";
 
-    RunManifest manifest() const {
-        RunManifest manifest;
-        const auto kind = std::find(kKinds.begin(), kKinds.end(), text(json_, "kind"));
-        if (kind == kKinds.end()) fail("'kind' is not known");
-        manifest.kind = static_cast<RunKind>(kind - kKinds.begin());
-        read_run(json_, manifest.run);
-        manifest.owned = names(json_, "owns", manifest.kind);
-        if (json_.contains("replaces")) {
-            const Json& entry = at(json_, "replaces");
-            ReplacedRun& replaced = manifest.replaced.emplace();
-            read_run(entry, replaced.run);
-            replaced.owned = names(entry, "owns", manifest.kind);
-            replaced.moved = names(entry, "moved", manifest.kind);
-            const Json& from = at(entry, "from");
-            if (!from.is_number_integer() || from.get<std::int64_t>() < 0) fail("'from' is no step");
-            replaced.from = from.get<std::int64_t>();
-            const auto stage = std::find(kStages.begin(), kStages.end(), text(entry, "stage"));
-            if (stage == kStages.end()) fail("'stage' is not known");
-            replaced.stage = static_cast<Stage>(stage - kStages.begin());
-            const Json& members = at(entry, "members");
-            if (!members.is_object()) fail("'members' is no object");
-            for (const auto& [name, value] : members.items()) {
-                if (!value.is_string()) fail("'members' is damaged");
-                replaced.members[name] = value.get<std::string>();
-            }
-        }
-        return manifest;
-    }
+/// The place of `fields`' text of that name in a table.
+template <std::size_t kCount>
+std::size_t place_in(const std::array<std::string_view, kCount>& known, const JsonFields& fields,
+                     const char* key) {
+    const auto found = std::find(known.begin(), known.end(), fields.text(key));
+    if (found == known.end()) fields.fail("has a \"" + std::string(key) + "\" that is not known");
+    return static_cast<std::size_t>(found - known.begin());
+}
 
-private:
-    [[noreturn]] void fail(
-        const std::string& what,
-        const char* remedy = "; remove it, and the run is known by its files again") const {
-        throw FormatError(
-            checkpoint::path_label(file_).append(" cannot be used: ").append(what).append(remedy));
-    }
-    const Json& at(const Json& object, const char* key) const {
-        if (!object.is_object() || !object.contains(key)) fail(quoted(key) + " is missing");
-        return object.at(key);
-    }
-    std::string text(const Json& object, const char* key) const {
-        const Json& value = at(object, key);
-        if (!value.is_string()) fail(quoted(key) + " is no text");
-        return value.get<std::string>();
-    }
-    void read_run(const Json& object, std::string& run) const {
-        run.assign(text(object, "run"));
-        if (!is_run_id(run)) fail("'run' has not 32 digits");
-    }
-    Names names(const Json& object, const char* key, RunKind kind) const {
-        const Json& list = at(object, key);
-        if (!list.is_array()) fail(quoted(key) + " is no list");
-        Names found;
-        for (const Json& name : list) {
-            if (!name.is_string() || !may_own(kind, name.get<std::string>()))
-                fail(quoted(key) + " names what is not of a run");
-            found.insert(name.get<std::string>());
-        }
-        return found;
-    }
+std::string run_in(const JsonFields& fields) {
+    std::string run = fields.text("run");
+    if (!is_run_id(run)) fields.fail("has a \"run\" that has not 32 digits");
+    return run;
+}
 
-    fs::path file_;
-    Json json_;
-};
+Names names_in(const JsonFields& fields, const char* key, RunKind kind) {
+    Names names;
+    for (const checkpoint::JsonValue& value : fields.list(key)) {
+        const auto* name = value.as<std::string>();
+        if (name == nullptr || !may_own(kind, *name))
+            fields.fail("names in \"" + std::string(key) + "\" what is not of a run");
+        names.insert(*name);
+    }
+    return names;
+}
+
+ReplacedRun replaced_in(const JsonFields& fields, RunKind kind) {
+    ReplacedRun replaced;
+    replaced.run = run_in(fields);
+    replaced.owned = names_in(fields, "owns", kind);
+    replaced.moved = names_in(fields, "moved", kind);
+    replaced.from = fields.count("from");
+    replaced.stage = static_cast<Stage>(place_in(kStages, fields, "stage"));
+    for (const auto& [name, value] : fields.members("members")) {
+        const auto* run = value.as<std::string>();
+        if (run == nullptr) fields.fail("has \"members\" that are no texts");
+        replaced.members[name] = *run;
+    }
+    return replaced;
+}
+
+// Every fault becomes a FormatError that names the file.
+RunManifest manifest_in(const std::string& text, const fs::path& file) {
+    const std::string label = checkpoint::path_label(file) + " cannot be used:";
+    const checkpoint::JsonValue document = checkpoint::parse_json_object(text, label + " it");
+    const JsonFields fields(document, [&] { return label + " it"; }, kRemedy);
+    const std::int64_t layout = fields.count("layout");
+    if (layout > kLayout) throw FormatError(label + " a newer version wrote it; update flashoptim");
+    if (layout != kLayout) fields.fail("is no manifest of a run");
+    RunManifest manifest;
+    manifest.kind = static_cast<RunKind>(place_in(kKinds, fields, "kind"));
+    manifest.run = run_in(fields);
+    manifest.owned = names_in(fields, "owns", manifest.kind);
+    if (fields.has("replaces")) {
+        const auto label_of_replaced = [&] { return label + " its \"replaces\""; };
+        manifest.replaced =
+            replaced_in(JsonFields(fields.value("replaces"), label_of_replaced, kRemedy), manifest.kind);
+    }
+    return manifest;
+}
 
 bool is_regular(const fs::path& file) {
     std::error_code ignored;
@@ -150,14 +138,10 @@ bool is_metrics(const fs::path& file) {
 // The kind of run whose summary it is.
 std::optional<RunKind> kind_of_summary(const fs::path& file) {
     if (!is_regular(file)) return std::nullopt;
-    std::ifstream stream(file);
-    const Json json = Json::parse(stream, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || !json.contains("runs")) return std::nullopt;
-    const Json& runs = json.at("runs");
-    if (!runs.is_array() || runs.empty() || !runs[0].is_object() || !runs[0].contains("optimizer") ||
-        !runs[0].contains("bytes_per_parameter"))
+    const auto run = first_run_in(file);
+    if (!run || run->find("optimizer") == nullptr || run->find("bytes_per_parameter") == nullptr)
         return std::nullopt;
-    return runs[0].contains("name") ? RunKind::kCompare : RunKind::kTrain;
+    return run->find("name") != nullptr ? RunKind::kCompare : RunKind::kTrain;
 }
 
 // Also one that has lost some of its files.
@@ -213,7 +197,7 @@ RunManifest new_manifest(RunKind kind) {
 std::optional<RunManifest> read_manifest(const fs::path& folder) {
     const fs::path file = folder / kManifestName;
     if (!checkpoint::is_taken(file)) return std::nullopt;
-    return Reader(file, checkpoint::InputFile(file).read_all()).manifest();
+    return manifest_in(checkpoint::InputFile(file).read_all(), file);
 }
 
 std::optional<RunManifest> adopt_run(const fs::path& folder) {

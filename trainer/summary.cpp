@@ -1,8 +1,14 @@
-// Writing of summary.json. Never measures anything.
+// Writing and reading of summary.json. Never measures anything.
 #include "trainer/summary.h"
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <system_error>
+#include <utility>
+
+#include "flashoptim/error.h"
+#include "system/file_io.h"
+#include "system/message.h"
 
 namespace flashoptim::trainer {
 namespace {
@@ -58,6 +64,22 @@ std::string summary_json(std::span<const FinishedRun> runs) {
         objects.push_back(run_object(run));
     }
     return Json{{"runs", std::move(objects)}}.dump(2) + "\n";
+}
+
+std::optional<checkpoint::JsonValue> first_run_in(const std::filesystem::path& file) {
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(file, ignored)) return std::nullopt;  // a pipe would block
+    try {
+        auto summary = checkpoint::parse_json_object(checkpoint::InputFile(file).read_all(),
+                                                     checkpoint::path_label(file));
+        const auto* value = summary.find("runs");
+        const auto* runs = value != nullptr ? value->as<checkpoint::JsonValue::List>() : nullptr;
+        if (runs == nullptr || runs->empty()) return std::nullopt;
+        if (runs->front().as<checkpoint::JsonValue::Object>() == nullptr) return std::nullopt;
+        return runs->front();
+    } catch (const Error&) {
+        return std::nullopt;
+    }
 }
 
 }  // namespace flashoptim::trainer

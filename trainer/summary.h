@@ -1,9 +1,12 @@
 // summary.json: what a run came to, for programs. Never measures anything.
 #pragma once
 
+#include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 
+#include "flashoptim/json.h"
 #include "trainer/options.h"
 #include "trainer/progress.h"
 
@@ -21,5 +24,8 @@ struct FinishedRun {
 /// step_seconds, and the run's shape (model, steps, batch_size, sequence_length, accumulation, bad_elements,
 /// stopped). What was not measured is null.
 std::string summary_json(std::span<const FinishedRun> runs);
+
+/// The first run's object in a summary.json. Nothing if the file is missing, unreadable or no summary.
+std::optional<checkpoint::JsonValue> first_run_in(const std::filesystem::path& file);
 
 }  // namespace flashoptim::trainer

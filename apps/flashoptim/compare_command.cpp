@@ -4,11 +4,9 @@
 
 #include <algorithm>
 #include <csignal>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "commands.h"
 #include "compare_table.h"
@@ -25,6 +23,7 @@
 #include "system/one_line.h"
 #include "trainer/comparison_folder.h"
 #include "trainer/loop.h"
+#include "trainer/summary.h"
 
 namespace flashoptim::app {
 namespace {
@@ -106,12 +105,24 @@ struct RunEnded {
 
 RunEnded stopped_by(int signal) { return {kOtherError, fmt::format("stopped by signal {}", signal)}; }
 
-Json read_json(const fs::path& file) {
-    std::ifstream stream(file);
-    std::stringstream text;
-    text << stream.rdbuf();
-    if (!stream) throw IoError(file.string() + " cannot be read: the run that should have written it failed");
-    return Json::parse(text.str());
+/// A value that was read, as the summary of all runs takes it.
+Json to_json(const checkpoint::JsonValue& value) {
+    if (const auto* members = value.as<checkpoint::JsonValue::Object>()) {
+        Json object = Json::object();
+        for (const auto& [key, member] : *members) object[key] = to_json(member);
+        return object;
+    }
+    if (const auto* elements = value.as<checkpoint::JsonValue::List>()) {
+        Json list = Json::array();
+        for (const auto& element : *elements) list.push_back(to_json(element));
+        return list;
+    }
+    if (const auto* text = value.as<std::string>()) return *text;
+    if (const auto* truth = value.as<bool>()) return *truth;
+    if (const auto* real = value.as<double>()) return *real;
+    if (const auto* positive = value.as<std::uint64_t>()) return *positive;
+    if (const auto* negative = value.as<std::int64_t>()) return *negative;
+    return nullptr;
 }
 
 /// Runs this program's train subcommand as the run `name`; returns the one object of the summary it wrote to
@@ -131,7 +142,11 @@ Json run_train(const CompareArguments& shared, const std::string& name, const st
     }
     if (end.code == kOtherError) throw RunEnded{end.code, "the run " + name + " ended early"};
     if (end.code != kDone) throw RunEnded{end.code, ""};
-    return read_json(summary)["runs"][0];
+    const auto result = trainer::first_run_in(summary);
+    if (!result) {
+        throw IoError(summary.string() + " cannot be read: the run that should have written it failed");
+    }
+    return to_json(*result);
 }
 
 /// Of the memory that the model lies in.

@@ -15,6 +15,9 @@ using nlohmann::json;
 
 constexpr std::size_t kDeepest = 64;  // our files need 3; callers' metadata rarely 10
 
+// The parser's own values are not used: they allocate memory when they are destroyed, which ends the process
+// where there is none.
+//
 // The events of the parser, made into one member of the object after another. Refuses what the parser would
 // accept silently. Each event costs the same, whatever was read before: the parser's own callbacks look
 // through an object whenever one in it ends.

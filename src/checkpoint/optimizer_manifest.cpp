@@ -3,14 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
 #include <map>
 #include <optional>
 #include <utility>
 
 #include "json_text.h"
 #include "storage_type.h"
-#include "system/checked_arithmetic.h"
 #include "system/message.h"
 
 namespace flashoptim::checkpoint {
@@ -33,78 +31,16 @@ constexpr std::array<std::pair<const char*, std::int64_t SavedPlace::*>, 4> kPla
      {"row_offset", &SavedPlace::row_offset},
      {"column_offset", &SavedPlace::column_offset}}};
 
-/// One object of the document; every fault in it is a FormatError that names the folder and the field.
-class Reader {
-public:
-    /// `label` makes the beginning of a message.
-    Reader(const JsonValue& object, std::function<std::string()> label)
-        : object_(object), label_(std::move(label)) {
-        if (object.as<JsonValue::Object>() == nullptr) fail("is not an object");
-    }
+constexpr const char* kRemedy = "the checkpoint is damaged, use another";
 
-    [[noreturn]] void fail(const std::string& what) const {
-        throw FormatError(label_() + " " + what + "; the checkpoint is damaged, use another");
-    }
-    [[nodiscard]] bool has(std::string_view key) const { return object_.find(key) != nullptr; }
-    [[nodiscard]] const std::string& text(std::string_view key) const {
-        return at<std::string>(key, "a string");
-    }
-    [[nodiscard]] bool boolean(std::string_view key) const { return at<bool>(key, "true or false"); }
-    [[nodiscard]] double number(std::string_view key) const {
-        const JsonValue& value = at(key);
-        if (const auto* real = value.as<double>()) return *real;
-        if (const auto* positive = value.as<std::uint64_t>()) return static_cast<double>(*positive);
-        if (const auto* negative = value.as<std::int64_t>()) return static_cast<double>(*negative);
-        fail_at(key, "a number");
-    }
-    [[nodiscard]] std::int64_t count(std::string_view key) const {
-        if (const auto number = count_in(at(key))) return *number;
-        fail_at(key, "an integer of at least 0");
-    }
-    [[nodiscard]] std::vector<std::int64_t> counts(std::string_view key) const {
-        std::vector<std::int64_t> numbers;
-        for (const JsonValue& value : list(key)) {
-            const auto number = count_in(value);
-            if (!number) fail_at(key, "a list of integers of at least 0");
-            numbers.push_back(*number);
-        }
-        return numbers;
-    }
-    [[nodiscard]] const JsonValue::List& list(std::string_view key) const {
-        return at<JsonValue::List>(key, "a list");
-    }
-    /// What `named` finds under the text of a field.
-    template <class T>
-    [[nodiscard]] T one_of(std::optional<T> (*named)(std::string_view), std::string_view key) const {
-        const std::string& wanted = text(key);
-        if (const auto value = named(wanted)) return *value;
-        throw FormatError(label_() + " has \"" + std::string(key) + "\": \"" + printable(wanted) +
-                          "\", which this build does not know; update flashoptim");
-    }
-
-private:
-    [[noreturn]] void fail_at(std::string_view key, const char* expected) const {
-        fail("has a \"" + std::string(key) + "\" that is not " + expected);
-    }
-    [[nodiscard]] const JsonValue& at(std::string_view key) const {
-        const JsonValue* value = object_.find(key);
-        if (value == nullptr) fail("has no \"" + std::string(key) + "\"");
-        return *value;
-    }
-    template <class T>
-    [[nodiscard]] const T& at(std::string_view key, const char* expected) const {
-        const T* value = at(key).as<T>();
-        if (value == nullptr) fail_at(key, expected);
-        return *value;
-    }
-    static std::optional<std::int64_t> count_in(const JsonValue& value) {
-        const auto* number = value.as<std::uint64_t>();
-        return number != nullptr ? checked_cast<std::int64_t>(*number) : std::nullopt;
-    }
-
-    const JsonValue& object_;
-    std::function<std::string()> label_;
-};
+/// What `named` finds under the text of a field.
+template <class T>
+T one_of(std::optional<T> (*named)(std::string_view), const JsonFields& fields, std::string_view key) {
+    const std::string& wanted = fields.text(key);
+    if (const auto value = named(wanted)) return *value;
+    throw FormatError(fields.label() + " has \"" + std::string(key) + "\": \"" + printable(wanted) +
+                      "\", which this build does not know; update flashoptim");
+}
 
 /// Lines of `"key": value`, as they are added, at a depth of the document.
 class Lines {
@@ -170,7 +106,7 @@ std::string to_json(const SavedParameter& p) {
 }
 
 /// A version that did not know a hyperparameter wrote none: it must be there where the rule reads it.
-Hyperparameters parse_group(const Reader& from, Rule rule) {
+Hyperparameters parse_group(const JsonFields& from, Rule rule) {
     Hyperparameters h;
     for (const auto& field : kHyperparameterFields) {
         if (traits_of(rule).find(field) == nullptr && !from.has(field.name)) continue;
@@ -183,16 +119,16 @@ Hyperparameters parse_group(const Reader& from, Rule rule) {
     return h;
 }
 
-SavedParameter parse_parameter(const Reader& from) {
+SavedParameter parse_parameter(const JsonFields& from) {
     SavedParameter p;
     p.name = from.text("name");
     p.group = static_cast<std::size_t>(from.count("group"));
     p.steps = from.count("steps");
     p.has_momentum = from.boolean("has_momentum");
-    p.dtype = from.one_of(weight_type_named, "dtype");
+    p.dtype = one_of(weight_type_named, from, "dtype");
     p.shape = from.counts("shape");
     p.strides = from.counts("strides");
-    p.format = from.one_of(format_named, "format");
+    p.format = one_of(format_named, from, "format");
     p.quantized = from.boolean("quantized");
     p.master_weight_bits = static_cast<int>(std::min<std::int64_t>(from.count("master_weight_bits"), 99));
     for (const auto& [key, member] : kPlace) p.place.*member = from.count(key);
@@ -218,26 +154,28 @@ OptimizerManifest parse_optimizer_manifest(std::string_view text, const std::fil
     const auto label = [&folder](const std::string& part) { return path_label(folder) + part; };
     const auto of_document = [&label] { return label(": the optimizer's description"); };
     const JsonValue document = parse_json_object(text, of_document());
-    const Reader reader(document, of_document);
+    const JsonFields fields(document, of_document, kRemedy);
     const JsonValue* kind = document.find("kind");
     const auto* kind_text = kind != nullptr ? kind->as<std::string>() : nullptr;
     if (kind_text == nullptr || *kind_text != kKind) {
         throw FormatError(label(" is not a saved optimizer; give a folder that save_optimizer wrote"));
     }
-    if (const auto version = reader.count("version"); version > kVersion || version == 0) {
+    if (const auto version = fields.count("version"); version > kVersion || version == 0) {
         throw FormatError(label(" has optimizer layout ") + std::to_string(version) +
                           " and this build reads up to " + std::to_string(kVersion) + "; update flashoptim");
     }
     OptimizerManifest manifest;
-    manifest.rule = reader.one_of(rule_named, "rule");
-    for (const auto& group : reader.list("groups")) {
+    manifest.rule = one_of(rule_named, fields, "rule");
+    for (const auto& group : fields.list("groups")) {
         manifest.groups.push_back(parse_group(
-            Reader(group, [&] { return label(": group " + std::to_string(manifest.groups.size())); }),
+            JsonFields(
+                group, [&] { return label(": group " + std::to_string(manifest.groups.size())); }, kRemedy),
             manifest.rule));
     }
-    for (const auto& parameter : reader.list("parameters")) {
-        manifest.parameters.push_back(parse_parameter(Reader(
-            parameter, [&] { return label(": parameter " + std::to_string(manifest.parameters.size())); })));
+    for (const auto& parameter : fields.list("parameters")) {
+        manifest.parameters.push_back(parse_parameter(JsonFields(
+            parameter, [&] { return label(": parameter " + std::to_string(manifest.parameters.size())); },
+            kRemedy)));
     }
     return manifest;
 }
