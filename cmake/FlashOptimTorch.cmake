@@ -1,6 +1,6 @@
-# Finds LibTorch and decides whether the folders that need it are built: sets FLASHOPTIM_WITH_TORCH. The
-# repository's own .venv is looked at first, then CMAKE_PREFIX_PATH, for example $(python -c 'import torch;
-# print(torch.utils.cmake_prefix_path)').
+# Finds LibTorch and decides whether the folders that need it are built: sets FLASHOPTIM_WITH_TORCH. They need
+# checkpoints, too. The repository's own .venv is looked at first, then CMAKE_PREFIX_PATH, for example
+# $(python -c 'import torch; print(torch.utils.cmake_prefix_path)').
 
 set(FLASHOPTIM_WITH_TORCH FALSE)
 if(NOT FLASHOPTIM_TORCH STREQUAL "OFF")
@@ -19,7 +19,9 @@ if(NOT FLASHOPTIM_TORCH STREQUAL "OFF")
         file(STRINGS "${FLASHOPTIM_TORCH_CONFIG}/TorchConfigVersion.cmake" torch_version REGEX "PACKAGE_VERSION \"[0-9.]+")
         string(REGEX MATCH "[0-9]+[0-9.]*" torch_version "${torch_version}")
     endif()
-    if(NOT FLASHOPTIM_TORCH_CONFIG)
+    if(NOT FLASHOPTIM_WITH_CHECKPOINT)
+        set(torch_obstacle "its optimizers need checkpoints, which are not built: install nlohmann-json and choose FLASHOPTIM_BUILD_CHECKPOINT=ON")
+    elseif(NOT FLASHOPTIM_TORCH_CONFIG)
         set(torch_obstacle "Torch was not found: run scripts/setup.sh, or pass -DCMAKE_PREFIX_PATH=<torch.utils.cmake_prefix_path>")
     elseif(torch_version VERSION_LESS 2.11)
         set(torch_obstacle "LibTorch in ${FLASHOPTIM_TORCH_CONFIG} is version '${torch_version}' and 2.11 or later is needed: install one")

@@ -3,23 +3,23 @@
 
 #include <array>
 #include <charconv>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
-#include "trainer/tensor_files.h"
+#include "flashoptim/json.h"
+#include "flashoptim/libtorch_checkpoint.h"
 
 namespace flashoptim::trainer {
 namespace {
 
 namespace fs = std::filesystem;
+using checkpoint::JsonFields;
+using checkpoint::JsonValue;
 using Json = nlohmann::ordered_json;
 using Fields = RunFields::Fields;
 
 constexpr const char* kKind = "flashoptim training run";
-constexpr const char* kWeights = "weights";
-constexpr const char* kOptimizer = "optimizer";
 
 std::string text(double value) {
     std::array<char, 64> buffer{};
@@ -35,61 +35,33 @@ Json to_json(const Fields& fields) {
     return object;
 }
 
-// What a checkpoint's JSON is asked; every fault in it becomes a FormatError that names the folder.
+constexpr const char* kRemedy = "the checkpoint is damaged";
+
+// What a checkpoint says of its run; every fault in it becomes a FormatError that names the folder.
 class Document {
 public:
-    explicit Document(const checkpoint::Checkpoint& saved) : folder_(saved.folder()) {
-        json_ = Json::parse(saved.metadata_json(), nullptr, /*allow_exceptions=*/false);
-        if (!json_.is_object() || json_.value("kind", Json()) != kKind) {
-            throw FormatError(folder_.string() +
-                              " is no checkpoint of a training run; give one that `train` wrote");
-        }
+    explicit Document(const checkpoint::Checkpoint& saved)
+        : folder_(saved.folder()),
+          json_(checkpoint::parse_json_object(saved.metadata_json(), folder_.string())),
+          run_(run_in(json_), [this] { return folder_.string(); }, kRemedy) {}
+
+    const JsonFields& run() const { return run_; }
+
+    // Counts are added to and multiplied from here on.
+    static std::int64_t count(const JsonFields& fields, const char* key) {
+        return fields.count(key, std::int64_t{1} << 53);
     }
 
-    const Json& at(const Json& object, const std::string& key) const {
-        const auto entry = object.find(key);
-        if (entry == object.end()) {
-            throw FormatError(folder_.string() + ": the field '" + key +
-                              "' is missing; the checkpoint is damaged");
-        }
-        return *entry;
-    }
-    const Json& at(const std::string& key) const { return at(json_, key); }
-
-    std::int64_t integer(const Json& object, const std::string& key) const {
-        const Json& value = at(object, key);
-        // Counts are added to and multiplied from here on.
-        constexpr std::uint64_t kMost = std::uint64_t{1} << 53;
-        if (!value.is_number_unsigned() || value.get<std::uint64_t>() > kMost) {
-            throw FormatError(folder_.string() + ": the field '" + key +
-                              "' is no count; the checkpoint is damaged");
-        }
-        return value.get<std::int64_t>();
-    }
-    std::int64_t integer(const std::string& key) const { return integer(json_, key); }
-
-    bool has(const std::string& key) const { return json_.contains(key); }
-
-    std::string text(const Json& object, const std::string& key) const {
-        const Json& value = at(object, key);
-        if (!value.is_string()) damaged(key);
-        return value.get<std::string>();
+    // The text of a field, "absent" if there is none.
+    std::string text(const char* section, const std::string& name) const {
+        const JsonValue* value = run_.value(section).find(name);
+        const auto* text = value != nullptr ? value->as<std::string>() : nullptr;
+        return text != nullptr ? *text : "absent";
     }
 
-    [[noreturn]] void damaged(const std::string& key) const {
-        throw FormatError(folder_.string() + ": the field '" + key +
-                          "' is not what it should be; the checkpoint is damaged");
-    }
-
-    std::string string(const std::string& section, const std::string& key) const {
-        const Json& fields = at(section);
-        const auto entry = fields.find(key);
-        return entry != fields.end() && entry->is_string() ? entry->get<std::string>() : "absent";
-    }
-
-    void require_equal(const std::string& section, const Fields& fields) const {
+    void require_equal(const char* section, const Fields& fields) const {
         for (const auto& [name, value] : fields) {
-            if (const std::string saved = string(section, name); saved != value) {
+            if (const std::string saved = text(section, name); saved != value) {
                 throw FormatError(folder_.string() + " is of another " + section + ": " + name + " is " +
                                   saved + " there and " + value +
                                   " in this run; resume with the options it was made with");
@@ -98,8 +70,22 @@ public:
     }
 
 private:
+    // Early versions wrote nothing but the run.
+    const JsonValue& run_in(const JsonValue& json) const {
+        const JsonValue* run = json.find("application");
+        if (run == nullptr) run = &json;
+        const JsonValue* kind = run->find("kind");
+        const auto* text = kind != nullptr ? kind->as<std::string>() : nullptr;
+        if (text == nullptr || *text != kKind) {
+            throw FormatError(folder_.string() +
+                              " is no checkpoint of a training run; give one that `train` wrote");
+        }
+        return *run;
+    }
+
     fs::path folder_;
-    Json json_;
+    JsonValue json_;
+    JsonFields run_;
 };
 
 constexpr const char* kTrainingTokens = "training_tokens";
@@ -121,35 +107,33 @@ Json to_json(const DataIdentity& data) {
     return object;
 }
 
-SourceIdentity source_from(const Document& document, const Json& object) {
+SourceIdentity source_from(const JsonFields& fields) {
     SourceIdentity source;
-    source.kind = document.text(object, "kind");
-    for (const Json& entry : document.at(object, "files")) {
-        const auto file = entry.is_string() ? file_identity(entry.get<std::string>()) : std::nullopt;
-        if (!file) document.damaged("data");
+    source.kind = fields.text("kind");
+    for (const JsonValue& entry : fields.list("files")) {
+        const auto* text = entry.as<std::string>();
+        const auto file = text != nullptr ? file_identity(*text) : std::nullopt;
+        if (!file) fields.fail("has \"files\" that are no descriptions of files");
         source.files.push_back(*file);
     }
     return source;
 }
 
-DataIdentity data_from(const Document& document) {
-    const Json& object = document.at("data");
-    DataIdentity data{source_from(document, document.at(object, "training")),
+DataIdentity data_from(const JsonFields& fields) {
+    DataIdentity data{source_from(fields.object("training")),
                       {},
-                      document.integer(object, kTrainingTokens),
-                      document.integer(object, "validation_tokens")};
-    if (const auto validation = object.find("validation"); validation != object.end()) {
-        data.validation = source_from(document, *validation);
-    }
+                      Document::count(fields, kTrainingTokens),
+                      Document::count(fields, "validation_tokens")};
+    if (fields.has("validation")) data.validation = source_from(fields.object("validation"));
     return data;
 }
 
 void require_same_data(const Document& document, const fs::path& folder, const RunFields& fields,
                        const std::function<void(const std::string&)>& notice) {
     std::string what;
-    if (document.has("data")) {
-        what = difference(data_from(document), fields.data).value_or("");
-    } else if (const std::string tokens = document.string("stream", kTrainingTokens);
+    if (document.run().has("data")) {
+        what = difference(data_from(document.run().object("data")), fields.data).value_or("");
+    } else if (const std::string tokens = document.text("stream", kTrainingTokens);
                tokens != std::to_string(fields.data.training_tokens)) {
         what = "training_tokens is " + tokens + " there and " + std::to_string(fields.data.training_tokens) +
                " in this run";
@@ -167,32 +151,6 @@ void require_same_data(const Document& document, const fs::path& folder, const R
                           "; give the data it was made with, or --allow-other-data to train on with this");
     }
     notice(folder.string() + " is of other data, as --allow-other-data allows: " + what);
-}
-
-void load_optimizer(const checkpoint::Checkpoint& saved, const Document& document, Model& model,
-                    libtorch::FlashOptimizer& optimizer) {
-    const checkpoint::SafetensorsFile file = saved.file(kOptimizer);
-    const Json& counts = document.at("parameters");
-    std::map<std::string, std::vector<const checkpoint::TensorInfo*>> by_parameter;
-    for (const checkpoint::TensorInfo& info : file.tensors()) {
-        by_parameter[info.name.substr(0, info.name.rfind('.'))].push_back(&info);
-    }
-    for (const auto& item : model.named_parameters()) {
-        std::map<std::string, torch::Tensor> tensors;
-        for (const checkpoint::TensorInfo* info : by_parameter[item.key()]) {
-            tensors[info->name.substr(info->name.rfind('.') + 1)] = read_tensor(file, *info);
-        }
-        by_parameter.erase(item.key());
-        optimizer.load_state_tensors(item.value(), tensors);
-        const Json& count = document.at(counts, item.key());
-        optimizer.set_step_count(item.value(), document.integer(count, "step"));
-        optimizer.set_bad_elements(item.value(), document.integer(count, "bad_elements"));
-        optimizer.set_has_momentum(item.value(), document.integer(count, "has_momentum") != 0);
-    }
-    if (!by_parameter.empty()) {
-        throw FormatError(file.path().string() + " holds the state of '" + by_parameter.begin()->first +
-                          "', which the model does not have; the checkpoint is damaged");
-    }
 }
 
 }  // namespace
@@ -236,30 +194,15 @@ RunFields run_fields(const TrainOptions& options, DataIdentity data, int threads
 
 CheckpointRecord save_run(const fs::path& folder, std::int64_t step, const RunFields& fields,
                           const Model& model, libtorch::FlashOptimizer& optimizer) {
-    TensorList weights;
-    TensorList states;
-    Json counts = Json::object();
-    for (const auto& item : model.named_parameters()) {
-        const torch::Tensor& parameter = item.value();
-        weights.add(item.key(), parameter);
-        for (const auto& [name, tensor] : optimizer.state_tensors(parameter)) {
-            states.add(item.key() + "." + name, tensor);
-        }
-        counts[item.key()] = {{"step", optimizer.step_count(parameter)},
-                              {"bad_elements", optimizer.bad_elements(parameter)},
-                              {"has_momentum", optimizer.has_momentum(parameter) ? 1 : 0}};
-    }
-    const Json document = {{"kind", kKind},
-                           {"step", step},
-                           {"model", to_json(fields.model)},
-                           {"optimizer", to_json(fields.optimizer)},
-                           {"stream", to_json(fields.stream)},
-                           {"data", to_json(fields.data)},
-                           {"options", to_json(fields.other)},
-                           {"parameters", std::move(counts)}};
-    const std::array<checkpoint::TensorFile, 2> files = {
-        {{kWeights, weights.data(), {{"format", "pt"}}}, {kOptimizer, states.data(), {}}}};
-    const std::uint64_t bytes = checkpoint::write(folder, document.dump(2), files);
+    const Json run = {{"kind", kKind},
+                      {"step", step},
+                      {"model", to_json(fields.model)},
+                      {"optimizer", to_json(fields.optimizer)},
+                      {"stream", to_json(fields.stream)},
+                      {"data", to_json(fields.data)},
+                      {"options", to_json(fields.other)}};
+    const std::uint64_t bytes = libtorch::save_optimizer(optimizer, model.named_parameters(), folder,
+                                                         {.application_json = run.dump(2)});
     return {step, folder, static_cast<std::int64_t>(bytes)};
 }
 
@@ -273,16 +216,17 @@ std::int64_t load_run(const fs::path& folder, const RunFields& fields, Model& mo
     document.require_equal("stream", fields.stream);
     require_same_data(document, folder, fields, notice);
     for (const auto& [name, value] : fields.other) {
-        if (const std::string before = document.string("options", name); before != value) {
+        if (const std::string before = document.text("options", name); before != value) {
             notice(folder.string() + ": " + name + " was " + before + " and is " + value + " from here on");
         }
     }
-    const checkpoint::SafetensorsFile weights = saved.file(kWeights);
-    for (const auto& item : model.named_parameters()) {
-        read_into(weights, item.key(), item.value());
-    }
-    load_optimizer(saved, document, model, optimizer);
-    return document.integer("step");
+    const std::int64_t step = Document::count(document.run(), "step");
+    // The schedule sets the learning rates, and the rest of the hyperparameters is this run's.
+    const auto report = libtorch::load_optimizer(optimizer, model.named_parameters(), saved,
+                                                 {.convert = false, .hyperparameters = false});
+    if (!report.weights)
+        throw FormatError(folder.string() + " has no weights; give a checkpoint that `train` wrote");
+    return step;
 }
 
 }  // namespace flashoptim::trainer

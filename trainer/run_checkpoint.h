@@ -31,9 +31,8 @@ struct RunFields {
 /// `options` with its vocabulary resolved, over this data.
 RunFields run_fields(const TrainOptions& options, DataIdentity data, int threads);
 
-/// Writes the state after `step`. Files: "weights" (name of the parameter), "optimizer" (name of the
-/// parameter, a dot, name of the state; exactly as it lies in memory), and the step, the step counts and
-/// `fields` as JSON. Throws IoError; then no checkpoint has changed.
+/// Writes the state after `step`: a checkpoint of the optimizer with the model's names, and the step and
+/// `fields` as its application's JSON. Throws IoError; then no checkpoint has changed.
 CheckpointRecord save_run(const std::filesystem::path& folder, std::int64_t step, const RunFields& fields,
                           const Model& model, libtorch::FlashOptimizer& optimizer);
 

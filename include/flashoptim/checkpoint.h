@@ -215,14 +215,17 @@ namespace flashoptim {
 /// What save_optimizer() saves.
 struct SaveOptions {
     bool weights = true;  ///< false: state only, for programs that save the weights themselves
+    /// A JSON object of the caller's own, for example the step of a training run. It is kept under the key
+    /// "application" of Checkpoint::metadata_json(). Empty: none.
+    std::string application_json = {};
 };
 
 /// Saves an optimizer as a checkpoint folder, complete or not at all (checkpoint::write). Saved are weights
-/// and state byte for byte, step counts, and the hyperparameters of every group. Not saved are gradients, the
-/// gradient factor, counters of bad elements and OptimizerOptions. A run that continues from it computes the
-/// same bits as one that never stopped.
+/// and state byte for byte, step counts, counts of bad elements, and the hyperparameters of every group. Not
+/// saved are gradients, the gradient factor and OptimizerOptions. A run that continues from it computes the
+/// same bits as one that never stopped. LibTorch's optimizers write and read the same folder (libtorch.h).
 /// @return its bytes on disk
-/// @throws InvalidArgument for two parameters of one name.
+/// @throws InvalidArgument for two parameters of one name, or an application_json that is no JSON object.
 /// @throws IoError if it cannot be written.
 std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
                              const SaveOptions& options = {});
@@ -235,17 +238,21 @@ struct LoadOptions {
     /// Decodes state of another format, other master bits or another stride order and encodes it again, to
     /// nearest. false: such state is an error.
     bool convert = true;
+    /// Also loads the hyperparameters of every group. false: the optimizer keeps its own.
+    bool hyperparameters = true;
 };
 
 /// What load_optimizer() did.
 struct LoadReport {
     bool weights = false;                ///< whether weights were loaded
     std::vector<std::string> converted;  ///< parameters whose state was converted
+    /// Whether hyperparameters were loaded. Early checkpoints of `flashoptim train` have none.
+    bool hyperparameters = false;
 };
 
-/// Loads a checkpoint of save_optimizer(). The optimizer must have the same rule, the same number of groups,
-/// and the same parameters by name, shape, dtype and shard, in any order. Its hyperparameters become those of
-/// the checkpoint.
+/// Loads a checkpoint that save_optimizer() of any binding or `flashoptim train` wrote. The optimizer must
+/// have the same rule, the same number of groups, and the same parameters by name, shape, dtype and shard, in
+/// any order. Its hyperparameters become those of the checkpoint.
 ///
 /// If the format of a correction changes (native or paper, master bits), the master weight is split again and
 /// the stored weight is written too, whatever LoadOptions::weights says. It may move by one unit in the last
@@ -257,6 +264,9 @@ struct LoadReport {
 /// @throws InvalidArgument for two parameters of one name. The optimizer is as it was.
 /// @throws IoError if the checkpoint cannot be read. The optimizer is as it was.
 LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
+                          const LoadOptions& options = {});
+/// The same from a checkpoint that is open, for callers that look at its metadata first.
+LoadReport load_optimizer(Optimizer& optimizer, const checkpoint::Checkpoint& from,
                           const LoadOptions& options = {});
 
 }  // namespace flashoptim

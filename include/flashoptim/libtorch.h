@@ -55,6 +55,8 @@ public:
     /// Stores the learning rate as the first one, if the rule needs it and none is stored. Called when the
     /// group is added.
     void remember_first_learning_rate();
+    /// Takes those that the rule reads; the others keep their defaults.
+    void set_hyperparameters(const Hyperparameters& hyperparameters);
     /// The values of all options by their names in archives.
     [[nodiscard]] std::vector<std::pair<std::string, c10::IValue>> values() const;
     /// Sets all options. `read` returns the value of a name, or none.

@@ -78,6 +78,8 @@ struct SavedState {
     /// Buffers by the names of state() and stored_weight(), with the bytes that these return. A buffer that
     /// is not named stays as it is.
     std::vector<std::pair<std::string_view, std::span<const std::byte>>> buffers;
+    /// Number of bad elements. Empty: the parameter keeps its own.
+    std::optional<std::uint64_t> bad_elements = {};
 };
 
 /// Base of all optimizers: parameters, groups, step counts, policies.

@@ -1,30 +1,20 @@
-// Saving an optimizer of the core into a checkpoint folder and loading it again: everything is read and
-// checked before anything of the optimizer is touched.
-//
-//     metadata of the checkpoint    optimizer_manifest.h
-//     weights.safetensors           one tensor for each parameter, by its name (only where asked for)
-//     optimizer.safetensors         <name>.error_bits, .exp_avg, .exp_avg_scales, ... (Optimizer::state)
-//
-// Tensors lie as the optimizer holds them, so their shapes are those of the parameters with
-// dimensions in memory order.
+// Writing and reading of optimizer checkpoints: everything is read, checked and converted before anything of
+// the optimizer is touched.
+#include "optimizer_checkpoint.h"
+
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
-#include "flashoptim/checkpoint.h"
-#include "flashoptim/optimizer.h"
 #include "optimizer_manifest.h"
-#include "state_conversion.h"
 #include "storage_type.h"
 #include "system/message.h"
+#include "training_run_manifest.h"
 
-namespace flashoptim {
-
+namespace flashoptim::checkpoint {
 namespace {
-
-using namespace checkpoint;
-using ParameterId = Optimizer::ParameterId;
 
 constexpr const char* kWeights = "weights";
 constexpr const char* kState = "optimizer";
@@ -59,11 +49,11 @@ std::vector<std::int64_t> shape_in_memory(const std::vector<std::int64_t>& shape
 }
 
 /// Strides as they are written: those of extents up to 1 say nothing and may be anything in memory.
-std::vector<std::int64_t> saved_strides(const TensorView& weight) {
-    auto strides = row_major_strides(weight.shape);
-    if (weight.numel() == 0) return strides;
+std::vector<std::int64_t> saved_strides(const ParameterPlace& p) {
+    auto strides = row_major_strides(p.shape);
+    if (p.layout.numel == 0) return strides;
     for (std::size_t d = 0; d < strides.size(); ++d) {
-        if (weight.shape[d] > 1) strides[d] = weight.strides[d];
+        if (p.shape[d] > 1) strides[d] = p.strides[d];
     }
     return strides;
 }
@@ -72,63 +62,76 @@ SavedPlace place_of(const Layout& layout) {
     return {layout.whole_numel, layout.whole_row_length, layout.row_offset, layout.column_offset};
 }
 
-SavedParameter describe(const Optimizer& optimizer, ParameterId id) {
-    const auto& plan = optimizer.storage(id);
-    const auto& weight = optimizer.weight(id);
-    return {.name = optimizer.name(id),
-            .group = optimizer.group_of(id),
-            .steps = optimizer.step_count(id),
-            .has_momentum = optimizer.has_momentum(id),
-            .dtype = weight.dtype,
-            .shape = weight.shape,
-            .strides = saved_strides(weight),
-            .place = place_of(optimizer.layout(id)),
-            .format = optimizer.options().storage.format,
-            .quantized = plan.moments != MomentStorage::kFloat32,
-            .master_weight_bits = plan.master_weight_bits};
+SavedParameter saved_parameter(const ParameterToSave& p) {
+    constexpr std::uint64_t kMost = INT64_MAX;
+    return {.name = p.place.name,
+            .group = p.place.group,
+            .steps = p.counts.steps,
+            .has_momentum = p.counts.has_momentum,
+            .bad_elements = static_cast<std::int64_t>(std::min(p.counts.bad_elements, kMost)),
+            .has_state = p.has_state,
+            .dtype = p.place.dtype,
+            .shape = p.place.shape,
+            .strides = saved_strides(p.place),
+            .place = place_of(p.place.layout),
+            .format = p.place.storage.format,
+            .quantized = p.plan.moments != MomentStorage::kFloat32,
+            .master_weight_bits = p.plan.master_weight_bits};
 }
 
-/// The ids of the parameters by name. Throws InvalidArgument for a name that two have.
-std::map<std::string, ParameterId> parameters_by_name(const Optimizer& optimizer) {
-    std::map<std::string, ParameterId> ids;
-    for (ParameterId id = 0; id < optimizer.parameter_count(); ++id) {
-        if (!ids.emplace(optimizer.name(id), id).second) {
-            throw InvalidArgument("two parameters are called \"" + printable(optimizer.name(id)) +
+/// The places of parameters in a list by their names. Throws InvalidArgument for a name that two have.
+template <class Parameters, class Name>
+std::map<std::string, std::size_t> places_by_name(const Parameters& parameters, Name name_of_parameter) {
+    std::map<std::string, std::size_t> places;
+    for (std::size_t n = 0; n < parameters.size(); ++n) {
+        const std::string& name = name_of_parameter(parameters[n]);
+        if (!places.emplace(name, n).second) {
+            throw InvalidArgument("two parameters are called \"" + printable(name) +
                                   "\": saved state is found by name; give each parameter its own");
         }
     }
-    return ids;
+    return places;
 }
 
-/// What will be put into one parameter once everything has been read.
-struct Staged {
-    ParameterId id = 0;
-    std::int64_t steps = 0;
-    bool has_momentum = false;
-    StateBytes state;
-};
+OptimizerManifest manifest_of(const Checkpoint& from, const OptimizerToLoad& optimizer) {
+    const JsonValue document = parse_json_object(from.metadata_json(), manifest_label(from.folder()));
+    if (is_training_run(document)) return training_run_manifest(document, from, optimizer);
+    return optimizer_manifest(document, from.folder());
+}
 
-class Loader {
+void fill_with_zeros(const StoragePlan& plan, StateBytes& state) {
+    for (int place = 0; place < kMaxBuffers; ++place) {
+        const auto bytes = plan.at(place).bytes();
+        if (bytes == 0) state.at(place).clear();
+        if (state.at(place).empty()) state.at(place).resize(bytes);
+    }
+}
+
+class StateReader {
 public:
-    Loader(Optimizer& optimizer, const std::filesystem::path& folder, const LoadOptions& options)
-        : optimizer_(optimizer),
+    StateReader(const Checkpoint& from, const OptimizerToLoad& optimizer, const LoadOptions& options)
+        : checkpoint_(from),
+          optimizer_(optimizer),
           options_(options),
-          checkpoint_(Checkpoint::open(folder)),
-          manifest_(parse_optimizer_manifest(checkpoint_.metadata_json(), folder)),
-          state_file_(checkpoint_.file(kState)) {
-        if (options.weights && checkpoint_.contains(kWeights)) weights_file_ = checkpoint_.file(kWeights);
+          numbers_(
+              places_by_name(optimizer.parameters, [](const ParameterPlace& p) -> auto& { return p.name; })),
+          manifest_(manifest_of(from, optimizer)),
+          state_file_(from.file(kState)) {
+        if (options.weights && from.contains(kWeights)) weights_file_ = from.file(kWeights);
     }
 
-    LoadReport load() {
+    LoadedOptimizer read() {
         check_optimizer();
-        for (const auto& saved : manifest_.parameters) stage(saved);
+        loaded_.report.hyperparameters = options_.hyperparameters && manifest_.has_groups;
+        loaded_.groups = loaded_.report.hyperparameters ? manifest_.groups : optimizer_.groups;
+        for (const auto& saved : manifest_.parameters) loaded_.parameters.push_back(read(saved));
         if (tensors_read_ != state_file_.tensors().size()) {
             throw FormatError(
                 path_label(state_file_.path()) +
                 " has tensors that belong to no parameter; the checkpoint is damaged, use another");
         }
-        commit();
-        return std::move(report_);
+        loaded_.report.weights = weights_file_.has_value();
+        return std::move(loaded_);
     }
 
 private:
@@ -138,15 +141,15 @@ private:
 
     void check_optimizer() const {
         const auto folder = path_label(checkpoint_.folder());
-        if (manifest_.rule != optimizer_.rule()) {
+        if (manifest_.rule != optimizer_.rule) {
             throw FormatError(folder + " holds the state of " + std::string(name_of(manifest_.rule)) +
-                              " and this optimizer is " + std::string(name_of(optimizer_.rule())) +
+                              " and this optimizer is " + std::string(name_of(optimizer_.rule)) +
                               ": load it into an optimizer of the same rule");
         }
-        if (manifest_.groups.size() != optimizer_.group_count()) {
+        if (manifest_.groups.size() != optimizer_.groups.size()) {
             throw FormatError(folder + " has " + std::to_string(manifest_.groups.size()) +
                               " parameter groups and this optimizer " +
-                              std::to_string(optimizer_.group_count()) +
+                              std::to_string(optimizer_.groups.size()) +
                               ": add the same groups before loading");
         }
         for (std::size_t g = 0; g < manifest_.groups.size(); ++g) {
@@ -159,7 +162,7 @@ private:
         }
         std::set<std::string> names;
         for (const auto& saved : manifest_.parameters) {
-            if (!ids_.contains(saved.name)) {
+            if (!numbers_.contains(saved.name)) {
                 throw FormatError(label_of(saved.name) +
                                   " is not in this optimizer: add it, or load the checkpoint of this model");
             }
@@ -168,7 +171,7 @@ private:
                                   " is there twice; the checkpoint is damaged, use another");
             }
         }
-        for (const auto& [name, id] : ids_) {
+        for (const auto& [name, number] : numbers_) {
             if (names.contains(name)) continue;
             throw FormatError(
                 label_of(name) +
@@ -177,22 +180,21 @@ private:
     }
 
     /// How the saved state lies. Throws FormatError where it is not of this parameter.
-    StateLayout saved_layout(const SavedParameter& saved, ParameterId id) const {
+    StateLayout saved_layout(const SavedParameter& saved, const ParameterPlace& here) const {
         const auto label = label_of(saved.name);
-        const auto& weight = optimizer_.weight(id);
-        const auto& layout = optimizer_.layout(id);
-        if (saved.shape != weight.shape || saved.strides.size() != saved.shape.size()) {
-            throw FormatError(label + " has shape " + checkpoint::describe(saved.shape) + " and here " +
-                              checkpoint::describe(weight.shape) + ": load the checkpoint of this model");
+        const auto& layout = here.layout;
+        if (saved.shape != here.shape || saved.strides.size() != saved.shape.size()) {
+            throw FormatError(label + " has shape " + describe(saved.shape) + " and here " +
+                              describe(here.shape) + ": load the checkpoint of this model");
         }
-        if (saved.dtype != weight.dtype) {
+        if (saved.dtype != here.dtype) {
             throw FormatError(label + " is " + std::string(name_of(saved.dtype)) + " and here " +
-                              std::string(name_of(weight.dtype)) +
+                              std::string(name_of(here.dtype)) +
                               ": add it with the dtype that it was saved with");
         }
-        if (saved.group != optimizer_.group_of(id)) {
+        if (saved.group != here.group) {
             throw FormatError(label + " is in group " + std::to_string(saved.group) + " and here in group " +
-                              std::to_string(optimizer_.group_of(id)) + ": add it to the same group");
+                              std::to_string(here.group) + ": add it to the same group");
         }
         StateLayout result;
         result.layout = layout;
@@ -234,31 +236,48 @@ private:
         return file.read(file.tensor(name, storage_type_of(plan.dtype), shape));
     }
 
-    void stage(const SavedParameter& saved) {
-        const auto id = ids_.at(saved.name);
-        const auto from = saved_layout(saved, id);
-        StateLayout to;
-        to.layout = optimizer_.layout(id);
-        to.plan = plan_storage(manifest_.rule, manifest_.groups[saved.group], optimizer_.options().storage,
-                               saved.dtype, to.layout, saved.name);
+    std::vector<std::int64_t> shape_of_scales(const StateLayout& from, const BufferPlan& plan) const {
+        if (manifest_.scales_in_rows && from.plan.moments == MomentStorage::kNative)
+            return {from.layout.rows, from.layout.groups_per_row()};
+        return {plan.count};
+    }
 
-        Staged staged{.id = id, .steps = saved.steps, .has_momentum = saved.has_momentum, .state = {}};
+    LoadedParameter read(const SavedParameter& saved) {
+        LoadedParameter loaded;
+        loaded.parameter = numbers_.at(saved.name);
+        loaded.counts = {saved.steps, saved.has_momentum,
+                         static_cast<std::uint64_t>(saved.bad_elements.value_or(0))};
+        loaded.has_bad_elements = saved.bad_elements.has_value();
+        loaded.has_state = saved.has_state;
+        const auto& here = optimizer_.parameters[loaded.parameter];
+        const auto from = saved_layout(saved, here);
+        StateLayout to;
+        to.layout = here.layout;
+        to.plan = plan_storage(manifest_.rule, loaded_.groups[saved.group], here.storage, saved.dtype,
+                               to.layout, saved.name);
+        loaded.plan = to.plan;
+
         const auto shape = shape_in_memory(saved.shape, saved.strides);
-        for (int place = 0; place < kMaxBuffers; ++place) {
+        for (int place = 0; place < kMaxBuffers && saved.has_state; ++place) {
             const auto& plan = from.plan.at(place);
             if (plan.count == 0) continue;
             const auto name = saved.name + "." + std::string(buffer_name(manifest_.rule, place));
-            staged.state.at(place) =
-                read(state_file_, name, plan, is_scales_place(place) ? std::vector{plan.count} : shape);
+            loaded.state.at(place) =
+                read(state_file_, name, plan, is_scales_place(place) ? shape_of_scales(from, plan) : shape);
             ++tensors_read_;
         }
         if (weights_file_) {
-            staged.state.weight = read(*weights_file_, saved.name, {saved.dtype, to.layout.numel}, shape);
+            loaded.state.weight = read(*weights_file_, saved.name, {saved.dtype, to.layout.numel}, shape);
         }
-        check_state(manifest_.rule, from, staged.state, label_of(saved.name));
+        if (saved.has_state) check_state(manifest_.rule, from, loaded.state, label_of(saved.name));
+        convert(saved, from, to, loaded);
+        return loaded;
+    }
 
+    void convert(const SavedParameter& saved, const StateLayout& from, const StateLayout& to,
+                 LoadedParameter& loaded) {
         const bool same_order = same_memory_order(saved.shape, from.layout.strides, to.layout.strides);
-        const bool same = from.plan == to.plan && same_order;
+        const bool same = (from.plan == to.plan || !saved.has_state) && same_order;
         if (!same && to.layout.numel > 0) {
             if (!options_.convert) {
                 throw FormatError(
@@ -267,76 +286,64 @@ private:
                     " master bits, or in another stride order, and this optimizer keeps it otherwise: "
                     "use the options that it was saved with, or allow the conversion");
             }
-            staged.state = convert_state(manifest_.rule, std::move(staged.state), from, to, saved.shape,
-                                         optimizer_.stored_weight(id).bytes.data(), label_of(saved.name));
-            report_.converted.push_back(saved.name);
+            const auto in_memory = loaded.state.weight.empty() ? optimizer_.stored_weight(loaded.parameter)
+                                                               : std::vector<std::byte>();
+            const StoragePlan& plan_of_saved = saved.has_state ? from.plan : to.plan;
+            loaded.state =
+                convert_state(manifest_.rule, std::move(loaded.state), {plan_of_saved, from.layout}, to,
+                              saved.shape, in_memory.data(), label_of(saved.name));
+            loaded_.report.converted.push_back(saved.name);
         }
-        staged_.push_back(std::move(staged));
+        // A moment that the hyperparameters of one side alone need.
+        fill_with_zeros(to.plan, loaded.state);
+        const bool had_moment = saved.has_state && from.plan.codes(0).count != 0;
+        if (had_moment != (to.plan.codes(0).count != 0)) loaded.counts.has_momentum = false;
     }
 
-    // All that may fail for want of memory comes first.
-    void commit() {
-        std::vector<SavedState> states;
-        for (const auto& staged : staged_) {
-            SavedState saved{staged.id, staged.steps, staged.has_momentum, {}};
-            if (!staged.state.weight.empty()) saved.buffers.emplace_back("weight", staged.state.weight);
-            for (int place = 0; place < kMaxBuffers; ++place) {
-                const auto& bytes = staged.state.at(place);
-                if (!bytes.empty()) saved.buffers.emplace_back(buffer_name(manifest_.rule, place), bytes);
-            }
-            states.push_back(std::move(saved));
-        }
-        optimizer_.restore(manifest_.groups, states);
-        report_.weights = weights_file_.has_value();
-    }
-
-    Optimizer& optimizer_;
+    const Checkpoint& checkpoint_;
+    const OptimizerToLoad& optimizer_;
     const LoadOptions& options_;
-    Checkpoint checkpoint_;
+    std::map<std::string, std::size_t> numbers_;  // of the optimizer's parameters, by name
     OptimizerManifest manifest_;
     SafetensorsFile state_file_;
     std::optional<SafetensorsFile> weights_file_;
-    std::map<std::string, ParameterId> ids_ = parameters_by_name(optimizer_);
     std::size_t tensors_read_ = 0;
-    std::vector<Staged> staged_;
-    LoadReport report_;
+    LoadedOptimizer loaded_;
 };
 
 }  // namespace
 
-std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
-                             const SaveOptions& options) {
-    parameters_by_name(optimizer);
+void check_names(const std::vector<ParameterPlace>& parameters) {
+    places_by_name(parameters, [](const ParameterPlace& p) -> auto& { return p.name; });
+}
+
+std::uint64_t write_optimizer(const std::filesystem::path& folder, const OptimizerToSave& optimizer,
+                              const SaveOptions& options) {
     OptimizerManifest manifest;
-    manifest.rule = optimizer.rule();
-    for (std::size_t g = 0; g < optimizer.group_count(); ++g)
-        manifest.groups.push_back(optimizer.hyperparameters(g));
+    manifest.rule = optimizer.rule;
+    manifest.groups = optimizer.groups;
     std::vector<TensorFile> files = {{.name = kState, .tensors = {}}};
-    if (options.weights) files.push_back({.name = kWeights, .tensors = {}});
-    std::vector<StateTensor> stored;  // with the copies of what lies on a device
-    for (ParameterId id = 0; id < optimizer.parameter_count(); ++id) {
-        const auto& weight = optimizer.weight(id);
-        manifest.parameters.push_back(describe(optimizer, id));
-        const auto shape = shape_in_memory(weight.shape, manifest.parameters.back().strides);
-        for (auto& tensor : optimizer.state(id)) {
-            // Scales are counted in groups, everything else has the parameter's elements.
-            const bool is_scales = tensor.shape != weight.shape;
-            files[0].tensors.push_back({optimizer.name(id) + "." + tensor.name, storage_type_of(tensor.dtype),
-                                        is_scales ? tensor.shape : shape, tensor.bytes});
-            stored.push_back(std::move(tensor));
+    if (options.weights) files.push_back({.name = kWeights, .tensors = {}, .metadata = {{"format", "pt"}}});
+    for (const auto& p : optimizer.parameters) {
+        const auto& saved = manifest.parameters.emplace_back(saved_parameter(p));
+        const auto shape = shape_in_memory(saved.shape, saved.strides);
+        for (int place = 0; place < kMaxBuffers && p.has_state; ++place) {
+            const auto& plan = p.plan.at(place);
+            if (plan.count == 0) continue;
+            files[0].tensors.push_back({saved.name + "." + std::string(buffer_name(optimizer.rule, place)),
+                                        storage_type_of(plan.dtype),
+                                        is_scales_place(place) ? std::vector{plan.count} : shape,
+                                        p.buffers[static_cast<std::size_t>(place)]});
         }
-        if (options.weights) {
-            stored.push_back(optimizer.stored_weight(id));
-            files[1].tensors.push_back(
-                {optimizer.name(id), storage_type_of(weight.dtype), shape, stored.back().bytes});
-        }
+        if (options.weights)
+            files[1].tensors.push_back({saved.name, storage_type_of(saved.dtype), shape, p.weight});
     }
-    return write(folder, to_json(manifest), files);
+    return write(folder, to_json(manifest, options.application_json), files);
 }
 
-LoadReport load_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
-                          const LoadOptions& options) {
-    return Loader(optimizer, folder, options).load();
+LoadedOptimizer read_optimizer(const Checkpoint& from, const OptimizerToLoad& optimizer,
+                               const LoadOptions& options) {
+    return StateReader(from, optimizer, options).read();
 }
 
-}  // namespace flashoptim
+}  // namespace flashoptim::checkpoint

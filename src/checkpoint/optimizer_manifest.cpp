@@ -93,6 +93,7 @@ std::string to_json(const SavedParameter& p) {
         {"group", std::to_string(p.group)},
         {"steps", std::to_string(p.steps)},
         {"has_momentum", to_json(p.has_momentum)},
+        {"bad_elements", std::to_string(p.bad_elements.value_or(0))},
         {"dtype", quoted(name_of(p.dtype))},
         {"shape", to_json(p.shape, indent)},
         {"strides", to_json(p.strides, indent)},
@@ -100,6 +101,7 @@ std::string to_json(const SavedParameter& p) {
         {"quantized", to_json(p.quantized)},
         {"master_weight_bits", std::to_string(p.master_weight_bits)}};
     for (const auto& [key, member] : kPlace) fields[key] = std::to_string(p.place.*member);
+    if (!p.has_state) fields["has_state"] = to_json(false);
     Lines lines(3);
     for (const auto& [key, value] : fields) lines.add(key, value);
     return lines.text();
@@ -125,6 +127,8 @@ SavedParameter parse_parameter(const JsonFields& from) {
     p.group = static_cast<std::size_t>(from.count("group"));
     p.steps = from.count("steps");
     p.has_momentum = from.boolean("has_momentum");
+    if (from.has("bad_elements")) p.bad_elements = from.count("bad_elements");
+    p.has_state = !from.has("has_state") || from.boolean("has_state");
     p.dtype = one_of(weight_type_named, from, "dtype");
     p.shape = from.counts("shape");
     p.strides = from.counts("strides");
@@ -137,11 +141,19 @@ SavedParameter parse_parameter(const JsonFields& from) {
 
 }  // namespace
 
-std::string to_json(const OptimizerManifest& manifest) {
+std::string to_json(const OptimizerManifest& manifest, const std::string& application) {
     std::vector<std::string> groups, parameters;
     for (const auto& group : manifest.groups) groups.push_back(to_json(group));
     for (const auto& parameter : manifest.parameters) parameters.push_back(to_json(parameter));
     Lines lines(1);
+    if (!application.empty()) {
+        try {
+            parse_json_object(application, "application_json");
+        } catch (const FormatError& error) {
+            throw InvalidArgument(error.what());
+        }
+        lines.add("application", application);
+    }
     lines.add("groups", list_of(groups));
     lines.add("kind", quoted(kKind));
     lines.add("parameters", list_of(parameters));
@@ -150,11 +162,17 @@ std::string to_json(const OptimizerManifest& manifest) {
     return "{\n" + lines.text() + "\n}";
 }
 
+std::string manifest_label(const std::filesystem::path& folder) {
+    return path_label(folder) + ": the optimizer's description";
+}
+
 OptimizerManifest parse_optimizer_manifest(std::string_view text, const std::filesystem::path& folder) {
+    return optimizer_manifest(parse_json_object(text, manifest_label(folder)), folder);
+}
+
+OptimizerManifest optimizer_manifest(const JsonValue& document, const std::filesystem::path& folder) {
     const auto label = [&folder](const std::string& part) { return path_label(folder) + part; };
-    const auto of_document = [&label] { return label(": the optimizer's description"); };
-    const JsonValue document = parse_json_object(text, of_document());
-    const JsonFields fields(document, of_document, kRemedy);
+    const JsonFields fields(document, [&] { return manifest_label(folder); }, kRemedy);
     const JsonValue* kind = document.find("kind");
     const auto* kind_text = kind != nullptr ? kind->as<std::string>() : nullptr;
     if (kind_text == nullptr || *kind_text != kKind) {

@@ -1,13 +1,15 @@
-// What a saved optimizer says of itself beside its tensors: rule, groups, and how each parameter
-// lies. Text only; no tensors.
+// metadata.json of a saved optimizer: rule, groups, how each parameter lies, its counts, and a JSON object of
+// the caller's own. Text only; no tensors.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "flashoptim/json.h"
 #include "flashoptim/optimizer.h"
 
 namespace flashoptim::checkpoint {
@@ -23,7 +25,9 @@ struct SavedParameter {
     std::size_t group = 0;
     std::int64_t steps = 0;
     bool has_momentum = false;
-    DType dtype = DType::kFloat32;  // of the weight
+    std::optional<std::int64_t> bad_elements = {};  // early versions did not save them
+    bool has_state = true;                          // false: no step has made one yet
+    DType dtype = DType::kFloat32;                  // of the weight
     std::vector<std::int64_t> shape, strides;
     SavedPlace place;
     Format format = Format::kNative;
@@ -35,12 +39,19 @@ struct OptimizerManifest {
     Rule rule = Rule::kAdamW;
     std::vector<Hyperparameters> groups;
     std::vector<SavedParameter> parameters;
+    bool has_groups = true;       // whether `groups` were saved
+    bool scales_in_rows = false;  // whether native scales have two dimensions: rows, groups in a row
 };
 
-/// Throws InvalidArgument for a parameter's name that is not UTF-8.
-std::string to_json(const OptimizerManifest& manifest);
+/// `application` is a JSON object of the caller's own, or empty. Throws InvalidArgument for one that is no
+/// JSON object, and for a parameter's name that is not UTF-8.
+std::string to_json(const OptimizerManifest& manifest, const std::string& application = {});
 
 /// Throws FormatError that names `folder` and the field.
+OptimizerManifest optimizer_manifest(const JsonValue& document, const std::filesystem::path& folder);
 OptimizerManifest parse_optimizer_manifest(std::string_view json, const std::filesystem::path& folder);
+
+/// How messages call the document.
+std::string manifest_label(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::checkpoint

@@ -40,6 +40,9 @@ void Optimizer::restore(std::span<const Hyperparameters> groups, std::span<const
         }
     }
     all.collect_steps();
+    // Counts that are still on the device belong to the steps before.
+    all.collect(all.all_on_device);
+    for (auto& p : all.parameters) all.collect(p.alone);
     // Nothing is thrown from here on, unless a device fails.
     for (const auto& copy : copies) all.write(copy.to, copy.from);
     for (std::size_t id = 0; id < stored_after.size(); ++id) {
@@ -48,8 +51,10 @@ void Optimizer::restore(std::span<const Hyperparameters> groups, std::span<const
         p.stored = std::move(stored_after[id]);
     }
     for (const auto& saved : states) {
-        all.parameters[saved.parameter].steps = saved.steps;
-        all.parameters[saved.parameter].has_momentum = saved.has_momentum;
+        auto& p = all.parameters[saved.parameter];
+        p.steps = saved.steps;
+        p.has_momentum = saved.has_momentum;
+        p.bad_elements = saved.bad_elements.value_or(p.bad_elements);
     }
     all.groups = std::move(groups_after);
     all.arena = std::move(arena_after);

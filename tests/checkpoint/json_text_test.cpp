@@ -151,6 +151,8 @@ TEST(JsonText, OfTheOptimizersDescriptionIsLaidOutAsEver) {
     manifest.parameters[2] = {.name = "last",
                               .group = 1,
                               .has_momentum = true,
+                              .bad_elements = 5,
+                              .has_state = false,
                               .dtype = DType::kBFloat16,
                               .shape = {0},
                               .strides = {1},

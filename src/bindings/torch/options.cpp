@@ -183,6 +183,12 @@ void FlashOptions::inherit(const torch::optim::OptimizerOptions& defaults) {
     take("check_gradients", !check_gradients_, [&] { check_gradients_ = from->check_gradients_; });
 }
 
+void FlashOptions::set_hyperparameters(const Hyperparameters& hyperparameters) {
+    for (const auto& read : traits_of(rule_).reads) {
+        read.field.set(hyperparameters_, read.field.of(hyperparameters));
+    }
+}
+
 void FlashOptions::remember_first_learning_rate() {
     if (traits_of(rule_).find(table::kInitialLearningRate) == nullptr) return;
     auto& first = hyperparameters_.initial_learning_rate;
@@ -197,9 +203,7 @@ AnyOptions::AnyOptions(Rule rule, const Hyperparameters& hyperparameters)
         throw InvalidArgument("rule " + std::to_string(static_cast<int>(rule)) +
                               " does not exist: use an enumerator of the header");
     }
-    for (const auto& read : traits_of(rule).reads) {
-        read.field.set(hyperparameters_, read.field.of(hyperparameters));
-    }
+    set_hyperparameters(hyperparameters);
 }
 
 }  // namespace flashoptim::libtorch
