@@ -47,7 +47,8 @@ std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& 
         p.counts = {optimizer.step_count(id), optimizer.has_momentum(id), optimizer.bad_elements(id)};
         p.plan = optimizer.storage(id);
         for (auto& tensor : optimizer.state(id)) {
-            p.buffers[static_cast<std::size_t>(buffer_place(saved.rule, tensor.name).value())] = tensor.bytes;
+            const auto place_of_it = buffer_place(saved.rule, tensor.name);
+            if (place_of_it) p.buffers[static_cast<std::size_t>(*place_of_it)] = tensor.bytes;
             stored.push_back(std::move(tensor));
         }
         if (options.weights) {
