@@ -1,9 +1,8 @@
-"""Builds the package by scikit-build-core, against the torch that is installed already: only
-where there is none is one fetched.
+"""Builds the package with scikit-build-core, against the installed torch; fetches torch only if none is.
 
-An isolated build does not see what is installed, and PyPI's torch is gigabytes; its headers are all
-that a build needs, and those of any version from 2.10 on make the same library.
-cmake/FlashOptimPython.cmake looks in the same folder.
+An isolated build does not see installed packages, and torch on PyPI is gigabytes. A build needs only torch's
+headers, and the headers of any version from 2.10 on give the same library. cmake/FlashOptimPython.cmake looks
+for torch in the same folder.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ __all__ = [
 
 
 def torch_headers() -> list[str]:
-    """The requirement that brings them, if they are not there."""
+    """The requirement that provides torch's headers; empty if they are installed."""
     torch = Path(sysconfig.get_path("platlib")) / "torch"
     return [] if (torch / "include/torch/csrc/stable/library.h").exists() else ["torch>=2.10"]
 
 
 def get_requires_for_build_wheel(settings: dict[str, str | list[str]] | None = None) -> list[str]:
-    """What pip installs before it builds a wheel."""
+    """The packages that pip installs before it builds a wheel."""
     return [*scikit_build.get_requires_for_build_wheel(settings), *torch_headers()]
 
 
 def get_requires_for_build_editable(settings: dict[str, str | list[str]] | None = None) -> list[str]:
-    """What pip installs before `pip install --editable`."""
+    """The packages that pip installs before `pip install --editable`."""
     return [*scikit_build.get_requires_for_build_editable(settings), *torch_headers()]

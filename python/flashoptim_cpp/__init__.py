@@ -1,6 +1,7 @@
 """FlashOptim for PyTorch: optimizers whose weights, moments and gradients take 7 bytes per parameter."""
 
-# The modules, from the bottom: each imports only those above it here (tests/python/test_package_layers.py).
+# The modules, lowest layer first. Each imports only modules of earlier lines
+# (tests/python/test_package_layers.py).
 #   _operators, memory, sharding        the C++ operators; torch's tensors, DTensor and FSDP2
 #   _rules, options                     the core's table of rules; the other options of a parameter group
 #   moment, parameter, conversion       what a state holds, and how any state is brought into that form

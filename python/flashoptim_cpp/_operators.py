@@ -1,4 +1,4 @@
-"""The C++ operators as typed functions: loads their library, knows their shapes and where they run.
+"""The C++ operators as typed functions: loads their library and registers their shapes.
 
 Choices are integers in the core's order. A rule is its place in rule_table(). Format 0 native, 1 paper, 2
 fp32, and storage of moments the same. Dtype 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 uint8, 5 int16.
@@ -34,12 +34,12 @@ import torch
 from torch import Tensor
 
 # mypy: disable-error-code="empty-body"
-# The functions below that have no body are signatures: _operator puts the operator of their name there.
+# The functions below without a body are signatures: _operator replaces them by the operators of their names.
 
 torch.ops.load_library(Path(__file__).with_name("libflashoptim_operators.so"))
-# How the message of an argument that was refused begins.
+# The first words of a message about a refused argument.
 _REFUSED = "flashoptim_cpp refuses: "
-# What a plan says that finds no memory for its lists or kernels, before anything is enqueued.
+# The error of a plan that has no memory for its lists or kernels. It is raised before anything is enqueued.
 _NO_MEMORY = re.compile(r"(cudaMalloc|the load of a step's kernels) failed with cudaErrorMemoryAllocation")
 # Columns of a plan: four, and two for each place of a state.
 PLAN_ROW = 4 + 2 * 9
@@ -49,9 +49,10 @@ _ops = torch.ops.flashoptim_cpp
 
 
 def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
-    """The operator, with a ValueError for what it refuses: torch has one type of error for all.
+    """The operator, raising ValueError for refused arguments: torch turns every error into RuntimeError.
 
-    Torch may hold the whole memory of a GPU unused. Then it gives that back, and the call is made again.
+    Torch's cache may hold all memory of a GPU. If a call finds no memory, the cache is emptied and the call
+    is repeated.
     """
 
     def call(*arguments: object, **named: object) -> _Result:
@@ -70,7 +71,7 @@ def _checked(operator: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 def _operator(signature: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """The operator of this name, with the order and the defaults of the signature."""
+    """The operator with the signature's name, argument order and defaults."""
     overload = getattr(_ops, signature.__name__).default
     operator: Callable[..., _Result] = _checked(overload)
     parameters = inspect.signature(signature).parameters.values()
@@ -79,7 +80,7 @@ def _operator(signature: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
     takes_all_in_order = len(names) if [own.name for own in overload._schema.arguments] == names else -1
 
     def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-        if len(arguments) == takes_all_in_order:  # names cost a microsecond or more
+        if len(arguments) == takes_all_in_order:  # looking up names costs a microsecond or more
             return operator(*arguments)
         return operator(**{**defaults, **dict(zip(names, arguments, strict=False)), **named})
 
@@ -87,25 +88,27 @@ def _operator(signature: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
     return call
 
 
-# 0: the build has no kernels for GPUs; 1: CUDA's; 2: emulated ones, which take the CPU's tensors for a GPU's.
+# 0: the build has no kernels for GPUs; 1: those for CUDA; 2: emulated ones, which treat CPU tensors as on a
+# GPU.
 GPU_KERNELS: int = _ops.gpu_kernels.default()
 _GPU = "cpu" if GPU_KERNELS == 2 else "cuda"
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether the CUDA kernels make the steps on this device. They do not block."""
+    """Whether the CUDA kernels make the steps on this device. Those steps do not block."""
     return device.type == _GPU
 
 
 def can_step(device: torch.device) -> bool:
-    """Whether this build steps anything on this device."""
+    """Whether this build can step tensors on this device."""
     return device.type == "cpu" or (device.type == "cuda" and GPU_KERNELS == 1)
 
 
 class StepPlan:
-    """What a list of tensors leaves in a GPU's memory from call to call; given back with this object.
+    """The data that a list of tensors keeps in a GPU's memory from call to call. It is freed with this
+    object.
 
-    A list serves one thread at a time. CUDA graphs in which it was used must not be replayed after it.
+    A plan serves one thread at a time. CUDA graphs that captured it must not be replayed after it is gone.
     """
 
     def __init__(self) -> None:
@@ -118,7 +121,7 @@ class StepPlan:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether what is enqueued on this device now becomes part of a CUDA graph."""
+    """Whether work enqueued on this device now is captured in a CUDA graph."""
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
@@ -136,11 +139,11 @@ def is_capturing_any(devices: Iterable[torch.device]) -> bool:
 
 
 def refuse_in_capture(what: str, remedy: str) -> NoReturn:
-    """Raises RuntimeError for what must not happen in a capture; nothing has changed."""
+    """Raises RuntimeError for an action that is not possible in a capture. Nothing has changed."""
     raise RuntimeError(f"{what}, in the capture of a CUDA graph: {remedy}")
 
 
-# Fake tensors (torch's FakeTensorMode): shapes without memory, by which tools estimate what a training takes
+# Fake tensors (torch's FakeTensorMode): shapes without memory, with which tools estimate memory use
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -150,13 +153,13 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def is_fake_mode_on() -> bool:
-    """Whether new tensors are fake here."""
+    """Whether new tensors are fake now."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 @contextmanager
 def real_values() -> Iterator[None]:
-    """Inside, new tensors have values also under FakeTensorMode: layouts and plans of fake tensors do."""
+    """A context in which new tensors have values even under FakeTensorMode, for layouts and plans."""
     fakes = sys.modules.get("torch._subclasses.fake_tensor")
     if fakes is None:
         yield
@@ -191,7 +194,7 @@ def plan(
     min_numel_1d: int,
     weight_dtype: int,
 ) -> Tensor:
-    """Which buffers a parameter has; `master_weight_bits` 0 for None. `hyperparameters` is one row."""
+    """The buffers of a parameter. `master_weight_bits` is 0 for None; `hyperparameters` is one row."""
 
 
 @_operator
@@ -241,7 +244,7 @@ def update_moments_(
     grad_scale: Tensor | None = None,
     gradient_factor: float = 1.0,
 ) -> Tensor:
-    """The first of two passes of a step, on the CPU: new moments, and a direction for each weight.
+    """The first of two passes of a step, on the CPU: computes new moments and a direction for each weight.
 
     The arguments are those of step_, and `directions`: float32 or bfloat16, in the shape and memory order of
     the weights. A direction may be its gradient itself. Steps advance here. Weights stay as they are; a bad
@@ -283,7 +286,7 @@ def count_bad(
     clip_coefficient: Tensor | None = None,
     plan: int = 0,
 ) -> Tensor:
-    """Bad gradient elements of each weight, int64. `corrections` only sharpen the L2 term of Adam and SGD."""
+    """The number of bad gradient elements of each weight, int64. `corrections` are for the L2 term only."""
 
 
 @_operator
@@ -300,22 +303,24 @@ def grad_norm(
 
 @_operator
 def rule_table() -> str:
-    """The core's table of rules as JSON: "columns" has the hyperparameters of a row in order; and "rules"."""
+    """The core's table of rules as JSON: "columns" are the hyperparameters of a row in order, "rules" the
+    rules.
+    """
 
 
 @_operator
 def check_hyperparameters(hyperparameters: Tensor, rule: int) -> None:
-    """Refuses rows of hyperparameters that a step with this rule refuses."""
+    """Raises ValueError for rows of hyperparameters that are out of this rule's ranges."""
 
 
 @_operator
 def encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
-    """Codes in the shape and memory order of the fp32 `values`, and their scales, to nearest."""
+    """Encodes fp32 `values` to nearest: codes in their shape and memory order, and scales."""
 
 
 @_operator
 def decode_moment(codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int) -> Tensor:
-    """The fp32 values that codes and scales stand for, in the codes' shape and memory order."""
+    """Decodes codes and scales to fp32 values in the codes' shape and memory order."""
 
 
 @_operator
@@ -327,35 +332,37 @@ def check_moment(codes: Tensor, scales: Tensor, layout: Tensor, plan: Tensor, mo
 def split_weights(
     masters: Tensor, weight_dtype: int, master_weight_bits: int, paper: bool
 ) -> tuple[Tensor, Tensor]:
-    """A weight and its correction (no elements where there is none) from a full-precision one, to nearest."""
+    """Splits full-precision weights, to nearest, into weights and corrections (empty if there are none)."""
 
 
 @_operator
 def join_weights(weights: Tensor, corrections: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
-    """The full-precision weight, fp32."""
+    """Joins weights and corrections to full-precision weights in fp32."""
 
 
 @_operator
 def correction_of(masters: Tensor, weights: Tensor, master_weight_bits: int, paper: bool) -> Tensor:
-    """The correction that brings a weight that somebody else rounded nearest to its full-precision value."""
+    """The correction that brings a weight rounded by other code nearest to its full-precision value."""
 
 
 @_operator
 def set_threads(threads: int) -> None:
-    """Threads of every later step; 0: as many as torch.get_num_threads()."""
+    """Sets the threads of every later step; 0: as many as torch.get_num_threads()."""
 
 
 @_operator
 def backend() -> int:
-    """The instruction set that set_backend chose; 0: the fastest, or FLASHOPTIM_BACKEND's."""
+    """The backend that set_backend chose; 0: that of FLASHOPTIM_BACKEND, or the fastest."""
 
 
 @_operator
 def set_backend(backend: int) -> None:
-    """1 scalar, 2 portable, 3 avx2, 4 avx512, 5 avx512-vbmi, 6 neon; results do not depend on it."""
+    """Sets the backend: 1 scalar, 2 portable, 3 avx2, 4 avx512, 5 avx512-vbmi, 6 neon. All give the same
+    bits.
+    """
 
 
-# Their shapes, for torch.compile and FakeTensorMode
+# Shapes of the operators' results, for torch.compile and FakeTensorMode
 
 
 def _register_fake(name: str, shapes: Callable[..., object]) -> None:
@@ -363,7 +370,7 @@ def _register_fake(name: str, shapes: Callable[..., object]) -> None:
 
 
 def _refuse_meta(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Fake tensors name the device that they stand for. A tensor on meta is a mistake of the caller."""
+    """Refuses tensors on meta. Fake tensors name a real device, so a tensor on meta is a mistake."""
     for name, tensors in (("weights", weights), ("gradients", gradients)):
         for n, tensor in enumerate(tensors):
             if tensor.is_meta:
@@ -403,7 +410,7 @@ def _fake_update(
 def _fake_encode(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
     if storage == 2:
         return torch.empty_like(values), values.new_empty(0, dtype=torch.bfloat16)
-    # How many groups there are stands in the layout, which is data.
+    # The number of groups depends on the layout's values, which are not known here.
     groups = torch.library.get_ctx().new_dynamic_size()
     codes = torch.empty_like(values, dtype=torch.uint8 if moment == 1 else torch.int8)
     return codes, values.new_empty(groups, dtype=torch.bfloat16 if storage == 0 else torch.float16)

@@ -1,4 +1,4 @@
-"""The core's table of rules: moments, hyperparameters, ranges and defaults. No other file restates it."""
+"""The core's table of rules: moments, hyperparameters, ranges and defaults. No other file repeats it."""
 
 import json
 import math
@@ -18,7 +18,7 @@ Group = dict[str, Any]
 
 
 class Storage(IntEnum):
-    """How moments are stored, as the operators count it. Format names are these in lower case."""
+    """How moments are stored, as numbered by the operators. The names in lower case are those of formats."""
 
     NATIVE = 0
     PAPER = 1
@@ -26,20 +26,20 @@ class Storage(IntEnum):
 
 
 FORMATS: Final = {storage.name.lower(): storage for storage in Storage}
-# The core's data types of weights and gradients, in its order.
+# The dtypes of weights and gradients, in the order of the core.
 WEIGHT_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class MomentTraits(NamedTuple):
     """A moment of a rule."""
 
-    name: str  # as it stands in a state and in files
+    name: str  # in states and in files
     is_signed: bool
-    needs: str | None  # the argument that must not be 0 for this moment to exist; None: it always exists
+    needs: str | None  # the moment exists if this argument is not 0; None: always
 
 
 class Range(NamedTuple):
-    """The values that a hyperparameter may have."""
+    """The allowed values of a hyperparameter."""
 
     minimum: float
     maximum: float
@@ -64,35 +64,37 @@ class Hyperparameter(NamedTuple):
     """A number that a rule reads."""
 
     name: str
-    column: int  # in a row of the operators
+    column: int  # index in a row of hyperparameters
     default: float  # in Python
     range: Range
 
 
 @dataclass(eq=False)
 class Rule:
-    """A row of the core's table."""
+    """A row of the core's table of rules."""
 
-    number: int  # as the operators count rules
+    number: int  # the operators' number of the rule
     name: str
     is_coupled: bool  # weight decay is an L2 term of the gradient
     moments: tuple[MomentTraits, ...]
-    arguments: Mapping[str, tuple[Hyperparameter, ...]]  # Python's, each with the numbers that it holds
-    flags: Mapping[str, int]  # Python's arguments that are True or False, with their columns
+    arguments: Mapping[str, tuple[Hyperparameter, ...]]  # Python arguments with their hyperparameters
+    flags: Mapping[str, int]  # boolean Python arguments with their columns
 
     @property
     def divides_by_root(self) -> bool:
-        """Whether the update is divided by the root of a moment; its biases are corrected by the step."""
+        """Whether the update is divided by the root of a second moment."""
         return any(not moment.is_signed for moment in self.moments)
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
-        """The arguments that decide which moments there are."""
+        """The arguments that decide which moments exist."""
         return tuple({moment.needs for moment in self.moments if moment.needs is not None})
 
     @cached_property
     def columns(self) -> tuple[tuple[int, str, int], ...]:
-        """For each number its column in a row of the operators, its argument, and its item there or -1."""
+        """For each hyperparameter its column, its Python argument, and its index in that argument (-1: no
+        tuple).
+        """
         return tuple(
             (own.column, argument, n if len(numbers) > 1 else -1)
             for argument, numbers in self.arguments.items()
@@ -100,7 +102,7 @@ class Rule:
         )
 
     def defaults(self) -> Group:
-        """Every argument with its default."""
+        """The defaults of all arguments."""
         group: Group = {"decouple_lr": False, **dict.fromkeys(self.flags, False)}
         for argument, numbers in self.arguments.items():
             defaults = tuple(own.default for own in numbers)
@@ -108,7 +110,7 @@ class Rule:
         return group
 
     def moments_in(self, group: Mapping[str, Any]) -> Iterator[tuple[int, MomentTraits]]:
-        """The moments that parameters of this group have, with their numbers."""
+        """The moments of parameters in this group, with their numbers."""
         for n, moment in enumerate(self.moments):
             if moment.needs is None or group[moment.needs] != 0:
                 yield n, moment
@@ -136,18 +138,18 @@ def _rule(number: int, row: Mapping[str, Any]) -> Rule:
 
 
 _TABLE: Final = json.loads(ops.rule_table())
-# The hyperparameters in a row of the operators.
+# The names of the columns in a row of hyperparameters.
 _COLUMNS: Final = tuple(_TABLE["columns"])
-# Groups have it only where weight decay is measured by it.
+# Column of initial_lr. Groups have that entry only if their weight decay is relative to it.
 _INITIAL_RATE: Final = _COLUMNS.index("initial_learning_rate")
 RULES: Final = {row["name"]: _rule(number, row) for number, row in enumerate(_TABLE["rules"])}
-# The moments and the flags of all rules.
+# The names of the moments, and the flags, of all rules.
 MOMENTS: Final = tuple(dict.fromkeys(moment.name for rule in RULES.values() for moment in rule.moments))
 FLAGS: Final = tuple(dict.fromkeys(flag for rule in RULES.values() for flag in rule.flags))
 
 
 def shown(value: object) -> str:
-    """A value as an error of one line shows it."""
+    """A value as text for an error message of one line."""
     try:
         text = " ".join(repr(value).split())
     except Exception:
@@ -156,12 +158,12 @@ def shown(value: object) -> str:
 
 
 def number(value: Any) -> float:  # noqa: ANN401
-    """A hyperparameter, which may be a tensor of one element."""
+    """The value of a hyperparameter, which may be a tensor of one element."""
     return float(value)
 
 
 def _checked_number(value: Any, name: str) -> float:  # noqa: ANN401
-    """A hyperparameter as a float; infinite where it is too large for one.
+    """A hyperparameter as a float; infinite if it is too large for a float.
 
     Raises:
         ValueError: if it is neither a real number nor a tensor of one.
@@ -217,15 +219,15 @@ def check_numbers(rule: Rule, group: Mapping[str, Any]) -> None:
 
 
 def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """The learning rate that decoupled weight decay is measured by.
+    """The learning rate that `decouple_lr` compares with.
 
-    Groups with `decouple_lr` have it, and those where a scheduler put it, which takes it for its own base.
+    Groups with `decouple_lr` have the entry. Schedulers also add it to groups, as their base.
     """
     return group.get("initial_lr", group["lr"])
 
 
 def row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> tuple[float, ...]:
-    """The numbers of a group as the operators read them; NaN for a learning rate that they read on a GPU."""
+    """A group's row of hyperparameters. NaN stands for a learning rate that kernels read on a GPU."""
     values = [0.0] * len(_COLUMNS)
     for column, argument, n in rule.columns:
         if argument == "lr" and lr_is_on_gpu:

@@ -1,9 +1,9 @@
 """What happens inside backward(): gradients of 16-bit parameters that are added up in fp32, also under
 DistributedDataParallel, and calls of backward() inside one another, as reentrant checkpoints make them.
 
-DistributedDataParallel takes gradients of the parameter's dtype only. So where there are several processes a
-gradient is fp32 between two backward() and the parameter's own dtype inside: what is new, and what is not
-averaged yet. What the ranks have averaged before is put aside and added in fp32 at the end.
+DistributedDataParallel takes gradients of the parameter's dtype only. So with several processes a gradient is
+fp32 between two backward() calls. During backward() it has the parameter's dtype and holds only what is not
+averaged yet. The part that the ranks have averaged before is set aside and added in fp32 at the end.
 """
 
 import sys
@@ -20,28 +20,28 @@ from .sharding import is_sharded
 
 # Calls of backward() inside one another
 
-# Every call of the engine from Python has a frame of this function on its thread's stack.
+# Every Python call of the autograd engine has a frame of this function on its thread's stack.
 _ENGINE: CodeType | None = getattr(
     getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None
 )
-# The oldest frame of a thread of the engine: it has one for each GPU.
+# The oldest Python frame of an engine thread. The engine has a thread for each GPU.
 _NODE: CodeType = torch.autograd.function.BackwardCFunction.apply.__code__
 _KEY = "_flashoptim_stepped"
 
 
 class _Stepped:
-    """Parameters that were stepped in one outermost call; it lives as long as the call."""
+    """The parameters that were stepped in one outermost backward(). It lives as long as that call."""
 
     def __init__(self) -> None:
         self.ids: set[int] = set()
 
 
-# By the number of autograd's task: one for the outermost call, and one for each that is inside.
+# By autograd's task number. The outermost call and each call inside it have a number of their own.
 _by_task: weakref.WeakValueDictionary[int, _Stepped] = weakref.WeakValueDictionary()
 
 
 class _AtEnd:
-    """Calls a function when the last reference to it is dropped: at the end of the outermost call."""
+    """Calls a function when its last reference is dropped, at the end of the outermost backward()."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
@@ -51,7 +51,7 @@ class _AtEnd:
 
 
 def _calls_on(frame: FrameType | None) -> tuple[list[FrameType], bool]:
-    """The engine's calls on a stack, newest first, and whether the thread is one of the engine's own."""
+    """The engine calls on a stack, newest first, and whether the thread belongs to the engine."""
     calls, oldest = [], None
     while frame is not None:
         if frame.f_code is _ENGINE:
@@ -61,8 +61,8 @@ def _calls_on(frame: FrameType | None) -> tuple[list[FrameType], bool]:
 
 
 def _outermost(calls: list[FrameType], is_engines: bool) -> dict[str, Any] | None:
-    """The keyword dict of the outermost call; None where that call cannot be told."""
-    if is_engines or not calls:  # the outermost call blocks in another thread
+    """The keyword dict of the outermost call; None if that call cannot be determined."""
+    if is_engines or not calls:  # the outermost call is waiting in another thread
         stacks = [_calls_on(frame) for frame in sys._current_frames().values()]
         others = [found[-1] for found, engines in stacks if found and not engines]
         if len(others) != 1:
@@ -73,13 +73,13 @@ def _outermost(calls: list[FrameType], is_engines: bool) -> dict[str, Any] | Non
 
 
 def is_inside() -> bool:
-    """Whether this thread is in a backward() that another one has called."""
+    """Whether this thread is in a backward() that was called inside another backward()."""
     calls, is_engines = _calls_on(sys._getframe(1))
     return len(calls) > 1 or (is_engines and bool(calls))
 
 
 def call_at_end(function: Callable[[], None]) -> bool:
-    """Has a function called when the outermost backward() is over; False where that one is not known.
+    """Registers a function to call after the outermost backward(). Returns False if that call is not known.
 
     Autograd's own callbacks are called at the end of the innermost one.
     """
@@ -98,15 +98,16 @@ def _stepped_so_far() -> _Stepped | None:
         keywords = _outermost(*_calls_on(sys._getframe(1)))
         if keywords is None:
             return None
-        # Torch has read the keywords by now; only the frame of the call refers to this dict.
+        # Torch has already read the keywords, so only the frame of the call refers to this dict.
         stepped = _by_task[task] = keywords.setdefault(_KEY, _Stepped())
     return stepped
 
 
 def is_second_step(parameter: torch.Tensor) -> bool:
-    """Whether the parameter was stepped before in the backward() that this thread is in; from now on it was.
+    """Whether the parameter was already stepped in the current outermost backward(). Marks it as stepped.
 
-    A backward() brings each parameter its whole gradient at once; those that it calls inside bring pieces.
+    A backward() delivers the whole gradient of a parameter at once. Calls of backward() inside it deliver
+    parts.
     """
     stepped = _stepped_so_far()
     if stepped is None:
@@ -119,9 +120,10 @@ def is_second_step(parameter: torch.Tensor) -> bool:
 
 # Sums in fp32
 
-# On a sum: its version as it was left here, and what of it all ranks have averaged; None: the whole.
+# An attribute of a sum: its version counter when it was stored, and the part that all ranks have averaged
+# (None: all of it).
 _MARK = "_flashoptim_averaged"
-# DistributedDataParallel moves gradients into new buckets in the second or third forward().
+# DistributedDataParallel rebuilds its buckets, and so copies gradients, in the second or third forward().
 _UNTIL_REBUILT = 3
 
 
@@ -135,28 +137,28 @@ def _is_distributed() -> bool:
 
 
 class _Sum:
-    """The sum of one parameter, and its parts while a backward() runs."""
+    """The fp32 sum of one parameter's gradients, and its parts while a backward() runs."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.handles: list[RemovableHandle] = []
         self.before: torch.Tensor | None = None
         self.averaged: torch.Tensor | None = None
-        self.own: torch.Tensor | None = None  # of this rank
+        self.own: torch.Tensor | None = None  # the part of this rank
         self._given: tuple[torch.Tensor | None, int] = (None, 0)
         self._is_new = False
-        self._average: torch.Tensor | None = None  # the last one of the first few
+        self._average: torch.Tensor | None = None  # the latest sum, until DDP has rebuilt its buckets
         self._averages = 0
 
     def be_last(self) -> None:
-        """Lets other hooks see the new gradient first: only the average of the ranks changes it later."""
+        """Moves this hook behind all others, so that they have already changed the new gradient."""
         hooks: Any = self.tensor._post_accumulate_grad_hooks
         last = self.handles[-1].id
         if next(reversed(hooks)) != last:
             hooks.move_to_end(last)
 
     def put_aside(self, splits: bool) -> None:
-        """Leaves what is not averaged yet as the gradient, in the parameter's dtype."""
+        """Sets the gradient, in the parameter's dtype, to the part of the sum that is not averaged yet."""
         grad, average, self._average = self.tensor.grad, self._average, None
         if average is not None and grad is not None and grad is not average:
             is_moved = grad.dtype != average.dtype and torch.equal(grad, average.to(grad.dtype))
@@ -176,13 +178,13 @@ class _Sum:
         self._give(None if self.own is None else self.own.to(self.tensor.dtype))
 
     def remove_stand_in(self) -> None:
-        """Before autograd adds a new gradient: removes the stand-in, so that nothing is added to it."""
+        """Before autograd adds a new gradient: removes the stand-in, so that autograd does not add to it."""
         self.tensor.grad = None
 
     def take(self) -> None:
         """After autograd has added a gradient: adds it to this rank's sum in fp32."""
         new = self.tensor.grad
-        if new is None:  # another hook has used it up
+        if new is None:  # another hook has consumed the gradient
             self.before = self.averaged = self.own = None
             self._give(None)
             return
@@ -199,7 +201,7 @@ class _Sum:
         self._given = grad, 0 if grad is None else grad._version
 
     def end(self) -> None:
-        """Leaves the whole sum as the gradient."""
+        """Sets the gradient to the whole sum."""
         grad, (given, version) = self.tensor.grad, self._given
         before, averaged, own = self.before, self.averaged, self.own
         self.before = self.averaged = self.own = None
@@ -222,18 +224,18 @@ class _Sum:
 
 
 class Fp32Sums:
-    """The parameters of an optimizer whose gradients are added up in fp32."""
+    """The parameters of an optimizer whose gradients are accumulated in fp32."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, _Sum] = {}  # by the parameter's id
+        self._sums: dict[int, _Sum] = {}  # by id of the parameter
         self._is_open = False
-        self._openings = 0  # inside of a backward()
-        self._tasks: set[int] = set()  # of autograd, since it was opened
+        self._openings = 0  # counts openings, to recognise an outdated end
+        self._tasks: set[int] = set()  # autograd's task numbers since it was opened
         self._lock = threading.RLock()  # autograd has a thread for each GPU
 
     def follow(self, wanted: Iterable[torch.Tensor]) -> None:
-        """From now on the gradients of these parameters, and of no others, are fp32."""
-        if self._is_open and torch._C._current_graph_task_id() == -1:  # backward() has failed
+        """Makes the gradients of exactly these parameters fp32 from now on."""
+        if self._is_open and torch._C._current_graph_task_id() == -1:  # a backward() has failed
             self._end()
         tensors = list(wanted)
         numbers = set(map(id, tensors))
@@ -244,7 +246,9 @@ class Fp32Sums:
             self.add(tensors)
 
     def add(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Adds parameters whose gradients are fp32 from now on, frozen ones as soon as they are trained."""
+        """Makes the gradients of these parameters fp32 from now on; of frozen ones as soon as they are
+        trained.
+        """
         for tensor in tensors:
             if id(tensor) not in self._sums and tensor.dtype != torch.float32 and tensor.is_leaf:
                 self._sums[id(tensor)] = self._attach(tensor)
@@ -255,10 +259,10 @@ class Fp32Sums:
         tensor.grad_dtype = None  # any dtype is allowed
         tensor.grad = None if gradient is None else gradient.float()
         requires_grad = tensor.requires_grad
-        tensor.requires_grad_(True)  # a frozen one takes no hooks
+        tensor.requires_grad_(True)  # a frozen parameter accepts no hooks
         before, after = self._hooks(id(tensor))
         if is_sharded(tensor):
-            # FSDP puts gradients of the parameter's own dtype there, widened before the next is added.
+            # FSDP assigns gradients of the parameter's dtype. They are widened before the next one is added.
             own.handles.append(tensor.register_post_accumulate_grad_hook(after))
         else:
             own.handles.append(tensor.register_hook(before))
@@ -267,7 +271,7 @@ class Fp32Sums:
         return own
 
     def _hooks(self, number: int) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
-        # Weak: the garbage collector does not look into hooks, and the sums refer to the parameters.
+        # A weak reference, because the garbage collector cannot see cycles through hooks.
         to_sums = weakref.ref(self)
 
         @unserializable_hook
@@ -295,7 +299,7 @@ class Fp32Sums:
         return before, after
 
     def _open(self) -> None:
-        """Once in each call of autograd: lets all gradients be what DistributedDataParallel expects."""
+        """Once in each call of autograd: gives all gradients the dtype that DDP expects."""
         task = torch._C._current_graph_task_id()
         if task in self._tasks:
             return
@@ -303,7 +307,8 @@ class Fp32Sums:
         inside = is_inside()
         if not self._is_open:
             self._is_open = True
-            # The ranks may average after an inner backward(): sums are whole when the outermost one ends.
+            # The ranks may average after an inner backward(). The sums are complete when the outermost one
+            # ends.
             ends_outside = inside and self._end_outside()
             for own in self._sums.values():
                 own.be_last()
@@ -327,7 +332,7 @@ class Fp32Sums:
         return call_at_end(end)
 
     def _almost_end(self) -> None:
-        """Queues the end behind what DistributedDataParallel has queued."""
+        """Queues _end() behind the callbacks of DistributedDataParallel."""
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
     def _end(self) -> None:

@@ -1,4 +1,4 @@
-"""Casts a model to 16 bits, but for the layers and buffers that should stay as they are."""
+"""Casts a model to 16 bits, except for layers and buffers that should keep their dtype."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from .memory import copies, is_wrapper, neighbours, sharing
 from .sharding import notice_dtypes, reshard
 
-# Their running statistics are averages over many steps, which 16 bits do not hold.
+# Layers with running statistics. These are averages over many steps, for which 16 bits are too few.
 _WITH_STATISTICS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -26,7 +26,7 @@ _WITH_STATISTICS = (
     nn.InstanceNorm3d,
 )
 
-# Numbers in themselves. Floating-point types of 8 bits and less are codes, as integers are.
+# Dtypes that are cast. Floating-point types of 8 bits and less hold codes, as integers do.
 _CASTABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Layers = Sequence[str | nn.Module]
@@ -35,14 +35,14 @@ Layers = Sequence[str | nn.Module]
 class _Wish(IntEnum):
     """What happens to a tensor. If its memory is used in several places, the largest wish wins."""
 
-    FOLLOW = 0  # stays, unless its memory is that of a tensor that is cast
+    FOLLOW = 0  # keeps its dtype, unless it shares memory with a tensor that is cast
     CAST = 1
     KEEP = 2
 
 
 @dataclass
 class _Patterns:
-    """Patterns of names, or modules themselves, and which of them have matched."""
+    """Name patterns and modules, with a record of those that have matched."""
 
     option: str
     patterns: Layers
@@ -62,7 +62,7 @@ class _Patterns:
         return found
 
     def unused(self) -> list[str]:
-        """The patterns that matched nothing: probably misspelt."""
+        """The patterns that matched nothing. They are probably misspelt."""
         left = [pattern for n, pattern in enumerate(self.patterns) if n not in self.used]
         return [
             repr(pattern) if isinstance(pattern, str) else f"a {type(pattern).__name__}" for pattern in left
@@ -79,7 +79,7 @@ def _refuse_unused(*options: _Patterns) -> None:
 
 
 def _layers(model: nn.Module, option: str, patterns: Layers | None) -> list[nn.Module]:
-    """The layers that match, by any of their names. A misspelt one warns; the authors' package ignores it."""
+    """The layers that match by any of their names. Warns of a pattern without a match."""
     wanted = _Patterns(option, patterns or ())
     found = {
         id(module): module
@@ -94,7 +94,7 @@ def _layers(model: nn.Module, option: str, patterns: Layers | None) -> list[nn.M
 def _places(
     model: nn.Module, selective: bool, kept_layers: list[nn.Module], keep: _Patterns, cast: _Patterns
 ) -> Iterator[tuple[str, torch.Tensor, _Wish]]:
-    """Each tensor of the model, once for each place where it is used."""
+    """Yields each tensor of the model, once for each place where it is used."""
     kept = {id(part) for layer in kept_layers for part in layer.modules()}
     parents: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     tensor: torch.Tensor
@@ -117,7 +117,7 @@ def _places(
 
 
 def _names_around(path: str) -> list[str]:
-    """A module's dotted name and those of the modules that it is in; the model's own, which is empty, too."""
+    """The dotted names of a module and of all modules around it, with the model's empty name."""
     parts = path.split(".") if path else []
     return [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
 
@@ -125,7 +125,7 @@ def _names_around(path: str) -> list[str]:
 def _to_cast(
     places: list[tuple[str, torch.Tensor, _Wish]], dtype: torch.dtype
 ) -> tuple[list[str], list[torch.Tensor]]:
-    """Names and tensors, each once, of all memory that is to be cast."""
+    """The names and tensors to cast, each tensor once."""
     names: dict[int, str] = {}
     wishes: dict[int, _Wish] = {}
     tensors: dict[int, torch.Tensor] = {}
@@ -138,7 +138,7 @@ def _to_cast(
     chosen = []
     for group in sharing(list(tensors.values())):
         members = [keys[n] for n in group]
-        # Views of one memory with two dtypes would come apart: they stay.
+        # Views of one memory with different dtypes cannot be cast together, so they stay.
         is_one_type = len({tensors[key].dtype for key in members}) == 1
         if is_one_type and max(wishes[key] for key in members) is _Wish.CAST:
             chosen += [key for key in members if tensors[key].dtype != dtype]
@@ -146,7 +146,7 @@ def _to_cast(
 
 
 def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that is made of others, in another dtype.
+    """Casts a wrapper tensor, which is made of other tensors.
 
     Raises:
         ValueError: where its type cannot do that, or would become another (a quantised weight its values).
@@ -167,7 +167,7 @@ def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 
 
 def _exchange(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Gives a tensor, which stays the same object, a value of another dtype, and its gradient that dtype."""
+    """Gives the same tensor object a value of another dtype, and its gradient that dtype."""
     gradient, tensor.grad = tensor.grad if tensor.is_leaf else None, None
     if is_wrapper(tensor):
         _swap(tensor, value)
@@ -185,7 +185,7 @@ def _exchange(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _swap(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """As nn.Module.to does it: what such a tensor is made of cannot be exchanged through `.data`."""
+    """Exchanges a wrapper tensor as nn.Module.to does, because `.data` cannot exchange its inner tensors."""
     former = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     torch.utils.swap_tensors(tensor, former)
     for key, attribute in former.__dict__.items():
@@ -196,7 +196,8 @@ def _swap(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.dtype) -> None:
-    # What may be refused comes first. Then one after the other: old and new weights never exist together.
+    # Tensors that may be refused are converted first. The others follow one by one, so that old and new
+    # weights never exist together.
     special = [n for n, tensor in enumerate(tensors) if is_wrapper(tensor)]
     converted = {n: _converted(names[n], tensors[n], dtype) for n in special}
     for group in neighbours(tensors):
@@ -210,7 +211,7 @@ def _cast_in_place(names: list[str], tensors: list[torch.Tensor], dtype: torch.d
 
 
 class _Met:
-    """Tensors and containers seen so far: one that is given twice is cast once and stays one object."""
+    """Tensors and containers seen so far. A repeated one is cast once and stays one object."""
 
     def __init__(self) -> None:
         self.tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -220,7 +221,8 @@ class _Met:
 def _cast_floats(value: Any, dtype: torch.dtype, met: _Met | None = None) -> Any:  # noqa: ANN401
     """The value with every floating-point tensor in it cast: in tuples, lists, dicts and dataclasses, nested.
 
-    A container with nothing to cast is returned itself. Others are copied: the caller's stay as they are.
+    A container with nothing to cast is returned unchanged. Other containers are copied, so the caller's do
+    not change.
     """
     met = met or _Met()
     if not _has_floats(value, dtype, set()):
@@ -232,16 +234,16 @@ def _cast_floats(value: Any, dtype: torch.dtype, met: _Met | None = None) -> Any
         cast = value.to(dtype)
         met.tensors.append((value, cast))
         return cast
-    if torch.compiler.is_compiling():  # which knows no identity of containers
+    if torch.compiler.is_compiling():  # the compiler does not support the identity of containers
         return _rebuilt(value, dtype, met)
     if id(value) not in met.containers:
-        met.containers[id(value)] = value  # for one that has itself in it
+        met.containers[id(value)] = value  # for a container that contains itself
         met.containers[id(value)] = _rebuilt(value, dtype, met)
     return met.containers[id(value)]
 
 
 def _items(value: Any) -> list[Any]:  # noqa: ANN401
-    """What is in a container; nothing in anything else."""
+    """The items of a container; empty for any other value."""
     if isinstance(value, (tuple, MutableSequence)):
         return list(value)
     if isinstance(value, MutableMapping):
@@ -252,7 +254,7 @@ def _items(value: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _has_floats(value: Any, dtype: torch.dtype, seen: set[int]) -> bool:  # noqa: ANN401
-    """Whether there is something to cast."""
+    """Whether the value has a tensor to cast."""
     if isinstance(value, torch.Tensor):
         return value.is_floating_point() and value.dtype != dtype
     items = _items(value)
@@ -300,14 +302,14 @@ def _sequence_like(value: Any, items: list[Any]) -> Any:  # noqa: ANN401
 def _widen_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A forward pre-hook: whatever is given to the layer becomes fp32."""
+    """A forward pre-hook that casts the layer's inputs to fp32."""
     met = _Met()
     return _cast_floats(args, torch.float32, met), _cast_floats(kwargs, torch.float32, met)
 
 
 def _recast_outputs(module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401
-    """A forward hook: the layer's outputs get the dtype of the layers behind it."""
-    if not getattr(module, "_flashoptim_recasts", True):  # full_precision(): the layers behind are fp32, too
+    """A forward hook that casts the layer's outputs to the dtype of the following layers."""
+    if not getattr(module, "_flashoptim_recasts", True):  # full_precision(): so are the next layers
         return output
     dtype: Any = module._flashoptim_output_dtype
     return _cast_floats(output, dtype)

@@ -1,6 +1,7 @@
-"""Brings the state of a parameter, live or from a state dict, into the storage that its group asks for.
+"""Converts the state of a parameter, live or from a state dict, to the storage that its group asks for.
 
-State dicts of this package, torch.optim and the authors' package are read; what no step writes is refused.
+It reads state dicts of this package, of torch.optim and of the authors' package, and refuses values that no
+step writes.
 """
 
 import math
@@ -57,7 +58,7 @@ class Saved(NamedTuple):
 
     format: str | None  # None: plain tensors, as torch.optim writes them
     bits: int  # 0: no correction
-    # Of its 16-bit weights, fp32 if it has none; None if it is not said, or if it has both.
+    # The dtype of its 16-bit weights; fp32 if it has none. None if the group does not say, or has both.
     weight_dtype: torch.dtype | None = None
 
     def __str__(self) -> str:
@@ -65,7 +66,7 @@ class Saved(NamedTuple):
 
 
 def saved_storage(group: Group) -> Saved:
-    """Reads how a group of a state dict was stored: ours, the authors', or torch's own.
+    """Reads how the states of a saved group are stored (this package, the authors' package or torch.optim).
 
     Raises:
         ValueError: for a format, a number of bits or a dtype that is not known.
@@ -87,7 +88,7 @@ def saved_storage(group: Group) -> Saved:
 
 
 def step_count(value: Any, name: str) -> int:  # noqa: ANN401
-    """A step count as a state holds it. Integers are exact.
+    """The step count in a state. Integers are exact.
 
     Raises:
         ValueError: if it is not an integer of at least 0 and less than 2^63.
@@ -106,7 +107,7 @@ def step_count(value: Any, name: str) -> int:  # noqa: ANN401
 
 
 def check_is_dense(value: torch.Tensor, what: str) -> None:
-    """Refuses tensors without elements of their own in memory.
+    """Refuses tensors that are not dense in memory.
 
     Raises:
         ValueError: that says what kind of tensor it is.
@@ -133,7 +134,7 @@ class Reader:
         self.order, self.layout = self._saved_order()
 
     def _saved_order(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A tensor in the memory order that the parameter had when it was saved, and its layout."""
+        """An empty tensor in the memory order that the parameter had when it was saved, and its layout."""
         name, local = self.parameter.name, self.parameter.local
         shape = tuple(local.shape)
         if STRIDES in self.raw:
@@ -216,7 +217,7 @@ class Reader:
             flat = self._flat_scales(name + SCALES, scales, storage)
         else:
             groups = scales_by_group(by_element)
-            if groups is None:  # cut otherwise
+            if groups is None:  # saved with another sharding
                 values = decode_by_element(codes, by_element, is_signed, lambda part: self._checked(part, n))
                 return Moment.encode(values, self.layout, is_signed, Storage.FP32)
             flat = groups
@@ -229,13 +230,13 @@ class Reader:
         return self._tensor(key, (torch.float16, torch.bfloat16))
 
     def _by_element(self, key: str, scales: torch.Tensor) -> torch.Tensor | None:
-        """The scale of each element of this rank's part, or None where there are scales of its groups."""
+        """The scale of each element of this rank's part, or None if the scales are per group."""
         tensor = self.parameter.tensor
         if scales.shape != tensor.shape:
             in_rows = Layout(*self.layout.tolist()).has_scales_in_rows(Storage.PAPER)
             if not is_sharded(tensor) or in_rows or scales.numel() != -(-tensor.numel() // GROUP):
                 return None
-            # The groups run over the whole tensor: it was saved by one that had it whole.
+            # Groups over the whole tensor: a process that had the whole tensor saved it.
             if is_sharded(scales):
                 scales = scales.full_tensor()  # type: ignore[attr-defined]
             whole = torch.empty(tensor.shape, dtype=torch.int8, device=scales.device)
@@ -243,7 +244,7 @@ class Reader:
         return self._part(key, scales).view(torch.float16)
 
     def _flat_scales(self, key: str, scales: torch.Tensor, storage: Storage) -> torch.Tensor:
-        """This rank's scales, one after the other, from one of the shapes in which they are saved."""
+        """This rank's scales as a flat tensor, from any of the shapes in which scales are saved."""
         local, tensor, layout = self.parameter.local, self.parameter.tensor, Layout(*self.layout.tolist())
         part, whole = layout.scales_of_part(local.shape), layout.scales_of_whole(tensor.shape)
         parts: list[tuple[int, ...]] = [(layout.groups(storage),)]
@@ -268,7 +269,7 @@ class Reader:
         return scales.view(torch.float16) if storage == Storage.PAPER else scales
 
     def _checked(self, moment: Moment, n: int) -> Moment:
-        """The moment, if a step could have written it."""
+        """Returns the moment if a step could have written it, else raises."""
         name, is_fp32 = self.rule.moments[n].name, moment.storage == Storage.FP32
         base: Group = self.rule.defaults() | {own.needs: 1.0 for own in self.rule.moments if own.needs}
         base |= dict(min_quantized_numel=0, min_quantized_numel_1d=0, master_weight_bits=None)
@@ -284,7 +285,7 @@ class Reader:
         return moment
 
     def correction(self, plan: Plan) -> tuple[torch.Tensor | None, WeightStorage]:
-        """The correction as it was saved, and what it belongs to."""
+        """The correction as it was saved, and the weight storage that it belongs to."""
         bits, weight, name = self.saved.bits, self.parameter.local.dtype, self.parameter.name
         is_narrow = plan.weight.weight_dtype != 0
         if CORRECTION not in self.raw:
@@ -313,7 +314,7 @@ class Reader:
         return correction, WeightStorage(WEIGHT_DTYPES.index(saved_dtype), bits, int(is_paper))
 
     def _rounded(self, correction: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Integers that were cast to a floating dtype, as integers again."""
+        """Restores integers that were cast to a floating dtype."""
         largest = torch.iinfo(dtype).max
         values = correction.float()
         if not bool(((values.abs() <= largest + 1) & (values == values.round())).all()):
@@ -327,7 +328,7 @@ class Reader:
 
 
 def _is_raw(state: State, rule: Rule) -> bool:
-    """Whether this state has the form of a state dict: it was put there from outside."""
+    """Whether this state has the form of a state dict, because other code assigned it."""
     correction = state.get(CORRECTION)
     return (isinstance(correction, torch.Tensor) and correction.is_floating_point()) or any(
         moment.name + QUANTIZED in state or isinstance(state.get(moment.name), torch.Tensor)
@@ -395,7 +396,7 @@ def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
 
 
 def _fitting_correction(parameter: Parameter, state: State, plan: Plan) -> torch.Tensor | None:
-    """The correction of the weight as it is stored now, or None; sets what it belongs to."""
+    """The correction for the weight as it is stored now, or None. Sets what the correction belongs to."""
     correction, former = correction_in(state), parameter.stored_as or plan.weight
     now = plan.weight
     if correction is not None and former.bits in CORRECTION_DTYPES:
@@ -449,7 +450,7 @@ def restore(
     for n, traits in enumerate(rule.moments):
         name, moment = traits.name, reader.moment(n)
         if moment is not None:
-            # A buffer that only a step without gradients has made counts as none.
+            # A buffer made by a step without gradients counts as not filled.
             is_filled = "step" not in raw or steps > 0 or bool(moment.codes.any())
             moment.unfilled_at = -1 if is_filled else steps
             state[name] = _fitting(moment, parameter, plan)

@@ -1,4 +1,4 @@
-"""Gradient release: backward() steps each parameter as soon as its gradient is there, and frees it."""
+"""Gradient release: backward() steps each parameter as soon as its gradient is complete, and frees it."""
 
 import gc
 import weakref
@@ -20,7 +20,7 @@ _NO_REPLICAS = (
     "enable_gradient_release does not support DistributedDataParallel (DDP), which brings gradients back "
     "after they are freed; use FSDP2 (fully_shard), or step() and zero_grad()"
 )
-# Where a module keeps the optimizers that step its parameters.
+# The attribute of a module that keeps the optimizers of its parameters alive.
 _KEPT = "_flashoptim_release"
 
 
@@ -33,7 +33,7 @@ class _Kept(list[FlashOptimizer]):
 
 @dataclass
 class GradientReleaseHandle:
-    """Ends gradient release. Dropping it does not: the model keeps the optimizer that steps it."""
+    """Ends gradient release by remove(). Dropping the handle does not end it."""
 
     _hooks: list[RemovableHandle] = field(repr=False)
     _optimizer: FlashOptimizer = field(repr=False)
@@ -41,7 +41,7 @@ class GradientReleaseHandle:
     _is_active: bool = True
 
     def remove(self) -> None:
-        """Takes the hooks away: backward() leaves gradients to step() and zero_grad() again."""
+        """Removes the hooks. step() and zero_grad() then handle the gradients again."""
         if not self._is_active:
             return
         self._is_active = False
@@ -69,7 +69,7 @@ def _refuse_second_step(optimizer: FlashOptimizer, parameter: torch.Tensor) -> N
 
 
 def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torch.Tensor], None]:
-    # Weak: the garbage collector does not look into hooks, and the optimizer refers to the parameters.
+    # A weak reference, because the garbage collector cannot see cycles through hooks.
     to_optimizer = weakref.ref(optimizer)
     is_first = True
 
@@ -84,11 +84,11 @@ def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torc
         states = states_of(alive)
         # Autograd has a thread for each device.
         with states.kept.release_lock:
-            if is_first:  # the model may have been wrapped since
+            if is_first:  # the model may have been wrapped after enable_gradient_release()
                 _refuse_replicas({tensor for tensor, _ in states.tensors_and_groups()})
                 is_first = False
             group = None if parameter.grad is None else states.group_of(parameter)
-            if group is None:  # no gradient, or taken out of the groups: its gradient is the user's
+            if group is None:  # no gradient, or not in a group any more: the gradient belongs to the user
                 return
             try:
                 if pre_step is None or pre_step(parameter, group):
@@ -101,7 +101,7 @@ def _hook(optimizer: FlashOptimizer, pre_step: PreStep | None) -> Callable[[torc
 
 
 def _keep(optimizer: FlashOptimizer, model: torch.nn.Module, released: set[torch.Tensor]) -> list[_Kept]:
-    """Lets every module with released parameters keep the optimizer: they are trained as long as it lives."""
+    """Makes every module with released parameters keep the optimizer alive."""
     keepers = []
     for module in model.modules():
         if released.isdisjoint(module.parameters(recurse=False)):
@@ -131,7 +131,9 @@ def _refuse_wrappers(model: torch.nn.Module) -> None:
 
 
 def _is_replicated(parameters: set[torch.Tensor]) -> bool:
-    """Whether a DistributedDataParallel has one of the parameters. Torch has no list of them."""
+    """Whether a DistributedDataParallel has one of the parameters. Searches all objects, as torch has no
+    list.
+    """
     from torch.distributed import is_available, is_initialized
 
     if not (is_available() and is_initialized()):
@@ -145,10 +147,10 @@ def _is_replicated(parameters: set[torch.Tensor]) -> bool:
 
 
 def _refuse_replicas(parameters: set[torch.Tensor]) -> None:
-    """Each rank would step with its own gradients alone."""
+    """Refuses DistributedDataParallel: each rank would step with its own gradients only."""
     if not _is_replicated(parameters):
         return
-    gc.collect()  # it may be garbage
+    gc.collect()  # the wrapper may be garbage
     if _is_replicated(parameters):
         raise TypeError(_NO_REPLICAS)
 

@@ -1,4 +1,4 @@
-"""Weights in full precision: put into a model for a while, in its state dicts, and of single tensors."""
+"""Weights in full precision: in a model for a while, in a model's state dicts, and for single tensors."""
 
 import copy
 import warnings
@@ -22,7 +22,7 @@ from .states import StatefulOptimizer, States, states_of
 WeightFormat = Literal["native", "paper"]
 
 _NARROW = (torch.bfloat16, torch.float16)
-_EXTRA = "_extra_state"  # the last part of the name of what a module keeps beside its tensors
+_EXTRA = "_extra_state"  # the last part of the name of a module's extra state
 
 
 # Single tensors
@@ -97,7 +97,7 @@ def reconstruct_fp32_param(
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside DistributedDataParallel or DataParallel, compiled or not; any other model itself.
 
-    It is told by the type of the wrapper: a model may have a child of its own that is called `module`.
+    The type of the wrapper decides, because a model may have a child of its own called `module`.
     """
     inner = model
     while True:
@@ -118,7 +118,7 @@ def _refuse_fsdp1(model: torch.nn.Module) -> None:
 
 
 def _has_correction(states: States, tensor: torch.Tensor) -> bool:
-    """Whether the optimizer has more bits of this tensor than it shows."""
+    """Whether the optimizer has a correction for this tensor."""
     return correction_in(states.state.get(tensor, {})) is not None
 
 
@@ -134,9 +134,10 @@ def _master_of(states: States, tensor: torch.Tensor) -> torch.Tensor:
 def _wide_copies(
     states: States, tensors: Sequence[torch.Tensor]
 ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-    """Copies of plain tensors in fp32, with the optimizer's bits of them, that share memory as these do.
+    """Full-precision copies of plain tensors in fp32, which share memory as the originals do.
 
-    Wider ones, and what is no number, keep their dtype. Those that belong together come together.
+    Wider tensors, and those that are not floating-point, keep their dtype. Tensors that share memory are
+    yielded together.
     """
     for group in sharing(tensors):
         members = [tensors[n] for n in group]
@@ -153,7 +154,7 @@ def _wide_copies(
             wide = torch.float32 if dtype in _NARROW else dtype
             for n, copied in zip(numbers, copies([members[n] for n in numbers], wide), strict=True):
                 made[n] = copied
-        for n in reversed(owners):  # the first one wins
+        for n in reversed(owners):  # so that the first one is written last and wins
             made[n].copy_(_master_of(states, members[n]))
         yield group, made
 
@@ -177,7 +178,7 @@ def full_precision(model: torch.nn.Module, optimizer: StatefulOptimizer) -> Iter
     every = dict.fromkeys([*_unwrapped(model).parameters(), *_unwrapped(model).buffers()])
     narrow = [t for t in every if t.dtype in _NARROW or _has_correction(states, t)]
     plain = [tensor for tensor in narrow if is_plain(tensor)]
-    whole: dict[torch.Tensor, torch.Tensor] = {}  # the stored weights of those that are fp32 now
+    whole: dict[torch.Tensor, torch.Tensor] = {}  # the stored weights of the tensors that are fp32 now
     silent = [m for m in model.modules() if "_flashoptim_recasts" not in m.__dict__]
     sharded: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     try:
@@ -203,7 +204,9 @@ def full_precision(model: torch.nn.Module, optimizer: StatefulOptimizer) -> Iter
 
 
 def _take_over(states: States, insides: dict[torch.Tensor, torch.Tensor]) -> None:
-    """After the stored weights were put back: what was written into their full-precision values `insides`."""
+    """Takes over what was written into the full-precision values `insides`, after the stored weights are
+    back.
+    """
     written = {}
     for tensor, inside in insides.items():
         weight = local_of(tensor)
@@ -219,10 +222,11 @@ def _take_over(states: States, insides: dict[torch.Tensor, torch.Tensor]) -> Non
 
 
 def _write_masters(states: States, values: dict[torch.Tensor, torch.Tensor]) -> None:
-    """Writes full-precision values, this rank's parts, into tensors of a model and their corrections."""
+    """Writes this rank's parts of full-precision values into tensors of a model and their corrections."""
     own = [t for t in values if t.dtype in WEIGHT_DTYPES and states.group_of(t) is not None]
     parameters = {tensor: states.prepare(tensor) for tensor in own}
-    # Views of a parameter before the parameter itself: they are rounded otherwise than the half of a split.
+    # Views of a parameter come before the parameter itself, because they are rounded differently from a split
+    # weight.
     for tensor, value in values.items():
         if tensor not in parameters:
             local_of(tensor).copy_(value)
@@ -234,7 +238,7 @@ def _write_masters(states: States, values: dict[torch.Tensor, torch.Tensor]) -> 
 
 
 class IncompatibleKeys(NamedTuple):
-    """What did not fit, as torch's load_state_dict returns it."""
+    """The names that did not fit, as torch's load_state_dict returns them."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -284,7 +288,7 @@ def get_fp32_model_state_dict(states: States, model: torch.nn.Module) -> dict[st
     parameters = [p for p in dict.fromkeys(_named(model).values()) if _has_correction(states, p)]
     names = [name for name, entry in entries.items() if isinstance(entry, torch.Tensor) and is_plain(entry)]
     names = [name for name in names if not _is_extra(name)]
-    # With the parameters themselves, so that each entry is found beside the one whose memory it shows.
+    # Together with the parameters, so that each entry is grouped with the parameter whose memory it shares.
     tensors = [*(p for p in parameters if is_plain(p)), *(entries[name] for name in names)]
     before = len(tensors) - len(names)
     for numbers, values in _wide_copies(states, tensors):
@@ -303,13 +307,14 @@ def get_fp32_model_state_dict(states: States, model: torch.nn.Module) -> dict[st
                 wide[source] = wrap(_master_of(states, source), source)
             result[name] = wide[source]
         elif is_lazy(entry):
-            result[name] = entry  # nothing yet
+            result[name] = entry  # uninitialised: it has no values yet
         elif name not in names:
-            # Quantised weights are left to those who read them; they are dense numbers in no dtype.
+            # Quantised weights are copied as they are: no floating dtype describes them.
             is_weight = entry.dtype in _NARROW and is_sharded(entry) and not _is_extra(name)
             result[name] = entry.detach().to(torch.float32 if is_weight else entry.dtype, copy=True)
         elif source is not None and _has_correction(states, source) and _window(entry) not in shown:
-            # A hook has copied the weight, to the CPU for instance: its master is known if it is the same.
+            # A hook may have copied the weight, for instance to the CPU. If the values are equal, its master
+            # is used.
             is_same = entry.shape == source.shape and torch.equal(
                 entry.to(source.device, source.dtype), source
             )
@@ -397,7 +402,7 @@ def _some(names: list[str]) -> str:
 
 
 def _part(name: str, value: Any, tensor: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """What belongs to this rank's part of a parameter or buffer.
+    """The value for this rank's part of a parameter or buffer.
 
     Raises:
         ValueError: where it does not fit.

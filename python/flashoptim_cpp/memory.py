@@ -1,4 +1,4 @@
-"""Which tensors have memory in common, and copies that share it in the same way. No models here."""
+"""Finds tensors that share memory, and makes copies that share it in the same way. No models here."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,23 +10,23 @@ from torch.nn.parameter import is_lazy
 
 
 class _Extent(NamedTuple):
-    """Where the elements of a tensor lie, in bytes: from its first one to the end of its last one."""
+    """The address range of a tensor in bytes, from its first element to the end of its last one."""
 
-    space: tuple[object, ...]  # two extents of different spaces have nothing in common
+    space: tuple[object, ...]  # extents of different spaces never overlap
     begin: int
     end: int
-    number: int  # of the tensor
+    number: int  # index of the tensor
     storage: int
 
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is made of others (DTensor, quantised weights) and defines operations itself."""
+    """Whether the tensor is made of other tensors (DTensor, quantised weights) and defines its operations."""
     has_own_operations = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     return has_own_operations and not isinstance(tensor, FakeTensor)
 
 
 def has_several_parts(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is made of several others of its shape, to each of which every operation is done."""
+    """Whether the tensor consists of several tensors of its shape and applies operations to each."""
     if not hasattr(type(tensor), "__tensor_flatten__") or tensor.is_nested:
         return False
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
@@ -34,7 +34,7 @@ def has_several_parts(tensor: torch.Tensor) -> bool:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is a view of memory: not made of other tensors, sparse, or not yet made."""
+    """Whether the tensor is a plain view of memory: not a wrapper, not sparse, not uninitialised."""
     if is_lazy(tensor) or is_wrapper(tensor):
         return False
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
@@ -46,7 +46,9 @@ def _span(tensor: torch.Tensor) -> int:
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
-    """Whether the storage holds every element. FSDP1 frees storages of living tensors: reading is a crash."""
+    """Whether the storage holds every element. FSDP1 frees storages of live tensors; reading them would
+    crash.
+    """
     if not is_plain(tensor) or tensor.numel() == 0:
         return True
     end = (int(tensor.storage_offset()) + _span(tensor)) * tensor.element_size()
@@ -54,7 +56,7 @@ def has_memory(tensor: torch.Tensor) -> bool:
 
 
 def _extent(tensor: torch.Tensor, number: int) -> _Extent:
-    """Where a tensor lies. One without memory (meta, fake) lies in a space of its own, its storage."""
+    """The extent of a tensor. The space of a tensor without memory (meta, fake) is its storage."""
     storage = tensor.untyped_storage()
     has_memory = storage.device.type != "meta"
     space = (tensor.device,) if has_memory else (tensor.device, storage._cdata)
@@ -64,7 +66,7 @@ def _extent(tensor: torch.Tensor, number: int) -> _Extent:
 
 
 def _runs(extents: Iterable[_Extent], may_touch: bool = False) -> Iterator[list[_Extent]]:
-    """Extents without a gap between them: overlapping, or side by side in one storage if they `may_touch`."""
+    """Runs of extents that overlap, or with `may_touch` are adjacent in one storage."""
     run: list[_Extent] = []
     end = 0
     for extent in sorted(extents, key=lambda extent: (repr(extent.space), extent.begin)):
@@ -85,7 +87,9 @@ def _find(owners: list[int], n: int) -> int:
 
 
 def _by_elements(run: list[_Extent], tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """A run, taken apart where only extents overlap: columns of one matrix have no element in common."""
+    """Divides a run by shared elements: the extents of two columns of a matrix overlap, their elements do
+    not.
+    """
     first, end = run[0].begin, max(extent.end for extent in run)
     has_whole = any(
         (extent.begin, extent.end) == (first, end) and _is_dense(tensors[extent.number]) for extent in run
@@ -107,7 +111,7 @@ def _by_elements(run: list[_Extent], tensors: Sequence[torch.Tensor]) -> list[li
 
 
 def _part(marks: torch.Tensor, tensor: torch.Tensor, offset: int, unit: int) -> torch.Tensor:
-    """What a tensor covers; all of its extent where its elements overlap each other."""
+    """The marks of a tensor's elements; all of its extent if its elements overlap each other."""
     units = tensor.element_size() // unit
     dims = sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if s > 0 and n > 1)
     strides, sizes = [units * s for s, _ in dims], [n for _, n in dims]
@@ -136,7 +140,7 @@ def _laid_out(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], list[_E
 
 
 def sharing(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The numbers of the tensors, together where they have elements in common.
+    """The indices of the tensors, grouped by shared elements.
 
     Tensors are told apart by their memory: storage, offset, shape and strides. Empty ones, and those that are
     not plain, have something in common only with themselves.
@@ -148,9 +152,9 @@ def sharing(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
 
 
 def neighbours(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The numbers of the tensors, together where they overlap or lie side by side: what is copied at once.
+    """The indices of the tensors, grouped if they overlap or are adjacent, so that a group is copied at once.
 
-    Only tensors of one dtype are put together.
+    A group has one dtype.
     """
     groups, extents = _laid_out(tensors)
     of_one_dtype = []
@@ -163,9 +167,9 @@ def neighbours(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
 
 @torch.no_grad()
 def copies(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Copies in another dtype that have the shapes and strides of the given ones and share memory as they do.
+    """Copies in another dtype with the same shapes and strides, which share memory as the originals do.
 
-    Those that are not plain are converted by their own `to`.
+    Tensors that are not plain are converted by their own `to`.
     """
     made: list[torch.Tensor | None] = [None] * len(tensors)
     for numbers in neighbours(tensors):

@@ -43,7 +43,7 @@ class Moment:
     layout: torch.Tensor
     is_signed: bool
     storage: Storage
-    # SGD: the step count at which no gradient has reached the momentum buffer yet; -1: one has.
+    # SGD: the step count at which the momentum buffer is not filled yet; -1: it is filled.
     unfilled_at: int = -1
 
     @classmethod
@@ -56,7 +56,7 @@ class Moment:
         groups: int,
         steps: int,
     ) -> "Moment":
-        """A moment of zeros for a weight that has done so many steps."""
+        """A moment of zeros for a weight that has made `steps` steps."""
         dtype = torch.float32 if storage == Storage.FP32 else codes_dtype(is_signed)
         codes = torch.zeros_like(like, dtype=dtype, requires_grad=False)
         scales = like.new_zeros(groups, dtype=_SCALES.get(storage, torch.bfloat16), requires_grad=False)
@@ -66,7 +66,7 @@ class Moment:
     def encode(
         cls, values: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
     ) -> "Moment":
-        """Encodes fp32 values, which lie in the layout's memory order, to nearest.
+        """Encodes fp32 values in the layout's memory order, rounding to nearest.
 
         Raises:
             ValueError: for values that the format does not hold.
@@ -82,7 +82,7 @@ class Moment:
         return _decode(self.codes, self.scales, self.layout, self.is_signed, self.storage)
 
     def set_data(self, data: torch.Tensor) -> None:
-        """Stores other values, encoded to nearest."""
+        """Replaces the values, encoded to nearest."""
         values = torch.empty_like(self.codes, dtype=torch.float32).copy_(data)
         encoded = Moment.encode(values, self.layout, self.is_signed, self.storage)
         self.codes.copy_(encoded.codes)
@@ -90,18 +90,18 @@ class Moment:
         self.unfilled_at = -1
 
     def stored_as(self, like: torch.Tensor, layout: torch.Tensor, storage: Storage) -> "Moment":
-        """The same values in another storage, or in the memory order of another tensor of the same shape."""
+        """The values in another storage, or in the memory order of another tensor of the same shape."""
         values = torch.empty_like(like, dtype=torch.float32, requires_grad=False).copy_(self.materialize())
         moment = Moment.encode(values, layout, self.is_signed, storage)
         moment.unfilled_at = self.unfilled_at
         return moment
 
     def to(self, device: torch.device) -> "Moment":
-        """The same on another device."""
+        """The moment on another device."""
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device))
 
     def is_quantized(self) -> bool:
-        """Whether codes and scales are stored, not fp32 values."""
+        """Whether codes and scales are stored, and not fp32 values."""
         return self.storage != Storage.FP32
 
     @property
@@ -121,7 +121,7 @@ class Moment:
 
     @property
     def device(self) -> torch.device:
-        """Where it is stored."""
+        """The device of the codes."""
         return self.codes.device
 
     @property
@@ -142,18 +142,18 @@ class Moment:
         return f"Moment(shape={self.shape}, storage={self.storage.name.lower()})"
 
 
-# Scales as files hold them
+# Scales in state dicts
 
 
 class Layout(NamedTuple):
-    """A layout of the operators by name, and how the scales of this rank's part and of the whole are cut."""
+    """The fields of an operator's layout, and the shapes of the scales of a part and of the whole tensor."""
 
     numel: int
     rows: int
     row_length: int
     whole_numel: int
     whole_row_length: int
-    row: int  # where the part begins
+    row: int  # first row of the part
     column: int
     is_vector: int
 
@@ -162,7 +162,7 @@ class Layout(NamedTuple):
         return storage == Storage.NATIVE or (self.whole_row_length % GROUP == 0 and not self.is_vector)
 
     def groups(self, storage: Storage) -> int:
-        """Scales of the part."""
+        """Number of scales of the part."""
         return _groups_in(self.numel) if storage == Storage.PAPER else self.rows * _groups_in(self.row_length)
 
     def scales_of_part(self, shape: torch.Size) -> tuple[int, ...]:
@@ -170,12 +170,12 @@ class Layout(NamedTuple):
         return _scales_shape(shape, self.rows, _groups_in(self.row_length))
 
     def scales_of_whole(self, shape: torch.Size) -> tuple[int, ...]:
-        """The same of the whole tensor."""
+        """The shape of the scales of the whole tensor."""
         rows = 1 if self.is_vector else self.whole_numel // max(1, self.whole_row_length)
         return _scales_shape(shape, rows, _groups_in(self.whole_row_length))
 
     def cut(self, scales: torch.Tensor) -> torch.Tensor:
-        """The part's rows and columns of the whole's scales; all of them if they are in no rows."""
+        """The part's rows and columns of the whole tensor's scales; all of them if they have no rows."""
         per_row, first = _groups_in(self.whole_row_length), self.column // GROUP
         if scales.numel() % per_row != 0:
             return scales
@@ -188,7 +188,7 @@ def _groups_in(elements: int) -> int:
 
 
 def _scales_shape(shape: torch.Size, rows: int, groups_per_row: int) -> tuple[int, ...]:
-    """Scales in as many dimensions as the parameter has."""
+    """The shape of scales, with as many dimensions as the parameter."""
     extents = [1] * max(1, len(shape))
     long = [n for n, size in enumerate(shape) if size != 1] or [0]
     if len(long) > 1:
@@ -204,7 +204,7 @@ _CHUNK = 1 << 16
 
 
 def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements of a dense tensor in the order of their addresses."""
+    """The elements of a dense tensor in memory order."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
@@ -216,7 +216,7 @@ def scales_by_element(scales: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def scales_by_group(by_element: torch.Tensor) -> torch.Tensor | None:
-    """One scale for each group again; None where a group has several: it was cut otherwise when saved."""
+    """One scale for each group; None if a group has several, because it was saved with another sharding."""
     bits = _in_memory_order(by_element).view(torch.int16)
     missing = -bits.numel() % GROUP
     groups = torch.cat([bits, bits[-1:].expand(missing)]).view(-1, GROUP)
@@ -228,7 +228,7 @@ def scales_by_group(by_element: torch.Tensor) -> torch.Tensor | None:
 def decode_by_element(
     codes: torch.Tensor, by_element: torch.Tensor, is_signed: bool, check: Callable[[Moment], object]
 ) -> torch.Tensor:
-    """The fp32 values of codes that have a scale each, in their shape and memory order.
+    """Decodes codes with one scale each to fp32 values, in their shape and memory order.
 
     `check` sees the codes and scales first, as moments in which every element has a group of its own.
     """

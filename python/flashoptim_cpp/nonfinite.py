@@ -8,9 +8,9 @@ import torch
 from . import _operators as ops
 from .parameter import Counter, Parameter
 
-# Bad steps in a row after which there is a warning.
+# The number of bad steps in a row that gives a warning.
 _STREAK = 3
-# Counters of a board: 8 KiB, which one copy brings.
+# Number of counters of a board: 8 KiB, small enough for one copy.
 _BOARD = 1024
 
 
@@ -19,7 +19,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Board:
-    """Counters in a GPU's memory for several tables, and the host's last copy of them."""
+    """Counters of several tables in a GPU's memory, and the host's last copy of them."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         self.device = device
@@ -38,7 +38,7 @@ class Board:
         return counter in self._begins
 
     def counter(self, parameters: list[Parameter]) -> Counter | None:
-        """Counters for these parameters, at 0; None where there is no room for them."""
+        """New counters for these parameters, at 0; None if the board has no room."""
         end = self._used + len(parameters)
         if end > len(self._counts):
             return None
@@ -48,7 +48,7 @@ class Board:
         return counter
 
     def take_turn(self, counter: Counter) -> None:
-        """After a step of a table: sends all counts, once in each round of the tables."""
+        """Call after a step of a table. Sends all counts once in each round of the tables."""
         if counter is self._leader or self._leader is None or counter in self._since_sent:
             self._leader = counter
             self._since_sent.clear()
@@ -57,7 +57,7 @@ class Board:
             self._since_sent.add(counter)
 
     def send(self) -> None:
-        """Enqueues a copy to the host, unless one is under way."""
+        """Enqueues a copy to the host, unless one is in flight."""
         if self._coming is not None or ops.is_capturing(self.device):
             return
         is_cuda = self.device.type == "cuda"
@@ -67,9 +67,10 @@ class Board:
         self._arrival = torch.cuda.current_stream(self.device).record_event() if is_cuda else None
 
     def received(self, waits: bool = False) -> list[tuple[Counter, list[int] | None, bool]]:
-        """What a copy that has arrived says anew.
+        """The new counts of a copy that has arrived.
 
-        Of each table: what it has counted since (None: nothing), and whether it took a turn.
+        For each table: its new counts (None: no bad elements), and whether it made a step since the last
+            copy.
         """
         if self._coming is None:
             return []
@@ -107,18 +108,18 @@ class Board:
 class BadElements:
     """Counts of bad gradient elements, kept by parameter.
 
-    Those of a GPU are added up there. After a step a copy of them is sent, and what has arrived is looked at
-    in a later step: no step blocks on it, and the warning comes that much later.
+    Counts on a GPU are added up there. A step enqueues a copy to the host, and a later step reads it when it
+    has arrived. So no step blocks, and warnings come a few steps late.
     """
 
     def __init__(self) -> None:
         self._streaks: dict[Parameter, int] = {}
         self._boards: list[Board] = []
-        # In a step of ZeroRedundancyOptimizer: its process group, and a device of its ranks.
+        # During a step of ZeroRedundancyOptimizer: its process group, and a device of its ranks.
         self.ranks: tuple[Any, torch.device] | None = None
 
     def counter(self, parameters: list[Parameter], device: torch.device) -> Counter:
-        """Counters for a table of these parameters, at 0."""
+        """New counters for a table of these parameters, at 0."""
         if not ops.is_gpu(device):
             return Counter(parameters, torch.zeros(len(parameters), dtype=torch.int64, device=device))
         for board in self._boards:
@@ -133,7 +134,7 @@ class BadElements:
             self._streaks.pop(parameter, None)
 
     def take(self, counter: Counter) -> None:
-        """Takes over what a step has counted."""
+        """Adds the counts of a step."""
         if ops.is_gpu(counter.counts.device):
             self._take_what_arrived(counter)
         elif counter.counts.any():
@@ -143,7 +144,7 @@ class BadElements:
             self._end_streaks(counter)
 
     def take_refused(self, counter: Counter, counts: torch.Tensor) -> None:
-        """Takes over the counts of a step that was refused."""
+        """Adds the counts of a step that the policy has refused."""
         if ops.is_gpu(counter.counts.device):
             counter.counts.add_(counts)
             counter.turns += 1
@@ -152,13 +153,13 @@ class BadElements:
             self.add(counter, counts.tolist())
 
     def take_ranks(self) -> tuple[Any, torch.device] | None:
-        """The other ranks of a ZeroRedundancyOptimizer, told for this step alone."""
+        """The ranks of a ZeroRedundancyOptimizer for this step, which are then cleared."""
         ranks, self.ranks = self.ranks, None
         return ranks
 
     def _take_what_arrived(self, counter: Counter) -> None:
         for board in self._boards:
-            self._receive(board)  # what was sent in an earlier step
+            self._receive(board)  # copies of earlier steps
         self._boards = [board for board in self._boards if board.counters]
         for board in self._boards:
             if counter in board:
@@ -166,7 +167,7 @@ class BadElements:
                 self._receive(board)
 
     def _receive(self, board: Board, waits: bool = False) -> None:
-        """Compares counts with those seen before; several steps that came between are judged as one."""
+        """Adds the counts of a copy that has arrived. Several steps since the last copy count as one."""
         for counter, new, took_turn in board.received(waits):
             if new is None:
                 if took_turn:
@@ -178,14 +179,16 @@ class BadElements:
                     parameter.bad_elements += count
 
     def collect(self) -> None:
-        """Takes over all that was counted on GPUs; blocks until they are done."""
+        """Adds all counts that are still on GPUs. Blocks."""
         for board in self._boards:
             self._receive(board, waits=True)
             board.send()
             self._receive(board, waits=True)
 
     def leave(self, counter: Counter) -> None:
-        """Takes over the last counts, once they have arrived, of a list that will not be stepped again."""
+        """Marks the counters of a table that is not stepped again. They are dropped after their last counts
+        arrive.
+        """
         counter.is_left = True
         for board in self._boards:
             if counter in board:
@@ -216,6 +219,6 @@ class BadElements:
 
 
 def listed(names: list[str], most: int = 5) -> str:
-    """Some names as an error of one line shows them."""
+    """The first names, as text for an error message of one line."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

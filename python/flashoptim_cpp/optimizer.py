@@ -22,10 +22,10 @@ from .table import Factors, check_learning_rates, judge, largest_weight
 
 Bits = Literal[16, 24, 32] | None
 NonFinite = Literal["skip_element", "skip_step", "error"]
-# 24 and True, told apart from those that the caller gives.
+# The defaults 24 and True, which differ from the caller's 24 and True by type.
 DEFAULT_BITS = cast(Bits, Default(24))
 DEFAULT_FUSED = cast(bool, DefaultFlag(True))
-# Set in the environment, fp32 parameters may be combined with master_weight_bits; the authors' name for it.
+# If this environment variable is set, master_weight_bits may be given for fp32 parameters. The authors' name.
 _ALLOW_INEFFECTIVE_BITS = "FLASHOPTIM_ALLOW_INEFFECTIVE_MASTER_WEIGHT_BITS"
 
 
@@ -127,7 +127,7 @@ class FlashOptimizer(StatefulOptimizer):
             follow_zero_redundancy()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, with options of their own where the group has them.
+        """Adds a parameter group, which may have its own options.
 
         Raises:
             ValueError: for options out of range.
@@ -145,7 +145,7 @@ class FlashOptimizer(StatefulOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether GradScaler leaves unscaling to the step: if asked for, or for fp16, which it refuses."""
+        """Whether GradScaler leaves unscaling to the step: if `fused` is given, or for fp16 gradients."""
         return any(group.get("fused") for group in self.param_groups) or any(
             tensor.dtype == torch.float16 for tensor, _ in states_of(self).tensors_and_groups()
         )
@@ -161,7 +161,7 @@ class FlashOptimizer(StatefulOptimizer):
             closure: reevaluates the model and returns the loss.
 
         Returns:
-            What the closure returned.
+            The closure's result.
 
         Raises:
             NonFiniteError: for a bad gradient where `nonfinite` is "error".
@@ -169,7 +169,7 @@ class FlashOptimizer(StatefulOptimizer):
             ValueError: for a gradient, a state or options that do not fit. Nothing is changed in any case.
         """
         states = states_of(self)
-        states.kept.opt_called = True  # what a scheduler asks for
+        states.kept.opt_called = True  # learning rate schedulers check this
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -208,7 +208,7 @@ class FlashOptimizer(StatefulOptimizer):
         states = states_of(self)
         own = states.find_group(p)
         if p.grad is not None:
-            # While gradients are released there is no coefficient of these.
+            # While gradients are released there is no clip coefficient.
             clip = None if states.kept.releases else states.kept.clip_coefficient()
             self._step(states, [p], [p], [own if group is None else group], [p.grad], clip)
             states.kept.opt_called = True
@@ -232,7 +232,7 @@ class FlashOptimizer(StatefulOptimizer):
         if self._check_numerics:
             check_learning_rates(tables)
         parts = states.gradients_of(tables, tensors, gradients)
-        if len(tables) > 1:  # the operator sees one of them
+        if len(tables) > 1:  # the operator checks one table only
             for table, own in zip(tables, parts, strict=True):
                 table.check(own)
         bad, factors = states.kept.bad, states.factors(clip)
@@ -303,7 +303,8 @@ class FlashOptimizer(StatefulOptimizer):
         return norm
 
     def bad_elements(self) -> dict[str | int, int]:
-        """How many gradient elements were NaN, infinite or at least 2^48, by the parameter's name or number.
+        """The counts of gradient elements that were NaN, infinite or at least 2^48, by parameter name or
+        number.
 
         Blocks until GPUs are done.
         """
@@ -319,7 +320,9 @@ class FlashOptimizer(StatefulOptimizer):
 
     @torch.no_grad()
     def recompute_param_stats(self) -> None:
-        """Measures the weights anew for `check_numerics`, as the first step and the one after loading do."""
+        """Measures the largest weights again for `check_numerics`. The first step and a step after loading do
+        so.
+        """
         states = states_of(self)
         for tensor, _ in states.tensors_and_groups():
             parameter = states.kept.parameters[tensor] = states.look_at(tensor)
@@ -421,11 +424,11 @@ class FlashOptimizer(StatefulOptimizer):
     @torch._disable_dynamo
     @torch.no_grad()
     def refresh_masters(self, params: Iterable[torch.Tensor] | None = None) -> None:
-        """Takes weights as they are now for the full-precision ones: drops their corrections.
+        """Makes the stored weights the full-precision weights: clears their corrections.
 
-        A correction stays whatever is written to a weight, so that a clamp, a mask or an exchange of weights
-        does not lose what is below the weight's precision. It moves the full-precision weight by at most half
-        a unit in the last place of the stored one. Call this where the written weights are to be exact.
+        A weight that is written between steps keeps its correction, so that a clamp, a mask or an exchange of
+        weights loses nothing. The correction moves the full-precision weight by at most half a unit in the
+        last place of the stored weight. Call this if the written weights must be exact.
 
         Args:
             params: the parameters that were written; all by default.
@@ -462,12 +465,12 @@ def _is_probe(states: States, tensors: list[torch.Tensor], gradients: list[torch
     """Whether this is the step with learning rate 0 and gradients of 0 by which torch.distributed.checkpoint
     makes an optimizer create its states. It creates them, and is no step.
     """
-    # The states first: a learning rate may lie on a GPU.
+    # The states are checked first, because reading a learning rate on a GPU blocks.
     if any(states.state.values()) or ops.is_capturing_any(tensor.device for tensor in tensors):
         return False
     if any(number(group["lr"]) != 0.0 for group in states.groups):
         return False
-    if states.kept.bad.ranks is not None:  # the other ranks of ZeroRedundancyOptimizer may have gradients
+    if states.kept.bad.ranks is not None:  # other ranks may have gradients
         return False
     moves = any(bool(local_like(g, t).any()) for t, g in zip(tensors, gradients, strict=True))
     shared = [tensor for tensor, _ in states.tensors_and_groups() if is_sharded(tensor)]

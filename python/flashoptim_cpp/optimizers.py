@@ -30,10 +30,10 @@ class Options(TypedDict, total=False):
 
 
 def _optimizer(cls: OptimizerClass) -> OptimizerClass:
-    """Gives a class the constructor that its `__init__`, a signature without a body, describes.
+    """Gives a class a constructor with the signature of its `__init__`, which has no body.
 
-    What :class:`FlashOptimizer` does not take is a hyperparameter. The keyword-only arguments are spelled out
-    for help() and editors.
+    Arguments that :class:`FlashOptimizer` does not take are hyperparameters. The signature lists all
+    keyword-only arguments, for help() and editors.
     """
     declared = cls.__init__
     signature = inspect.signature(declared)

@@ -1,4 +1,4 @@
-"""The options of a parameter group beside its hyperparameters: their names and what is refused."""
+"""The options of a parameter group other than its hyperparameters: their names and checks."""
 
 from collections.abc import Mapping
 from numbers import Integral
@@ -9,7 +9,8 @@ import torch
 from ._rules import FLAGS, FORMATS, Rule, check_numbers, shown
 
 POLICIES: Final = ("skip_element", "skip_step", "error")
-# What says how a state is stored. A loaded state dict does not change them: its state is converted.
+# Options that decide how a state is stored. Loading a state dict does not change them; the state is
+# converted.
 STORAGE_OPTIONS: Final = (
     "format",
     "master_weight_bits",
@@ -17,7 +18,7 @@ STORAGE_OPTIONS: Final = (
     "min_quantized_numel",
     "min_quantized_numel_1d",
 )
-# Choices of yes or no; not every rule has every one.
+# Boolean options. Not every rule has every one.
 _FLAGS: Final = (
     *FLAGS,
     "amsgrad",
@@ -32,18 +33,20 @@ _FLAGS: Final = (
 
 
 class Default(int):
-    """The value of an argument that the caller did not give."""
+    """The default of an argument, which differs by type from a value that the caller gives."""
 
 
 class DefaultFlag(Default):
-    """A truth value that the caller did not give."""
+    """The default of a boolean argument."""
 
     def __repr__(self) -> str:
         return str(bool(self))
 
 
 def _check_flag(value: Any, name: str) -> None:  # noqa: ANN401
-    """Refuses what is not True, False, 0 or 1, NumPy's included; None too, where it means nothing."""
+    """Refuses a value other than True, False, 0 and 1 (also NumPy's), and None if the option has no such
+    value.
+    """
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
         return
     if isinstance(value, Integral) and value in (0, 1):
@@ -53,7 +56,7 @@ def _check_flag(value: Any, name: str) -> None:  # noqa: ANN401
 
 
 def check_bits(bits: Any, format: str) -> None:  # noqa: ANN401
-    """Refuses numbers of master weight bits that a format does not have."""
+    """Refuses master weight bits that the format does not have."""
     allowed = (None, 24, 32) if format == "paper" else (None, 16, 24, 32)
     if not (bits is None or (isinstance(bits, Integral) and not isinstance(bits, bool) and bits in allowed)):
         raise ValueError(
@@ -62,13 +65,13 @@ def check_bits(bits: Any, format: str) -> None:  # noqa: ANN401
 
 
 def check_format(format: Any) -> None:  # noqa: ANN401
-    """Refuses a format that is not known."""
+    """Refuses an unknown format."""
     if not isinstance(format, str) or format not in FORMATS:
         raise ValueError(f"format={shown(format)} is unknown; use one of {tuple(FORMATS)}")
 
 
 def check_lr_size(group: Mapping[str, Any]) -> None:
-    """Refuses a learning rate that is a tensor of more than a number."""
+    """Refuses a learning rate that is a tensor of several elements."""
     if isinstance(group["lr"], torch.Tensor) and group["lr"].numel() != 1:
         raise ValueError(f"lr is a tensor of {group['lr'].numel()} elements; it must have one")
 
@@ -102,6 +105,6 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
 
 
 def storage_key(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a group decides which buffers its parameters have and how they are stepped."""
+    """The options of a group that decide which buffers its parameters have and how they are stepped."""
     chosen = [group[name] for name in STORAGE_OPTIONS]
     return (*chosen, group["check_gradients"], *[group[name] != 0 for name in rule.needed])

@@ -1,7 +1,7 @@
-"""A parameter as the optimizer sees it: how its weight is stored, what its state holds, which buffers it has.
+"""One parameter of an optimizer: the storage of its weight, the entries of its state, its buffers.
 
-A correction stays when its weight is written to. A stale one moves the full-precision weight by at
-most half a unit in the last place of the stored weight.
+A correction stays when other code writes its weight. It then moves the full-precision weight by at most half
+a unit in the last place of the stored weight.
 """
 
 import copy
@@ -23,14 +23,15 @@ State = dict[str, Any]
 
 # Corrections
 
-# A correction of so many bits together with its weight, and its dtype.
+# The dtype of a correction, by master_weight_bits.
 CORRECTION_DTYPES = {24: torch.int8, 32: torch.int16}
-# Where a state holds the correction of its weight, and one for the dtype that the weight had before.
+# The keys of the correction for the weight as it is, and of one for the dtype that the weight had before a
+# cast.
 CORRECTION, FORMER = "error_bits", "error_bits::former"
 
 
 def correction_in(state: State) -> torch.Tensor | None:
-    """The correction that a state holds, of the weight as it is or as it was."""
+    """The correction in a state, for the weight's current or former dtype."""
     return state.get(CORRECTION, state.get(FORMER))
 
 
@@ -38,7 +39,7 @@ class WeightStorage(NamedTuple):
     """How a weight and its correction are read together."""
 
     weight_dtype: int  # an index of WEIGHT_DTYPES
-    bits: int  # 0: there is no correction, also for fp32 weights
+    bits: int  # 0: no correction, also for fp32 weights
     paper: int
 
     @property
@@ -48,7 +49,7 @@ class WeightStorage(NamedTuple):
 
 
 def ordered(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The same values, on the device and in the memory order of `like`."""
+    """The values on the device and in the memory order of `like`."""
     if values.stride() == like.stride() and values.device == like.device:
         return values
     return torch.empty_like(like, dtype=values.dtype, requires_grad=False).copy_(values)
@@ -71,14 +72,14 @@ def join(weight: torch.Tensor, correction: torch.Tensor | None, storage: WeightS
 
 
 def split_over(weight: torch.Tensor, masters: torch.Tensor, storage: WeightStorage) -> torch.Tensor:
-    """The correction that brings a weight, which stays as it is, nearest to full-precision ones."""
+    """The correction that brings an unchanged weight nearest to full-precision values."""
     narrow = weight.detach().to(storage.dtype)
     return ops.correction_of(masters, narrow, storage.bits, bool(storage.paper))
 
 
 # The state
 
-# What follows a moment's name in state dicts: its codes, its scales. And the entry with the strides.
+# The suffixes of a moment's codes and scales in state dicts, and the key of the strides.
 QUANTIZED, SCALES, STRIDES = "::quantized", "::scales", "layout_strides"
 
 _OF_MOMENTS = tuple(name + suffix for name in MOMENTS for suffix in ("", QUANTIZED, SCALES))
@@ -86,7 +87,7 @@ _TAKES_APART = "torch.distributed.checkpoint.state_dict"
 
 
 class LiveState(dict[str, Any]):
-    """Moments, step count and correction of a parameter, and what others keep there.
+    """Moments, step count and correction of a parameter, and entries of other code.
 
     A state dict has other names: it holds codes and scales apart. torch.distributed.checkpoint looks for
     nothing in a flattened state dict but the names that it finds when it iterates over this. So it finds
@@ -107,22 +108,22 @@ def _is_empty(value: Any) -> bool:  # noqa: ANN401
 
 
 def without_empty(raw: dict[str, Any]) -> dict[str, Any]:
-    """A state of a state dict without what a flattened one did not have: torch puts an empty dict there.
+    """A state of a state dict without the empty dicts that torch puts in place of missing entries.
 
-    A state in which nothing else is left was not there at all.
+    If nothing else is left, the state did not exist.
     """
     empty = {key for key, value in raw.items() if _is_empty(value)}
     if len(empty) == len(raw):
         return {}
     absent = empty & {CORRECTION, FORMER}
-    if sum(name in raw for name in _OF_MOMENTS) == len(_OF_MOMENTS):  # torch has asked for all of them
+    if sum(name in raw for name in _OF_MOMENTS) == len(_OF_MOMENTS):  # torch has asked for all names
         absent |= empty & {*_OF_MOMENTS, STRIDES}
     return {key: value for key, value in raw.items() if key not in absent}
 
 
-# Beginnings of the names under which optimizers, these and others, keep their buffers.
+# The first parts of the names that optimizers (of any package) give their buffers.
 _OF_OPTIMIZERS = (*MOMENTS, "max_exp_avg", "state1", "state2", "__bnb_optimizer_quant_state__")
-# Names of ours, and of torch.optim's other optimizers.
+# Entries that every rule may have.
 _OF_EVERY_RULE = ("step", CORRECTION, FORMER, STRIDES)
 _OF_OTHERS = (
     "acc_delta",
@@ -138,14 +139,14 @@ _OF_OTHERS = (
 
 
 def is_foreign(key: object) -> bool:
-    """Whether an entry of a state is somebody else's: it is named unlike the buffers of any optimizer."""
+    """Whether an entry of a state belongs to other code: its name is not that of any optimizer's buffer."""
     if not isinstance(key, str):
         return True
     return not (key in _OF_EVERY_RULE or key in _OF_OTHERS or key.startswith(_OF_OPTIMIZERS))
 
 
 def check_names(keys: Iterable[object], rule: Rule, name: str) -> None:
-    """Refuses names of buffers in a state that this rule does not have.
+    """Refuses buffers in a state that this rule does not have.
 
     Raises:
         ValueError: that names them.
@@ -178,7 +179,7 @@ def _copied(value: Any, device: torch.device) -> Any:  # noqa: ANN401
 
 
 def foreign_entries(raw: State, device: torch.device, name: str) -> State:
-    """What somebody else keeps in a state, in tensors of its own on the parameter's device, as torch does.
+    """Copies of the entries of other code in a state, with tensors on the parameter's device, as torch does.
 
     Raises:
         ValueError: for what cannot be copied.
@@ -198,13 +199,13 @@ def foreign_entries(raw: State, device: torch.device, name: str) -> State:
 
 
 class Plan(NamedTuple):
-    """Which buffers a parameter has."""
+    """The buffers of a parameter."""
 
-    row: tuple[int, ...]  # as the operators read it
+    row: tuple[int, ...]  # the operators' row
     weight: WeightStorage
-    storage: Storage  # of the moments
+    storage: Storage  # storage of the moments
     correction_count: int
-    moments: tuple[tuple[int, int], ...]  # numbers of elements and of scales; (0, 0): there is no such moment
+    moments: tuple[tuple[int, int], ...]  # numbers of elements and of scales; (0, 0): no such moment
 
 
 def _plan(row: list[int]) -> Plan:
@@ -215,17 +216,17 @@ def _plan(row: list[int]) -> Plan:
 
 
 def strides_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Strides as the operators take them."""
+    """The strides of a tensor, for the operators."""
     return tuple(tensor.stride())
 
 
 def row_major(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The strides that a contiguous tensor of this shape has."""
+    """The strides of a contiguous tensor of this shape."""
     return tuple(torch.empty(tensor.shape, device="meta").stride())
 
 
 def integers(values: Iterable[int]) -> torch.Tensor:
-    """Whole numbers as the operators take them: on the CPU, whatever torch's default device is."""
+    """An int64 tensor on the CPU, whatever torch's default device is."""
     return torch.tensor(list(values), dtype=torch.int64, device="cpu")
 
 
@@ -276,7 +277,7 @@ def plan_of(rule: Rule, group: Group, layout: torch.Tensor, dtype: torch.dtype, 
 
 
 class Parameter:
-    """One parameter of an optimizer, with what is not part of its saved state."""
+    """One parameter of an optimizer, with the data that is not part of its saved state."""
 
     def __init__(self, tensor: torch.Tensor, name: str, stored_as: WeightStorage | None = None) -> None:
         if tensor.is_inference():
@@ -291,8 +292,8 @@ class Parameter:
         self.is_sharded = is_sharded(tensor)
         self.local = local_of(tensor)
         self.layout = layout_of(tensor, name)
-        self.plan: Plan | None = None  # that its state was made by
-        self.stored_as = stored_as  # what the correction in its state belongs to; None: the weight as it is
+        self.plan: Plan | None = None  # the plan of its state
+        self.stored_as = stored_as  # storage of its correction; None: that of the weight
         self.bad_elements = 0
         self.max_abs: float | None = None  # for check_numerics
         self._shape, self._strides = tuple(self.local.shape), strides_of(self.local)
@@ -302,7 +303,7 @@ class Parameter:
         return tuple(local_of(self.tensor).shape) != self._shape
 
     def look(self) -> None:
-        """Finds the memory anew.
+        """Reads the memory and layout of the tensor again.
 
         Raises:
             ValueError: if the parameter has another shape than before, or is not dense any more.
@@ -318,7 +319,7 @@ class Parameter:
             self._strides = strides_of(self.local)
 
     def split(self, masters: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Writes full-precision weights into the stored weight; returns their correction, maybe empty."""
+        """Writes full-precision weights into the stored weight. Returns the correction (maybe empty)."""
         values = torch.empty_like(self.local, dtype=torch.float32, requires_grad=False).copy_(masters)
         weight, correction = ops.split_weights(values, *plan.weight[:2], bool(plan.weight.paper))
         with torch.no_grad():
@@ -335,16 +336,16 @@ class Parameter:
             state[CORRECTION].copy_(correction)
 
     def moment_of_zeros(self, n: int, is_signed: bool, plan: Plan, steps: int) -> Moment:
-        """The moment of this number, after so many steps without a gradient."""
+        """A moment of zeros with this number, after `steps` steps without a gradient."""
         return Moment.zeros(self.local, self.layout, is_signed, plan.storage, plan.moments[n][1], steps)
 
 
 @dataclass(eq=False)
 class Counter:
-    """Bad elements that the steps of a list of parameters have counted."""
+    """The counts of bad elements of a list of parameters."""
 
     parameters: list[Parameter]
-    counts: torch.Tensor  # int64, on their device
+    counts: torch.Tensor  # int64, on the parameters' device
     turns: int = 0  # steps, or refusals of one
-    seen_turns: int = field(default=0, repr=False)  # of them the host knows of
-    is_left: bool = False  # its list is stepped no more
+    seen_turns: int = field(default=0, repr=False)  # the turns that the host has received
+    is_left: bool = False  # its list is not stepped any more

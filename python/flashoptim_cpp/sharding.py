@@ -1,4 +1,4 @@
-"""DTensors: the local part, its place in the whole, sums over ranks. Also the inside of FSDP2."""
+"""DTensors: the local part, its place in the whole tensor, sums over ranks. Also FSDP2's internals."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether this is a DTensor. Costs no import where torch.distributed.tensor is not used."""
+    """Whether this is a DTensor. Does not import torch.distributed.tensor if the program does not."""
     return hasattr(tensor, "device_mesh")
 
 
@@ -59,9 +59,10 @@ def slice_of(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def wrap(local: torch.Tensor, like: torch.Tensor, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-    """A DTensor of this local part, cut as `like` is. `shape` is the whole's, `like`'s own by default.
+    """A DTensor of this local part with the placements of `like`. `shape` is the whole shape (default:
+    `like`'s).
 
-    Without shape and strides an uneven cut would silently get a wrong whole shape.
+    Shape and strides are passed, because torch would infer a wrong whole shape for uneven parts.
     """
     from torch.distributed.tensor import DTensor
 
@@ -110,7 +111,7 @@ def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tenso
 
 
 def shard_key(parameter: torch.Tensor) -> tuple[Any, ...]:
-    """Equal for parameters whose parts lie on the same ranks in the same way."""
+    """A key that is equal for parameters with the same placements on the same ranks."""
     if not is_sharded(parameter):
         return ()
     return tuple((id(mesh), dim) for mesh, dim in _mesh_dims(parameter, only_sharded=True))
@@ -120,7 +121,7 @@ def shard_key(parameter: torch.Tensor) -> tuple[Any, ...]:
 
 Exchange = dict[torch.nn.Parameter, torch.nn.Parameter]
 
-# What FSDP2 derives from a parameter and its dtype. Its next forward makes what gathering needs.
+# Attributes that FSDP2 derives from a parameter and its dtype. Its next forward computes them again.
 _OF_PARAMETER = (
     "sharded_param",
     "_sharded_param_data",
@@ -143,20 +144,20 @@ def _sharded_modules(model: torch.nn.Module) -> list[Any]:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Gives the model its sharded parameters again: after a forward alone it has whole ones."""
+    """Gives the model its sharded parameters again: after a forward without backward it has whole ones."""
     for module in _sharded_modules(model):
         module.reshard()
 
 
 def notice_dtypes(model: torch.nn.Module) -> None:
-    """After a cast of parameters in place: FSDP2 looks at them anew, as after `model.to(dtype)`."""
+    """Makes FSDP2 read the dtypes of parameters again after an in-place cast, as after `model.to(dtype)`."""
     for module in _sharded_modules(model):
         for group in _groups(module._get_fsdp_state()):
             for shard in group.fsdp_params:
                 shard.reset_sharded_param()
                 shard.__dict__.pop("_unsharded_param", None)
                 shard.all_gather_outputs = []
-            if hasattr(group.comm_ctx, "device_handle"):  # otherwise the first forward does
+            if hasattr(group.comm_ctx, "device_handle"):  # else the first forward does so
                 group._init_mp_dtypes()
 
 
@@ -177,7 +178,7 @@ def _restore(thing: object, names: tuple[str, ...], kept: dict[str, Any]) -> Non
 
 
 def _take(shard: Any, exchange: Exchange) -> None:  # noqa: ANN401
-    """Puts another parameter into FSDP2's view of one; it is gathered in its own dtype."""
+    """Replaces a parameter inside FSDP2 by another one, which is gathered in its own dtype."""
     shard.sharded_param = exchange.get(shard.sharded_param, shard.sharded_param)
     shard.orig_dtype, shard.param_dtype, shard.all_gather_outputs = shard.sharded_param.dtype, None, []
     shard.__dict__.pop("_unsharded_param", None)
@@ -186,7 +187,7 @@ def _take(shard: Any, exchange: Exchange) -> None:  # noqa: ANN401
 
 @contextmanager
 def exchanged(model: torch.nn.Module, exchange: Exchange) -> Iterator[None]:
-    """Inside, the model has the values of `exchange` for its keys, in their own dtype.
+    """A context in which the model has the values of `exchange` in place of its keys, in their own dtype.
 
     The model must be resharded.
 

@@ -1,4 +1,4 @@
-"""State dicts: writing one, and loading one completely or not at all."""
+"""Writes state dicts, and loads a state dict completely or not at all."""
 
 import copy
 import warnings
@@ -36,12 +36,12 @@ from .states import States
 
 StateDict = dict[str, Any]
 
-# Options that torch's own optimizers do not know.
+# Options that torch.optim does not know.
 _OURS = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "nonfinite", "decouple_lr")
 
 
 def _saved_scales(parameter: Parameter, moment: Moment) -> torch.Tensor:
-    """The scales as they are written: in a shape that can be cut as the parameter is."""
+    """The scales for a state dict, in a shape that can be sharded as the parameter is."""
     tensor, scales = parameter.tensor, moment.scales
     layout = Layout(*moment.layout.tolist())
     in_rows = layout.has_scales_in_rows(moment.storage)
@@ -80,7 +80,7 @@ def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: boo
 def _saved_correction(
     parameter: Parameter, state: State, group: Group
 ) -> tuple[torch.Tensor, WeightStorage] | None:
-    """The correction as the group asks for it, for the dtype that its weight had then."""
+    """The correction in the group's storage, and the weight dtype that it is for."""
     correction, stored, bits = correction_in(state), parameter.stored_as, group["master_weight_bits"]
     if correction is None or stored is None or bits not in CORRECTION_DTYPES:
         return None
@@ -93,7 +93,7 @@ def _saved_correction(
 def _saved_state(
     parameter: Parameter, state: State, group: Group, compress: bool, corrections: bool = True
 ) -> State:
-    """What a state dict holds of a parameter. Tensors are the optimizer's own, not copies."""
+    """The saved state of a parameter. Tensors are the optimizer's own, not copies."""
     step = state["step"]
     # torch.optim keeps counts on the CPU and moves them to the weights itself where needed.
     saved: State = {"step": step if compress else step.to("cpu", torch.float32)}
@@ -106,7 +106,7 @@ def _saved_state(
     if correction is not None:
         bits, storage = correction
         if storage.paper and bits.dtype == torch.int16:
-            bits = bits.view(storage.dtype)  # as the authors' package writes it
+            bits = bits.view(storage.dtype)  # as in the authors' package
         saved[CORRECTION] = _like_parameter(parameter, bits)
     local = parameter.local
     if compress and not parameter.is_sharded and local.numel() and strides_of(local) != row_major(local):
@@ -115,21 +115,21 @@ def _saved_state(
 
 
 def _name_of_weights(dtypes: set[torch.dtype]) -> str | None:
-    """The one 16-bit dtype that a group's corrections belong to; float32 if it has none, None if both."""
+    """The single 16-bit dtype of a group's weights; float32 if it has none, None if it has both."""
     narrow = dtypes - {torch.float32} or {torch.float32}
     return str(narrow.pop()).removeprefix("torch.") if len(narrow) == 1 else None
 
 
 def state_dict(states: States, compress: bool, plain: bool = False) -> StateDict:
-    """The state dict of an optimizer. `plain` leaves out what torch's own optimizers do not know."""
+    """The state dict of an optimizer. `plain` leaves out options that torch.optim does not know."""
     states.follow_groups()
     numbers: dict[torch.Tensor, int] = {}
     groups = []
     for group in states.groups:
         for tensor in group["params"]:
             numbers.setdefault(tensor, len(numbers))
-        # Every key of the group, as torch takes a flattened state dict apart by them. True would make torch's
-        # loading cast step counts to fp32.
+        # Every key of the group, because torch unflattens state dicts by these keys. `fused` is None, because
+        # True would make torch's loading cast step counts to fp32.
         packed = {key: value for key, value in group.items() if key != "params"} | {"fused": None}
         if plain:
             packed = {key: value for key, value in packed.items() if key not in _OURS}
@@ -159,12 +159,12 @@ def state_dict(states: States, compress: bool, plain: bool = False) -> StateDict
 
 # Options of this optimizer that a state dict does not change.
 _KEPT = (*STORAGE_OPTIONS, "check_gradients", "accumulate_fp32", "fused")
-# What a saved group says of its states, and of another rule of torch.
+# Entries of saved groups that describe their states, or options of another rule of torch.
 _OF_FILES = ("params", "master_bytewidth", "weight_dtype", "decoupled_weight_decay")
 
 
 def checked_whole(given: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A copy of a state dict that has states and parameter groups, as far as their types go.
+    """A copy of a state dict, after checking the types of its states and parameter groups.
 
     Raises:
         ValueError: that says what is missing or of another type.
@@ -202,7 +202,7 @@ def checked_whole(given: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _check_parameters_of(groups: list[Group], saved: list[Group]) -> None:
-    """Refuses other numbers of groups or parameters.
+    """Refuses a different number of groups or parameters.
 
     Raises:
         ValueError: that says both numbers.
@@ -234,7 +234,7 @@ def _saved_numbers(group: Group, saved: Group) -> list[int | str]:
 
 
 def _merged_group(rule: Rule, group: Group, saved: Group) -> Group:
-    """The group after loading: hyperparameters of the file, storage of this optimizer.
+    """The group after loading: hyperparameters of the state dict, storage options of this optimizer.
 
     Raises:
         ValueError: for a value that cannot be copied or is out of range, also of an option that is kept.
@@ -270,7 +270,7 @@ def _differs(saved: Saved, group: Group) -> bool:
 
 
 def load_state_dict(states: States, given: StateDict) -> None:
-    """Takes in a state dict that `checked_whole` has seen: all of it is checked before anything changes.
+    """Loads a state dict from `checked_whole`. Everything is checked before anything changes.
 
     Raises:
         ValueError: for what does not fit.
@@ -291,7 +291,7 @@ def load_state_dict(states: States, given: StateDict) -> None:
                 name = states.name_of(tensor)
                 raise ValueError(f"{name}: its state is {type(raw).__name__}; it must be a dict")
             raw = without_empty(raw)
-            if all(map(is_foreign, raw)):  # nothing, or what others keep of one that was never stepped
+            if all(map(is_foreign, raw)):  # a parameter that was never stepped
                 if raw:
                     entries = foreign_entries(raw, local_of(tensor).device, states.name_of(tensor))
                     restored[tensor] = LiveState(entries)
@@ -315,14 +315,14 @@ def _apply(
     restored: dict[torch.Tensor, State],
     storages: dict[Parameter, WeightStorage],
 ) -> None:
-    # In place: hooks and schedulers keep their groups.
+    # In place, because hooks and schedulers hold references to the groups.
     for group, changed in zip(states.groups, merged, strict=True):
         lr = group["lr"]
-        if isinstance(lr, torch.Tensor):  # CUDA graphs that were captured with it read this tensor
+        if isinstance(lr, torch.Tensor):  # captured CUDA graphs read this tensor
             changed["lr"] = lr.fill_(float(changed["lr"]))
         group.clear()
         group.update(changed)
-    # In place, too: wrappers of the optimizer refer to this mapping.
+    # In place, because wrappers of the optimizer hold references to this mapping.
     states.state.clear()
     states.state.update(restored)
     states.forget()

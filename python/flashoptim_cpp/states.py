@@ -1,6 +1,6 @@
-"""What an optimizer keeps beside its saved state, and the states of its parameters.
+"""The states of an optimizer's parameters, and the data of an optimizer that is not saved.
 
-:class:`States` is what the rest of the package sees of an optimizer.
+The rest of the package accesses an optimizer through :class:`States`.
 """
 
 import itertools
@@ -26,16 +26,17 @@ from .parameter import LiveState, Parameter, State, WeightStorage, correction_in
 from .sharding import local_like, local_of, shard_key, sum_over_shards
 from .table import Factors, Table, refuse_several_parts
 
-# Sets of parameters whose tables are kept, beside those of each parameter alone (gradients released).
+# The number of parameter sets whose tables are kept. Tables of single parameters (gradient release) are not
+# counted.
 _MOST_SETS = 16
 _ABSENT: Any = object()
 
 
 class Clipping:
-    """The coefficient of the gradients whose norm it was made from.
+    """The clip coefficient, which belongs to the gradients whose norm it was computed from.
 
-    `zero_grad()` of the optimizer drops it. An optimizer does not see that of the model, or `p.grad = None`:
-    so the coefficient is dropped, too, when all of its gradients are gone.
+    The optimizer's `zero_grad()` drops it. An optimizer does not notice the model's `zero_grad()` or `p.grad
+    = None`. So the coefficient is also dropped when all of its gradients are gone.
     """
 
     def __init__(self, coefficient: torch.Tensor, gradients: Iterable[torch.Tensor]) -> None:
@@ -52,8 +53,8 @@ class Clipping:
 class Places:
     """The place of each parameter in the groups.
 
-    Anybody may change the lists of the groups, or the list of groups, between two calls. So what is kept here
-    is compared with them: wholly by `follow`, and in one place by `find`.
+    Other code may change the lists of the groups, or the list of groups, between two calls. So the places
+    kept here are compared with the lists: all of them by `follow`, a single one by `find`.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Places:
         return tensor in self._places
 
     def follow(self, groups: list[Group]) -> bool:
-        """Takes over the lists as they are now; whether they have changed."""
+        """Takes over the current lists. Returns whether they have changed."""
         lists = [group["params"] for group in groups]
         sizes = list(map(len, lists))
         tensors = list(itertools.chain.from_iterable(lists))
@@ -94,7 +95,7 @@ class Places:
     def key(self, tensor: torch.Tensor, groups: list[Group]) -> str | int:
         """The name of a parameter of the groups, or its number over all of them.
 
-        Names that are not as many as the parameters are not theirs any more.
+        If the group has another number of names than of parameters, the names are outdated and not used.
         """
         g, n = self._places[tensor]
         names = groups[g].get("param_names")
@@ -103,27 +104,27 @@ class Places:
 
 @dataclass(eq=False)
 class Kept:
-    """What each process and copy of an optimizer makes anew, and what its methods set.
+    """The data that each process and copy of an optimizer makes again, and attributes that methods set.
 
-    A wrapper may copy the optimizer's `__dict__` (Lightning) or hand on what it does not have (Fabric), and
-    take its class. A method that is called on the wrapper must not assign attributes: they would be the
-    wrapper's. It changes this object.
+    A wrapper may copy the optimizer's `__dict__` (Lightning) or forward missing attributes (Fabric), and take
+    its class. A method called on the wrapper must not assign attributes, because they would become the
+    wrapper's. It changes this object instead.
     """
 
     places: Places = field(default_factory=Places)
     parameters: dict[torch.Tensor, Parameter] = field(default_factory=dict)
     departed: dict[torch.Tensor, None] = field(default_factory=dict)  # in no group, but with a state
-    # What the corrections of a copied or loaded optimizer belong to.
+    # The weight storages of the corrections of a copied or loaded optimizer.
     storages: dict[torch.Tensor, WeightStorage] = field(default_factory=dict)
     tables: dict[tuple[int, ...], list[Table]] = field(default_factory=dict)
-    captured: list[Table] = field(default_factory=list)  # used in CUDA graphs, which read them at each replay
+    captured: list[Table] = field(default_factory=list)  # used in CUDA graphs, which read them at replay
     plans: dict[torch.device, ops.StepPlan] = field(default_factory=dict)
     bad: BadElements = field(default_factory=BadElements)
     sums: Fp32Sums = field(default_factory=Fp32Sums)
     release_lock: Any = field(
         default_factory=threading.RLock
-    )  # the same thread again: pre_step may go backward itself
-    releases: int = 0  # models whose gradients are released
+    )  # reentrant: pre_step may call backward() itself
+    releases: int = 0  # number of models whose gradients are released
     clipping: Clipping | None = None
     grad_scale: Any = _ABSENT
     found_inf: Any = _ABSENT
@@ -135,7 +136,7 @@ class Kept:
 
 
 def _kept_attribute(name: str) -> Any:  # noqa: ANN401
-    """An attribute that others set and delete on an optimizer or its wrapper (GradScaler, schedulers)."""
+    """An attribute that GradScaler and schedulers set and delete on an optimizer or its wrapper."""
 
     def get(optimizer: "StatefulOptimizer") -> Any:  # noqa: ANN401
         value = getattr(optimizer._kept, name)
@@ -153,7 +154,7 @@ def _kept_attribute(name: str) -> Any:  # noqa: ANN401
 
 
 class StatefulOptimizer(torch.optim.Optimizer):
-    """What the package's functions take: an optimizer of torch, of which they see :class:`States`."""
+    """A torch optimizer with :class:`States`. The package's functions take this type."""
 
     rule: ClassVar[Rule]
     grad_scale = _kept_attribute("grad_scale")
@@ -166,7 +167,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         self.state = defaultdict(LiveState)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What subclasses and users have put here goes along. Hooks and the step that schedulers wrap do not.
+        # Attributes of subclasses and users are copied. Hooks, and the step that schedulers wrap, are not.
         kept = {key: value for key, value in self.__dict__.items() if key not in ("_kept", "step")}
         kept = {key: value for key, value in kept.items() if "_hooks" not in key} | super().__getstate__()
         return kept | {"_storages": states_of(self).storages()}
@@ -178,12 +179,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
 
 def states_of(optimizer: StatefulOptimizer) -> "States":
-    """An optimizer's states as its groups are now. Use them at once: others may change groups and states."""
+    """The states of an optimizer with its groups as they are now. Use them at once: groups may change."""
     return States(optimizer.rule, optimizer.param_groups, optimizer.state, optimizer._kept)
 
 
 class States:
-    """The states of parameters as their groups ask for them, whatever others do to weights and states."""
+    """The states of parameters, as their groups ask for, whatever other code does to weights and states."""
 
     def __init__(self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, Any], kept: Kept) -> None:
         self.rule, self.groups, self.state, self.kept = rule, groups, state, kept
@@ -196,7 +197,7 @@ class States:
                 yield tensor, group
 
     def follow_groups(self) -> None:
-        """Updates places; drops what belonged to parameters that are in no group and have no state."""
+        """Updates the places. Drops the data of parameters that are in no group and have no state."""
         if self.kept.places.follow(self.groups):
             self._drop_tables(list(self.kept.tables))
             self.kept.departed.clear()
@@ -218,14 +219,14 @@ class States:
         return group
 
     def find_group(self, tensor: torch.Tensor) -> Group:
-        """The group that a parameter is in now; ValueError where it is in none."""
+        """The group that a parameter is in now. Raises ValueError if it is in none."""
         group = self.group_of(tensor)
         if group is None:
             raise ValueError(f"a parameter of shape {tuple(tensor.shape)} is not managed by this optimizer")
         return group
 
     def name_of(self, tensor: torch.Tensor) -> str:
-        """The name of a parameter, or its number, as errors show it."""
+        """The name of a parameter, or its number, for messages."""
         self.find_group(tensor)
         key = self.kept.places.key(tensor, self.groups)
         return f"parameter {key}" if isinstance(key, int) else key
@@ -233,7 +234,7 @@ class States:
     # Parameters and their states
 
     def look_at(self, tensor: torch.Tensor) -> Parameter:
-        """The parameter as it is now; a new one is not registered yet."""
+        """The Parameter of a tensor as it is now. A new one is not registered."""
         name = self.name_of(tensor)
         parameter = self.kept.parameters.get(tensor)
         if parameter is None or (parameter.is_reshaped() and not self.state.get(tensor)):
@@ -262,12 +263,12 @@ class States:
         return parameter
 
     def storages(self) -> dict[torch.Tensor, WeightStorage]:
-        """What the corrections belong to, where that is known."""
+        """The weight storages of the corrections, as far as they are known."""
         known = {tensor: parameter.stored_as for tensor, parameter in self.kept.parameters.items()}
         return self.kept.storages | {t: s for t, s in known.items() if s is not None and t in self.state}
 
     def forget(self) -> None:
-        """Drops what was derived from the states, after others were loaded."""
+        """Drops the data derived from the states, after other states were loaded."""
         self._drop_tables(list(self.kept.tables))
         self.kept.storages.clear()
         for parameter in self.kept.parameters.values():
@@ -277,7 +278,7 @@ class States:
     # Tables
 
     def tables_for(self, tensors: list[torch.Tensor], groups: list[Group]) -> list[Table]:
-        """What the operators need for these parameters; one table for each device."""
+        """The tables of these parameters, one for each device."""
         key = tuple(map(id, tensors))
         tables = self.kept.tables.get(key)
         if tables is None or not self._are_current(tables, tensors, groups):
@@ -288,14 +289,14 @@ class States:
                 self._drop_old_sets()
             tables = self.kept.tables[key] = self._make_tables(tensors, groups)
         elif len(key) > 1 and len(self.kept.tables) > 1:
-            self.kept.tables[key] = self.kept.tables.pop(key)  # the least recently used set is dropped first
+            self.kept.tables[key] = self.kept.tables.pop(key)  # moved to the end: least recently used first
         for table in tables:
             if table.is_captured() and table not in self.kept.captured:
                 self.kept.captured.append(table)
         return tables
 
     def _refuse_new_table(self, tensors: list[torch.Tensor]) -> None:
-        """A graph would create states and reset counters at every replay."""
+        """Refuses a new table in a capture: each replay would create states and reset counters."""
         bare = [tensor for tensor in tensors if not self.state.get(tensor)]
         what = "states, or which parameters have a gradient, have changed since the last step"
         if bare:
@@ -305,7 +306,7 @@ class States:
     def _drop_tables(self, keys: list[tuple[int, ...]]) -> None:
         for key in keys:
             for table in self.kept.tables.pop(key, ()):
-                if table not in self.kept.captured:  # replays of its graph count on
+                if table not in self.kept.captured:  # the replays of its graph keep counting
                     self.kept.bad.leave(table.counter)
 
     def _drop_old_sets(self) -> None:
@@ -359,9 +360,10 @@ class States:
         )
 
     def _plan_for(self, device: torch.device, tensors: int) -> ops.StepPlan | None:
-        """What keeps lists in a GPU's memory: one for all sets of parameters, one for each parameter alone.
+        """The step plan of a table: one for all sets of parameters, but one for each single parameter.
 
-        Those take turns in each step where gradients are released, and would be uploaded each time.
+        With gradient release the parameters are stepped in turn, and a common plan would upload its list each
+        time.
         """
         if not ops.is_gpu(device):
             return None
@@ -371,7 +373,7 @@ class States:
             self.kept.plans[device] = ops.StepPlan()
         return self.kept.plans[device]
 
-    # What a step is given
+    # The inputs of a step
 
     def gradients_of(
         self, tables: list[Table], tensors: list[torch.Tensor], gradients: list[torch.Tensor]
@@ -388,13 +390,15 @@ class States:
         return parts
 
     def factors(self, clip: torch.Tensor | None) -> Factors:
-        """The clip coefficient and what GradScaler has put here (the number 0 if there are no gradients)."""
+        """The clip coefficient and the values of GradScaler (found_inf is the number 0 if there are no
+        gradients).
+        """
         scale, found = self.kept.grad_scale, self.kept.found_inf
         is_tensor = isinstance(scale, torch.Tensor), isinstance(found, torch.Tensor)
         return Factors(clip, scale if is_tensor[0] else None, found if is_tensor[1] else None)
 
     def grad_norm(self) -> torch.Tensor:
-        """The norm of all gradients, float64, on their device; a collective where parameters are sharded."""
+        """The norm of all gradients, float64, on their device; a collective if parameters are sharded."""
         self.follow_groups()
         home = _home([local_of(tensor).device for tensor, _ in self.tensors_and_groups()])
         first = next(iter(self.kept.places), None)
@@ -417,10 +421,10 @@ class States:
             total += sum_over_shards(square, members[0][0])
         return total.sqrt()
 
-    # What a report says
+    # The memory report
 
     def memory(self) -> dict[str, float]:
-        """Bytes on this rank, by what they hold, and their sum by parameter."""
+        """Bytes on this rank by kind, and their sum per parameter."""
         report = dict.fromkeys(("weights", "corrections", "moments", "scales", "gradients"), 0)
         parameters = 0
         for tensor, _ in self.tensors_and_groups():
@@ -445,13 +449,13 @@ class States:
 
 
 def _home(devices: list[torch.device]) -> torch.device:
-    """Where parts of a norm are brought together: on the first GPU if all are on GPUs."""
+    """The device on which the parts of a norm are added: the first GPU if all are on GPUs, else the CPU."""
     cpu = torch.device("cpu")
     return cpu if cpu in devices or not devices else devices[0]
 
 
 def _refuse_shared_memory(parameters: list[Parameter]) -> None:
-    """A step writes all weights at the same time."""
+    """Refuses parameters that share memory, because a step writes all weights at the same time."""
     by_address = sorted((p for p in parameters if p.local.numel()), key=lambda p: p.local.data_ptr())
     for former, parameter in itertools.pairwise(by_address):
         if parameter.tensor is former.tensor:
@@ -465,9 +469,9 @@ def _refuse_shared_memory(parameters: list[Parameter]) -> None:
 
 @cache
 def follow_zero_redundancy() -> None:
-    """From now on ZeroRedundancyOptimizer tells the optimizer inside, before a step, who the other ranks are.
+    """Makes ZeroRedundancyOptimizer tell its inner optimizer the other ranks before each step.
 
-    It gives each rank an optimizer of its own for a part of the parameters, which knows nothing of the rest.
+    Each rank has an inner optimizer for a part of the parameters, which does not know the others.
     """
     register_optimizer_step_pre_hook(_tell_ranks)
 

@@ -1,7 +1,7 @@
-"""What a step of a list of parameters needs and what forbids it.
+"""The data of a step of a list of parameters, and the checks and policies that may forbid the step.
 
-A table holds what one call of the step operator is given. It is made once for a list of parameters and kept
-while nothing about them changes. Before a step the gradients, the learning rate and the policies for
+A table holds the arguments of one call of the step operator. It is made once for a list of parameters and
+kept while nothing about them changes. Before a step the gradients, the learning rate and the policies for
 non-finite gradients are checked.
 """
 
@@ -28,7 +28,7 @@ _PLAIN = torch.Tensor.__torch_dispatch__
 
 
 def refusal_of(gradient: torch.Tensor, parameter: Parameter) -> Exception | None:
-    """Why a gradient, or this rank's part of one, cannot be stepped; None where it can."""
+    """The error for a gradient (or this rank's part of it) that cannot be stepped; None if it can."""
     name, local = f"the gradient of {parameter.name}", parameter.local
     if not isinstance(gradient, torch.Tensor):
         return ValueError(f"{name} is a {type(gradient).__name__}: give a tensor")
@@ -52,7 +52,7 @@ def refusal_of(gradient: torch.Tensor, parameter: Parameter) -> Exception | None
 
 
 def refuse_several_parts(gradients: list[torch.Tensor], parameters: list[Parameter]) -> None:
-    """Refuses gradients of several tensors: a step would silently be made of several."""
+    """Refuses gradients made of several tensors, for which the operator would silently make several steps."""
     for gradient, parameter in zip(gradients, parameters, strict=True):
         if isinstance(gradient, torch.Tensor) and has_several_parts(gradient):
             kind = type(gradient).__name__
@@ -65,7 +65,7 @@ _NOTHING = torch.empty(0, dtype=torch.int8, device="cpu")
 
 
 class Factors(NamedTuple):
-    """What gradients are multiplied by in a step, and whether GradScaler has found an infinity."""
+    """The factors of the gradients in a step, and GradScaler's found_inf."""
 
     clip: torch.Tensor | None = None
     grad_scale: torch.Tensor | None = None
@@ -73,12 +73,12 @@ class Factors(NamedTuple):
 
 
 def _contents(states: list[State]) -> list[int]:
-    """What the states hold, by identity."""
+    """The identities of the entries of the states."""
     return list(map(id, chain.from_iterable(map(dict.values, states))))
 
 
 class Table:
-    """The buffers and rows of parameters that have a gradient, all on one device."""
+    """The buffers and rows of a list of parameters with gradients, all on one device."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Table:
         self._pointers = [weight.data_ptr() for weight in self.weights]
         self._dtypes = [weight.dtype for weight in self.weights]
         self._contents = _contents(states)
-        # Kept alive, so that no identity is reused for another object.
+        # Kept alive, so that no id is reused for another object.
         self._held = [tuple(state.values()) for state in states]
         self._gather_buffers()
         self.rows = torch.tensor(self._rows(), dtype=torch.int64, device="cpu")
@@ -169,15 +169,15 @@ class Table:
         return rows
 
     def has_groups(self, groups: list[Group]) -> bool:
-        """Whether the parameters are in the same groups as they were."""
+        """Whether the parameters are still in the same groups."""
         return len(groups) == len(self._given_groups) and all(map(is_, groups, self._given_groups))
 
     def has_states(self, state: dict[torch.Tensor, Any]) -> bool:
-        """Whether the states of the parameters are these."""
+        """Whether the parameters still have the same states."""
         return all(map(is_, map(state.get, self.tensors), self.states))
 
     def is_current(self, state: dict[torch.Tensor, Any]) -> bool:
-        """Whether weights and states are where they were, and are still to be stored in the same way."""
+        """Whether the addresses of weights and states and their storage options are unchanged."""
         weights = [local_of(tensor) for tensor in self.tensors] if self.is_sharded else self.tensors
         if [weight.data_ptr() for weight in weights] != self._pointers:
             return False
@@ -188,11 +188,11 @@ class Table:
         return self._keys == [storage_key(self.rule, group) for group in self.groups]
 
     def is_captured(self) -> bool:
-        """Whether what is enqueued now becomes part of a CUDA graph."""
+        """Whether work enqueued now is captured in a CUDA graph."""
         return ops.is_capturing(self.device)
 
     def stops(self) -> torch.Tensor:
-        """For each parameter 1 if its bad elements stop the whole step, else 0."""
+        """For each parameter 1 if a bad element stops the whole step, else 0."""
         policies = [self.groups[n]["nonfinite"] != POLICIES[0] for n in self.group_of]
         if policies != self._policies:
             if self.is_captured():
@@ -204,12 +204,12 @@ class Table:
         return self._stops
 
     def lr_is_on_gpu(self, group: Group) -> bool:
-        """Whether the kernels read the learning rate themselves."""
+        """Whether the kernels read the learning rate from a GPU tensor."""
         lr = group["lr"]
         return self.is_on_gpu and isinstance(lr, torch.Tensor) and ops.is_gpu(lr.device)
 
     def hyperparameters(self) -> torch.Tensor:
-        """One row for each group."""
+        """The rows of hyperparameters, one for each group."""
         numbers = [row_of(self.rule, group, self.lr_is_on_gpu(group)) for group in self.groups]
         if numbers != self._numbers:
             self._numbers = numbers
@@ -217,7 +217,7 @@ class Table:
         return self._hyperparameters
 
     def _learning_rates(self) -> torch.Tensor | None:
-        """Learning rates on a GPU, for each group, in this table's memory, where a graph reads them again."""
+        """The learning rates of the groups in the table's own GPU memory, which graphs read at replay."""
         chosen = [(n, group["lr"]) for n, group in enumerate(self.groups) if self.lr_is_on_gpu(group)]
         if not chosen:
             return None
@@ -228,7 +228,7 @@ class Table:
         return self._rates
 
     def _here(self, factor: torch.Tensor | None) -> torch.Tensor | None:
-        """A factor or verdict in fp32 on the device of this table."""
+        """A factor or found_inf in fp32 on the device of this table."""
         if factor is None:
             return None
         between_gpus = self.is_on_gpu and ops.is_gpu(factor.device)
@@ -239,7 +239,7 @@ class Table:
         return self._plan.number if self._plan else 0
 
     def _explained(self, error: Exception, gradients: list[torch.Tensor]) -> Exception:
-        """The error of an operator, with names: it knows tensors by their place in its lists."""
+        """An operator's error with parameter names in place of indices."""
 
         def named(match: re.Match[str]) -> str:
             argument, name = match[1], self.parameters[int(match[2])].name
@@ -254,7 +254,7 @@ class Table:
         return refusal or error
 
     def check(self, gradients: list[torch.Tensor]) -> None:
-        """Refuses what a step would refuse, before another table steps.
+        """Raises the errors that a step would raise, before any other table is stepped.
 
         Raises:
             ValueError: for options out of range and a gradient of another device, dtype or shape.
@@ -274,7 +274,7 @@ class Table:
             return
         known = numbers.clone()
         for n, group in enumerate(self.groups):
-            if self.lr_is_on_gpu(group):  # the host does not know it
+            if self.lr_is_on_gpu(group):  # the host does not have its value
                 known[n, 0] = 0.0
         ops.check_hyperparameters(known, self.rule.number)
         self._checked = numbers
@@ -334,12 +334,12 @@ class Table:
 
 
 class Verdict(NamedTuple):
-    """What the policies say of a step, here or on another rank with parts or others of the parameters."""
+    """The decision of the policies about a step, over all ranks that hold parameters or parts of them."""
 
     policy: str  # "skip_element": the step is made
-    found_inf: torch.Tensor | None  # not 0: the step of the operators changes nothing
-    counts: list[torch.Tensor]  # bad elements of each table, where the step is not made
-    bad: list[int]  # the numbers of the parameters that forbid it
+    found_inf: torch.Tensor | None  # if it is not 0, the operators' step changes nothing
+    counts: list[torch.Tensor]  # bad elements of each table, if the step is not made
+    bad: list[int]  # indices of the parameters that forbid the step
 
 
 def judge(
@@ -352,7 +352,8 @@ def judge(
 ) -> Verdict:
     """Whether the policies forbid a step of the tables.
 
-    On GPUs the host does not know the verdict: it becomes the `found_inf` of the step. What "skip_step"
+    On GPUs the verdict stays on the device, as the `found_inf` of the step. The bad elements of a step that
+    "skip_step" leaves out are added to the tables' counters there.
     leaves out is added to the tables' counters there.
 
     Args:
@@ -390,7 +391,7 @@ def _verdict_on_gpu(
     counted: list[torch.Tensor],
     found_inf: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """1 where the policies or `found_inf` forbid a step, else 0. What they leave out is counted here."""
+    """1 if the policies or `found_inf` forbid a step, else 0. Counts the bad elements of a forbidden step."""
     if not judged:
         return found_inf
     verdict = torch.zeros((), dtype=torch.float32, device=local_of(judged[0]).device)
@@ -401,7 +402,7 @@ def _verdict_on_gpu(
     if shared:
         all_reduce_max(verdict, shared)
     found = verdict
-    if found_inf is not None:  # GradScaler skips the step itself and counts for itself
+    if found_inf is not None:  # GradScaler skips such a step itself; it is not counted
         given = (found_inf.reshape(()) != 0).to(verdict.device, torch.float32, non_blocking=True)
         found, verdict = verdict.maximum(given), verdict * (1.0 - given)
     for table, counts in zip(tables, counted, strict=True):
@@ -420,7 +421,7 @@ def _largest(verdict: int, ranks: tuple[Any, torch.device] | None) -> int:
 
 
 def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch.Tensor]) -> torch.Tensor:
-    """For each parameter the number of its policy if it has bad elements, on any rank with a part of it."""
+    """For each parameter the number of its policy if it has bad elements on any rank, else 0."""
     place = {tensor: n for n, tensor in enumerate(judged)}
     levels = torch.zeros(len(judged), dtype=torch.int64, device="cpu")
     for table, counts in zip(tables, counted, strict=True):
@@ -434,18 +435,18 @@ def _levels(judged: list[torch.Tensor], tables: list[Table], counted: list[torch
 # The learning rate
 
 _EXPONENT_BITS = {torch.float16: 5, torch.bfloat16: 8, torch.float32: 8}
-# A step of just less than half a unit in the last place is lost.
+# In units in the last place: a smaller step is rounded away.
 _ROUNDED_AWAY = 0.49
-# An update |m|/sqrt(v) times the learning rate may be small; a tenth of it is the authors' guess for Adam.
+# Adam's update |m|/sqrt(v) may be less than 1. The authors assume a tenth.
 _ADAM_STEP = 0.1
 
 
 class NumericsError(RuntimeError):
-    """The learning rate is too small to move the weights in the precision that they are stored in."""
+    """The learning rate is too small to change the weights in the precision in which they are stored."""
 
 
 def largest_weight(parameter: Parameter) -> float:
-    """The largest absolute weight; a collective where the parameter is sharded."""
+    """The largest absolute weight; a collective if the parameter is sharded."""
     local = local_of(parameter.tensor).detach()
     largest = local.abs().max().float() if local.numel() else torch.zeros((), device=local.device)
     if parameter.is_sharded:
@@ -454,7 +455,7 @@ def largest_weight(parameter: Parameter) -> float:
 
 
 def check_learning_rates(tables: list[Table]) -> None:
-    """Checks each parameter of a step.
+    """Checks the learning rate of each parameter of a step.
 
     Raises:
         NumericsError: where the learning rate is too small for one. Nothing was changed.
