@@ -74,7 +74,7 @@ class Description(ctypes.Structure):
 
 
 def describe(tensor: torch.Tensor) -> Description:
-    """A tensor for C; it must outlive the call."""
+    """A tensor for C. The caller keeps it alive during the call."""
     shape = (ctypes.c_int64 * tensor.dim())(*tensor.shape)
     strides = (ctypes.c_int64 * tensor.dim())(*tensor.stride())
     return Description(
@@ -117,12 +117,12 @@ class Core:
             )
 
     def call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401
-        """Calls a function of the interface; raises what it had to say."""
+        """Calls a function of the C interface. Raises the message of a failure."""
         if getattr(self.library, f"flashoptim_{name}")(*arguments) != 0:
             raise RuntimeError(self.library.flashoptim_last_error().decode())
 
     def set_gradients(self, gradients: list[torch.Tensor]) -> None:
-        """What every following step reads; the caller keeps them alive."""
+        """Sets the gradients of every following step. The caller keeps them alive."""
         for index, gradient in enumerate(gradients):
             self.call("set_gradient", self.handle, ctypes.c_size_t(index), ctypes.byref(describe(gradient)))
 

@@ -40,10 +40,9 @@ from report import cores_to_bound, plot, processor, summary, tables
 
 
 def seconds(step: Callable[[], None], least: float = 2e-2, slow: float = 0.5) -> float:
-    """Seconds of one step: the mean of as many steps as take `least`, after a first one that warms caches and
-    pages.
+    """Seconds of one step: the mean over enough steps to take `least`, after a warm-up step.
 
-    A step slower than `slow` hardly notices and is taken alone.
+    A step slower than `slow` is timed once.
     """
     start, calls = time.perf_counter(), 0
     step()
@@ -62,7 +61,9 @@ def seconds(step: Callable[[], None], least: float = 2e-2, slow: float = 0.5) ->
 def measure(
     title: str, contestants: list[Contestant], parameters: int, rounds: int, at_once: bool
 ) -> dict[str, Any]:
-    """Times all in turns (at_once), or one after another with the bandwidth before and after each."""
+    """Times all contestants in turns (at_once), or one after another with the bandwidth before and after
+    each.
+    """
     print(f"compare: {title}, threads: {torch.get_num_threads()}", file=sys.stderr, flush=True)
     bandwidth = Bandwidth()
     rates: list[float] = []
@@ -121,7 +122,7 @@ def measure(
 
 
 def cases(quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """What is compared, with torch's present number of threads."""
+    """Measures all cases with torch's current number of threads."""
     mega = 1 << 20
     one, large, huge = [(1024, 1024)], [(65536, 1024)], [(524288, 1024)]
     norm = Contestant("ours grad_norm", partial(OursNorm, "adamw", "native", large), 2)

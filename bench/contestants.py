@@ -117,7 +117,7 @@ class Bandwidth:
 
 @dataclass
 class Contestant:
-    """What is timed: its name, how it is made, and the bytes that one of its parameters moves in a step."""
+    """A contestant: its name, the function that makes it, and the bytes that a step moves per parameter."""
 
     name: str
     make: Callable[[], Any]
@@ -127,7 +127,7 @@ class Contestant:
 
 
 def peers(shapes: Shapes, slow: bool) -> list[Contestant]:
-    """Those that can be imported here; who is missing is said on stderr."""
+    """The peers that can be imported. The names of the others go to stderr."""
     single, half = torch.float32, torch.bfloat16
     found = [
         Contestant(
@@ -160,7 +160,7 @@ def peers(shapes: Shapes, slow: bool) -> list[Contestant]:
                 "DeepSpeedCPUAdam fp32", lambda: Torch(lambda p: DeepSpeedCPUAdam(p), shapes, single), 28
             )
         )
-    except Exception as error:  # it builds itself when it is imported, and any of that may fail
+    except Exception as error:  # a peer may build itself at import, which may fail
         print(f"compare: no DeepSpeed: {error}", file=sys.stderr)
     if slow:
         try:
@@ -186,7 +186,8 @@ def peers(shapes: Shapes, slow: bool) -> list[Contestant]:
     return found
 
 
-# Bytes that a parameter's step moves: weights, corrections and state both ways, the gradient once.
+# Bytes that a step moves per parameter: weight, correction and state are read and written, the gradient is
+# read.
 MOVED = {
     ("adamw", "native"): 12.25,
     ("sgd", "native"): 10.125,

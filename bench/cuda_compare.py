@@ -50,7 +50,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def version_of(package: str) -> str:
-    """The installed version; empty where it cannot be imported."""
+    """The installed version; empty if it cannot be imported."""
     try:
         module = importlib.import_module(package)
     except Exception:  # packages that need a GPU fail in many ways

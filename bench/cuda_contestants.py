@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 Shapes = Sequence[tuple[int, ...]]
-# Bytes that a step moves for each parameter: weight, correction, moments and scales both ways, gradient read.
+# Bytes that a step moves per parameter: weight, correction, moments and scales are read and written, the
+# gradient is read.
 BYTES = {"native": 12.25, "fp32": 28.0, "authors": 12.25, "bitsandbytes": 10.0 + 16 / 256}
 COPY_BYTES = 1 << 31
 # Triton compiles the authors' kernels again for a step count that is a multiple of 16. Warm-up steps keep
@@ -38,8 +39,9 @@ def llama_8b() -> Shapes:
 
 
 def cases() -> dict[str, Shapes]:
-    """The parameter lists, the most telling first. No tensor has 2^31 elements: peers count them in 32
-    bits."""
+    """The parameter lists, the most important first. No tensor has 2^31 elements, because peers count in 32
+    bits.
+    """
     return {
         "1 G parameters": [(262144, 4096)],
         "Llama-3.1-8B": llama_8b(),
@@ -74,7 +76,7 @@ class Ours:
             self.check(c.cuda_bench_add(self.handle, shape, weight.dim(), full, *pointers))
 
     def check(self, status: int) -> None:
-        """Raises what the library said."""
+        """Raises the message of a failure."""
         if status:
             raise RuntimeError(self.c.cuda_bench_error().decode())
 
@@ -103,7 +105,7 @@ def parameters(shapes: Shapes, dtype: torch.dtype) -> list[torch.nn.Parameter]:
 
 
 def package(shapes: Shapes) -> Callable[[], Any]:
-    """Our Python package: the same kernels, called as its users call them."""
+    """This project's Python package: the same kernels, called from PyTorch."""
     import torch
 
     module = importlib.import_module("flashoptim_cpp")
@@ -146,7 +148,7 @@ class Contestant:
 
 
 def contestants(library: Path) -> list[Contestant]:
-    """All of them, ours first."""
+    """All contestants, this library first."""
     native, fp32, peer = BYTES["native"], BYTES["fp32"], BYTES["authors"]
     return [
         Contestant("ours native", native, 7.2, "torch", lambda shapes: Ours(library, shapes, "native")),
@@ -160,7 +162,7 @@ def contestants(library: Path) -> list[Contestant]:
 
 
 def milliseconds(action: Callable[[], Any], least: float = 5.0) -> float:
-    """Of one call, as the mean of as many as take `least` milliseconds; by CUDA events."""
+    """Milliseconds of one call: the mean over enough calls to take `least`, measured by CUDA events."""
     import torch
 
     calls = 1
@@ -178,11 +180,11 @@ def milliseconds(action: Callable[[], Any], least: float = 5.0) -> float:
 
 
 class DeviceLost(Exception):
-    """A contestant left the device in a state in which nothing runs any more in this process."""
+    """A contestant has broken the device's context, so nothing can run in this process any more."""
 
 
 def still_runs() -> None:
-    """Raises DeviceLost where an earlier call has broken the device's context."""
+    """Raises DeviceLost if an earlier call has broken the device's context."""
     import torch
 
     try:
@@ -225,7 +227,7 @@ def measure(
                 times[c.name].append(milliseconds(step))
                 if together:
                     kept[c.name] = step
-            except Exception as error:  # a peer that fails is a row of the table, not the end of it
+            except Exception as error:  # a peer that fails is a row of the table
                 failures[c.name] = f"{type(error).__name__}: {error}".splitlines()[0]
                 still_runs()
             del step
@@ -241,7 +243,7 @@ def measure(
             continue
         ms = statistics.median(times[c.name])
         row: dict[str, Any] = {"name": c.name, "ms": ms, "times": times[c.name]}
-        # A list that fits into the cache does not come from memory, so it has no share of the bandwidth.
+        # A list that fits into the cache is not read from memory, so no share of the bandwidth is given.
         if c.traffic * count >= 4 * cache:
             rate = c.traffic * count / (ms * 1e-3)
             row |= {"bytes_per_second": rate, "share": rate / bandwidth}

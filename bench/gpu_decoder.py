@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's parameters follow from."""
+    """The dimensions of a model."""
 
     vocabulary: int
     dim: int
@@ -28,7 +28,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(256, 64, 2, 2, 1, 192, tied=True),
     "30m": Shape(256, 512, 9, 8, 8, 1408, tied=True),
-    "gpt2-124m": Shape(50_304, 768, 12, 12, 12, 2048, tied=True),  # of GPT-2's size and vocabulary
+    "gpt2-124m": Shape(50_304, 768, 12, 12, 12, 2048, tied=True),  # size and vocabulary of GPT-2
     "llama-1b": Shape(128_256, 2048, 16, 32, 8, 8192, tied=True, theta=500_000.0),
     "llama-8b": Shape(128_256, 4096, 32, 32, 8, 14_336, theta=500_000.0),
 }
@@ -42,7 +42,7 @@ def rope(sequence: int, head: int, theta: float, device: torch.device) -> tuple[
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and beside a residual."""
+    """Attention and feed-forward, each with a norm before it and a residual connection."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.down = nn.Linear(shape.hidden, shape.dim, bias=False)
 
     def heads(self, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """(batch, heads, sequence, head), turned where there is a table."""
+        """Reshapes to (batch, heads, sequence, head) and applies the rotary embedding if there is a table."""
         x = x.unflatten(-1, (-1, self.head)).transpose(1, 2)
         if table is None:
             return x
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens in, mean loss out."""
+    """Computes the mean loss of tokens."""
 
     def __init__(self, shape: Shape, checkpointing: bool) -> None:
         super().__init__()
@@ -108,11 +108,11 @@ class Decoder(nn.Module):
 def make_decoder(
     shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False
 ) -> Decoder:
-    """A model with random weights, made where it will be: an 8 B one need not fit into the host's memory."""
+    """A model with random weights, made on its device: an 8 B model need not fit into host memory."""
     with torch.device("meta"):
         model = Decoder(shape, checkpointing).to(dtype)
     model = model.to_empty(device=device)
-    if shape.tied:  # which to_empty() unties
+    if shape.tied:  # to_empty() has untied them
         model.output.weight = model.embedding.weight
     generator = torch.Generator(device).manual_seed(seed)
     residual = 0.02 / (2 * shape.layers) ** 0.5

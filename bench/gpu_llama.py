@@ -34,7 +34,7 @@ ROWS = {
 
 
 def make_step(row: str, model: torch.nn.Module, rate: float) -> Callable[[torch.Tensor], None]:
-    """What does backward and the optimizer's step."""
+    """The function that calls backward() and steps the optimizer."""
     if row == "torch-fp32":
         reference = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1, fused=True)
 
@@ -60,7 +60,7 @@ def make_step(row: str, model: torch.nn.Module, rate: float) -> Callable[[torch.
 
 
 def train(row: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains in this process; returns the row's figures."""
+    """Trains in this process and returns the figures of the row."""
     device = torch.device(arguments.device)
     shape = SHAPES[arguments.model]
     is_reference = row == "torch-fp32"
@@ -95,7 +95,7 @@ def train(row: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_row(row: str, arguments: list[str], limit: float) -> dict[str, Any]:
-    """The row by a process of its own; its failure is a row."""
+    """Runs the row in a process of its own. A failure is a row too."""
     command = [sys.executable, __file__, *arguments, "--row", row]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="at most, for each row")
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained")
-    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)  # what a process of a row is told
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)  # for the process of a row
     arguments = parser.parse_args()
     if arguments.dry_run:
         runs = ", ".join(ROWS.values())

@@ -44,7 +44,7 @@ def batch(text: torch.Tensor, seed: int, arguments: argparse.Namespace) -> torch
 
 
 def make_optimizer(name: str, model: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
-    """The run's optimizer; norms do not decay."""
+    """The optimizer of a run. Norm weights do not decay."""
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -57,7 +57,7 @@ def make_optimizer(name: str, model: torch.nn.Module, rate: float) -> torch.opti
 
 
 def train(name: str, text: torch.Tensor, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run: the loss of every step and the one of the held-out text at the end."""
+    """One run: the loss of every step, and at the end that of the held-out text."""
     device = torch.device(arguments.device)
     dtype = torch.float32 if name == "fp32" else torch.bfloat16
     model = make_decoder(SHAPES[arguments.model], device, dtype)
@@ -73,7 +73,7 @@ def train(name: str, text: torch.Tensor, arguments: argparse.Namespace) -> dict[
     begin = time.perf_counter()
     for step in range(arguments.steps):
         warm_up = min(1.0, (step + 1) / max(1, arguments.steps // 20))
-        decay = 0.55 + 0.45 * math.cos(math.pi * step / arguments.steps)  # to a tenth
+        decay = 0.55 + 0.45 * math.cos(math.pi * step / arguments.steps)  # decays to a tenth
         for group in optimizer.param_groups:
             group["lr"] = arguments.lr * warm_up * decay
         loss = loss_of(batch(training, step, arguments))
@@ -94,7 +94,7 @@ def train(name: str, text: torch.Tensor, arguments: argparse.Namespace) -> dict[
 
 
 def draw(document: dict[str, Any], file: Path) -> None:
-    """All losses in one picture, each smoothed over a fiftieth of the run."""
+    """Plots all losses, each smoothed over a fiftieth of the run."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -24,7 +24,7 @@ def stepper(
     numel: int,
     dtype: torch.dtype,
 ) -> torch.optim.Optimizer:
-    """An optimizer whose state exists, with gradients."""
+    """An optimizer with gradients that has made its first step."""
     parameters = [torch.nn.Parameter(torch.randn(numel).to(dtype)) for _ in range(tensors)]
     for p in parameters:
         p.grad = torch.randn(numel).to(dtype)
@@ -35,7 +35,7 @@ def stepper(
 
 
 def seconds(optimizer: torch.optim.Optimizer, calls: int) -> float:
-    """Seconds of one step, as the mean of some."""
+    """Seconds of one step: the mean over `calls` steps."""
     start = time.perf_counter()
     for _ in range(calls):
         optimizer.step()
@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace, threads: int) -> dict[str, list[float
 
 
 def report(arguments: argparse.Namespace, threads: int, times: dict[str, list[float]]) -> None:
-    """Medians, and the ratios to the others."""
+    """Prints the medians and the ratios to the other contestants."""
     print(f"{arguments.tensors} tensors of {arguments.numel} elements, {threads} thread(s)")
     for name, taken in times.items():
         print(f"{name:24}{statistics.median(taken) * 1e6:10.1f} us a step")

@@ -28,8 +28,8 @@ class Setting:
     clip: float
 
 
-# AdamW is not clipped, because its loss is scaled too. SGD and Lion are clipped: otherwise each seed leaves
-# the first plateau at another time, and that spread hides everything else.
+# AdamW is not clipped, because its loss is also scaled. SGD and Lion are clipped. Without that, each seed
+# leaves the first plateau at another time, and that spread hides every other effect.
 OPTIMIZERS = {"sgd": Setting(0.1, 1.0), "adamw": Setting(1e-3, 0.0), "lion": Setting(1e-3, 1.0)}
 FORMATS = ("fp32", "paper", "native")
 LOSS_FACTORS = (1e-2, 1e-5)
@@ -59,7 +59,7 @@ def cases() -> list[Case]:
 
 
 def train(arguments: argparse.Namespace, case: Case, seed: int) -> dict:
-    """Trains one run, or reads it where it is finished; returns its object of summary.json."""
+    """Trains one run, or reads a finished one. Returns its object in summary.json."""
     folder = arguments.out / f"{case.name}-seed{seed}"
     summary = folder / "summary.json"
     if not summary.exists():
@@ -93,7 +93,7 @@ def train(arguments: argparse.Namespace, case: Case, seed: int) -> dict:
 
 
 def standard_error(values: list[float]) -> float:
-    """Of the mean."""
+    """The standard error of the mean."""
     return statistics.stdev(values) / math.sqrt(len(values))
 
 

@@ -18,7 +18,7 @@ BYTES_OF_ADAMW = {"ours adamw native": 12.25, "ours adamw fp32": 28.0}
 
 
 def ratio(result: dict[str, Any], of: str, over: str) -> float | None:
-    """Median over the rounds of how many times as fast `of` was."""
+    """The median over the rounds of the speed of `of` relative to `over`."""
     times = {row["name"]: row["times"] for row in result["rows"]}
     if of not in times or over not in times:
         return None
@@ -30,7 +30,7 @@ def threads_of(result: dict[str, Any]) -> str:
     return f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
 
 
-# What the figures are about: case, contestant, the one that it is compared with.
+# The ratios of the summary: case, contestant, and the contestant that it is compared with.
 QUESTIONS = [
     ("1 M parameters", "ours adamw native", "ours adamw fp32"),
     ("1 M parameters", "ours adamw paper", "ours adamw native"),
@@ -57,7 +57,7 @@ QUESTIONS = [
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
-    """The ratios that matter, one row for each."""
+    """The ratios of QUESTIONS, one row for each."""
     lines = ["### Ratios", "", "| case | threads | | over | speed |", "|---|---|---|---|---|"]
     for title, of, over in QUESTIONS:
         for result in results:
@@ -68,8 +68,9 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 
 
 def cores_to_bound(results: list[dict[str, Any]]) -> list[str]:
-    """Cores of this kind that use up the bandwidth of a machine: bandwidth / (bytes x parameters/s of a
-    core)."""
+    """The number of such cores that use all bandwidth of a machine: bandwidth / (bytes x parameters/s per
+    core).
+    """
     rates = {
         row["name"]: row["parameters_per_second"]
         for result in results
@@ -138,7 +139,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def processor() -> str:
-    """What the system calls it."""
+    """The processor's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

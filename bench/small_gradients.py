@@ -36,7 +36,7 @@ RULES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def trained(rule: str, format: str, ratio: float, steps: int, drift: bool) -> torch.Tensor:
-    """The weights of ratio r after so many steps from 0."""
+    """The weights of ratio r after `steps` steps from 0."""
     draw = torch.Generator().manual_seed(1)
     goal = torch.randn(ROWS, GROUPS * GROUP, generator=draw)
     curvature = torch.full((GROUPS, GROUP), ratio)
