@@ -1,5 +1,4 @@
-"""Finetunes a Hugging Face causal language model with FlashAdamW or torch's AdamW, and says where the memory
-went.
+"""Finetunes a Hugging Face causal language model with FlashAdamW or torch's AdamW, and reports its memory.
 
     python examples/finetune_llm.py    # a tiny random Llama, on this file's own bytes
     python examples/finetune_llm.py --model FOLDER --text FILE --optimizer torch
@@ -27,11 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 
 class BadInput(Exception):
-    """Something that the user gave and can mend."""
+    """Bad input that the user can correct."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"finetune_llm: {message}\n")
@@ -94,10 +93,10 @@ def load(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tensor]:
 
 
 def cast(model: torch.nn.Module) -> None:
-    """bfloat16 weights, of which the optimizer keeps the rest of the 24 bits.
+    """Casts the weights to bfloat16. The optimizer keeps the other 8 bits of its 24-bit master weights.
 
-    Rotary frequencies stay fp32 (saved ones have to be named), and so does what transformers itself never
-    loads in bfloat16.
+    Rotary frequencies stay fp32 (if they are saved, they must be named), and so do the tensors that
+    transformers never loads in bfloat16.
     """
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     buffers = [name for name, _ in model.named_buffers() if {"inv_freq", *strict} & set(name.split("."))]
@@ -108,13 +107,13 @@ def cast(model: torch.nn.Module) -> None:
 
 
 def bytes_of(tensors: list[torch.Tensor]) -> int:
-    """Bytes that lie in this process."""
+    """The bytes of the tensors in this process."""
     parts = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
     return sum(t.numel() * t.element_size() for t in parts)
 
 
 def memory(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """What weights, gradients and the optimizer's state take at this moment, in bytes."""
+    """The bytes of weights, gradients and the optimizer's state at this moment."""
     if isinstance(optimizer, flash.FlashOptimizer):
         report = optimizer.memory_report()
         kinds = ("weights", "corrections", "moments", "scales", "gradients")
@@ -173,9 +172,7 @@ def train(arguments: argparse.Namespace, rank: int, ranks: int) -> None:
             loss.backward()
             if not arguments.gradient_release:
                 optimizer.step()
-            used = memory(
-                model, optimizer
-            )  # the state is there, and so are the gradients that were not released
+            used = memory(model, optimizer)  # now the state exists, and so do unreleased gradients
             if not arguments.gradient_release:
                 optimizer.zero_grad()
             schedule.step()
@@ -212,4 +209,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # gloo's threads may abort a process that ends by itself
+    os._exit(status)  # gloo's threads may abort a process that exits normally
