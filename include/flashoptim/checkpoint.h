@@ -158,18 +158,18 @@ struct TensorFile {
 std::uint64_t write(const std::filesystem::path& folder, std::string_view metadata_json,
                     std::span<const TensorFile> files);
 
-/// Whether Checkpoint::open has something to open: anything at `folder`, or a checkpoint that a killed save
-/// had moved aside from there. Changes nothing.
+/// Whether Checkpoint::open() has something to open: anything at `folder`, or a checkpoint that a killed save
+/// had moved aside. Changes nothing.
 /// @throws IoError if the folder cannot be read.
 bool exists(const std::filesystem::path& folder);
 
-/// Removes the checkpoint at `folder`; does nothing if there is none. For readers it disappears in one step;
-/// on a full disk its files disappear one by one.
+/// Removes the checkpoint at `folder`; does nothing if there is none. For readers it disappears at once. On a
+/// full disk its files disappear one by one.
 /// @throws IoError if `folder` is a link, holds anything but the files of a checkpoint, or cannot be removed.
 ///         It is then as it was, or may be removed again.
 void remove(const std::filesystem::path& folder);
 
-/// Whether opening a tensor file compares its checksum, which takes one more pass over the file.
+/// Whether opening a tensor file verifies its checksum, which reads the file once more.
 enum class Verify : std::uint8_t { kChecksum, kNothing };
 
 /// A checkpoint folder that is open for reading. It stays readable and unchanged when a writer replaces the

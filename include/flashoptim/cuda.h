@@ -22,22 +22,22 @@ class CudaError : public flashoptim::Error {
 /// Number of CUDA devices that this process can use; 0 if there is no driver.
 int device_count();
 
-/// Addresses in device memory for one item, in place of those for the whole list (DeviceValues). Each may be
+/// Addresses in device memory for one item. They replace those for the whole list (DeviceValues). Each may be
 /// null.
 struct ItemValues {
     /// Number of earlier steps. Items may share it; it is advanced once.
     std::int64_t* steps_done = nullptr;
-    /// In place of the item's hyperparameters.learning_rate.
+    /// Replaces the item's hyperparameters.learning_rate.
     const double* learning_rate = nullptr;
-    /// SGD with has_momentum false: the value of *steps_done at which the momentum buffer is not filled yet.
-    /// A step that finds a larger value takes the buffer as filled.
+    /// For SGD with has_momentum false: the value of *steps_done at which the momentum buffer is not filled
+    /// yet. A step that finds a larger value uses the buffer.
     std::int64_t unfilled_at = 0;
 
     bool operator==(const ItemValues&) const = default;
 };
 
 /// Addresses of values in device memory, in place of values on the host. The device reads them when the step
-/// runs. So a step needs no synchronisation with the host and can be captured in a CUDA graph. Each may be
+/// runs. So a step needs no synchronization with the host and can be captured in a CUDA graph. Each may be
 /// null.
 struct DeviceValues {
     /// Number of earlier steps. The step count of an item is item.step + *steps_done, so item.step is 1 for a
@@ -45,7 +45,7 @@ struct DeviceValues {
     /// it, SGD's momentum buffer counts as filled after the first step that was not skipped, whatever
     /// has_momentum says.
     std::int64_t* steps_done = nullptr;
-    /// In place of every item's hyperparameters.learning_rate.
+    /// Replaces every item's hyperparameters.learning_rate.
     const double* learning_rate = nullptr;
     /// Loss scale: gradients are multiplied by 1 / *grad_scale, in fp32.
     const float* grad_scale = nullptr;

@@ -97,8 +97,8 @@ public:
     }
 
 private:
-    // Two networks that take turns are two lists; experts of which some are idle make a new one in almost
-    // each step.
+    // Two networks that alternate need two lists. A mixture of experts, of which some are idle, may need a
+    // new list in almost every step.
     static constexpr std::size_t kMaxLists = 64;
 
     std::unique_ptr<DeviceStepper> stepper_;

@@ -16,8 +16,8 @@ namespace flashoptim {
 /// integers.
 enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kInt8, kUInt8, kInt16 };
 
-/// Bytes of one element. Always inlined: kernels of several instruction sets use it and must not share one
-/// copy.
+/// Bytes of one element. Always inlined, because kernels for several instruction sets use it and must not
+/// share a copy.
 FLASHOPTIM_INLINE constexpr std::size_t size_of(DType dtype) {
     switch (dtype) {
         case DType::kFloat32:

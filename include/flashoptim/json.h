@@ -1,5 +1,5 @@
-// JSON documents as files of this project hold them, for example Checkpoint::metadata_json: valid UTF-8, one
-// value for a key, bounded depth. Reading alone; nothing here opens a file.
+// Reads the JSON documents of this project's files, for example Checkpoint::metadata_json: valid UTF-8,
+// unique keys, bounded depth. Nothing here opens a file.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -19,7 +19,7 @@ namespace flashoptim::checkpoint {
 
 struct JsonMember;
 
-/// A value that was read. Thread-safe as long as nobody changes it.
+/// A JSON value. Any number of threads may read it while none changes it.
 class JsonValue {
 public:
     using List = std::vector<JsonValue>;
@@ -27,18 +27,19 @@ public:
 
     /// The value null.
     JsonValue() = default;
-    /// One of the types that as() names.
+    /// A value of one of the types of as().
     template <class T>
     explicit JsonValue(T value) : value_(std::move(value)) {}
 
-    /// The value as a T, or null if it is another: std::nullptr_t, bool, std::int64_t, std::uint64_t, double,
-    /// std::string, List or Object. An integer is a std::uint64_t unless it is written with a minus. A number
-    /// that is written with a point or an exponent, or that fits neither integer, is a double.
+    /// The value as a T, or null if it has another type. T is std::nullptr_t, bool, std::int64_t,
+    /// std::uint64_t, double, std::string, List or Object. An integer is a std::uint64_t unless it is written
+    /// with a minus. A number that is written with a point or an exponent, or that fits neither integer type,
+    /// is a double.
     template <class T>
     const T* as() const {
         return std::get_if<T>(&value_);
     }
-    /// The same, to be changed.
+    /// As above, for changes.
     template <class T>
     T* as() {
         return std::get_if<T>(&value_);
@@ -56,16 +57,15 @@ struct JsonMember {
     JsonValue value;  ///< its value
 };
 
-/// The object that `text` is. The time grows with the length of the text, but for a logarithm.
+/// Parses a text that is one object, in a time of n log n for n bytes.
 /// @param text  JSON in UTF-8
 /// @param label opens the message of an error ("'file'")
-/// @throws FormatError for what is not valid JSON, no object, nested deeper than 64 levels, or has a key
-///         twice.
+/// @throws FormatError for text that is not valid JSON, is no object, is nested deeper than 64 levels, or has
+///         a key twice.
 JsonValue parse_json_object(std::string_view text, const std::string& label);
 
-/// The members of an object, each read as the type that it must have. Refers to the object, which must
-/// outlive it. Every function but has() and fail() throws FormatError for a member that is missing or of
-/// another type.
+/// Reads the members of an object, each as the type that it must have. The object must outlive it. Every
+/// function but has() and fail() throws FormatError for a member that is missing or of another type.
 class JsonFields {
 public:
     /// @param object any value
@@ -92,7 +92,7 @@ public:
     [[nodiscard]] const JsonValue::List& list(std::string_view key) const;
     /// The members of an object.
     [[nodiscard]] const JsonValue::Object& members(std::string_view key) const;
-    /// An object, whose errors name it by its key.
+    /// An object. Its errors name it by its key.
     [[nodiscard]] JsonFields object(std::string_view key) const;
     /// The beginning of an error's message.
     [[nodiscard]] std::string label() const { return label_(); }

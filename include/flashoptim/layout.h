@@ -1,4 +1,4 @@
-// How the elements of a tensor are counted: rows, groups, and the index that the dither depends on.
+// The layout of a tensor: its rows, its groups, and the index of an element on which the dither depends.
 #pragma once
 
 #include "flashoptim/cxx20.h"

@@ -1,5 +1,4 @@
-// LibTorch optimizers, gradient release and casting of models. The core steps the numbers; nothing here
-// computes.
+// LibTorch optimizers, gradient release and casting of models. The core does all arithmetic.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -25,8 +24,8 @@
 
 namespace flashoptim::libtorch {
 
-/// An option as TORCH_ARG has it: `options.name(value)` sets it and returns the options, `options.name()`
-/// reads it. `where` is where its value is.
+/// An option in the style of TORCH_ARG: `options.name(value)` sets it and returns the options,
+/// `options.name()` reads it. `where` is the member that holds its value.
 #define FLASHOPTIM_OPTION(T, name, where)                          \
     Self& name(const T& value) {                                   \
         (where) = value;                                           \
@@ -38,13 +37,13 @@ namespace flashoptim::libtorch {
 /// The options of a parameter group, whatever the rule. The class of a rule adds what the rule reads.
 class FlashOptions : public torch::optim::OptimizerOptions {
 public:
-    [[nodiscard]] Rule rule() const { return rule_; }  ///< whose options
+    [[nodiscard]] Rule rule() const { return rule_; }  ///< the rule of these options
     [[nodiscard]] const Hyperparameters& hyperparameters() const {
         return hyperparameters_;
     }  ///< of the group
-    [[nodiscard]] const StorageOptions& storage() const { return storage_; }  ///< how parameters are stored
-    [[nodiscard]] NonFinite nonfinite_policy() const { return nonfinite_; }   ///< what bad gradients do
-    [[nodiscard]] bool checks_gradients() const { return check_gradients_; }  ///< whether they are looked for
+    [[nodiscard]] const StorageOptions& storage() const { return storage_; }  ///< the storage of parameters
+    [[nodiscard]] NonFinite nonfinite_policy() const { return nonfinite_; }  ///< the policy for bad gradients
+    [[nodiscard]] bool checks_gradients() const { return check_gradients_; }  ///< whether to detect them
 
     [[nodiscard]] double get_lr() const override { return hyperparameters_.learning_rate; }
     void set_lr(double value) override { hyperparameters_.learning_rate = value; }
@@ -103,9 +102,9 @@ public:
     FLASHOPTIM_OPTION(int, master_weight_bits, storage_.master_weight_bits)
     /// false keeps the moments in fp32 whatever the format.
     FLASHOPTIM_OPTION(bool, quantize, storage_.quantize)
-    /// What a gradient that is NaN, infinite or huge does.
+    /// What a step does with a bad gradient: NaN, Inf or a magnitude of at least 2^48.
     FLASHOPTIM_OPTION(NonFinite, nonfinite, nonfinite_)
-    /// Format::kPaper only: false takes such gradients as they are.
+    /// Format::kPaper only: false uses bad gradients as they are.
     FLASHOPTIM_OPTION(bool, check_gradients, check_gradients_)
     /// Format::kNative keeps the moments of smaller tensors in fp32; the second holds for one-dimensional
     /// tensors.
@@ -163,7 +162,7 @@ public:
         return {hyperparameters_.beta1, hyperparameters_.beta2};
     }
 };
-/// Weight decay that follows the learning rate only relative to the first one.
+/// The options of weight decay that is relative to the first learning rate.
 #define FLASHOPTIM_DECOUPLED_DECAY                                                                           \
     /** Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr. */          \
     FLASHOPTIM_OPTION(bool, decouple_lr, hyperparameters_.fully_decoupled)                                   \
@@ -180,7 +179,7 @@ public:
     SGDOptions(double learning_rate) : SGDOptions() { lr(learning_rate); }
 };
 
-/// SGD whose weights decay apart from the gradient.
+/// SGD with decoupled weight decay.
 class SGDWOptions final : public MomentumOptions<SGDWOptions> {
 public:
     SGDWOptions() : MomentumOptions(Rule::kSGDW) {}
@@ -196,7 +195,7 @@ public:
     FLASHOPTIM_OPTION(double, eps, hyperparameters_.epsilon)
 };
 
-/// Adam whose weights decay apart from the gradient, as torch::optim::AdamW.
+/// Adam with decoupled weight decay, as torch::optim::AdamW.
 class AdamWOptions final : public BetasOptions<AdamWOptions> {
 public:
     AdamWOptions() : BetasOptions(Rule::kAdamW) {}
@@ -205,7 +204,7 @@ public:
     FLASHOPTIM_DECOUPLED_DECAY
 };
 
-/// The sign of an interpolated gradient (arXiv 2302.06675); weights decay apart from the gradient.
+/// Lion: the sign of an interpolated momentum (arXiv 2302.06675), with decoupled weight decay.
 class LionOptions final : public BetasOptions<LionOptions> {
 public:
     LionOptions() : BetasOptions(Rule::kLion) {}
@@ -216,12 +215,12 @@ public:
 #undef FLASHOPTIM_DECOUPLED_DECAY
 #undef FLASHOPTIM_OPTION
 
-/// What an optimizer keeps of one parameter. Tensors that its storage does not have are undefined. Tensors of
-/// elements have the parameter's shape and strides; scales have the shape (rows, groups in a row), in the
-/// paper's format (groups).
+/// The state of one parameter. Tensors that its storage does not have are undefined. Tensors of elements have
+/// the parameter's shape and strides. Scales have the shape (rows, groups in a row), in the paper's format
+/// (groups).
 class FlashParamState : public torch::optim::OptimizerParamState {
     TORCH_ARG(std::int64_t, step) = 0;
-    /// Elements that were skipped because their gradient was not finite or huge.
+    /// Number of elements that were skipped because their gradient was bad.
     TORCH_ARG(std::int64_t, bad_elements) = 0;
     /// SGD: whether the momentum buffer has been filled.
     TORCH_ARG(bool, has_momentum) = false;
@@ -230,7 +229,7 @@ public:
     /// An empty state of a rule.
     explicit FlashParamState(Rule rule) : rule_(rule) {}
 
-    [[nodiscard]] Rule rule() const { return rule_; }  ///< whose state
+    [[nodiscard]] Rule rule() const { return rule_; }  ///< the rule of the parameter
     /// The tensor at a place of the state (step.h, StoragePlan).
     [[nodiscard]] const torch::Tensor& at(int place) const {
         return tensors_[static_cast<std::size_t>(place)];
@@ -250,7 +249,7 @@ public:
 
 private:
     Rule rule_;
-    std::array<torch::Tensor, kMaxBuffers> tensors_;  // by place
+    std::array<torch::Tensor, kMaxBuffers> tensors_;  // indexed by place
 };
 
 struct OptimizerImpl;

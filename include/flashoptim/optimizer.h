@@ -26,7 +26,7 @@ struct OptimizerOptions {
     StorageOptions storage;
     /// What a step does with bad gradients.
     NonFinite nonfinite = NonFinite::kSkipElement;
-    /// false takes NaN and Inf gradients as they are, as the authors' code does. Paper format only.
+    /// false uses NaN and Inf gradients as they are, as the authors' code does. Paper format only.
     bool check_gradients = true;
     /// The most threads of a step. 0: the number of usable CPUs (ThreadPool).
     int threads = 0;
@@ -227,7 +227,8 @@ public:
     /// The same for every parameter.
     void refresh_masters();
 
-    /// A moment as fp32 in memory order (of squares the moment itself, not its root). Empty if there is none.
+    /// A moment as fp32 in memory order; a squared moment itself, not its root. Empty if there is no such
+    /// moment.
     /// @param parameter number of the parameter
     /// @param number    of the moment, in the order of the rule's row in the table of rules
     [[nodiscard]] std::vector<float> moment(ParameterId parameter, int number) const;
@@ -269,7 +270,7 @@ private:
 /// @throws InvalidArgument names the first that fails.
 void check_hyperparameters(Rule rule, const Hyperparameters& hyperparameters);
 
-// What a user sets of each rule. The defaults are those of the table of rules.
+// The hyperparameters of each rule. The defaults are those of the table of rules.
 
 /// Hyperparameters of SGD and SGDW.
 struct SGDHyperparameters {

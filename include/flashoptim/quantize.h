@@ -1,5 +1,4 @@
-// The number formats without an optimizer: moments to codes and back, weights to stored weights and
-// corrections and back.
+// The number formats without an optimizer: encodes and decodes moments, splits and joins weights.
 #pragma once
 
 #include "flashoptim/cxx20.h"

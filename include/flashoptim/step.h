@@ -38,15 +38,15 @@ std::optional<Rule> rule_named(std::string_view name);
 /// The format of that name. Empty for any other text; upper and lower case differ.
 std::optional<Format> format_named(std::string_view name);
 
-/// What a step does with a bad gradient: NaN, Inf or a magnitude of at least 2^48, after scaling and the L2
-/// term.
+/// What a step does with a bad gradient. A gradient is bad if, after scaling and the L2 term, it is NaN, Inf
+/// or at least 2^48 in magnitude.
 enum class NonFinite : std::uint8_t {
     kSkipElement,  ///< The element keeps its weight and moments. It is counted. The default.
-    kSkipStep,     ///< One bad gradient in the call: nothing changes and no step count advances.
+    kSkipStep,     ///< If any gradient is bad, nothing changes and no step count advances.
     kError,        ///< As kSkipStep, and NonFiniteError is thrown.
 };
 
-/// How a parameter is to be stored.
+/// How a parameter is stored.
 struct StorageOptions {
     /// Number format of the moments and of the weights' corrections.
     Format format = Format::kNative;
@@ -108,7 +108,7 @@ std::optional<int> buffer_place(Rule rule, std::string_view name);
 struct StoragePlan {
     DType weight_dtype = DType::kFloat32;
     int master_weight_bits = 0;     ///< 0 also for float32 weights
-    bool paper_arithmetic = false;  ///< the paper's correction and its order of operations
+    bool paper_arithmetic = false;  ///< the paper's correction and order of operations
     MomentStorage moments = MomentStorage::kFloat32;
     BufferPlan buffers[kMaxBuffers];  // by place
 
@@ -226,7 +226,7 @@ public:
 
 private:
     struct Impl;
-    /// The right to the workers and the workspace, if nobody else has it.
+    /// The right to use the workers and the workspace, unless another caller has it.
     class Lease {
     public:
         explicit Lease(ThreadPool& pool);
@@ -238,7 +238,7 @@ private:
     private:
         friend class ThreadPool;
         Impl* impl_ = nullptr;
-        int process_;  ///< that of the thread that got it
+        int process_;  ///< id of the process that took it
     };
     friend struct StepRun;
     static void run_jobs(const Lease& lease, std::int64_t jobs, void (*job)(void* context, std::int64_t n),
@@ -256,8 +256,8 @@ private:
 /// @throws std::bad_alloc if there is no memory. Nothing was stepped.
 std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend = Backend::kAutomatic);
 
-/// The first of two passes of a step: new moments, and the direction in which the weight is to move. Between
-/// the passes a caller may replace the direction, as matrix rules do (Muon, Shampoo).
+/// The first of two passes of a step: computes new moments and the direction of the update. Between the
+/// passes a caller may replace the direction, as matrix rules do (Muon, Shampoo).
 ///
 /// Writes StepItem::direction and StepItem::update. The direction is what the rule subtracts from the weight
 /// at the learning rate StepItem::update.learning_rate, clamped as the fused step clamps it; a bfloat16 one
@@ -275,8 +275,8 @@ std::uint64_t step(std::span<StepItem> items, ThreadPool& pool, Backend backend 
 std::uint64_t update_moments(std::span<StepItem> items, ThreadPool& pool,
                              Backend backend = Backend::kAutomatic);
 
-/// The second pass: w = w * weight_factor - learning_rate * direction, with StepItem::update, rounded as a
-/// fused step of StepItem::step rounds it. Gradients and moments are not looked at and may be null. An
+/// The second pass: w = w * weight_factor - learning_rate * direction, with the scalars of StepItem::update,
+/// rounded as the fused step StepItem::step rounds it. Gradients and moments are not used and may be null. An
 /// element whose direction or new weight is NaN keeps its weight and is counted.
 /// @return the number of elements that kept their weights so; StepItem::bad_elements has that of each item
 /// @throws InvalidArgument, std::bad_alloc as update_moments() does. Nothing was changed.
