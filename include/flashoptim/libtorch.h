@@ -54,7 +54,7 @@ public:
     /// Stores the learning rate as the first one, if the rule needs it and none is stored. Called when the
     /// group is added.
     void remember_first_learning_rate();
-    /// Takes those that the rule reads; the others keep their defaults.
+    /// Sets the hyperparameters that the rule reads. The others keep their defaults.
     void set_hyperparameters(const Hyperparameters& hyperparameters);
     /// The values of all options by their names in archives.
     [[nodiscard]] std::vector<std::pair<std::string, c10::IValue>> values() const;
@@ -234,7 +234,7 @@ public:
     [[nodiscard]] const torch::Tensor& at(int place) const {
         return tensors_[static_cast<std::size_t>(place)];
     }
-    /// The same, to be changed.
+    /// As above, for changes.
     [[nodiscard]] torch::Tensor& at(int place) { return tensors_[static_cast<std::size_t>(place)]; }
     /// The tensor of this name in files: "error_bits", "exp_avg", "exp_avg_scales", ...
     /// @throws InvalidArgument if the rule has none.

@@ -82,10 +82,11 @@ struct MomentPlan {
 /// How a moment of this kind is stored.
 MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout);
 
-// The state of a parameter is a list of buffers, each known by its place: first the weight's correction, then
-// for each moment of the rule, in the table's order, its codes (or fp32 values) and its scales.
+// The state of a parameter is a list of buffers. A buffer is identified by its place in the list: first the
+// weight's correction, then for each moment of the rule, in the order of the table of rules, its codes (or
+// fp32 values) and its scales.
 
-/// Places of a state.
+/// The number of places of a state.
 constexpr int kMaxBuffers = 1 + 2 * kMaxMoments;
 /// The place of the weight's correction.
 constexpr int kCorrectionPlace = 0;
@@ -93,7 +94,7 @@ constexpr int kCorrectionPlace = 0;
 FLASHOPTIM_INLINE constexpr int codes_place(int moment) { return 1 + 2 * moment; }
 /// The place of a moment's scales.
 FLASHOPTIM_INLINE constexpr int scales_place(int moment) { return 2 + 2 * moment; }
-/// The moment whose codes or scales are at a place behind the correction's.
+/// The number of the moment whose codes or scales are at a place. The place is not kCorrectionPlace.
 constexpr int moment_of_place(int place) { return (place - 1) / 2; }
 /// Whether the buffer at a place has one element per group; the others have one per element of the weight.
 constexpr bool is_scales_place(int place) { return place > 0 && place % 2 == 0; }
@@ -103,8 +104,9 @@ std::string_view buffer_name(Rule rule, int place);
 /// The place of the buffer of this name; nothing if the rule has none.
 std::optional<int> buffer_place(Rule rule, std::string_view name);
 
-/// Which buffers a parameter has and how they are read. Buffers of elements lie in the weight's memory order;
-/// scales are ordered by row, then by group in the row (`paper`: by groups of 32 in memory order).
+/// The buffers of a parameter and their format. Buffers with one element per weight lie in the weight's
+/// memory order. Scales are ordered by row, then by group in the row (`paper`: by groups of 32 in memory
+/// order).
 struct StoragePlan {
     DType weight_dtype = DType::kFloat32;
     int master_weight_bits = 0;     ///< 0 also for float32 weights
@@ -112,19 +114,19 @@ struct StoragePlan {
     MomentStorage moments = MomentStorage::kFloat32;
     BufferPlan buffers[kMaxBuffers];  // by place
 
-    /// The buffer of corrections.
+    /// The plan of the corrections.
     [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& correction() const { return buffers[kCorrectionPlace]; }
-    /// The buffer of a moment's codes or fp32 values; `moment` is less than kMaxMoments.
+    /// The plan of a moment's codes or fp32 values; `moment` is less than kMaxMoments.
     [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& codes(int moment) const {
         return buffers[codes_place(moment)];
     }
-    /// The buffer of a moment's scales; `moment` is less than kMaxMoments.
+    /// The plan of a moment's scales; `moment` is less than kMaxMoments.
     [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& scales(int moment) const {
         return buffers[scales_place(moment)];
     }
-    /// The buffer at a place, which is less than kMaxBuffers.
+    /// The plan of the buffer at a place, which is less than kMaxBuffers.
     [[nodiscard]] FLASHOPTIM_INLINE const BufferPlan& at(int place) const { return buffers[place]; }
-    /// The same, to be changed.
+    /// As above, for changes.
     [[nodiscard]] FLASHOPTIM_INLINE BufferPlan& at(int place) { return buffers[place]; }
     bool operator==(const StoragePlan&) const = default;
 };
@@ -137,25 +139,26 @@ struct StoragePlan {
 StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, const StorageOptions& options,
                          DType weight_dtype, const Layout& layout, std::string_view name = "tensor");
 
-/// The caller's buffers, each as its plan says; zero-filled before the first step. Pointers may be null where
-/// count is 0.
+/// The addresses of the caller's buffers, which are not owned. Each buffer has the size and dtype of its plan
+/// and is filled with zeros before the first step. The address may be null if the plan's count is 0.
 struct StateBuffers {
     std::array<void*, kMaxBuffers> buffers{};  // by place
 
-    /// The buffer at a place, which is less than kMaxBuffers.
+    /// The address of the buffer at a place, which is less than kMaxBuffers.
     [[nodiscard]] void* at(int place) const { return buffers[static_cast<std::size_t>(place)]; }
-    /// The same, to be changed.
+    /// As above, for changes.
     [[nodiscard]] void*& at(int place) { return buffers[static_cast<std::size_t>(place)]; }
 };
 
-/// What apply_update() computes with: w = w * weight_factor - learning_rate * direction.
+/// The scalars of apply_update(): w = w * weight_factor - learning_rate * direction.
 struct UpdateScalars {
     float learning_rate = 0.0F;  ///< of the step, with the rule's bias correction folded in
-    float weight_factor = 1.0F;  ///< decoupled weight decay; 1 where there is none
+    float weight_factor = 1.0F;  ///< decoupled weight decay; 1 if there is none
     bool operator==(const UpdateScalars&) const = default;
 };
 
 /// One tensor of a step. The weight, its state, its gradient and its direction lie in the same memory order.
+/// All pointers are borrowed for the duration of the call.
 struct StepItem {
     const Layout* layout = nullptr;
     StoragePlan plan;
@@ -166,12 +169,12 @@ struct StepItem {
     float gradient_factor = 1.0F;  ///< 1/loss scale times clip coefficient; applied as gradients are read
     Rule rule = Rule::kAdamW;
     Hyperparameters hyperparameters;
-    std::int64_t step = 1;           ///< the step count that this step makes it: 1 in the first
+    std::int64_t step = 1;           ///< step count after this step: 1 in the first
     bool has_momentum = true;        ///< SGD: false in the first step that fills the momentum buffer
     bool check_gradient = true;      ///< `paper` only: false takes every gradient as it is
-    std::uint64_t bad_elements = 0;  ///< out: elements that were skipped
-    /// Of a step in two passes: one float32 or bfloat16 per element. It may be the gradient's own memory if
-    /// both have one dtype.
+    std::uint64_t bad_elements = 0;  ///< result: number of skipped elements
+    /// For a step in two passes: one float32 or bfloat16 per element. It may be the gradient's memory if both
+    /// have the same dtype.
     void* direction = nullptr;
     DType direction_dtype = DType::kFloat32;
     UpdateScalars update;  ///< what update_moments() returns and apply_update() takes

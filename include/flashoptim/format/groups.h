@@ -9,8 +9,8 @@
 
 namespace flashoptim {
 
-/// Elements that share one scale. Groups start anew in each row of a tensor, so a cut between rows splits no
-/// group.
+/// Elements that share one scale. Each row of a tensor begins with a new group, so a cut between rows splits
+/// no group.
 constexpr std::int64_t kGroupSize = 32;
 /// Rows shorter than this keep fp32 moments in the native format, because a scale for fewer elements would
 /// save nothing.
