@@ -158,7 +158,8 @@ struct UpdateScalars {
 };
 
 /// One tensor of a step. The weight, its state, its gradient and its direction lie in the same memory order.
-/// All pointers are borrowed for the duration of the call.
+/// All pointers are borrowed: until the call returns, or on a device until the enqueued work is done. The
+/// layout is read during the call only.
 struct StepItem {
     const Layout* layout = nullptr;
     StoragePlan plan;
