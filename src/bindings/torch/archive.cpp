@@ -40,7 +40,7 @@ torch::Dtype dtype_named(const std::string& name, const Parameter& parameter) {
                       "; the archive is damaged");
 }
 
-Loaded judged(const SavedParameter& saved, Rule rule, const FlashOptions& options, Parameter& parameter) {
+Loaded judged(const ArchivedParameter& saved, Rule rule, const FlashOptions& options, Parameter& parameter) {
     if (parameter.tensor.sizes() != at::IntArrayRef(saved.sizes)) {
         throw FormatError("optimizer archive: " + parameter.name + " was saved as " + saved.dtype + ' ' +
                           describe(at::IntArrayRef(saved.sizes)) + "; load the archive of this model");
@@ -66,7 +66,7 @@ Loaded judged(const SavedParameter& saved, Rule rule, const FlashOptions& option
     return loaded;
 }
 
-std::vector<Loaded> judged(const std::vector<SavedGroup>& groups, OptimizerImpl& impl) {
+std::vector<Loaded> judged(const std::vector<ArchivedGroup>& groups, OptimizerImpl& impl) {
     const auto& here = impl.owner->param_groups();
     expect_count(groups.size(), here.size(), "parameter groups");
     std::vector<Loaded> loaded;
@@ -85,15 +85,15 @@ std::vector<Loaded> judged(const std::vector<SavedGroup>& groups, OptimizerImpl&
 
 void FlashOptimizer::save(torch::serialize::OutputArchive& archive) const {
     impl_->collect_counts();
-    std::vector<SavedGroup> groups;
+    std::vector<ArchivedGroup> groups;
     for (const auto& group : param_groups()) {
-        SavedGroup saved;
+        ArchivedGroup saved;
         saved.options = group.options().clone();
         for (const auto& tensor : group.params()) {
             const auto& parameter = impl_->find(tensor);
             const auto& form = parameter.state_form();
             const auto* state = impl_->state_of(parameter);
-            SavedParameter one;
+            ArchivedParameter one;
             one.dtype = libtorch::name_of(torch_dtype_of(form.plan.weight_dtype));
             one.sizes = parameter.sizes;
             one.strides = form.layout.strides;
@@ -117,7 +117,7 @@ void FlashOptimizer::load(torch::serialize::InputArchive& archive) {
     const torch::NoGradGuard no_gradients;
     impl_->refresh();
     impl_->collect_counts();  // or they would be added to those that are loaded
-    std::vector<SavedGroup> groups;
+    std::vector<ArchivedGroup> groups;
     std::vector<Loaded> loaded;
     try {
         groups = read_archive(archive, impl_->rule, defaults());

@@ -89,7 +89,7 @@ private:
     std::size_t at_ = 0;
 };
 
-void read_states(InputArchive& archive, Rule rule, const std::vector<SavedParameter*>& with_state) {
+void read_states(InputArchive& archive, Rule rule, const std::vector<ArchivedParameter*>& with_state) {
     Reader<std::int64_t> steps(archive, "state/step"), bad(archive, "state/bad_elements");
     Reader<bool> momentum(archive, "state/has_momentum");
     for (auto* parameter : with_state) {
@@ -115,10 +115,10 @@ void read_states(InputArchive& archive, Rule rule, const std::vector<SavedParame
     }
 }
 
-std::vector<SavedGroup> read_flat_archive(InputArchive& archive,
-                                          const torch::optim::OptimizerOptions& defaults) {
+std::vector<ArchivedGroup> read_flat_archive(InputArchive& archive,
+                                             const torch::optim::OptimizerOptions& defaults) {
     const auto sizes = read_entry(archive, "group_sizes").toIntVector();
-    std::vector<SavedGroup> groups(sizes.size());
+    std::vector<ArchivedGroup> groups(sizes.size());
     std::map<std::string, c10::IValue> columns;
     for (std::size_t g = 0; g < groups.size(); ++g) {
         groups[g].options = defaults.clone();
@@ -134,10 +134,10 @@ std::vector<SavedGroup> read_flat_archive(InputArchive& archive,
     Reader<std::int64_t> dimensions(archive, "dimensions"), extents(archive, "sizes"),
         strides(archive, "strides");
     Reader<bool> has_state(archive, "has_state");
-    std::vector<SavedParameter*> with_state;
+    std::vector<ArchivedParameter*> with_state;
     for (std::size_t g = 0; g < groups.size(); ++g) {
         for (std::int64_t i = 0; i < sizes[g]; ++i) {
-            SavedParameter parameter;
+            ArchivedParameter parameter;
             parameter.dtype = dtypes.next();
             const auto rank = dimensions.next();
             parameter.sizes = extents.next(rank);
@@ -162,8 +162,8 @@ c10::IValue read_entry(InputArchive& archive, const std::string& key) {
     return value;
 }
 
-std::vector<SavedGroup> read_archive(InputArchive& archive, Rule rule_here,
-                                     const torch::optim::OptimizerOptions& defaults) {
+std::vector<ArchivedGroup> read_archive(InputArchive& archive, Rule rule_here,
+                                        const torch::optim::OptimizerOptions& defaults) {
     const std::string rule(name_of(rule_here));
     c10::IValue version;
     if (!archive.try_read(kVersionKey, version)) {
@@ -184,7 +184,7 @@ std::vector<SavedGroup> read_archive(InputArchive& archive, Rule rule_here,
     return read_flat_archive(archive, defaults);
 }
 
-void write_archive(OutputArchive& archive, Rule rule, const std::vector<SavedGroup>& groups) {
+void write_archive(OutputArchive& archive, Rule rule, const std::vector<ArchivedGroup>& groups) {
     archive.write(kVersionKey, kVersion);
     archive.write("rule", std::string(name_of(rule)));
     c10::List<std::int64_t> group_sizes;

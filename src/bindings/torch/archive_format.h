@@ -13,7 +13,7 @@
 namespace flashoptim::libtorch {
 
 /// A parameter, and its state if it had one, when they were saved.
-struct SavedParameter {
+struct ArchivedParameter {
     std::string dtype;  // that its state is of
     std::vector<std::int64_t> sizes, strides;
     bool has_state = false;
@@ -22,21 +22,21 @@ struct SavedParameter {
     std::map<std::string, torch::Tensor> tensors;
 };
 
-struct SavedGroup {
+struct ArchivedGroup {
     std::unique_ptr<torch::optim::OptimizerOptions> options;
-    std::vector<SavedParameter> parameters;
+    std::vector<ArchivedParameter> parameters;
 };
 
 /// Groups and parameters are known by their position.
 void write_archive(torch::serialize::OutputArchive& archive, Rule rule,
-                   const std::vector<SavedGroup>& groups);
+                   const std::vector<ArchivedGroup>& groups);
 /// Reads an archive of any version. `defaults` are options of the optimizer's kind.
 /// @throws FormatError or torch's error for one that is not of this rule, or damaged.
-std::vector<SavedGroup> read_archive(torch::serialize::InputArchive& archive, Rule rule,
-                                     const torch::optim::OptimizerOptions& defaults);
+std::vector<ArchivedGroup> read_archive(torch::serialize::InputArchive& archive, Rule rule,
+                                        const torch::optim::OptimizerOptions& defaults);
 /// One of version 1.
-std::vector<SavedGroup> read_nested_archive(torch::serialize::InputArchive& archive, Rule rule,
-                                            const torch::optim::OptimizerOptions& defaults);
+std::vector<ArchivedGroup> read_nested_archive(torch::serialize::InputArchive& archive, Rule rule,
+                                               const torch::optim::OptimizerOptions& defaults);
 
 /// An entry of an archive. @throws FormatError if it is missing.
 c10::IValue read_entry(torch::serialize::InputArchive& archive, const std::string& key);

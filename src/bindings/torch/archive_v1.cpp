@@ -16,8 +16,8 @@ namespace {
 
 using torch::serialize::InputArchive;
 
-SavedParameter read_parameter(InputArchive& archive, Rule rule) {
-    SavedParameter parameter;
+ArchivedParameter read_parameter(InputArchive& archive, Rule rule) {
+    ArchivedParameter parameter;
     parameter.dtype = read_entry(archive, "dtype").toStringRef();
     parameter.sizes = read_entry(archive, "sizes").toIntVector();
     parameter.strides = read_entry(archive, "strides").toIntVector();
@@ -36,15 +36,15 @@ SavedParameter read_parameter(InputArchive& archive, Rule rule) {
 
 }  // namespace
 
-std::vector<SavedGroup> read_nested_archive(InputArchive& archive, Rule rule,
-                                            const torch::optim::OptimizerOptions& defaults) {
+std::vector<ArchivedGroup> read_nested_archive(InputArchive& archive, Rule rule,
+                                               const torch::optim::OptimizerOptions& defaults) {
     const auto count = read_entry(archive, "param_groups/size").toInt();
-    std::vector<SavedGroup> groups;
+    std::vector<ArchivedGroup> groups;
     for (std::int64_t g = 0; g < count; ++g) {
         InputArchive of_group, of_options;
         archive.read("param_groups/" + std::to_string(g), of_group);
         of_group.read("options", of_options);
-        SavedGroup group;
+        ArchivedGroup group;
         group.options = defaults.clone();
         group.options->serialize(of_options);
         const auto parameters = read_entry(of_group, "params/size").toInt();
