@@ -1,12 +1,15 @@
 // Memory that ends in the middle of a call, ours or a tensor's. If these fail, a run that could have gone on
 // with a smaller batch goes on with weights, moments and counts that do not belong together.
 #include <c10/core/Allocator.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <sstream>
 
 #include "failing_allocations.h"
+#include "flashoptim/libtorch_checkpoint.h"
 #include "support.h"
 
 namespace flashoptim::libtorch {
@@ -42,6 +45,26 @@ testing::AssertionResult is_error_of_torch_or_ours(const std::exception_ptr& err
         return is_error_of_ours(error);
     }
 }
+
+/// A folder in memory, where there is one, that goes with this process.
+class OwnFolder {
+public:
+    OwnFolder() {
+        const std::filesystem::path memory = "/dev/shm";
+        path_ = (std::filesystem::is_directory(memory) ? memory : std::filesystem::temp_directory_path()) /
+                ("flashoptim-torch-memory-" + std::to_string(::getpid()));
+    }
+    ~OwnFolder() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path_, ignored);
+    }
+    OwnFolder(const OwnFolder&) = delete;
+    OwnFolder& operator=(const OwnFolder&) = delete;
+    std::filesystem::path operator/(const char* name) const { return path_ / name; }
+
+private:
+    std::filesystem::path path_;
+};
 
 /// An optimizer of two groups in the middle of its training.
 struct Training {
@@ -109,6 +132,7 @@ std::vector<Action> actions() {
         };
     };
     const auto archive = std::make_shared<std::string>(saved(*Training(5).optimizer));
+    const auto folder = std::make_shared<const OwnFolder>();
     return {
         {"a step", step},
         {"the first step", step, [] { return Training(0); }},
@@ -169,6 +193,11 @@ std::vector<Action> actions() {
              t.in = std::make_shared<torch::serialize::InputArchive>();
              t.in->load_from(stream);
          })},
+        {"saving a folder",
+         [folder](Training& t) { save_optimizer(*t.optimizer, ParameterNames(), *folder / "new"); }},
+        {"loading a folder",
+         [folder](Training& t) { load_optimizer(*t.optimizer, ParameterNames(), *folder / "old"); },
+         with([folder](Training& t) { save_optimizer(*t.optimizer, ParameterNames(), *folder / "old"); })},
         {"masters", [](Training& t) { (void)t.optimizer->master(t.weights[0]); }},
         {"masters that are set",
          [](Training& t) { t.optimizer->set_master(t.weights[0], torch::full({8, 9}, 0.123)); }},
