@@ -328,6 +328,7 @@ def set_fp32_model_state_dict(
 ) -> IncompatibleKeys:
     """See FlashOptimizer."""
     _refuse_fsdp1(model)
+    _refuse_unnamed(fp32_state_dict)
     reshard(model)
     wrapper, model = model, _unwrapped(model)
     entries = model.state_dict()
@@ -350,6 +351,20 @@ def set_fp32_model_state_dict(
             module.set_extra_state(copy.deepcopy(given[name]))
     _write_masters(states, values)
     return IncompatibleKeys(missing, unexpected)
+
+
+def _refuse_unnamed(given: Any) -> None:  # noqa: ANN401
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"the state dict is a {type(given).__name__}; "
+            "give a dict of tensors by name, as get_fp32_model_state_dict() returns it"
+        )
+    for name in given:
+        if not isinstance(name, str):
+            raise ValueError(
+                f"a name of the state dict is of type {type(name).__name__}; "
+                "names are text, as in get_fp32_model_state_dict()"
+            )
 
 
 def _without_prefix(

@@ -415,8 +415,8 @@ class FlashOptimizer(StatefulOptimizer):
             `missing_keys` and `unexpected_keys`.
 
         Raises:
-            ValueError: for a weight that is not fp32 or has another shape, and a state dict that has none of
-                the model's names; nothing has changed.
+            ValueError: for a weight that is not fp32 or has another shape, a state dict that has none of the
+                model's names, and one that is no dict of names; nothing has changed.
             TypeError: for a model under FSDP1.
         """
         return masters.set_fp32_model_state_dict(states_of(self), model, fp32_state_dict, strict)

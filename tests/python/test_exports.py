@@ -11,7 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flashoptim_cpp as flash
 import pytest
@@ -356,10 +356,13 @@ def wrong(taken: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         ({**rest, name: support.freed(rest[name])}, name),
         ({**rest, "1.running_mean": support.freed(rest["1.running_mean"])}, "1.running_mean"),
         ({**rest, "1.running_mean": rest["1.running_mean"].to_sparse()}, "1.running_mean"),
+        (cast(Any, None), "NoneType"),
+        (cast(Any, list(rest.items())), "list"),
+        (cast(Any, {**rest, 0: rest[name]}), "int"),
     ]
 
 
-@pytest.mark.parametrize("number", range(15))
+@pytest.mark.parametrize("number", range(18))
 def test_what_does_not_fit_changes_nothing(number: int) -> None:
     model, optimizer = trained(norms)
     given, named = wrong(optimizer.get_fp32_model_state_dict(model))[number]
