@@ -178,13 +178,18 @@ def enable_gradient_release(
 
     Raises:
         TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1); the first
-            backward() raises it where the model is wrapped later.
+            backward() raises it where the model is wrapped later. For an optimizer of another package.
         NotImplementedError: for a grad_scaler.
     """
     if grad_scaler is not None:
         raise NotImplementedError(
             "gradients are released one by one, and GradScaler judges all of them; train in bfloat16 without "
             "it"
+        )
+    # A wrapper of the optimizer that has its attributes is as good as the optimizer.
+    if not hasattr(optimizer, "rule"):
+        raise TypeError(
+            f"{type(optimizer).__name__} cannot step released gradients; use an optimizer of flashoptim_cpp"
         )
     _refuse_wrappers(model)
     states = states_of(optimizer)

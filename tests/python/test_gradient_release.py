@@ -423,6 +423,16 @@ def test_scalers_and_wrappers_are_refused_as_the_authors_do() -> None:
         flash.enable_gradient_release(network, optimizer, grad_scaler=torch.amp.GradScaler("cpu"))
 
 
+@pytest.mark.parametrize("of_another", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimizer_of_another_package_is_refused(of_another: Any) -> None:
+    network = support.model()
+    optimizer = of_another(network.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=rf"{of_another.__name__}.*flashoptim_cpp"):
+        flash.enable_gradient_release(network, optimizer)
+    support.loss_of(network, 0).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_accumulation_and_release_exclude_each_other() -> None:
     """Two backwards are two steps: whoever accumulates must know."""
     network = support.model()
