@@ -61,6 +61,7 @@ def test_torch_does_not_change_how_kernels_are_compiled(tmp_path: Path):
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not here")
     options = ["-DFLASHOPTIM_TORCH=ON", "-DFLASHOPTIM_CUDA=ON", "-DFLASHOPTIM_CUDA_ARCHITECTURES=90"]
+    options += ["-DFLASHOPTIM_BUILD_CHECKPOINT=ON"]
     done, said = configure(tmp_path / "build", torch_of(tmp_path, "2.13.0"), *options)
     assert done, said
     assert "pytorch is not compatible" not in said
@@ -70,6 +71,16 @@ def test_torch_does_not_change_how_kernels_are_compiled(tmp_path: Path):
     for command in kernels:
         assert "compute_90" in command and "c++20" in command
         assert "compute_50" not in command and "expt-relaxed" not in command
+
+
+def test_torch_without_checkpoints_is_refused_by_name(tmp_path: Path):
+    torch = torch_of(tmp_path, "2.13.0")
+    options = ["-DFLASHOPTIM_CUDA=OFF", "-DFLASHOPTIM_BUILD_CHECKPOINT=OFF", torch]
+    done, said = configure(tmp_path / "on", "-DFLASHOPTIM_TORCH=ON", *options)
+    assert not done
+    assert "choose FLASHOPTIM_BUILD_CHECKPOINT=ON; or configure with -DFLASHOPTIM_TORCH=OFF" in said
+    done, said = configure(tmp_path / "auto", "-DFLASHOPTIM_TORCH=AUTO", *options)
+    assert done, said
 
 
 def test_a_torch_that_is_too_old_is_named(tmp_path: Path):
