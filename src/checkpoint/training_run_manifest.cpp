@@ -89,8 +89,8 @@ OptimizerManifest training_run_manifest(const JsonValue& document, const Checkpo
     for (const auto& place : optimizer.parameters) places.emplace(place.name, &place);
     const auto state = from.file("optimizer");
     for (const auto& [name, value] : fields.members("parameters")) {
-        const auto of_parameter = [&, &name = name] {
-            return label() + ": parameter \"" + printable(name) + "\"";
+        const auto of_parameter = [&, &parameter = name] {
+            return label() + ": parameter \"" + printable(parameter) + "\"";
         };
         const JsonFields counts(value, of_parameter, "the checkpoint is damaged, use another");
         const auto place = places.find(name);
