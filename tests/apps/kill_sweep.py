@@ -1,8 +1,10 @@
-"""Kills the command at every call that changes the file system: once a checkpoint was completed one is always
-found, and the run that goes on ends with the bits and metrics, times apart, of the run that was never killed.
+"""Breaks the command at every call that changes the file system: it is killed there, the disk is full from
+there on or cannot be written any more, or another command runs to its end in the same folder. Once a
+checkpoint was completed one is always found, and the run that goes on ends with the bits and metrics, times
+apart, of the run that was never broken.
 
-`.venv/bin/python tests/apps/kill_sweep.py [--every N] [SCENARIO...]` runs the whole sweep, in some minutes
-for each scenario; the tests take a few of its points.
+`.venv/bin/python tests/apps/kill_sweep.py [--every N] [--how HOW] [SCENARIO...]` runs the whole sweep, in
+some minutes for each scenario; the tests take a few of its points.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,17 +24,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 from command import COMMAND, TINY, metrics_without_times, run
 
 KILL = COMMAND.parents[2] / "tests" / "support" / "kill_command"
-KILLED = 137
+NOT_REACHED, KILLED = 124, 137
 OWN = re.compile(r"\.flashoptim-run(\.lock)?$")
 
 
-def killed_at(point: int, who: str, *arguments: object) -> bool:
-    """Whether the command was killed at that point, and not done before."""
+def broken_at(point: int, how: str, arguments: list[object], meeting: str = "") -> tuple[bool, str]:
+    """Whether the command was broken at that point, and not done before; and what it said."""
     done = subprocess.run(
-        [KILL, str(point), who, COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
+        [KILL, str(point), how, COMMAND, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "KILL_COMMAND_MEETING": meeting},
     )
-    assert done.returncode in (KILLED, 0), (point, done.returncode, done.stderr)
-    return done.returncode == KILLED
+    if how in ("all", "one"):
+        assert done.returncode in (KILLED, 0) or how == "one", (point, done.returncode, done.stderr)
+        return done.returncode == KILLED, done.stderr
+    assert done.returncode in (NOT_REACHED, 0, 1, 2), (how, point, done.returncode, done.stderr)
+    if done.returncode in (1, 2):
+        lines = [line for line in done.stderr.splitlines() if line.startswith("flashoptim: ")]
+        assert len([line for line in lines if ": note: " not in line]) == 1, (how, point, done.stderr)
+    return done.returncode != NOT_REACHED, done.stderr
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -53,8 +67,8 @@ def content(folder: Path) -> dict[str, object]:
 class Sweep:
     """One folder in which runs are made and killed."""
 
-    def __init__(self, place: Path, every: int) -> None:
-        self.place, self.every = place, every
+    def __init__(self, place: Path, every: int, how: str = "all") -> None:
+        self.place, self.every, self.how = place, every, how
         self.text = place / "text.txt"
         self.text.write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(2000)))
         self.kills = 0
@@ -85,7 +99,7 @@ class Sweep:
         def attempt(point: int) -> bool:
             shutil.rmtree(out, ignore_errors=True)
             arguments = self.train(out, 4, "--keep-checkpoints", 2)
-            killed = killed_at(point, "all", *arguments)
+            killed, _ = broken_at(point, self.how, arguments)
             more = "--resume" if self.has_checkpoint(out) else "--overwrite"
             self.done([*arguments, more])
             assert content(out) == expected, point
@@ -107,7 +121,7 @@ class Sweep:
         def attempt(point: int) -> bool:
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(old, out)
-            killed = killed_at(point, "all", *self.train(out, 3, "--seed", 2, "--overwrite"))
+            killed, _ = broken_at(point, self.how, self.train(out, 3, "--seed", 2, "--overwrite"))
             seed = 1
             result = run(*self.train(out, 5, "--seed", seed, "--resume"))
             if result.returncode == 2 and "seed is 2 there" in result.stderr:
@@ -128,16 +142,11 @@ class Sweep:
         runs = [f"adamw-{name}-seed0" for name in ("native", "paper")]
         expected = {name: content(out / name) for name in runs}
 
-        for who in ("all", "one"):
+        for how in ("all", "one") if self.how == "all" else (self.how,):
 
-            def attempt(point: int, who: str = who) -> bool:
+            def attempt(point: int, how: str = how) -> bool:
                 shutil.rmtree(out, ignore_errors=True)
-                done = subprocess.run(
-                    [KILL, str(point), who, COMMAND, *map(str, arguments)],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
+                killed, _ = broken_at(point, how, arguments)
                 complete = [name for name in runs if (out / name / "summary.json").exists()]
                 for name in complete:
                     assert content(out / name).items() >= expected[name].items(), (point, name)
@@ -147,31 +156,55 @@ class Sweep:
                     assert all(name in refused.stderr for name in complete), (point, refused.stderr)
                 self.done([*arguments, "--overwrite"])
                 assert {name: content(out / name) for name in runs} == expected, point
-                return done.returncode == KILLED
+                return killed
 
             self.points(attempt)
 
     def two_runs(self) -> None:
-        """A run that is killed in the folder of one that lives, which must not notice."""
-        whole, out = self.place / "whole", self.place / "run"
-        steps = 4000
-        self.done(self.train(whole, steps, "--checkpoint-every", 400))
-        arguments = self.train(out, steps, "--checkpoint-every", 400)
-        first = subprocess.Popen([COMMAND, *map(str, arguments)], stderr=subprocess.DEVNULL)
-        while not self.has_checkpoint(out):
-            assert first.poll() is None
-        point = 0
-        for more in ("--overwrite", "--resume"):
-            while first.poll() is None:
-                second = [KILL, str(point), "all", COMMAND, *map(str, arguments), more]
-                code = subprocess.run(second, capture_output=True, check=False).returncode
-                self.kills += 1
-                if code != KILLED:
-                    assert code == 2 or first.poll() is not None, code
-                    break
-                point += 1
-        assert first.wait() == 0
-        assert content(out) == content(whole)
+        """Another command in the same folder at every call of the first: one of the two is refused where they
+        meet, and the other does not notice."""
+        old, out, answer = self.place / "old", self.place / "run", self.place / "answer"
+        self.done(self.train(old, 2))
+        self.done(self.train(self.place / "whole", 3))
+        whole = content(self.place / "whole")
+        shape = (*TINY, "--steps", 1, "--formats", "native", "--no-plot")
+        comparison = ["compare", "--data", self.text, *shape, "--out", out]
+        self.done([*comparison, "--out", self.place / "comparison"])
+        compared = content(self.place / "comparison")
+        train = self.train(out, 3)
+        pairs: list[tuple[bool, list[object], list[object], list[dict[str, object]]]] = [
+            (False, train, train, [whole]),
+            (True, [*train, "--resume"], [*train, "--resume"], [whole]),
+            (True, [*train, "--overwrite"], [*train, "--resume"], [whole]),
+            (True, [*train, "--resume"], [*train, "--overwrite"], [whole]),
+            (False, train, comparison, [whole, compared]),
+            (False, comparison, train, [whole, compared]),
+            (False, comparison, [*comparison, "--overwrite"], [compared]),
+        ]
+        for starts_with_old, first, second, ends in pairs:
+
+            def attempt(
+                point: int,
+                starts_with_old: bool = starts_with_old,
+                first: list[object] = first,
+                second: list[object] = second,
+                ends: list[dict[str, object]] = ends,
+            ) -> bool:
+                shutil.rmtree(out, ignore_errors=True)
+                if starts_with_old:
+                    shutil.copytree(old, out)
+                words = shlex.join(map(str, [COMMAND, *second]))
+                met, said = broken_at(point, "meet", first, f"{words} >{answer} 2>&1; echo $? >>{answer}")
+                if not met:
+                    return False
+                code = int(answer.read_text().splitlines()[-1])
+                told = answer.read_text() + said
+                assert code in (0, 2), (point, told)
+                assert code == 0 or "is in use by another" in told, (point, told)
+                assert content(out) in ends, (point, told)
+                return True
+
+            self.points(attempt)
 
 
 SCENARIOS = {
@@ -185,14 +218,15 @@ SCENARIOS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="take every so many-th point")
+    parser.add_argument("--how", choices=["all", "full", "readonly"], default="all", help="what breaks it")
     parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], default=[])
     arguments = parser.parse_args()
     for name in arguments.scenarios or SCENARIOS:
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         with tempfile.TemporaryDirectory(dir=base) as place:
-            sweep = Sweep(Path(place), arguments.every)
+            sweep = Sweep(Path(place), arguments.every, arguments.how)
             SCENARIOS[name](sweep)
-            print(f"{name}: {sweep.kills} kills, nothing lost", flush=True)
+            print(f"{name}: {sweep.kills} points, nothing lost", flush=True)
     return 0
 
 

@@ -1,5 +1,5 @@
-"""The folder of a run as processes leave it that were killed. A few points of the sweep in
-kill_sweep.py, which takes all of them.
+"""The folder of a run as processes leave it that were killed, had no room on the disk, or met another one. A
+few points of the sweep in kill_sweep.py, which takes all of them.
 
 What a user loses if these fail: a run, or the one that it was to replace.
 """
@@ -16,9 +16,19 @@ pytestmark = [needs_command, pytest.mark.skipif(not KILL.exists(), reason=f"{KIL
 
 
 @pytest.mark.parametrize(
-    ("scenario", "every"), [("keep-checkpoints", 131), ("overwrite", 131), ("compare", 331)]
+    ("scenario", "every", "how"),
+    [
+        ("keep-checkpoints", 131, "all"),
+        ("overwrite", 131, "all"),
+        ("compare", 331, "all"),
+        ("keep-checkpoints", 131, "full"),
+        ("overwrite", 131, "full"),
+        ("overwrite", 131, "readonly"),
+        ("compare", 331, "full"),
+        ("two-runs", 131, "meet"),
+    ],
 )
-def test_killed_command_loses_nothing(tmp_path: Path, scenario: str, every: int) -> None:
-    sweep = Sweep(tmp_path, every)
+def test_broken_command_loses_nothing(tmp_path: Path, scenario: str, every: int, how: str) -> None:
+    sweep = Sweep(tmp_path, every, how)
     SCENARIOS[scenario](sweep)
     assert sweep.kills >= 1
