@@ -55,8 +55,9 @@ int require_startable(int threads) {
 
 RunThreads set_threads(int wanted) {
     const int torch = std::min(wanted > 0 ? wanted : at::get_num_threads(), kMostThreads);
+    require_startable(torch);
+    at::set_num_threads(torch);  // some builds of LibTorch start threads here that they keep, beside OpenMP's
     const int startable = require_startable(torch);  // LibTorch starts one set of them, the optimizer another
-    at::set_num_threads(torch);
     return {torch, 1 + std::min(torch - 1, startable - (torch - 1))};
 }
 

@@ -9,6 +9,7 @@ limits_test.cpp of the trainer.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import uuid
 from array import array
@@ -186,6 +187,32 @@ def test_threads_that_cannot_be_started(text: Path) -> None:
     """Their stacks alone do not fit."""
     result = train(text, "--threads=1024", shell=f"ulimit -v {2500 * MIB // 1024}")
     assert_refused(result, "threads", "1024", "fewer")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the limit does not hold for this user's own processes alone")
+@pytest.mark.parametrize("most", range(1, 14))
+def test_threads_beyond_the_limit_on_processes(text: Path, most: int) -> None:
+    """Where a run begins it has all that LibTorch and OpenMP start, and the optimizer takes what is left."""
+    nobody = 65500 + most  # one that has no other process
+    text.chmod(0o644)
+    arguments = ["train", "--data=/dev/stdin", *map(str, TINY), "--threads=4", "--steps=2"]
+    with text.open() as data:  # the folders that it lies in are closed to others
+        result = subprocess.run(
+            [COMMAND, *arguments],
+            stdin=data,
+            capture_output=True,
+            cwd="/",
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+            user=nobody,
+            group=nobody,
+            extra_groups=[],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, (most, most)),
+        )
+    if result.returncode != 0:
+        assert most < 10, result.stderr
+        assert_refused(result, "threads", "4", "fewer")
 
 
 def test_loss_that_is_not_finite(text: Path, tmp_path: Path) -> None:
