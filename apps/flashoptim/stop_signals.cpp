@@ -12,7 +12,7 @@ namespace flashoptim::app {
 namespace {
 
 constexpr std::int64_t kSameRequest = 500'000'000;  // nanoseconds
-constexpr std::array kTaken = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+constexpr std::array kTaken = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU};
 
 // A signal handler can reach nothing but this.
 std::atomic<int> first_signal{0};
@@ -33,7 +33,7 @@ void take(int signal) {
     int none = 0;
     if (first_signal.compare_exchange_strong(none, signal)) {
         first_time = now();
-    } else if (child == 0 && now() - first_time > kSameRequest) {
+    } else if (child == 0 && signal != SIGXCPU && now() - first_time > kSameRequest) {
         std::signal(signal, SIG_DFL);
         raise(signal);  // comes when this handler returns
     }

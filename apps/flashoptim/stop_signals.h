@@ -6,10 +6,11 @@
 
 namespace flashoptim::app {
 
-/// While one lives, the first SIGINT, SIGTERM or SIGHUP (unless nohup has it ignored) is remembered instead
-/// of ending the process, so that the work can end where it loses nothing; a later one ends it at once. The
-/// same request often comes twice (from the terminal and from a parent, or as timeout(1) sends it), so what
-/// follows within half a second is not a second one. One at a time.
+/// While one lives, the first SIGINT, SIGTERM, SIGXCPU or SIGHUP (unless nohup has it ignored) is remembered
+/// instead of ending the process, so that the work can end where it loses nothing; a later one ends it at
+/// once. The same request often comes twice (from the terminal and from a parent, or as timeout(1) sends it),
+/// so what follows within half a second is not a second one. SIGXCPU, which the system repeats every second
+/// between the soft and the hard limit on processor time, never is. One at a time.
 class StopSignals {
 public:
     /// Whether SIGQUIT is taken, too: for a process that has a child to end.

@@ -156,6 +156,16 @@ def test_a_request_to_stop_writes_a_checkpoint_also_where_it_comes_twice(
     assert last_checkpoint(out).name.endswith(str(steps_done(out)))
 
 
+def test_the_soft_limit_on_processor_time_is_a_request_to_stop(text: Path, tmp_path: Path) -> None:
+    """The system repeats its signal every second: also while the checkpoint is written."""
+    out = tmp_path / "run"
+    limited = ("sh", "-c", 'ulimit -S -t 3; exec "$@"', "sh")
+    started = Started(*small(text, *LONG, "--out", out), wrapper=limited)
+    code, errors = started.end()
+    assert code == 1, errors
+    assert last_checkpoint(out).name.endswith(str(steps_done(out)))
+
+
 def test_nohup_is_respected(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     started = Started(*small(text, *LONG, "--out", out), wrapper=("nohup",))
