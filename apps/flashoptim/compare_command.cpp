@@ -140,7 +140,10 @@ Json run_train(const CompareArguments& shared, const std::string& name, const st
         throw RunEnded{kOtherError,
                        fmt::format("the run {} was ended by signal {}{}", name, end.signal, why)};
     }
-    if (end.code == kOtherError) throw RunEnded{end.code, "the run " + name + " ended early"};
+    if (end.code == kOtherError || end.code == kNotFinite) {
+        const auto* how = end.code == kNotFinite ? " ended where its loss was not finite" : " ended early";
+        throw RunEnded{end.code, "the run " + name + how};
+    }
     if (end.code != kDone) throw RunEnded{end.code, ""};
     const auto result = trainer::first_run_in(summary);
     if (!result) {
@@ -232,9 +235,9 @@ int compare(const CompareArguments& arguments) {
     JsonTarget json(arguments.json, places_of(arguments, runs));
     std::vector<std::string> names;
     for (const auto& run : runs) names.push_back(run.name());
-    trainer::ComparisonFolder folder(out, names, arguments.options.schedule.total_steps,
-                                     arguments.options.overwrite,
-                                     [](const std::string& line) { tell("flashoptim: note: {}\n", line); });
+    trainer::ComparisonFolder folder(
+        out, names, arguments.options.schedule.total_steps, arguments.options.overwrite,
+        [](const std::string& line) { tell("flashoptim: note: {}\n", one_line(line)); });
     const StopSignals signals(StopSignals::Quit::kTaken);
     Json summary;
     try {

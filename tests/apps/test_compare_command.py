@@ -112,6 +112,16 @@ def test_comparison_that_is_refused_says_so_once_and_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
+def test_comparison_names_the_run_whose_loss_is_not_finite(text: Path, tmp_path: Path) -> None:
+    own = ("--optimizers", "lion,adamw", "--lr", "1e39", "--steps", 4)
+    result = run(*small_comparison(text, tmp_path / "out", *own))
+    assert result.returncode == 3, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert "-native-seed0" in last
+    assert "not finite" in last
+    assert "stay in" in last
+
+
 def test_comparison_on_tokens_of_a_large_vocabulary(tmp_path: Path) -> None:
     file = tmp_path / "tokens.bin"
     file.write_bytes(array("H", (n * 7919 % 50257 for n in range(4000))).tobytes())
