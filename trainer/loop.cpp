@@ -358,13 +358,13 @@ private:
         result_.optimizer_step_seconds = median(optimizer_seconds_);
         result_.peak_resident_bytes = process_memory().peak_resident;
         result_.peak_device_bytes = peak_tensor_bytes(device_);
-        if (folder_ != nullptr) end_in_folder();
+        // Stopped before its first checkpoint, and asked to write none: what it was to replace comes back.
+        result_.is_kept = folder_ != nullptr && !(result_.stopped && folder_->is_replacing());
+        if (result_.is_kept) end_in_folder();
         return result_;
     }
 
     void end_in_folder() {
-        // Stopped before its first checkpoint, and asked to write none: what it was to replace comes back.
-        if (result_.stopped && folder_->is_replacing()) return;
         metrics_->sync();
         // Also those that a killed run did not come to remove.
         if (options_.kept_checkpoints > 0) folder_->remove_old_checkpoints(options_.kept_checkpoints);

@@ -90,6 +90,7 @@ struct TrainResult {
     std::int64_t peak_device_bytes = 0;    ///< of tensors in memory of a GPU; 0: the run was on the CPU
     std::int64_t checkpoint_bytes = 0;     ///< of the last checkpoint; 0: none was written
     std::filesystem::path checkpoint;      ///< the last one
+    bool is_kept = false;                  ///< whether metrics and summary are in the folder of the run
     std::optional<double> step_seconds;    ///< median
     std::optional<double> optimizer_step_seconds;  ///< median; none where none was measured
 };

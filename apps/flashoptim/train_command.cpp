@@ -69,8 +69,7 @@ void print_result(const trainer::TrainOptions& options, const trainer::TrainResu
     if (result.bad_elements > 0) {
         print("skipped elements     {} (their gradients were not finite)\n", result.bad_elements);
     }
-    if (!options.out.empty())
-        print("metrics.csv and summary.json are in {}\n", one_line(options.out.native()));
+    if (result.is_kept) print("metrics.csv and summary.json are in {}\n", one_line(options.out.native()));
 }
 
 int train(const TrainArguments& arguments) {

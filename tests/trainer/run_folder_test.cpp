@@ -330,10 +330,14 @@ TEST_F(RunFolderTest, WhatWasToBeReplacedComesBackWhereTheNewRunHasNothing) {
     next.final_checkpoint = false;
     Recorder stopped;
     stopped.stop_after = 2;
-    EXPECT_TRUE(train(next, stopped).stopped);
+    const TrainResult nothing = train(next, stopped);
+    EXPECT_TRUE(nothing.stopped);
+    EXPECT_FALSE(nothing.is_kept);
     is_as_before();
     Recorder done;
-    EXPECT_EQ(train(next, done).last_step, 20);
+    const TrainResult whole = train(next, done);
+    EXPECT_EQ(whole.last_step, 20);
+    EXPECT_TRUE(whole.is_kept);
     EXPECT_EQ(newest_checkpoint_step(options.out), 0);
     EXPECT_NE(read_all(options.out / "summary.json"), summary);
 }
