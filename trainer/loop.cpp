@@ -67,6 +67,8 @@ std::int64_t default_vocabulary(const TrainOptions& options) {
 TrainOptions resolve(TrainOptions options) {
     validate(options);
     check_environment(options.threads);
+    for (const fs::path& data : {options.data.path, options.data.validation_path})
+        require_apart(data, options.out);
     const bool tokens = is_token_data(options.data.path);
     if (!options.model.vocabulary_size) {
         options.model.vocabulary_size = default_vocabulary(options);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -13,8 +14,10 @@
 #include "checkpoint/checkpoint_writer.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "system/atomic_path.h"
 #include "system/file_io.h"
 #include "system/message.h"
+#include "trainer/data/file_list.h"
 #include "trainer/metrics.h"
 #include "trainer/run_replacement.h"
 
@@ -40,7 +43,37 @@ void rename_damaged(const fs::path& checkpoint, const std::string& fault, const 
     notice("moved to " + path_label(free_name) + ": " + fault);
 }
 
+// Nothing for a checkpoint that can be removed. What is wrong with one that does not say any more which files
+// are its own. Throws IoError for one that holds somebody's other files.
+std::optional<std::string> fault_of_unreadable(const fs::path& checkpoint) {
+    try {
+        checkpoint::check_removable(checkpoint);
+        return std::nullopt;
+    } catch (const IoError&) {
+        auto fault = fault_of(checkpoint);
+        if (!fault) throw;
+        return fault;
+    }
+}
+
 }  // namespace
+
+void require_apart(const fs::path& data, const fs::path& out) {
+    if (data.empty() || out.empty()) return;
+    if (would_be_listed(data, out)) {
+        throw InvalidArgument("the folder of the run, " + path_label(out) + ", lies in the data folder " +
+                              path_label(data) +
+                              ", so the next run would train on what it holds; give another --out");
+    }
+    std::error_code ignored;
+    const fs::path real = checkpoint::real_path(data, ignored);
+    const fs::path way = real.lexically_relative(checkpoint::real_path(out, ignored));
+    const fs::path first = way.empty() ? way : *way.begin();
+    if (first == kMetricsName || first == kSummaryName || first == kCheckpointsName) {
+        throw InvalidArgument("the data " + path_label(data) + " is " + path_label(real) +
+                              ", a name that the run needs; give a copy of it, or another --out");
+    }
+}
 
 RunFolder::RunFolder(const fs::path& out, const Notice& notice) : folder_(out, RunKind::kTrain, notice) {}
 
@@ -94,6 +127,9 @@ void RunFolder::require_free_names(std::int64_t step, std::int64_t last_step) co
         throw IoError(path_label(checkpoints) +
                       " is in the way: it is no folder; move it elsewhere or give another --out");
     }
+    // Else it would be found by the first checkpoint, and all that was trained until then be lost.
+    if (fs::is_directory(checkpoints, ignored) && ::access(checkpoints.c_str(), W_OK | X_OK) != 0)
+        checkpoint::throw_io_error("write", checkpoints, errno);
     // The run can be asked to stop after any step, and saves then.
     std::error_code error;
     for (fs::directory_iterator entry(checkpoints, error), end; !error && entry != end;
@@ -103,14 +139,16 @@ void RunFolder::require_free_names(std::int64_t step, std::int64_t last_step) co
     }
 }
 
-// Refuses what must not go, and moves away what would be in the way and is of no use.
-void RunFolder::make_room(const Names& later, bool continues, bool overwrite) const {
-    std::vector<std::pair<fs::path, std::string>> damaged;
+// Refuses what must not go, and moves away what would be in the way and is of no use. Returns what stays in
+// the way.
+Names RunFolder::make_room(const Names& later, bool continues, bool overwrite) const {
+    std::vector<std::pair<std::string, std::string>> damaged;
     for (auto name = later.rbegin(); name != later.rend(); ++name) {
         if (!is_step(*name)) continue;
         const fs::path folder = folder_.path() / *name;
         if (overwrite) {
-            checkpoint::check_removable(folder);
+            auto fault = fault_of_unreadable(folder);
+            if (fault) damaged.emplace_back(*name, std::move(*fault));
         } else if (continues) {
             auto fault = fault_of(folder);
             if (!fault) {
@@ -120,10 +158,15 @@ void RunFolder::make_room(const Names& later, bool continues, bool overwrite) co
                     ", later than the one to resume; resume that, replace it by --overwrite, or "
                     "give another --out");
             }
-            damaged.emplace_back(folder, std::move(*fault));
+            damaged.emplace_back(*name, std::move(*fault));
         }
     }
-    for (const auto& [folder, fault] : damaged) rename_damaged(folder, fault, folder_.notice());
+    Names rest = later;
+    for (const auto& [name, fault] : damaged) {
+        rename_damaged(folder_.path() / name, fault, folder_.notice());
+        rest.erase(name);
+    }
+    return rest;
 }
 
 bool RunFolder::begin(const fs::path& resumed_from, std::int64_t step, std::int64_t last_step,
@@ -131,14 +174,14 @@ bool RunFolder::begin(const fs::path& resumed_from, std::int64_t step, std::int6
     require_permission(resumed_from, last_step, overwrite);
     const bool continues = is_checkpoint_here(resumed_from);
     require_free_names(continues ? step : 0, last_step);
-    Names later = own_things_after(continues ? step : 0);
-    make_room(later, continues, overwrite);
+    const Names found = own_things_after(continues ? step : 0);
+    const Names later = make_room(found, continues, overwrite);
 
     RunManifest manifest = new_manifest(RunKind::kTrain);
     const auto& before = folder_.manifest();
     if (continues && before) manifest = *before;
     for (const std::string_view name : {kMetricsName, kSummaryName}) manifest.owned.emplace(name);
-    for (const std::string& name : later) {
+    for (const std::string& name : found) {
         if (is_step(name)) manifest.owned.erase(name);
     }
     const bool goes_back = std::any_of(later.begin(), later.end(), is_step);

@@ -10,6 +10,10 @@
 
 namespace flashoptim::trainer {
 
+/// Throws InvalidArgument where a run in the folder `out` would be taken for data the next time, so that
+/// nothing could go on from it, or where the data has a name that the run needs there. Either may be empty.
+void require_apart(const std::filesystem::path& data, const std::filesystem::path& out);
+
 class RunFolder {
 public:
     /// Takes the folder for this process alone. Throws what OwnedFolder does.
@@ -52,7 +56,7 @@ private:
     bool is_checkpoint_here(const std::filesystem::path& checkpoint) const;
     Names own_things_after(std::int64_t step) const;
     void require_free_names(std::int64_t step, std::int64_t last_step) const;
-    void make_room(const Names& later, bool continues, bool overwrite) const;
+    Names make_room(const Names& later, bool continues, bool overwrite) const;
 
     OwnedFolder folder_;
     bool is_new_ = false;  // nothing of it is worth keeping before its first row

@@ -15,7 +15,7 @@
 #include "system/atomic_path.h"
 #include "system/descriptor_path.h"
 #include "system/message.h"
-#include "trainer/data/token_source.h"
+#include "trainer/data/file_list.h"
 
 namespace flashoptim::app {
 namespace {
@@ -43,11 +43,6 @@ std::optional<fs::path> way_from(const fs::path& folder, const fs::path& path) {
     auto way = path.lexically_relative(folder);
     if (way.empty() || *way.begin() == "..") return std::nullopt;
     return way;
-}
-
-bool is_hidden(const fs::path& way) {
-    return std::any_of(way.begin(), way.end(),
-                       [](const fs::path& part) { return part.native().starts_with('.') && part != "."; });
 }
 
 /// The file that results would replace, if there is one.
@@ -92,9 +87,7 @@ private:
 
 void refuse_data(const fs::path& file, const fs::path& real, const Existing& existing, const fs::path& data) {
     if (const auto found = existing.in(data)) refuse(file, *found, "data that the run reads");
-    std::error_code error;
-    if (!fs::is_directory(data, error)) return;
-    if (const auto way = way_from(real_path_of(data), real); way && !is_hidden(*way)) {
+    if (trainer::would_be_listed(data, real)) {
         throw InvalidArgument(label(file) + " lies in the data folder " + path_label(data) +
                               ", so the next run would train on it; give another place");
     }

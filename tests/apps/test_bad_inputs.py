@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import bad_data
+import bad_json
 import bad_options
 import bad_places
 import bad_surroundings
@@ -27,7 +28,7 @@ from starts import SANITIZED, ForkServer, Streams, run_alone
 
 pytestmark = needs_command
 
-CASES = [*bad_data.CASES, *bad_options.CASES, *bad_places.CASES, *bad_surroundings.CASES]
+CASES = [*bad_data.CASES, *bad_json.CASES, *bad_options.CASES, *bad_places.CASES, *bad_surroundings.CASES]
 NOTHING = Path(os.devnull)
 SECONDS = 20.0  # a refusal takes less than one; what takes this long hangs or trains
 TEXT = "".join(f"{n} times {n} is {n * n}; that was {n}\n" for n in range(500))

@@ -16,6 +16,7 @@
 
 #include "flashoptim/error.h"
 #include "loop_fixture.h"
+#include "run_without_model.h"
 #include "trainer/comparison_folder.h"
 
 namespace flashoptim::trainer {
@@ -256,6 +257,37 @@ TEST_F(RunFolderTest, AFolderInUseIsRefusedUnderEveryNameAndFreeWhenItsHolderDie
     longer.resume = options.out;
     longer.schedule.total_steps = 12;
     EXPECT_EQ(train(longer, recorder).last_step, 12);
+}
+
+// A damaged checkpoint must not keep its run from being replaced, nor be lost: it may be the only one left.
+TEST_F(RunFolderTest, ADamagedCheckpointIsMovedAwayWhereItsRunIsReplaced) {
+    for (const std::string damage : {"no table", "no content", "foreign content", "no table, and a note"}) {
+        TrainOptions options = trained(damage);
+        const fs::path newest = checkpoint_folder(options.out, 10);
+        if (damage.starts_with("no table")) {
+            fs::remove(newest / "checkpoint.json");
+        } else {
+            std::ofstream(newest / "checkpoint.json") << (damage == "no content" ? "" : "theirs");
+        }
+        if (damage.ends_with("note")) std::ofstream(newest / "note.txt") << "mine";
+        const auto before = tree_of(newest);
+        options.overwrite = true;
+        Recorder recorder;
+        train(options, recorder);
+        EXPECT_TRUE(tree_of(newest.string() + ".damaged") == before) << damage;
+        ASSERT_FALSE(recorder.notices.empty()) << damage;
+        EXPECT_NE(recorder.notices[0].find("step-00000010.damaged"), std::string::npos) << damage;
+        EXPECT_EQ(recorder.start.first_step, 1) << damage;
+        EXPECT_FALSE(fault_of(newest)) << damage;
+    }
+    // One that is whole but for somebody's file in it is refused as before.
+    TrainOptions options = trained("note");
+    std::ofstream(checkpoint_folder(options.out, 10) / "note.txt") << "mine";
+    const auto before = tree_of(options.out);
+    options.overwrite = true;
+    Recorder recorder;
+    EXPECT_NE(message_of<IoError>([&] { train(options, recorder); }).find("note.txt"), std::string::npos);
+    EXPECT_TRUE(tree_of(options.out) == before);
 }
 
 // A checkpoint that was damaged, or deleted by half, must not keep an older one from being gone on from.

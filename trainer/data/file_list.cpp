@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "flashoptim/error.h"
+#include "system/atomic_path.h"
 #include "system/file_io.h"
 
 namespace flashoptim::trainer {
@@ -81,6 +82,13 @@ bool has_token_ending(const fs::path& file) {
     return ending == ".bin" || ending == ".BIN";
 }
 
+fs::path real_path_of(const fs::path& path) {
+    std::error_code error;
+    fs::path real = checkpoint::real_path(path, error);
+    if (error) checkpoint::throw_io_error("find", path, error.value());
+    return real;
+}
+
 }  // namespace
 
 std::vector<fs::path> list_files(const fs::path& path) {
@@ -115,6 +123,15 @@ bool is_token_data(const fs::path& path) {
                           ", which is none; give one file, or keep token files in a folder of their own");
     }
     return tokens != files.end();
+}
+
+bool would_be_listed(const fs::path& data, const fs::path& place) {
+    std::error_code ignored;
+    if (!fs::is_directory(data, ignored)) return false;
+    const fs::path way = real_path_of(place).lexically_relative(real_path_of(data));
+    if (way.empty() || *way.begin() == "..") return false;
+    return std::none_of(way.begin(), way.end(),
+                        [](const fs::path& part) { return hidden(part) && part != "."; });
 }
 
 }  // namespace flashoptim::trainer

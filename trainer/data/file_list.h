@@ -16,4 +16,8 @@ std::vector<std::filesystem::path> list_files(const std::filesystem::path& path)
 /// FormatError if a folder has both token files and others, naming one of each.
 bool is_token_data(const std::filesystem::path& path);
 
+/// Whether what is made at `place` would be among the files of the folder `data` when it is listed the next
+/// time. `place` need not be there. Throws IoError where one of them cannot be looked up.
+bool would_be_listed(const std::filesystem::path& data, const std::filesystem::path& place);
+
 }  // namespace flashoptim::trainer
