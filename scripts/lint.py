@@ -53,9 +53,33 @@ def ruff(fix: bool = False) -> bool:
 
 
 def mypy(fix: bool = False) -> bool:
-    """Python types, one folder at a time, as file names may repeat between folders."""
-    folders = sorted({path.parent for path in files(PYTHON_FOLDERS, {".py"})})
-    return all([run(BIN / "mypy", "--no-error-summary", *sorted(folder.glob("*.py"))) for folder in folders])
+    """Python types. Each call reads torch again, so it takes as many folders as have no file name twice. The
+    package goes alone: to all others it is an installed one."""
+    sources = files(PYTHON_FOLDERS, {".py"})
+    package = [path for path in sources if path.is_relative_to(ROOT / "python")]
+    calls: list[list[Path]] = []
+    for parent in sorted({path.parent for path in sources if path not in package}):
+        folder = sorted(parent.glob("*.py"))
+        names = {path.name for path in folder}
+        for call in calls:
+            if names.isdisjoint(path.name for path in call):
+                call += folder
+                break
+        else:
+            calls.append(folder)
+    return all([run(BIN / "mypy", "--no-error-summary", *call) for call in [package, *calls]])
+
+
+def compile_commands() -> list[dict[str, str]]:
+    """How the build compiles each file. A file that several targets compile is taken once for each set of our
+    macros that it uses."""
+    commands: dict[tuple[str, ...], dict[str, str]] = {}
+    for entry in json.loads(COMPILE_COMMANDS.read_text()):
+        text = Path(entry["file"]).read_text() if Path(entry["file"]).exists() else ""
+        ours = {word for word in entry["command"].split() if word.startswith("-DFLASHOPTIM_")}
+        used = sorted(word for word in ours if word[2:].partition("=")[0] in text)
+        commands.setdefault((entry["file"], *used), entry)
+    return list(commands.values())
 
 
 def clang_tidy(fix: bool = False) -> bool:
@@ -63,7 +87,8 @@ def clang_tidy(fix: bool = False) -> bool:
     if not COMPILE_COMMANDS.exists():
         print(f"clang-tidy needs {COMPILE_COMMANDS.relative_to(ROOT)}: run `cmake --preset release` first")
         return False
-    compiled = {Path(entry["file"]) for entry in json.loads(COMPILE_COMMANDS.read_text())}
+    commands = compile_commands()
+    compiled = {Path(entry["file"]) for entry in commands}
     core = [
         path
         for path in files(TIDY_FOLDERS, CPP_SUFFIXES)
@@ -78,6 +103,7 @@ def clang_tidy(fix: bool = False) -> bool:
         shared.update(header.read_bytes())
     stamps = ROOT / "build" / "release" / "clang-tidy"
     stamps.mkdir(parents=True, exist_ok=True)
+    (stamps / COMPILE_COMMANDS.name).write_text(json.dumps(commands))
 
     def check(source: Path) -> bool:
         key = shared.copy()
@@ -88,7 +114,7 @@ def clang_tidy(fix: bool = False) -> bool:
             # not.
             command = [BIN / "clang-tidy", "--quiet", "--extra-arg=-Wno-unknown-warning-option"]
             command += ["--extra-arg=-Wno-ignored-optimization-argument"]
-            command += ["-p", COMPILE_COMMANDS.parent, source]
+            command += ["-p", stamps, source]
             done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
             if done.returncode != 0:
                 print(done.stdout + done.stderr, flush=True)

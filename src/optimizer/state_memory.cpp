@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 namespace flashoptim {
 
@@ -22,8 +23,8 @@ std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
         size + stagger + kHugePage;  // the bytes skipped for alignment are never touched
     void* begin = ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (begin == MAP_FAILED) throw std::bad_alloc();
-    const std::shared_ptr<std::byte> owner(static_cast<std::byte*>(begin),
-                                           [mapped](std::byte* pages) { ::munmap(pages, mapped); });
+    std::shared_ptr<std::byte> owner(static_cast<std::byte*>(begin),
+                                     [mapped](std::byte* pages) { ::munmap(pages, mapped); });
     const auto address = reinterpret_cast<std::uintptr_t>(begin);
     auto* const first = owner.get() + (kHugePage - address % kHugePage) % kHugePage;
 #if defined(MADV_HUGEPAGE)
@@ -33,7 +34,7 @@ std::shared_ptr<std::byte> map_pages(std::size_t size, std::size_t stagger) {
         ::madvise(first, (size + stagger) / kHugePage * kHugePage, MADV_HUGEPAGE);
     }
 #endif
-    return {owner, first + stagger};
+    return {std::move(owner), first + stagger};
 }
 
 }  // namespace
