@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +18,9 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import lint
 
@@ -62,7 +65,9 @@ class Check:
 
     def ctest(self, preset: str, *options: str) -> None:
         """Runs the C++ tests of a preset; each case counts."""
-        self.cases(f"ctest {preset}", ["ctest", "--preset", preset, *options, "--output-junit"])
+        reports = ROOT / "build" / preset / "test-cases"
+        shutil.rmtree(reports, ignore_errors=True)
+        self.cases(f"ctest {preset}", ["ctest", "--preset", preset, *options, "--output-junit"], reports)
 
     def pytest(self) -> None:
         """Runs the Python tests, the consumers of the installed package among them; each case counts."""
@@ -94,9 +99,9 @@ class Check:
         for name in settings:
             del os.environ[name]
 
-    def cases(self, name: str, command: list[str]) -> None:
+    def cases(self, name: str, command: list[str], reports: Path | None = None) -> None:
         """Runs a test runner whose last argument is the JUnit file that it writes, and takes the cases from
-        that file."""
+        that file. A test of several cases has written them to a file of its own in `reports`."""
         print(f"== {name}", flush=True)
         report = RESULTS / f"{name.replace(' ', '-')}.xml"
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,7 @@ class Check:
         start = time.monotonic()
         succeeded = run(*command, str(report))
         cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-        found = [Step(f"{name}: {title(case)}", float(case.get("time", 0)), outcome(case)) for case in cases]
+        found = [step for case in cases for step in steps_of(name, case, reports)]
         if not found or (not succeeded and not any(step.outcome == "failed" for step in found)):
             found.append(Step(name, time.monotonic() - start, "failed"))
         self.steps += found
@@ -132,6 +137,25 @@ def title(case: ElementTree.Element) -> str:
     """The name by which a reader finds a test case again: ctest's alone, pytest's with its file."""
     name, home = case.get("name", ""), case.get("classname", "")
     return name if home in ("", name) else f"{home}.{name}"
+
+
+def steps_of(name: str, case: ElementTree.Element, reports: Path | None) -> list[Step]:
+    """The step of a test case, or one step for each case that a test executable ran in one process."""
+    whole = Step(f"{name}: {title(case)}", float(case.get("time", 0)), outcome(case))
+    report = reports / f"{title(case)}.xml" if reports else None
+    if report is None or not report.exists():
+        # An executable that died has written no report. What it printed last names the case.
+        started = re.findall(r"^\[ RUN +\] (\S+)", case.findtext("system-out", ""), re.MULTILINE)
+        died_in = whole.outcome == "failed" and started
+        return [replace(whole, name=f"{whole.name} in {started[-1]}")] if died_in else [whole]
+    executable = title(case).rpartition(".")[0]
+    steps = [
+        Step(f"{name}: {executable}.{title(single)}", float(single.get("time", 0)), outcome(single))
+        for single in ElementTree.parse(report).iter("testcase")
+    ]
+    # It may fail after its last case, too.
+    failed_elsewhere = whole.outcome == "failed" and all(step.outcome != "failed" for step in steps)
+    return [*steps, whole] if failed_elsewhere or not steps else steps
 
 
 def outcome(case: ElementTree.Element) -> str:
