@@ -1,10 +1,10 @@
 // Where a run computes: the name of a device becomes torch's, and what is asked of a device beside tensors.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <string>
+
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::trainer {
 

@@ -2,10 +2,10 @@
 // Knows no optimizer and no model.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <memory>
 #include <vector>
+
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::trainer {
 

@@ -4,8 +4,6 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-#include <torch/torch.h>
-
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -19,6 +17,7 @@
 #include <vector>
 
 #include "flashoptim/error.h"
+#include "flashoptim/libtorch_headers.h"
 #include "flashoptim/optimizer.h"
 #include "flashoptim/step.h"
 

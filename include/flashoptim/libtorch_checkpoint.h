@@ -5,14 +5,13 @@
 #include "flashoptim/cxx20.h"
 #if defined(FLASHOPTIM_CXX20)
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <filesystem>
 #include <string>
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/libtorch.h"
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::libtorch {
 

@@ -1,12 +1,12 @@
 // Gradients added up in fp32: the sum of micro-batches is the batch.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <optional>
 #include <vector>
 
 #include "flashoptim/error.h"
+#include "flashoptim/libtorch_headers.h"
 #include "trainer/gradient_accumulator.h"
 #include "trainer/models/llama.h"
 

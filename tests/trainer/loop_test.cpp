@@ -3,7 +3,6 @@
 #include "trainer/loop.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <filesystem>
@@ -11,6 +10,7 @@
 #include <string>
 
 #include "flashoptim/error.h"
+#include "flashoptim/libtorch_headers.h"
 #include "loop_fixture.h"
 
 namespace flashoptim::trainer {

@@ -1,13 +1,13 @@
 // Models: sizes, the forward pass against an independent fp32 implementation, activation
 // checkpointing, the sliced loss.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <map>
 #include <string>
 
 #include "flashoptim/error.h"
+#include "flashoptim/libtorch_headers.h"
 #include "trainer/models/llama.h"
 #include "trainer/models/recompute.h"
 #include "trainer/models/token_loss.h"

@@ -2,12 +2,11 @@
 // those of Hugging Face's Llama models. Knows no optimizer and no data.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "flashoptim/libtorch_headers.h"
 #include "trainer/models/llama_config.h"
 #include "trainer/models/model.h"
 

@@ -1,11 +1,10 @@
 // What the training loop knows of a model: tokens in, one loss out. Never anything of one architecture.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <memory>
 
+#include "flashoptim/libtorch_headers.h"
 #include "trainer/models/registry.h"
 
 namespace flashoptim::trainer {

@@ -2,10 +2,10 @@
 // again in backward. Knows no model.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <functional>
 #include <vector>
+
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::trainer {
 

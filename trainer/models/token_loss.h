@@ -2,7 +2,7 @@
 // exist at once. Knows no model.
 #pragma once
 
-#include <torch/torch.h>
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::trainer {
 

@@ -1,14 +1,13 @@
 // What a torch archive holds of an optimizer, as it stands there: nothing of it is judged here but its form.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "flashoptim/libtorch.h"
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::libtorch {
 

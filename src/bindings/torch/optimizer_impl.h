@@ -2,8 +2,6 @@
 // core's step. Saving and loading are not here.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <map>
 #include <mutex>
 #include <optional>
@@ -15,6 +13,7 @@
 #include "device_backend.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/libtorch.h"
+#include "flashoptim/libtorch_headers.h"
 #include "flashoptim/step.h"
 
 namespace flashoptim::libtorch {

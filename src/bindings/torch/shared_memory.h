@@ -1,11 +1,11 @@
 // Which tensors have memory in common, and copies that share it in the same way. No modules here.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstddef>
 #include <functional>
 #include <vector>
+
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::libtorch {
 

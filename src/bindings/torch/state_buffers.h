@@ -2,11 +2,10 @@
 // written into them never stands here.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <memory>
 #include <string>
 
+#include "flashoptim/libtorch_headers.h"
 #include "optimizer_impl.h"
 
 namespace flashoptim::libtorch {

@@ -1,12 +1,11 @@
 // From tensors of a checkpoint to a state, checked. What is converted is converted at its first use.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <map>
 #include <memory>
 #include <string>
 
+#include "flashoptim/libtorch_headers.h"
 #include "optimizer_impl.h"
 
 namespace flashoptim::libtorch {

@@ -1,13 +1,12 @@
 // Torch tensors as the core sees them, and back. What is done with them never stands here.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <optional>
 #include <span>
 #include <string>
 
 #include "flashoptim/dtype.h"
+#include "flashoptim/libtorch_headers.h"
 #include "flashoptim/tensor_view.h"
 
 namespace flashoptim::libtorch {

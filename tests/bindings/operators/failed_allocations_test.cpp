@@ -5,13 +5,13 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "failing_allocations.h"
+#include "flashoptim/libtorch_headers.h"
 
 extern const char* const kOperatorsLibrary;
 

@@ -1,4 +1,6 @@
 // cast_model: 16-bit weights everywhere but where they would break the model.
+#include <torch/nn.h>
+
 #include "support.h"
 
 namespace flashoptim::libtorch {

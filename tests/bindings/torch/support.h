@@ -3,7 +3,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <memory>
 #include <sstream>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "flashoptim/libtorch.h"
+#include "flashoptim/libtorch_headers.h"
 
 namespace flashoptim::libtorch {
 

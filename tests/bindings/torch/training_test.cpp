@@ -1,4 +1,6 @@
 // Every rule in every format and weight dtype trains a network: the shortest answer to "does it work".
+#include <torch/nn.h>
+
 #include "support.h"
 
 namespace flashoptim::libtorch {
