@@ -21,7 +21,7 @@ struct OpenFile {
     std::uint32_t crc32 = 0;
 };
 
-// Opens a file that the folder must have; a missing one is a fault of the folder and not of the path.
+// Opens a file that every checkpoint has. If it is missing, the message blames the folder, not the path.
 std::shared_ptr<const InputFile> open_member(const FileDescriptor& descriptor, const fs::path& folder,
                                              const fs::path& name) {
     try {
@@ -79,8 +79,8 @@ struct Checkpoint::State {
 Checkpoint::Checkpoint(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
 Checkpoint Checkpoint::open(const fs::path& folder) {
-    // While it is being opened a writer may put a newer checkpoint in its place, even
-    // several times: then start again.
+    // A writer may replace the folder with a newer checkpoint while it is being opened, even several times.
+    // Then start again.
     for (int tries_left = 100;; --tries_left) {
         std::error_code error;
         const fs::path target = real_path(folder, error);

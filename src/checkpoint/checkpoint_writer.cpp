@@ -21,7 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::uint64_t kManifestAllowance =
-    4096;  // bytes counted for checkpoint.json before it can be written
+    4096;  // the space reserved for checkpoint.json, whose length is not known yet
 
 using Layouts = std::map<std::string, SafetensorsLayout>;  // by file name
 
@@ -59,9 +59,10 @@ bool is_regular_file(const FileDescriptor& folder, const std::string& name) {
            S_ISREG(status.st_mode);
 }
 
-// Replacing and removing delete what was there, so nothing may be there that a checkpoint does not own.
-// Returns the names of its files, the table of them last: a folder that has lost some others is still known
-// by it. `shown` is the folder in messages, which begin with `what`.
+// To replace or remove a checkpoint deletes its folder, so the folder may contain only files of the
+// checkpoint. Returns their names, with checkpoint.json last: as long as it is there, a folder whose deletion
+// was interrupted is still recognised. `shown` is the folder's path in messages, and messages begin with
+// `what`.
 std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::path& shown,
                                      const std::string& what) {
     std::vector<std::string> names;
@@ -88,7 +89,7 @@ std::vector<std::string> check_owned(const FileDescriptor& folder, const fs::pat
     return names;
 }
 
-// For a removal, which an empty folder has no use for.
+// For a removal: refuses an empty folder, too.
 std::vector<std::string> check_all_owned(const FileDescriptor& folder, const fs::path& shown) {
     auto names = check_owned(folder, shown, "cannot remove the checkpoint ");
     if (!names.empty()) return names;
@@ -96,7 +97,8 @@ std::vector<std::string> check_all_owned(const FileDescriptor& folder, const fs:
                   ": the folder is empty; remove it yourself");
 }
 
-// Before anything is written. A checkpoint that another writer replaces meanwhile is looked at again.
+// Checks the target before anything is written. If another writer replaces the checkpoint during the check,
+// the check starts again.
 void check_target(const fs::path& target, const fs::path& shown, const CheckReplaceable& check) {
     for (int tries_left = 100;; --tries_left) {
         if (!is_taken(target)) return;

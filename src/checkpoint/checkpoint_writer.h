@@ -1,5 +1,5 @@
-// Writing a checkpoint folder, with the choice of how it takes its place: the public function leaves that to
-// the file system.
+// Writes a checkpoint folder. The caller chooses how the new folder replaces the old one; the public function
+// lets the file system choose.
 #pragma once
 
 #include "flashoptim/checkpoint.h"
@@ -7,12 +7,12 @@
 
 namespace flashoptim::checkpoint {
 
-/// As flashoptim::checkpoint::write.
+/// Does what flashoptim::checkpoint::write does.
 std::uint64_t write_checkpoint(const std::filesystem::path& folder, std::string_view metadata_json,
                                std::span<const TensorFile> files, Replace how);
 
-/// Throws the IoError with which `remove` would refuse the folder: it holds something that is not the
-/// checkpoint's. Changes nothing.
+/// Throws the IoError of `remove` if the folder holds a file that does not belong to the checkpoint. Changes
+/// nothing.
 void check_removable(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::checkpoint

@@ -1,4 +1,4 @@
-// The optimizers of the core, saved and loaded.
+// Saves and loads the optimizers of the core.
 #include <utility>
 
 #include "flashoptim/checkpoint.h"
@@ -39,7 +39,7 @@ std::vector<ParameterPlace> places_of(const Optimizer& optimizer) {
 std::uint64_t save_optimizer(Optimizer& optimizer, const std::filesystem::path& folder,
                              const SaveOptions& options) {
     OptimizerToSave saved{.rule = optimizer.rule(), .groups = groups_of(optimizer), .parameters = {}};
-    std::vector<StateTensor> stored;  // with the copies of what lies on a device
+    std::vector<StateTensor> stored;  // includes host copies of buffers that are on a device
     ParameterId id = 0;
     for (auto& place : places_of(optimizer)) {
         auto& p = saved.parameters.emplace_back();

@@ -1,4 +1,4 @@
-// The members of a JSON object, each by its type.
+// Access to the members of a JSON object by key and type.
 #include <utility>
 
 #include "flashoptim/error.h"

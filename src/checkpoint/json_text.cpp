@@ -1,4 +1,4 @@
-// JSON as our files may hold it.
+// JSON as our files may contain it.
 #include "json_text.h"
 
 #include <algorithm>
@@ -13,26 +13,26 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kDeepest = 64;  // our files need 3; callers' metadata rarely 10
+constexpr std::size_t kDeepest = 64;  // levels; our files need 3, callers' metadata rarely 10
 
-// The parser's own values are not used: they allocate memory when they are destroyed, which ends the process
-// where there is none.
+// Turns the events of the parser into the members of an object, one at a time, and refuses what the parser
+// would accept silently.
 //
-// The events of the parser, made into one member of the object after another. Refuses what the parser would
-// accept silently. Each event costs the same, whatever was read before: the parser's own callbacks look
-// through an object whenever one in it ends.
+// The parser's own value type is not used: its destructor allocates memory, so the process ends if there is
+// none. The parser's own callbacks are not used either: they search the whole object whenever a nested one
+// ends. Here the cost of an event does not depend on what was read before.
 class MemberReader {
 public:
     MemberReader(const std::string& label, const TakeMember& take) : label_(label), take_(take) {}
 
-    // The names and signatures are the parser's.
+    // The parser prescribes these names and signatures.
     bool null() { return add(JsonValue()); }
     bool boolean(bool value) { return add(JsonValue(value)); }
     bool number_integer(std::int64_t value) { return add(JsonValue(value)); }
     bool number_unsigned(std::uint64_t value) { return add(JsonValue(value)); }
     bool number_float(double value, const std::string& /*text*/) { return add(JsonValue(value)); }
     bool string(std::string& value) { return add(JsonValue(std::move(value))); }
-    bool binary(json::binary_t& /*value*/) { return false; }  // never comes from text
+    bool binary(json::binary_t& /*value*/) { return false; }  // text has no binary values
     bool start_object(std::size_t /*size*/) {
         if (depth_ == 0) {
             ++depth_;
@@ -59,7 +59,7 @@ public:
                           "); check that this is the right file and that it is complete");
     }
 
-    // When all is read.
+    // Call this at the end of the text.
     void check_keys() {
         std::sort(keys_.begin(), keys_.end());
         const auto twice = std::adjacent_find(keys_.begin(), keys_.end());
@@ -70,7 +70,7 @@ private:
     [[noreturn]] void refuse_second(const std::string& key) const {
         throw FormatError(label_ + " has the key \"" + printable(key) + "\" twice; write the file again");
     }
-    // Sorting finds equal keys in a time that nobody who chooses the keys can drive up, as with a hash table.
+    // Finds equal keys by sorting. Unlike a hash table, a sort cannot be made slow by a choice of keys.
     void sort_and_check(JsonValue::Object& members) const {
         std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
         const auto twice = std::adjacent_find(members.begin(), members.end(),
@@ -109,10 +109,10 @@ private:
 
     const std::string& label_;
     const TakeMember& take_;
-    std::vector<std::string> keys_;  // of the outermost object
-    JsonValue value_;                // of the last of them
-    std::vector<JsonValue*> open_;   // what is open in value_, outermost first
-    std::size_t depth_ = 0;          // of open objects and lists, the outermost object included
+    std::vector<std::string> keys_;  // all keys of the outermost object
+    JsonValue value_;                // the value of the last key
+    std::vector<JsonValue*> open_;   // the open objects and lists inside value_, outermost first
+    std::size_t depth_ = 0;          // the number of open objects and lists, with the outermost object
 };
 
 }  // namespace
@@ -127,8 +127,8 @@ const JsonValue* JsonValue::find(std::string_view key) const {
 }
 
 void read_json_object(std::string_view text, const std::string& label, const TakeMember& take) {
-    // The parser takes a NUL for the end of its input and skips a byte order mark; both would let foreign
-    // bytes pass.
+    // The parser takes a NUL for the end of the input and skips a byte order mark. Either would let bytes
+    // pass that are not JSON.
     const std::size_t first = text.find_first_not_of(" \t\r\n");
     if (first == std::string_view::npos || text[first] != '{' || text.find('\0') != std::string_view::npos) {
         throw FormatError(label +

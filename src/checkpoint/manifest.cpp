@@ -1,4 +1,4 @@
-// checkpoint.json: its text and its checks.
+// Writes, parses and checks the text of checkpoint.json.
 #include "manifest.h"
 
 #include <charconv>

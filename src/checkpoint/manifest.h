@@ -22,15 +22,15 @@ struct ManifestEntry {
     std::uint32_t crc32 = 0;
 };
 
-/// Every other file of the folder by its name in the folder.
+/// Every other file of the folder, by its name in the folder.
 using Manifest = std::map<std::string, ManifestEntry>;
 
 std::string format_manifest(const Manifest& manifest);
 
-/// `file` is for messages. Throws FormatError.
+/// Parses checkpoint.json. `file` is its path in messages. Throws FormatError.
 Manifest parse_manifest(std::string_view json, const std::filesystem::path& file);
 
-/// Whether `name` names a file directly in a folder, and a tensor file.
+/// Whether `name` is a plain file name (no folder in it), and whether it is the name of a tensor file.
 bool is_tensor_file_name(std::string_view name);
 
 }  // namespace flashoptim::checkpoint

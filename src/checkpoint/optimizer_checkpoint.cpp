@@ -1,5 +1,5 @@
-// Writing and reading of optimizer checkpoints: everything is read, checked and converted before anything of
-// the optimizer is touched.
+// Writes and reads optimizer checkpoints. Everything is read, checked and converted before the optimizer is
+// changed.
 #include "optimizer_checkpoint.h"
 
 #include <algorithm>
@@ -37,7 +37,7 @@ StorageType storage_type_of(DType dtype) {
     throw InvalidArgument("an element type that files do not have; pass one of the DType values");
 }
 
-/// The extents sorted by stride, descending: the row-major shape of what lies in memory.
+/// The sizes sorted by stride, largest first: the row-major shape of the memory.
 std::vector<std::int64_t> shape_in_memory(const std::vector<std::int64_t>& shape,
                                           const std::vector<std::int64_t>& strides) {
     std::vector<std::size_t> order(shape.size());
@@ -48,7 +48,8 @@ std::vector<std::int64_t> shape_in_memory(const std::vector<std::int64_t>& shape
     return sorted;
 }
 
-/// Strides as they are written: those of extents up to 1 say nothing and may be anything in memory.
+/// The strides to save. The stride of a dimension of size 0 or 1 means nothing and may have any value in
+/// memory, so the row-major one is saved.
 std::vector<std::int64_t> saved_strides(const ParameterPlace& p) {
     auto strides = row_major_strides(p.shape);
     if (p.layout.numel == 0) return strides;
@@ -79,7 +80,7 @@ SavedParameter saved_parameter(const ParameterToSave& p) {
             .master_weight_bits = p.plan.master_weight_bits};
 }
 
-/// The places of parameters in a list by their names. Throws InvalidArgument for a name that two have.
+/// Maps the names of parameters to their indices in a list. Throws InvalidArgument if two have the same name.
 template <class Parameters, class Name>
 std::map<std::string, std::size_t> places_by_name(const Parameters& parameters, Name name_of_parameter) {
     std::map<std::string, std::size_t> places;
@@ -179,7 +180,7 @@ private:
         }
     }
 
-    /// How the saved state lies. Throws FormatError where it is not of this parameter.
+    /// The layout of the saved state. Throws FormatError if the state does not belong to this parameter.
     StateLayout saved_layout(const SavedParameter& saved, const ParameterPlace& here) const {
         const auto label = label_of(saved.name);
         const auto& layout = here.layout;
@@ -294,7 +295,7 @@ private:
                               saved.shape, in_memory.data(), label_of(saved.name));
             loaded_.report.converted.push_back(saved.name);
         }
-        // A moment that the hyperparameters of one side alone need.
+        // A moment that the loading optimizer needs and the saved one did not have.
         fill_with_zeros(to.plan, loaded.state);
         const bool had_moment = saved.has_state && from.plan.codes(0).count != 0;
         if (had_moment != (to.plan.codes(0).count != 0)) loaded.counts.has_momentum = false;
@@ -303,7 +304,7 @@ private:
     const Checkpoint& checkpoint_;
     const OptimizerToLoad& optimizer_;
     const LoadOptions& options_;
-    std::map<std::string, std::size_t> numbers_;  // of the optimizer's parameters, by name
+    std::map<std::string, std::size_t> numbers_;  // the index of each parameter, by name
     OptimizerManifest manifest_;
     SafetensorsFile state_file_;
     std::optional<SafetensorsFile> weights_file_;

@@ -1,12 +1,12 @@
-// The one writer and the one reader of optimizer checkpoints, for every kind of optimizer: of the core, of
-// LibTorch, of a trainer. Knows no optimizer and no framework: bytes, names and layouts alone.
+// The writer and the reader of optimizer checkpoints. The optimizers of the core, LibTorch and the trainer
+// all use them. They see only bytes, names and layouts: no optimizer, no framework.
 //
 //     metadata.json             optimizer_manifest.h
-//     weights.safetensors       one tensor for each parameter, by its name (only where asked for)
+//     weights.safetensors       one tensor per parameter, under the parameter's name (optional)
 //     optimizer.safetensors     <name>.error_bits, <name>.exp_avg, <name>.exp_avg_scales, ... (buffer_name)
 //
-// Tensors lie as the optimizer holds them, so their shapes are those of the parameters with dimensions in
-// memory order. Scales have one dimension.
+// Tensors are stored in the memory order of the optimizer: their shapes are the parameters' shapes with the
+// dimensions sorted by stride. Scales have one dimension.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@
 
 namespace flashoptim::checkpoint {
 
-/// A parameter of an optimizer that is saved or loaded.
+/// One parameter of the optimizer that is saved or loaded.
 struct ParameterPlace {
     std::string name;
     std::size_t group = 0;
@@ -35,20 +35,20 @@ struct ParameterPlace {
     StorageOptions storage;
 };
 
-/// What a checkpoint says of the steps of a parameter.
+/// What a checkpoint records about the steps of one parameter.
 struct ParameterCounts {
     std::int64_t steps = 0;
     bool has_momentum = false;
     std::uint64_t bad_elements = 0;
 };
 
-/// A parameter, its state and its weight, borrowed until the write returns.
+/// One parameter with its state and weight. The memory is borrowed until the write returns.
 struct ParameterToSave {
     ParameterPlace place;
     ParameterCounts counts;
     StoragePlan plan;
-    bool has_state = true;  // false: no step has made one yet; there are no buffers
-    std::array<std::span<const std::byte>, kMaxBuffers> buffers;  // by place of the state
+    bool has_state = true;  // false before the first step: there are no buffers
+    std::array<std::span<const std::byte>, kMaxBuffers> buffers;  // in the order of StoragePlan
     std::span<const std::byte> weight;
 };
 
@@ -58,40 +58,40 @@ struct OptimizerToSave {
     std::vector<ParameterToSave> parameters;
 };
 
-/// As save_optimizer().
+/// Does what save_optimizer() does.
 std::uint64_t write_optimizer(const std::filesystem::path& folder, const OptimizerToSave& optimizer,
                               const SaveOptions& options);
 
-/// Throws InvalidArgument for a name that two parameters have: saved state is found by name.
+/// Throws InvalidArgument if two parameters have the same name, because saved state is found by name.
 void check_names(const std::vector<ParameterPlace>& parameters);
 
-/// An optimizer that is to take over a checkpoint.
+/// The optimizer that loads a checkpoint.
 struct OptimizerToLoad {
     Rule rule = Rule::kAdamW;
     std::vector<Hyperparameters> groups;
     std::vector<ParameterPlace> parameters;
-    /// The stored weight of a parameter, by its number. Called where a correction is split again and the
-    /// weight is not loaded.
+    /// Returns the stored weight of the parameter with this index. Called when a correction is computed anew
+    /// and the weight is not loaded.
     std::function<std::vector<std::byte>(std::size_t parameter)> stored_weight;
 };
 
-/// What the parameter of that number is to become.
+/// The new state of the parameter with this index.
 struct LoadedParameter {
     std::size_t parameter = 0;
     ParameterCounts counts;
-    bool has_bad_elements = false;  // whether the checkpoint counts them
-    bool has_state = true;          // false: that before the first step, which is all zeros
+    bool has_bad_elements = false;  // whether the checkpoint stores this count
+    bool has_state = true;          // false: the state before the first step, all zeros
     StoragePlan plan;
     StateBytes state;
 };
 
 struct LoadedOptimizer {
-    std::vector<Hyperparameters> groups;  // those of the optimizer unless they were to be loaded
+    std::vector<Hyperparameters> groups;  // the loaded ones, or the optimizer's own if not asked for
     std::vector<LoadedParameter> parameters;
     LoadReport report;
 };
 
-/// Reads, checks and converts all that load_optimizer() puts in place.
+/// Reads, checks and converts everything that load_optimizer() then installs.
 LoadedOptimizer read_optimizer(const Checkpoint& from, const OptimizerToLoad& optimizer,
                                const LoadOptions& options);
 

@@ -1,4 +1,4 @@
-// The JSON of a saved optimizer.
+// Writes and parses the JSON of a saved optimizer.
 #include "optimizer_manifest.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace flashoptim::checkpoint {
 namespace {
 
 constexpr std::string_view kKind = "flashoptim optimizer";
-/// Raised when a field changes its meaning; a field that may be left unread does not raise it.
+/// Increased when a field changes its meaning. A new field that readers may ignore does not increase it.
 constexpr std::int64_t kVersion = 1;
 
 std::optional<DType> weight_type_named(std::string_view name) {
@@ -33,7 +33,7 @@ constexpr std::array<std::pair<const char*, std::int64_t SavedPlace::*>, 4> kPla
 
 constexpr const char* kRemedy = "the checkpoint is damaged, use another";
 
-/// What `named` finds under the text of a field.
+/// Returns the value that `named` finds for the text of a field.
 template <class T>
 T one_of(std::optional<T> (*named)(std::string_view), const JsonFields& fields, std::string_view key) {
     const std::string& wanted = fields.text(key);
@@ -42,7 +42,7 @@ T one_of(std::optional<T> (*named)(std::string_view), const JsonFields& fields, 
                       "\", which this build does not know; update flashoptim");
 }
 
-/// Lines of `"key": value`, as they are added, at a depth of the document.
+/// Collects lines of `"key": value`, indented for a depth of the document.
 class Lines {
 public:
     explicit Lines(std::size_t depth) : indent_(depth, ' ') {}
@@ -64,7 +64,7 @@ std::string to_json(const std::vector<std::int64_t>& values, const std::string& 
     return "[\n" + indent + " " + join(values, ",\n" + indent + " ") + "\n" + indent + "]";
 }
 
-/// `values` in braces or brackets, each on lines of its own.
+/// `values` as a JSON list of objects, each on lines of its own.
 std::string list_of(const std::vector<std::string>& values) {
     if (values.empty()) return "[]";
     std::string text = "[\n";
@@ -107,7 +107,8 @@ std::string to_json(const SavedParameter& p) {
     return lines.text();
 }
 
-/// A version that did not know a hyperparameter wrote none: it must be there where the rule reads it.
+/// A hyperparameter that the rule reads must be present. Others may be missing: an older version did not know
+/// them.
 Hyperparameters parse_group(const JsonFields& from, Rule rule) {
     Hyperparameters h;
     for (const auto& field : kHyperparameterFields) {

@@ -1,5 +1,5 @@
-// metadata.json of a saved optimizer: rule, groups, how each parameter lies, its counts, and a JSON object of
-// the caller's own. Text only; no tensors.
+// metadata.json of a saved optimizer: the rule, the groups, each parameter's layout and counts, and an
+// optional JSON object of the caller. Text only; no tensors.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@
 
 namespace flashoptim::checkpoint {
 
-/// Where a parameter lies in the tensor that it is a part of (Layout's fields of these names).
+/// The position of a parameter in the whole tensor that it is a part of: the fields of Layout with these
+/// names.
 struct SavedPlace {
     std::int64_t whole_numel = 0, whole_row_length = 0, row_offset = 0, column_offset = 0;
     bool operator==(const SavedPlace&) const = default;
@@ -25,8 +26,8 @@ struct SavedParameter {
     std::size_t group = 0;
     std::int64_t steps = 0;
     bool has_momentum = false;
-    std::optional<std::int64_t> bad_elements = {};  // early versions did not save them
-    bool has_state = true;                          // false: no step has made one yet
+    std::optional<std::int64_t> bad_elements = {};  // absent in early versions
+    bool has_state = true;                          // false before the first step
     DType dtype = DType::kFloat32;                  // of the weight
     std::vector<std::int64_t> shape, strides;
     SavedPlace place;
@@ -40,18 +41,18 @@ struct OptimizerManifest {
     std::vector<Hyperparameters> groups;
     std::vector<SavedParameter> parameters;
     bool has_groups = true;       // whether `groups` were saved
-    bool scales_in_rows = false;  // whether native scales have two dimensions: rows, groups in a row
+    bool scales_in_rows = false;  // whether native scales have two dimensions (row, group in the row)
 };
 
-/// `application` is a JSON object of the caller's own, or empty. Throws InvalidArgument for one that is no
-/// JSON object, and for a parameter's name that is not UTF-8.
+/// `application` is a JSON object of the caller, or empty. Throws InvalidArgument if it is not a JSON object,
+/// or if the name of a parameter is not UTF-8.
 std::string to_json(const OptimizerManifest& manifest, const std::string& application = {});
 
-/// Throws FormatError that names `folder` and the field.
+/// Throws a FormatError that names `folder` and the field.
 OptimizerManifest optimizer_manifest(const JsonValue& document, const std::filesystem::path& folder);
 OptimizerManifest parse_optimizer_manifest(std::string_view json, const std::filesystem::path& folder);
 
-/// How messages call the document.
+/// The name of the document in messages.
 std::string manifest_label(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::checkpoint

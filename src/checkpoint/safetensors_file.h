@@ -1,5 +1,5 @@
-// What an open safetensors file holds, for the reader and for the checkpoint that opens it. No parsing and no
-// writing here.
+// An open safetensors file, shared by its reader and the checkpoint that opens it. No parsing and no writing
+// here.
 #pragma once
 
 #include <memory>

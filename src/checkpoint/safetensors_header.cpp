@@ -16,19 +16,19 @@ namespace {
 
 constexpr std::string_view kRemedy = "; write the file again";
 
-// Where in the tensors' part of the file a tensor lies.
+// The bytes of a tensor, counted from the end of the header.
 struct Range {
     std::uint64_t begin = 0;
     std::uint64_t end = 0;
 };
 
-// Negative numbers, fractions and what exceeds 64 bits are of other JSON types here.
+// JsonValue holds negative numbers, fractions and numbers above 64 bits as other types.
 std::optional<std::uint64_t> unsigned_number(const JsonValue& value) {
     const auto* number = value.as<std::uint64_t>();
     return number != nullptr ? std::optional(*number) : std::nullopt;
 }
 
-// One tensor's entry. Its messages name it, and are made only where they are thrown.
+// The header's entry for one tensor. Messages name the tensor; they are built only when they are thrown.
 class TensorEntry {
 public:
     TensorEntry(const std::filesystem::path& file, const std::string& name, const JsonValue& entry)
@@ -36,7 +36,7 @@ public:
         if (entry.as<JsonValue::Object>() == nullptr) fail(" is not described by a JSON object");
     }
 
-    // `offset` is left relative to the tensors' part of the file.
+    // `offset` is counted from the end of the header.
     TensorInfo parse() const {
         const StorageType dtype = parse_dtype();
         TensorInfo tensor{.name = name_, .dtype = dtype, .shape = parse_shape()};
@@ -133,7 +133,7 @@ SafetensorsHeader parse_header(std::string_view json, const std::filesystem::pat
         }
     });
 
-    // An empty tensor stands before the one that begins at the same byte.
+    // An empty tensor comes before the tensor that begins at the same byte.
     std::ranges::stable_sort(header.tensors, {}, [](const TensorInfo& tensor) {
         return std::pair(tensor.offset, tensor.byte_count);
     });
@@ -146,7 +146,7 @@ SafetensorsHeader parse_header(std::string_view json, const std::filesystem::pat
                 (tensor.offset < end ? "inside another tensor, which ends" : "after a hole that begins") +
                 " at byte " + std::to_string(end) + std::string(kRemedy));
         }
-        end += tensor.byte_count;  // equals the tensor's own end offset, so it cannot leave 64 bits
+        end += tensor.byte_count;  // equals the tensor's own end offset, so it cannot overflow
     }
 
     const std::uint64_t data_begin = kLengthBytes + json.size();

@@ -14,19 +14,18 @@ namespace flashoptim::checkpoint {
 /// A file starts with the header's length: 8 bytes, little-endian.
 inline constexpr std::uint64_t kLengthBytes = 8;
 
-/// Longest header that the format's own reader accepts.
+/// The longest header that the reference reader of the format accepts.
 inline constexpr std::uint64_t kLongestHeader = 100'000'000;
 
 struct SafetensorsHeader {
     Metadata metadata;
-    std::vector<TensorInfo>
-        tensors;  // in the order in which they lie, without holes; offsets from the start of the file
-    std::vector<std::size_t> by_name;  // places in `tensors`, sorted by their names
-    std::uint64_t file_bytes = 0;      // length that the whole file must have
+    std::vector<TensorInfo> tensors;   // in file order, without holes; offsets from the start of the file
+    std::vector<std::size_t> by_name;  // indices into `tensors`, sorted by name
+    std::uint64_t file_bytes = 0;      // the length that the whole file must have
 };
 
-/// Checks everything that can be checked without the tensors' bytes. `file` is for messages. Throws
-/// FormatError.
+/// Parses the header and checks everything that does not need the tensors' bytes. `file` is its path in
+/// messages. Throws FormatError.
 SafetensorsHeader parse_header(std::string_view json, const std::filesystem::path& file);
 
 }  // namespace flashoptim::checkpoint

@@ -58,8 +58,7 @@ SafetensorsLayout plan_safetensors(std::span<const TensorData> tensors, const Me
             throw InvalidArgument(label + " is given twice; rename one of them");
         layout.tensors.push_back(&tensor);
     }
-    // The order of StorageType never lets a larger element stand before a smaller one, so descending order
-    // aligns every tensor.
+    // StorageType is ordered by element size. With the largest elements first, every tensor is aligned.
     std::ranges::sort(layout.tensors, [](const TensorData* left, const TensorData* right) {
         return left->dtype != right->dtype ? left->dtype > right->dtype : left->name < right->name;
     });

@@ -1,5 +1,5 @@
-// Plans a safetensors file and writes it into an open one. Where that file lies and how it gets its name is
-// not known here.
+// Plans the layout of a safetensors file and writes it to an open file. Knows neither the folder nor the name
+// of that file.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,14 @@
 
 namespace flashoptim::checkpoint {
 
-/// A file about to be written: the length and header that open it, and the tensors in the order in which they
-/// follow.
+/// A file that is about to be written: its first bytes (length and header), then the tensors in file order.
 struct SafetensorsLayout {
     std::string opening;
     std::vector<const TensorData*> tensors;
     std::uint64_t file_bytes = 0;
 };
 
-/// `file` is for messages. The layout borrows `tensors`. Throws InvalidArgument.
+/// Plans the file. `file` is its path in messages. The layout borrows `tensors`. Throws InvalidArgument.
 SafetensorsLayout plan_safetensors(std::span<const TensorData> tensors, const Metadata& metadata,
                                    const std::filesystem::path& file);
 

@@ -1,4 +1,4 @@
-// State of another format or stride order: by fp32 where values change, byte for byte where only places do.
+// Converts state to another format or stride order: through fp32 if values change, else by moving bytes.
 #include "state_conversion.h"
 
 #include <cmath>
@@ -18,7 +18,7 @@ std::span<const std::uint16_t> as_scales(const std::vector<std::byte>& bytes) {
     return {reinterpret_cast<const std::uint16_t*>(bytes.data()), bytes.size() / sizeof(std::uint16_t)};
 }
 
-/// Elements brought from one stride order into another.
+/// Copies elements from one stride order to another.
 class Reorder {
 public:
     Reorder(const std::vector<std::int64_t>& shape, const Layout& from, const Layout& to)
@@ -55,7 +55,7 @@ void convert_correction(StateBytes& state, const StoragePlan& from, const Storag
     split_weights(to, masters, state.weight.data(), correction.data());
 }
 
-/// The paper's moments may be NaN or infinite; nobody else's.
+/// Throws for NaN and infinity, which only moments in the paper's format may be.
 void check_finite(const std::vector<std::byte>& moment) {
     for (std::size_t at = 0; at + sizeof(float) <= moment.size(); at += sizeof(float)) {
         float value = 0.0F;

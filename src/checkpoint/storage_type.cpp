@@ -1,4 +1,4 @@
-// The one table of element types: their names in files and their sizes.
+// The table of element types: their names in files and their sizes.
 #include "storage_type.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Element types of files: what the reader and the writer ask beyond the public functions. No file access
+// Element types of files: what the reader and the writer need beyond the public functions. No file access
 // here.
 #pragma once
 
@@ -14,19 +14,19 @@ namespace flashoptim::checkpoint {
 
 std::optional<StorageType> storage_type_from_name(std::string_view name);
 
-/// All names, separated by spaces, for error messages.
+/// The names of all types, separated by spaces, for error messages.
 std::string storage_type_names();
 
-/// Bytes of a tensor; nothing if a dimension is negative or the product leaves 64 bits.
+/// The bytes of a tensor. Empty if a dimension is negative or the product exceeds 64 bits.
 std::optional<std::uint64_t> byte_count_of(StorageType type, std::span<const std::int64_t> shape);
 
-/// The dimensions with `separator` between them.
+/// The dimensions as text, with `separator` between them.
 std::string join(std::span<const std::int64_t> shape, std::string_view separator);
 
-/// "[2, 3]", and no more than the first dimensions where a file has thousands of them.
+/// The shape as "[2, 3]". Only the first dimensions are shown if there are very many.
 std::string describe(std::span<const std::int64_t> shape);
 
-/// "F32 [2, 3]"
+/// The type and the shape as "F32 [2, 3]".
 std::string describe(StorageType type, std::span<const std::int64_t> shape);
 
 }  // namespace flashoptim::checkpoint

@@ -1,4 +1,4 @@
-// Early checkpoints of `flashoptim train` as saved optimizers.
+// Reads early checkpoints of `flashoptim train` as saved optimizers.
 //
 //     {"kind": "flashoptim training run",
 //      "optimizer": {"rule": "adamw", "format": "native", "master_bits": "24"},
@@ -34,7 +34,7 @@ std::optional<int> bits_of_run(const std::string& text) {
     return error == std::errc() && end == text.data() + text.size() ? std::optional(bits) : std::nullopt;
 }
 
-/// How the run's optimizer kept the state of a parameter.
+/// A parameter as the run's optimizer saved it.
 SavedParameter saved_as(const ParameterPlace& here, Rule rule, const Hyperparameters& hyperparameters,
                         const StorageOptions& storage, const std::string& label) {
     SavedParameter p;
@@ -95,7 +95,7 @@ OptimizerManifest training_run_manifest(const JsonValue& document, const Checkpo
         const JsonFields counts(value, of_parameter, "the checkpoint is damaged, use another");
         const auto place = places.find(name);
         SavedParameter p;
-        // One that is not here is refused by its name with the others.
+        // A parameter that the optimizer does not have is refused later, by name, together with the others.
         if (place != places.end()) {
             p = saved_as(*place->second, *rule, optimizer.groups.at(place->second->group), storage,
                          of_parameter());

@@ -1,5 +1,5 @@
-// The description that early versions of `flashoptim train` wrote in place of an optimizer's (kind "flashoptim
-// training run"). Read, never written.
+// metadata.json as early versions of `flashoptim train` wrote it, of the kind "flashoptim training run". It
+// is read and never written.
 #pragma once
 
 #include "optimizer_checkpoint.h"
@@ -7,11 +7,11 @@
 
 namespace flashoptim::checkpoint {
 
-/// Whether the document is one.
+/// Whether the document is of that kind.
 bool is_training_run(const JsonValue& document);
 
-/// What it says, with shapes, dtypes and groups, which it does not have, from `optimizer`. Its tensors lie in
-/// row order. Throws FormatError that names the folder and the field.
+/// Converts the document. Shapes, dtypes and groups, which it lacks, are those of `optimizer`. Its tensors
+/// are row-major. Throws a FormatError that names the folder and the field.
 OptimizerManifest training_run_manifest(const JsonValue& document, const Checkpoint& from,
                                         const OptimizerToLoad& optimizer);
 

@@ -1,4 +1,4 @@
-// The public functions that write one file: any content, or tensors.
+// The public functions that write a single file: any bytes, or tensors.
 #include <fcntl.h>
 
 #include <cerrno>
@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A device or pipe has no content that could be replaced in one step.
+// A device or pipe has no content that could be replaced atomically.
 bool is_stream(const fs::path& path) {
     std::error_code ignored;
     const fs::file_type type = fs::status(path, ignored).type();

@@ -1,5 +1,5 @@
-// Archives of version 1, which are no longer written: an archive inside for each group, and in it one for each
-// parameter.
+// Archives of version 1, which are no longer written: an archive inside for each group, and in it one for
+// each parameter.
 //
 //     param_groups/size               int
 //     param_groups/<g>/options        the options, by name
