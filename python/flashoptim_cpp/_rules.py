@@ -227,7 +227,19 @@ def initial_lr(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
 
 
 def row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool = False) -> tuple[float, ...]:
-    """A group's row of hyperparameters. NaN stands for a learning rate that kernels read on a GPU."""
+    """A group's row of hyperparameters. NaN stands for a learning rate that kernels read on a GPU.
+
+    Raises:
+        ValueError: as :func:`check_numbers`, for what is no number.
+    """
+    try:
+        return _row_of(rule, group, lr_is_on_gpu)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        check_numbers(rule, group)
+        raise
+
+
+def _row_of(rule: Rule, group: Mapping[str, Any], lr_is_on_gpu: bool) -> tuple[float, ...]:
     values = [0.0] * len(_COLUMNS)
     for column, argument, n in rule.columns:
         if argument == "lr" and lr_is_on_gpu:

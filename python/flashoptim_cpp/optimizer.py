@@ -175,6 +175,7 @@ class FlashOptimizer(StatefulOptimizer):
             with torch.enable_grad():
                 loss = closure()
         states.follow_groups()
+        states.kept.options.check(self.rule, self.param_groups, self.param_groups)
         tensors, groups, gradients = [], [], []
         for group in self.param_groups:
             for tensor in group["params"]:
@@ -208,6 +209,7 @@ class FlashOptimizer(StatefulOptimizer):
         states = states_of(self)
         own = states.find_group(p)
         if p.grad is not None:
+            states.kept.options.check(self.rule, [own if group is None else group], self.param_groups)
             # While gradients are released there is no clip coefficient.
             clip = None if states.kept.releases else states.kept.clip_coefficient()
             self._step(states, [p], [p], [own if group is None else group], [p.grad], clip)

@@ -1,7 +1,8 @@
 """The options of a parameter group other than its hyperparameters: their names and checks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
+from operator import is_
 from typing import Any, Final
 
 import torch
@@ -30,6 +31,9 @@ _FLAGS: Final = (
     "capturable",
     "differentiable",
 )
+
+
+_USUAL_RATES: Final = (float, int, torch.Tensor)
 
 
 class Default(int):
@@ -82,6 +86,9 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
     Raises:
         ValueError: that names the option, its value and what it may be.
     """
+    for name in (*rule.arguments, *STORAGE_OPTIONS, "check_gradients", "nonfinite", "decouple_lr"):
+        if name not in group:
+            raise ValueError(f"{name} is missing in a parameter group; give it a value")
     check_lr_size(group)
     for name in _FLAGS:
         if name in group:
@@ -102,6 +109,39 @@ def check_group(rule: Rule, group: Mapping[str, Any]) -> None:
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"{name}=True is not supported; leave it out")
+
+
+class CheckedOptions:
+    """The options of the groups as they were last checked.
+
+    Callers may edit `param_groups` between steps. A step checks again only what is another object than
+    before. A learning rate of a usual type is left out: it changes in every step, and the step itself checks
+    its value.
+    """
+
+    def __init__(self) -> None:
+        self._checked: dict[int, list[Any]] = {}  # by the group's id; equal options need no second check
+
+    def check(
+        self, rule: Rule, groups: Iterable[Mapping[str, Any]], all_groups: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Checks those of `groups` that have changed.
+
+        Raises:
+            ValueError: as :func:`check_group`; it names the group by its place in `all_groups`.
+        """
+        for group in groups:
+            values = [value for name, value in group.items() if name not in ("params", "lr")]
+            known = self._checked.get(id(group))
+            is_usual = type(group.get("lr")) in _USUAL_RATES
+            if is_usual and known is not None and len(known) == len(values) and all(map(is_, known, values)):
+                continue
+            try:
+                check_group(rule, group)
+            except ValueError as error:
+                place = next((n for n, other in enumerate(all_groups) if other is group), "given")
+                raise ValueError(f"parameter group {place}: {error}") from None
+            self._checked[id(group)] = values
 
 
 def storage_key(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from .backward import Fp32Sums
 from .conversion import fit
 from .moment import Moment
 from .nonfinite import BadElements
+from .options import CheckedOptions
 from .parameter import LiveState, Parameter, State, WeightStorage, correction_in
 from .sharding import local_like, local_of, shard_key, sum_over_shards
 from .table import Factors, Table, refuse_several_parts
@@ -120,6 +121,7 @@ class Kept:
     captured: list[Table] = field(default_factory=list)  # used in CUDA graphs, which read them at replay
     plans: dict[torch.device, ops.StepPlan] = field(default_factory=dict)
     bad: BadElements = field(default_factory=BadElements)
+    options: CheckedOptions = field(default_factory=CheckedOptions)
     sums: Fp32Sums = field(default_factory=Fp32Sums)
     release_lock: Any = field(
         default_factory=threading.RLock
