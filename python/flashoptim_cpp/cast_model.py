@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .memory import copies, is_wrapper, neighbours, sharing
+from .memory import check_type, copies, is_wrapper, neighbours, sharing
 from .sharding import notice_dtypes, reshard
 
 # Layers with running statistics. These are averages over many steps, for which 16 bits are too few.
@@ -364,10 +364,12 @@ def cast_model(
         cast_buffers: buffers that are cast although they are not persistent: tables added to activations.
 
     Raises:
+        TypeError: for a model that is no module.
         ValueError: for another dtype, a pattern in `keep_buffers` or `cast_buffers` that matches no buffer,
             and a tensor that cannot be cast (of quantised weights, made in inference mode). Nothing has
             changed.
     """
+    check_type(model, nn.Module, "model")
     if dtype not in _CASTABLE:
         raise ValueError(
             f"a model cannot be cast to {dtype}; choose torch.bfloat16, float16, float32 or float64"

@@ -10,6 +10,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from .backward import is_second_step
+from .memory import check_type
 from .optimizer import FlashOptimizer
 from .states import states_of
 
@@ -178,7 +179,9 @@ def enable_gradient_release(
 
     Raises:
         TypeError: for a model under DistributedDataParallel or FullyShardedDataParallel (FSDP1); the first
-            backward() raises it where the model is wrapped later. For an optimizer of another package.
+            backward() raises it where the model is wrapped later. For an optimizer of another package, and a
+            model that is no module.
+        ValueError: for an optimizer that has none of the model's parameters.
         NotImplementedError: for a grad_scaler.
     """
     if grad_scaler is not None:
@@ -191,11 +194,18 @@ def enable_gradient_release(
         raise TypeError(
             f"{type(optimizer).__name__} cannot step released gradients; use an optimizer of flashoptim_cpp"
         )
+    check_type(model, torch.nn.Module, "model")
     _refuse_wrappers(model)
     states = states_of(optimizer)
     managed = {tensor for tensor, _ in states.tensors_and_groups()}
+    own = list(model.parameters())
+    if own and not any(parameter in managed for parameter in own):
+        raise ValueError(
+            "the optimizer has none of the model's parameters, so no gradient would be released: make it of "
+            "model.parameters(), after the model has its final parameters"
+        )
     hook = _hook(optimizer, pre_step)
-    released = [p for p in model.parameters() if p.requires_grad and p in managed]
+    released = [p for p in own if p.requires_grad and p in managed]
     _refuse_replicas(set(released))
     hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in released]
     states.kept.releases += 1

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from . import _operators as ops
 from ._rules import WEIGHT_DTYPES
 from .conversion import check_is_dense
-from .memory import copies, is_plain, sharing
+from .memory import check_type, copies, is_plain, sharing
 from .parameter import correction_in, join
 from .sharding import exchanged, is_sharded, local_like, local_of, reshard, slice_of, wrap
 from .states import StatefulOptimizer, States, states_of
@@ -55,6 +55,8 @@ def compute_ecc_bits(
     Raises:
         ValueError: for other dtypes, shapes or widths.
     """
+    check_type(fp32_param, torch.Tensor, "fp32_param")
+    check_type(narrow_param, torch.Tensor, "narrow_param")
     if fp32_param.dtype != torch.float32:
         raise ValueError(f"fp32_param must be float32, got {fp32_param.dtype}.")
     if narrow_param.dtype not in _NARROW:
@@ -81,6 +83,8 @@ def reconstruct_fp32_param(
     Raises:
         ValueError: for other dtypes or shapes.
     """
+    check_type(param, torch.Tensor, "param")
+    check_type(error_bits, torch.Tensor, "error_bits")
     if param.dtype not in _NARROW:
         raise ValueError(f"param must be bf16 or fp16, which have corrections, got {param.dtype}.")
     if error_bits.dtype not in (torch.int8, torch.int16):
@@ -110,7 +114,8 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _refuse_fsdp1(model: torch.nn.Module) -> None:
-    """Raises for FullyShardedDataParallel, whose parameters are pieces without a shape."""
+    """Raises for what is no module, and for FullyShardedDataParallel: its parameters have no shape."""
+    check_type(model, torch.nn.Module, "model")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise TypeError(
             "full-precision weights of FullyShardedDataParallel are not known; use fully_shard (FSDP2)"

@@ -19,6 +19,16 @@ class _Extent(NamedTuple):
     storage: int
 
 
+def check_type(value: object, kind: type, name: str) -> None:
+    """Refuses an argument of another type.
+
+    Raises:
+        TypeError: that names the argument and what it must be.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}: it must be a {kind.__module__}.{kind.__name__}")
+
+
 def is_wrapper(tensor: torch.Tensor) -> bool:
     """Whether the tensor is made of other tensors (DTensor, quantised weights) and defines its operations."""
     has_own_operations = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
