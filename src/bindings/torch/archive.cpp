@@ -1,5 +1,5 @@
-// Saving an optimizer into a torch archive and loading it: what an archive holds is judged,
-// then all of it is put in place.
+// Saves an optimizer in a torch archive and loads it. The whole archive is checked first, then all of it is
+// installed.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -24,11 +24,11 @@ void expect_count(std::size_t found, std::size_t expected, const std::string& wh
     }
 }
 
-/// What is put in place of one parameter.
+/// What loading will install for one parameter.
 struct Loaded {
     Parameter* parameter;
-    StateForm form;                     // of the parameter under the loaded options
-    std::unique_ptr<StateForm> former;  // of the state, if it is another one
+    StateForm form;                     // the parameter's form under the loaded options
+    std::unique_ptr<StateForm> former;  // the form of the state, if different
     std::unique_ptr<FlashParamState> state;
 };
 
@@ -49,7 +49,7 @@ Loaded judged(const ArchivedParameter& saved, Rule rule, const FlashOptions& opt
     Loaded loaded{&parameter, {}, nullptr, nullptr};
     loaded.form.device = parameter.form.device;
     loaded.form.layout = parameter.form.layout;
-    // Throws for options that no state can have, also where there is none.
+    // Throws for options that no state can have, even if this parameter has no state.
     loaded.form.plan = plan_of(rule, options, parameter.tensor, parameter.form.layout, parameter.name);
     if (!saved.has_state) return loaded;
     if (saved.step < 0 || saved.bad_elements < 0) {
@@ -59,8 +59,7 @@ Loaded judged(const ArchivedParameter& saved, Rule rule, const FlashOptions& opt
     auto form = form_of_saved(parameter, saved.strides, saved_dtype, rule, options);
     loaded.state = restore_state(rule, parameter, form, saved.tensors);
     loaded.state->step(saved.step).bad_elements(saved.bad_elements).has_momentum(saved.has_momentum);
-    // The weights that go with this state may be loaded after it: what must be
-    // converted waits for its first use.
+    // The weights that belong to this state may be loaded later, so a conversion waits for the first use.
     if (!fits(form, loaded.form, parameter.sizes))
         loaded.former = std::make_unique<StateForm>(std::move(form));
     return loaded;
@@ -116,7 +115,7 @@ void FlashOptimizer::save(torch::serialize::OutputArchive& archive) const {
 void FlashOptimizer::load(torch::serialize::InputArchive& archive) {
     const torch::NoGradGuard no_gradients;
     impl_->refresh();
-    impl_->collect_counts();  // or they would be added to those that are loaded
+    impl_->collect_counts();  // or the old counts would be added to the loaded ones
     std::vector<ArchivedGroup> groups;
     std::vector<Loaded> loaded;
     try {
@@ -134,7 +133,7 @@ void FlashOptimizer::load(torch::serialize::InputArchive& archive) {
     for (const auto& one : loaded) {
         if (one.state) slots.reserve(*one.parameter);
     }
-    // From here on nothing fails.
+    // Nothing below can fail.
     for (std::size_t g = 0; g < groups.size(); ++g)
         param_groups()[g].set_options(std::move(groups[g].options));
     for (auto& one : loaded) {

@@ -28,7 +28,7 @@ constexpr const char* kVersionKey = "flashoptim_archive";
     throw FormatError("optimizer archive: " + what + "; the archive is damaged");
 }
 
-/// The values of one option in all groups, as a list of their type.
+/// The values of one option in all groups, as a list of the option's type.
 c10::IValue column_of(const std::vector<c10::IValue>& values) {
     c10::List<double> doubles;
     c10::List<std::int64_t> integers;
@@ -49,7 +49,7 @@ c10::IValue column_of(const std::vector<c10::IValue>& values) {
     return integers;
 }
 
-/// The value of group g of `groups` in such a list.
+/// The value of group g in such a list of `groups` groups.
 c10::IValue value_in(const c10::IValue& column, std::size_t g, std::size_t groups, const std::string& name) {
     if (!column.isList()) refuse_damaged("option " + name + " is no list");
     const auto size = column.toListRef().size();
@@ -63,7 +63,7 @@ c10::IValue value_in(const c10::IValue& column, std::size_t g, std::size_t group
     return column.toIntList().get(g);
 }
 
-/// The next elements of a list that holds something of each parameter.
+/// Reads a list that stores some elements for each parameter, front to back.
 template <class T>
 class Reader {
 public:

@@ -1,4 +1,4 @@
-// What a torch archive holds of an optimizer, as it stands there: nothing of it is judged here but its form.
+// The contents of a torch archive of an optimizer, as they are stored. Only their form is checked here.
 #pragma once
 
 #include <map>
@@ -11,9 +11,9 @@
 
 namespace flashoptim::libtorch {
 
-/// A parameter, and its state if it had one, when they were saved.
+/// A saved parameter, with its state if it had one.
 struct ArchivedParameter {
-    std::string dtype;  // that its state is of
+    std::string dtype;  // the dtype that its state was made for
     std::vector<std::int64_t> sizes, strides;
     bool has_state = false;
     std::int64_t step = 0, bad_elements = 0;
@@ -26,18 +26,18 @@ struct ArchivedGroup {
     std::vector<ArchivedParameter> parameters;
 };
 
-/// Groups and parameters are known by their position.
+/// Groups and parameters are identified by their position.
 void write_archive(torch::serialize::OutputArchive& archive, Rule rule,
                    const std::vector<ArchivedGroup>& groups);
-/// Reads an archive of any version. `defaults` are options of the optimizer's kind.
-/// @throws FormatError or torch's error for one that is not of this rule, or damaged.
+/// Reads an archive of any version. `defaults` are options of the optimizer's class.
+/// @throws FormatError or an error of torch if the archive is damaged or of another rule.
 std::vector<ArchivedGroup> read_archive(torch::serialize::InputArchive& archive, Rule rule,
                                         const torch::optim::OptimizerOptions& defaults);
-/// One of version 1.
+/// Reads an archive of version 1.
 std::vector<ArchivedGroup> read_nested_archive(torch::serialize::InputArchive& archive, Rule rule,
                                                const torch::optim::OptimizerOptions& defaults);
 
-/// An entry of an archive. @throws FormatError if it is missing.
+/// Reads an entry of an archive. @throws FormatError if it is missing.
 c10::IValue read_entry(torch::serialize::InputArchive& archive, const std::string& key);
 
 }  // namespace flashoptim::libtorch

@@ -1,4 +1,4 @@
-// Casting a model to 16 bits in place, except for what must stay in fp32.
+// Casts a model to 16 bits in place, except for the layers that must stay in fp32.
 #include <algorithm>
 #include <string>
 #include <string_view>
@@ -25,7 +25,7 @@ bool matches(std::string_view pattern, std::string_view text) {
     return false;
 }
 
-/// Which of the caller's names have matched something.
+/// The caller's names of layers to keep, and which of them have matched a layer.
 class KeepList {
 public:
     explicit KeepList(const std::vector<std::string>& patterns)
@@ -56,7 +56,7 @@ private:
     std::vector<bool> used_;
 };
 
-/// The tensors of a model, each once, and whether one of the places where it is used keeps it.
+/// The tensors of a model, each listed once, and whether any of its uses keeps it in fp32.
 struct Plan {
     std::vector<torch::Tensor> tensors;
     std::vector<std::string> names;
@@ -74,8 +74,8 @@ struct Plan {
     }
 };
 
-/// Numbers in themselves. Floating-point types of 8 bits and less are codes that belong
-/// to scales, as integers do.
+/// Whether the elements are plain numbers. Integers and floating-point types of 8 bits or less are codes that
+/// need scales.
 bool is_castable(torch::Dtype dtype) { return is_steppable(dtype) || dtype == torch::kFloat64; }
 
 void visit(const torch::nn::Module& module, const std::string& name, bool kept, KeepList& keep_list,
@@ -93,8 +93,8 @@ void visit(const torch::nn::Module& module, const std::string& name, bool kept, 
         visit(*child.value(), prefix + child.key(), kept, keep_list, plan);
 }
 
-/// What is to be cast: all that shares memory, or nothing of it where one is kept or
-/// where it is seen as two types.
+/// Chooses the tensors to cast. Tensors that share memory are cast together. None of them is cast if one is
+/// kept or if they have different dtypes.
 std::vector<torch::Tensor> to_cast(const Plan& plan, torch::Dtype dtype) {
     std::vector<torch::Tensor> chosen;
     for (const auto& group : sharing(plan.tensors)) {

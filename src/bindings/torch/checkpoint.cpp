@@ -1,4 +1,4 @@
-// LibTorch optimizers as the writer and the reader of checkpoint folders see them. Knows no file format.
+// Connects LibTorch optimizers to the writer and the reader of checkpoint folders. Knows no file format.
 #include <cstring>
 #include <memory>
 #include <unordered_map>
@@ -50,14 +50,14 @@ std::vector<checkpoint::ParameterPlace> places_of(OptimizerImpl& impl, const Par
     return places;
 }
 
-/// On the CPU; kept in `kept`.
+/// The bytes of a tensor on the CPU. A copy is kept alive in `kept`.
 std::span<const std::byte> bytes_here(const torch::Tensor& tensor, std::vector<torch::Tensor>& kept) {
     if (!tensor.defined()) return {};
     kept.push_back(on_device(tensor.detach(), torch::kCPU));
     return memory_of<const std::byte>(kept.back());
 }
 
-/// The group's options with other hyperparameters.
+/// A copy of the group's options with other hyperparameters.
 std::unique_ptr<torch::optim::OptimizerOptions> with(const Hyperparameters& hyperparameters,
                                                      const torch::optim::OptimizerParamGroup& group) {
     auto options = group.options().clone();
@@ -67,12 +67,12 @@ std::unique_ptr<torch::optim::OptimizerOptions> with(const Hyperparameters& hype
     return options;
 }
 
-/// What is put in place of one parameter.
+/// What loading will install for one parameter.
 struct Loaded {
     Parameter* parameter;
     StateForm form;
-    std::unique_ptr<FlashParamState> state;  // null: that before the first step
-    torch::Tensor weight;                    // undefined: the parameter keeps its own
+    std::unique_ptr<FlashParamState> state;  // null: the state before the first step
+    torch::Tensor weight;                    // undefined: the parameter keeps its weight
 };
 
 Loaded loaded_from(checkpoint::LoadedParameter&& from, Rule rule, Parameter& parameter) {
@@ -88,7 +88,7 @@ Loaded loaded_from(checkpoint::LoadedParameter&& from, Rule rule, Parameter& par
     auto state = std::make_unique<FlashParamState>(rule);
     allocate_state(parameter.sizes, loaded.form, torch::kCPU, *state);
     for (int place = 0; place < kMaxBuffers; ++place) {
-        auto bytes = std::exchange(from.state.at(place), {});  // goes with this turn of the loop
+        auto bytes = std::exchange(from.state.at(place), {});  // freed at the end of this iteration
         if (!bytes.empty()) std::memcpy(state->at(place).mutable_data_ptr(), bytes.data(), bytes.size());
     }
     move_state(*state, parameter.form.device);
@@ -114,7 +114,7 @@ std::uint64_t save_optimizer(FlashOptimizer& optimizer, const ParameterNames& na
     for (auto* parameter : impl.all()) {
         auto& p = saved.parameters.emplace_back();
         p.place = std::move(*place++);
-        // A state that lies in another form than its parameter is converted, as at any use.
+        // A state of another form is converted first, as at any other use.
         if (impl.state_of(*parameter) != nullptr) impl.adopt(*parameter, impl.fresh_state(*parameter));
         const auto* state = impl.state_of(*parameter);
         p.plan = parameter->form.plan;
@@ -145,7 +145,7 @@ LoadReport load_optimizer(FlashOptimizer& optimizer, const ParameterNames& names
                                              return std::vector<std::byte>(bytes.begin(), bytes.end());
                                          }};
     auto read = checkpoint::read_optimizer(from, to, options);
-    impl.collect_counts();  // or they would be added to those that are loaded
+    impl.collect_counts();  // or the old counts would be added to the loaded ones
     std::vector<Loaded> loaded;
     for (auto& p : read.parameters)
         loaded.push_back(loaded_from(std::move(p), impl.rule, *parameters[p.parameter]));
@@ -156,7 +156,7 @@ LoadReport load_optimizer(FlashOptimizer& optimizer, const ParameterNames& names
     for (const auto& one : loaded) {
         if (one.state) slots.reserve(*one.parameter);
     }
-    // From here on nothing fails, unless a device does.
+    // Nothing below can fail, unless the device does.
     for (std::size_t g = 0; g < of_groups.size(); ++g)
         optimizer.param_groups()[g].set_options(std::move(of_groups[g]));
     for (auto& one : loaded) {

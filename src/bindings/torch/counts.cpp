@@ -1,5 +1,4 @@
-// Counts that may still be on a device: bad elements of its steps, and the steps themselves where
-// found_inf might keep them back.
+// Counts that may still be on a device: bad elements, and steps if found_inf may have skipped some.
 #include <limits>
 #include <map>
 #include <vector>
@@ -10,7 +9,7 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// A sum that stays at the largest number instead of beginning anew.
+/// A sum that saturates at the largest number instead of overflowing.
 std::int64_t saturated_sum(std::int64_t count, std::uint64_t more) {
     constexpr auto kMost = std::numeric_limits<std::int64_t>::max();
     const auto left = static_cast<std::uint64_t>(kMost - count);
@@ -83,7 +82,7 @@ void OptimizerImpl::collect_steps() {
         for (const auto* parameter : of_device.parameters) counters.push_back(parameter->steps_done);
         of_device.done = torch::stack(counters).to(torch::kCPU);
     }
-    // From here on nothing fails.
+    // Nothing below can fail.
     for (auto& [index, of_device] : counting) {
         const auto* done = of_device.done.const_data_ptr<std::int64_t>();
         for (auto* parameter : of_device.parameters) {

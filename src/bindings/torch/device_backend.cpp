@@ -1,5 +1,5 @@
-// Torch's CUDA devices and streams through c10, which needs none of torch's CUDA headers: a build with
-// the CPU's torch is the same.
+// Torch's CUDA devices and streams, through c10. No CUDA header of torch is needed, so a build with torch for
+// the CPU compiles the same code.
 #include "device_backend.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
@@ -19,7 +19,7 @@
 namespace flashoptim::libtorch {
 
 bool is_on_device([[maybe_unused]] const c10::Device& device) {
-#if defined(FLASHOPTIM_EMULATED_CUDA)  // of the tests: the CPU stands for device 0
+#if defined(FLASHOPTIM_EMULATED_CUDA)  // in tests, the CPU stands for device 0
     return true;
 #else
     return !device.is_cpu();
@@ -47,15 +47,16 @@ void* current_stream(const c10::Device& device) {
     return guard.getStreamNativeHandle(guard.getStream(device));
 }
 
-/// Whether there was no memory before anything was enqueued: what failed later may have been done in part.
+/// Whether the error is a lack of memory before anything was enqueued. After a later error the call may have
+/// been executed in part, so it must not be repeated.
 bool found_no_memory(const cuda::CudaError& error) {
     const std::string_view what = error.what();
     return what.find("cudaMalloc failed with cudaErrorMemoryAllocation") != what.npos ||
            what.find("the load of a step's kernels failed with cudaErrorMemoryAllocation") != what.npos;
 }
 
-/// What `call` returns. Torch keeps memory that its tensors gave back, often the whole card: where CUDA has
-/// none left for ours, torch is made to give it up, and the call is made again.
+/// Returns what `call` returns. Torch caches freed memory, often the whole GPU. If CUDA has no memory left
+/// for the backend, torch's cache is emptied and the call is repeated once.
 template <class Call>
 auto with_memory(const c10::Device& device, const Call& call) {
     try {
@@ -67,7 +68,7 @@ auto with_memory(const c10::Device& device, const Call& call) {
     return call();
 }
 
-/// Each call on the stream that is current then.
+/// Runs each call on the stream that is current at the time of the call.
 class Stepper final : public DeviceStepper {
 public:
     explicit Stepper(const c10::Device& device)
@@ -82,7 +83,7 @@ public:
             const auto current = guard();
             stepper_.reset();
         } catch (...) {
-            stepper_.reset();  // without the guard it gives back its memory all the same
+            stepper_.reset();  // its memory is freed even without the guard
         }
     }
     Stepper(const Stepper&) = delete;
@@ -103,8 +104,8 @@ public:
     }
 
 private:
-    /// Torch's guard, which knows whether CUDA has been begun on the former device: without it making that
-    /// one current again would begin it there.
+    /// Torch's guard. It knows whether CUDA was initialised on the previous device. Without it, switching
+    /// back would initialise CUDA there.
     [[nodiscard]] c10::OptionalDeviceGuard guard() const {
         return c10::OptionalDeviceGuard(device_.is_cuda() ? std::optional(device_) : std::nullopt);
     }

@@ -1,5 +1,5 @@
-// The devices beside the CPU that parameters may be on. Nothing else in this folder knows
-// torch's devices or the backend's.
+// The devices other than the CPU that parameters may be on. Only this file knows the devices of torch and of
+// the backend.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -12,14 +12,14 @@
 
 namespace flashoptim::libtorch {
 
-/// What steps a list on a device; a tensor is known by its TensorImpl.
+/// Steps a list of tensors on a device. A tensor is identified by its TensorImpl.
 using DeviceList = std::optional<CountingStepper<const void*>>;
 
-/// Whether tensors there are stepped by a backend of devices, and not by the CPU's.
+/// Whether a device backend, not the CPU, steps the tensors on this device.
 bool is_on_device(const c10::Device& device);
-/// Nothing, or why parameters cannot be there and what to do.
+/// Why parameters cannot be on this device, and the remedy. Empty if they can.
 std::optional<std::string> obstacle_of(const c10::Device& device);
-/// For a list there. It works on torch's stream that is current when it is called.
+/// Makes the stepper of a list on this device. Each call runs on torch's current stream.
 std::unique_ptr<DeviceStepper> make_stepper(const c10::Device& device);
 
 }  // namespace flashoptim::libtorch

@@ -1,6 +1,6 @@
-// Numbers that hold for all gradients and may lie on a device: loss scale, clip coefficient, found_inf,
-// and the norm behind the second. They stay on their device unless parameters on the CPU need them, so
-// that using them does not block.
+// Numbers that apply to all gradients: loss scale, clip coefficient, found_inf, and the norm for clipping.
+// They may be on a device. They stay there unless parameters on the CPU need them, so that a step does not
+// block.
 #include <algorithm>
 
 #include "optimizer_impl.h"
@@ -9,7 +9,7 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// The same number on that device; undefined for an undefined one.
+/// Copies a number to a device. Undefined stays undefined.
 torch::Tensor brought(const torch::Tensor& number, const torch::Device& device, bool non_blocking = true) {
     return number.defined() ? number.to(device, non_blocking) : number;
 }
@@ -26,7 +26,7 @@ DeviceNumbers StepBatch::numbers() const {
 }
 
 void OptimizerImpl::bring_factors(std::vector<StepBatch>& batches, const GradientNumbers& numbers) {
-    std::optional<float> factor;  // of the CPU
+    std::optional<float> factor;  // for parameters on the CPU
     for (auto& batch : batches) {
         if (batch.stepper != nullptr) {
             batch.here.grad_scale = brought(numbers.grad_scale, batch.device);
@@ -44,7 +44,7 @@ void OptimizerImpl::bring_factors(std::vector<StepBatch>& batches, const Gradien
 
 bool OptimizerImpl::is_found_inf(std::vector<StepBatch>& batches, const torch::Tensor& found_inf) {
     if (!found_inf.defined()) return false;
-    // Parameters on the CPU are stepped by the host, and under these policies it waits anyway.
+    // The host steps parameters on the CPU, and under these policies it blocks anyway.
     const bool host_must_know =
         must_count(batches) ||
         std::ranges::any_of(batches, [](const StepBatch& batch) { return batch.stepper == nullptr; });
@@ -56,7 +56,7 @@ bool OptimizerImpl::is_found_inf(std::vector<StepBatch>& batches, const torch::T
 torch::Tensor OptimizerImpl::grad_norm() {
     auto batches = all_with_gradients(/*makes_states=*/false);
     bring_factors(batches, {gradient_numbers.grad_scale, {}, {}});
-    count_on_device(batches);  // as the step does, so that the device finds the list that it knows
+    count_on_device(batches);  // as in step(), so that the cached device list is reused
     std::vector<torch::Tensor> norms;
     bool all_on_devices = !batches.empty();
     for (auto& batch : batches) {

@@ -1,4 +1,4 @@
-// Hooks that step a parameter inside backward() and free its gradient.
+// Gradient release: hooks that step a parameter inside backward() and free its gradient.
 #include <mutex>
 #include <utility>
 
@@ -19,8 +19,7 @@ public:
         try {
             control_->optimizer->step_one(parameter);
         } catch (...) {
-            parameter.mutable_grad()
-                .reset();  // zero_grad() would not: the next backward() must not add to it
+            parameter.mutable_grad().reset();  // frees it, so that the next backward() does not add to it
             throw;
         }
         parameter.mutable_grad().reset();
@@ -79,7 +78,7 @@ GradientRelease::GradientRelease(FlashOptimizer& optimizer) {
             torch::autograd::impl::set_post_acc_grad_hooks(tensor, std::make_unique<ReleaseHook>(control));
         }
     } catch (...) {
-        remove();  // the hooks that are there already
+        remove();  // the hooks made so far
         throw;
     }
     impl.release = control;

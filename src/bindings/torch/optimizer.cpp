@@ -1,5 +1,4 @@
-// The public API of the LibTorch optimizers: checks arguments and passes them on. The
-// step itself is in step.cpp.
+// The public API of the LibTorch optimizers. It checks arguments and forwards them. The step is in step.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -78,7 +77,7 @@ void FlashOptimizer::zero_grad(bool set_to_none) {
         return;
     }
     if (set_to_none) {
-        // Torch's own allocates on its way.
+        // Torch's own function allocates memory in between.
         for (const auto& group : param_groups()) {
             for (const auto& tensor : group.params()) {
                 if (tensor.grad().defined()) tensor.mutable_grad().reset();
@@ -88,7 +87,7 @@ void FlashOptimizer::zero_grad(bool set_to_none) {
         Optimizer::zero_grad(set_to_none);
     }
     impl_->clear_gradients();
-    impl_->gradient_numbers.forget_clipping();  // of those
+    impl_->gradient_numbers.forget_clipping();  // it belonged to the old gradients
 }
 
 void FlashOptimizer::set_gradient(const torch::Tensor& parameter, const torch::Tensor& gradient) {

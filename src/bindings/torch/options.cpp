@@ -1,5 +1,5 @@
-// The options of parameter groups: saving, comparing and inheriting them, by the table of rules. What
-// an option does is not here.
+// Saves, compares and inherits the options of parameter groups, using the table of rules. What an option does
+// is not here.
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -23,8 +23,8 @@ std::int64_t number_up_to(std::int64_t last, const c10::IValue& from, const char
                       ", which this version does not know; load it with the version that wrote it");
 }
 
-/// The hyperparameters that a rule reads, those that torch keeps in one tuple together: calls
-/// visit(torch's name, fields).
+/// Calls visit(name in torch, fields) for the hyperparameters that a rule reads. Those that torch stores in
+/// one tuple come in one call.
 template <class Visit>
 void for_each_option(const RuleTraits& traits, Visit visit) {
     std::vector<HyperparameterField> fields;
@@ -53,12 +53,11 @@ void from_ivalue(const c10::IValue& from, const HyperparameterField& field, Hype
 
 bool same(const std::vector<HyperparameterField>& fields, const Hyperparameters& a,
           const Hyperparameters& b) {
-    // NaN is refused elsewhere; here it is a value that was changed.
+    // NaN is refused elsewhere. Here it only means that the value was changed.
     return std::ranges::all_of(fields, [&](const auto& field) { return field.of(a) == field.of(b); });
 }
 
-/// Calls visit(name, member) for the options that every rule has beside its hyperparameters; several
-/// objects' members side by side.
+/// Calls visit(name, member of each object) for the options that every rule has besides its hyperparameters.
 template <class Visit, class... Storage>
 void for_each_storage_option(Visit visit, Storage&... storage) {
     visit("format", storage.format...);

@@ -1,5 +1,4 @@
-// Writing what an optimizer keeps of a parameter into an archive, and reading it. Whether it fits
-// is judged by the optimizer.
+// Writes the state of a parameter to an archive and reads it. The optimizer checks whether it fits.
 #include "flashoptim/libtorch.h"
 #include "tensor_bridge.h"
 
@@ -39,7 +38,7 @@ void FlashParamState::serialize(torch::serialize::OutputArchive& archive) const 
     archive.write("step", step());
     archive.write("bad_elements", bad_elements());
     archive.write("has_momentum", has_momentum());
-    // On the CPU: torch could not read an archive of a GPU's tensors on a machine without one.
+    // Saved from the CPU: torch cannot read an archive with GPU tensors on a machine without a GPU.
     for (const auto& [name, tensor] : tensors())
         archive.write(name, on_device(tensor, torch::kCPU), /*is_buffer=*/true);
 }

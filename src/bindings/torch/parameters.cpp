@@ -1,5 +1,5 @@
-// The table of an optimizer's parameters: what is taken in, what is refused, and what has changed since.
-// Their states stand in states.cpp.
+// The table of an optimizer's parameters: which tensors are accepted, and what has changed since. States are
+// in states.cpp.
 #include <algorithm>
 #include <utility>
 
@@ -11,14 +11,14 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// A plan with the first moment of another one.
+/// `plan` with the first moment of another plan.
 StoragePlan with_first_moment_of(StoragePlan plan, const StoragePlan& other) {
     plan.at(codes_place(0)) = other.codes(0);
     plan.at(scales_place(0)) = other.scales(0);
     return plan;
 }
 
-/// Why a tensor that was or is to become a parameter cannot be stepped, and what to do.
+/// Why this tensor cannot be stepped as a parameter, and the remedy.
 std::optional<std::string> obstacle_of(const torch::Tensor& tensor) {
     if (tensor.layout() != torch::kStrided) return "is not a strided tensor; give a dense one";
     if (const auto obstacle = libtorch::obstacle_of(tensor.device())) {
@@ -94,8 +94,8 @@ void OptimizerImpl::add_group(const torch::optim::OptimizerParamGroup& group) {
     ours.remember_first_learning_rate();
     check_options(rule, ours, number);
 
-    // Where one meets what is known already the table may be of before a change to the groups:
-    // then it is brought up to date.
+    // A conflict with the table may only mean that the groups have changed since. So refresh it before
+    // refusing.
     bool is_current = false;
     const auto bring_up_to_date = [&] {
         if (!std::exchange(is_current, true)) refresh();
@@ -122,7 +122,7 @@ void OptimizerImpl::add_group(const torch::optim::OptimizerParamGroup& group) {
         static_cast<float>(parameters_.bucket_count()) * parameters_.max_load_factor())
         parameters_.reserve(std::max(wanted, 2 * parameters_.size()));
     groups.push_back(torch::optim::OptimizerParamGroup(group.params(), std::move(options)));
-    parameters_.merge(added);  // nothing of this fails: there is room, and the nodes are made
+    parameters_.merge(added);  // cannot fail: there is room, and the nodes exist
     ranges_.merge(ranges);
 }
 
@@ -187,7 +187,7 @@ void OptimizerImpl::refresh() {
 }
 
 void OptimizerImpl::forget_unlisted() {
-    // What a device has counted of them must not be taken for a new tensor's.
+    // Counts on a device must not be attributed to a new tensor with the same key.
     collect_counts();
     std::erase_if(ranges_,
                   [&](const auto& range) { return range.second.parameter->generation != generation_; });
@@ -224,7 +224,7 @@ void OptimizerImpl::observe(Parameter& parameter) {
         now.layout = form.layout;
     }
     if (now.device != form.device) {
-        collect_counts();  // they are on the former device
+        collect_counts();  // the counts are on the previous device
         parameter.alone.reset();
         parameter.steps_done.reset();
     }
@@ -233,7 +233,8 @@ void OptimizerImpl::observe(Parameter& parameter) {
         form = std::move(now);
         return;
     }
-    // SGD's momentum may be switched on and off between steps; no other option may change under a state.
+    // SGD's momentum may be switched on and off between steps. No other storage option may change once there
+    // is a state.
     const auto& of_state = parameter.state_form();
     const auto by_options = plan_storage(rule, options.hyperparameters(), options.storage(),
                                          of_state.plan.weight_dtype, of_state.layout, parameter.name);
@@ -310,7 +311,7 @@ void OptimizerImpl::register_memory(Parameter& parameter) {
     auto node = ranges_.extract(static_cast<const std::byte*>(parameter.memory));
     if (!node || node.mapped().parameter != &parameter || meets(ranges_, parameter) != nullptr) {
         if (node && node.mapped().parameter != &parameter) ranges_.insert(std::move(node));
-        return refresh();  // the others may have moved, too
+        return refresh();  // others may have moved, too
     }
     node.key() = begin;
     node.mapped().end = begin + parameter.tensor.nbytes();

@@ -1,4 +1,4 @@
-// Which tensors have memory in common, found by where their elements lie.
+// Finds tensors that share memory by the positions of their elements.
 #include "shared_memory.h"
 
 #include <algorithm>
@@ -13,11 +13,11 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// Extents of different spaces have nothing in common: device, storage of a tensor without memory (meta),
-/// and, where tensors of one dtype are looked for, dtype and place within an element.
+/// Extents in different spaces never overlap. A space is a device, the storage of a tensor without memory
+/// (meta) and, if only tensors of one dtype are grouped, the dtype and the offset within an element.
 using Space = std::tuple<int, int, const void*, int, std::int64_t>;
 
-/// Where the elements of a tensor lie, in bytes: from its first one to the end of its last one.
+/// The bytes that a tensor spans, from its first element to the end of its last one.
 struct Extent {
     Space space;
     std::int64_t begin;
@@ -36,7 +36,7 @@ std::int64_t item_size(const torch::Tensor& tensor) {
     return static_cast<std::int64_t>(tensor.element_size());
 }
 
-/// Elements from the first one to the last one.
+/// The number of element positions from the first to the last element.
 std::int64_t span_of(const torch::Tensor& tensor) {
     std::int64_t span = 1;
     for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) span += (tensor.size(dim) - 1) * tensor.stride(dim);
@@ -58,7 +58,7 @@ Extent extent_of(const torch::Tensor& tensor, std::size_t number, bool by_dtype)
             number};
 }
 
-/// Tensors that are looked at as objects only, by object, and the extents of the others in runs that overlap.
+/// The extents of strided tensors, in runs that overlap, and the other tensors, by object.
 std::pair<Groups, std::vector<Run>> runs_of(const std::vector<torch::Tensor>& tensors, bool by_dtype) {
     std::map<const void*, std::vector<std::size_t>> alone;
     std::vector<Extent> extents;
@@ -93,8 +93,8 @@ std::int64_t end_of(const Run& run) {
     return end;
 }
 
-/// What a tensor covers of `marks`, one for each `unit` bytes; all of its extent where its
-/// elements overlap each other.
+/// The part of `marks` that a tensor covers, with one mark per `unit` bytes. The whole extent if elements of
+/// the tensor overlap each other.
 torch::Tensor part_of(const torch::Tensor& marks, const torch::Tensor& tensor, std::int64_t offset,
                       std::int64_t unit) {
     const auto units = item_size(tensor) / unit;
@@ -121,7 +121,7 @@ std::size_t owner_of(const std::vector<std::size_t>& owners, std::size_t n) {
     return n;
 }
 
-/// A run, taken apart where only extents overlap: columns of one matrix have no element in common.
+/// Splits a run into groups that share elements. Extents may overlap without that: columns of one matrix.
 Groups by_elements(const Run& run, const std::vector<torch::Tensor>& tensors) {
     const auto first = run.front().begin;
     const auto end = end_of(run);

@@ -1,4 +1,4 @@
-// Which tensors have memory in common, and copies that share it in the same way. No modules here.
+// Finds tensors that share memory, and copies them so that the copies share it alike. Knows no modules.
 #pragma once
 
 #include <cstddef>
@@ -9,14 +9,13 @@
 
 namespace flashoptim::libtorch {
 
-/// The numbers of the tensors, together where they have elements in common. Tensors are told apart by
-/// storage, offset, shape and strides; empty ones, and those that are no window onto memory (sparse), have
-/// something in common only with themselves.
+/// Groups the indices of tensors that have elements in common, by storage, offset, shape and strides. A
+/// tensor without elements, and one that is not strided (sparse), shares memory only with itself.
 std::vector<std::vector<std::size_t>> sharing(const std::vector<torch::Tensor>& tensors);
 
-/// Calls `take(n, copy)` with a copy of each tensor in another dtype. The copies have the shapes and strides
-/// of the given ones and share memory as they do. One piece of memory is copied after the other, so that old
-/// and new never exist together.
+/// Calls `take(n, copy)` with a copy of each tensor in another dtype. The copies have the same shapes and
+/// strides, and share memory as the originals do. Blocks of memory are copied one after the other, so that
+/// the old and the new model never exist as a whole at the same time.
 void copy_as(const std::vector<torch::Tensor>& tensors, torch::Dtype dtype,
              const std::function<void(std::size_t, const torch::Tensor&)>& take);
 

@@ -1,4 +1,4 @@
-// The buffers of a parameter's state: which there are, what they hold at first, where they lie.
+// The buffers of a parameter's state: which ones exist, their initial values, their memory.
 #include "state_buffers.h"
 
 #include "tensor_bridge.h"
@@ -11,7 +11,7 @@ torch::TensorOptions options_of(const BufferPlan& plan, const torch::Device& dev
     return torch::dtype(torch_dtype_of(plan.dtype)).device(device);
 }
 
-/// The memory of a state tensor, which somebody may have exchanged.
+/// The memory of a state tensor. Checks it, because the caller's code may have replaced the tensor.
 void* buffer(const torch::Tensor& tensor, const BufferPlan& plan, const std::string& parameter) {
     if (plan.count == 0) return nullptr;
     if (!tensor.defined() || tensor.numel() != plan.count ||

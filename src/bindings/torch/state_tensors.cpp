@@ -1,4 +1,4 @@
-// From tensors of a checkpoint to a state.
+// Makes a state of the tensors of a checkpoint.
 #include "state_tensors.h"
 
 #include <utility>
@@ -12,7 +12,7 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// Copies the tensor of one name into `to`, which has the dtype, shape and order that it must have.
+/// Copies the tensor with this name to `to`, which has the required dtype, shape and memory order.
 void take(const std::map<std::string, torch::Tensor>& tensors, const std::string& name,
           const std::string& parameter, torch::Tensor& to) {
     const auto found = tensors.find(name);
@@ -79,7 +79,7 @@ std::unique_ptr<FlashParamState> restore_state(Rule rule, const Parameter& param
                               "; load the checkpoint of this optimizer");
         }
     }
-    // On the CPU, which checks.
+    // On the CPU, where the check runs.
     allocate_state(parameter.sizes, form, torch::kCPU, *state);
     for (int place = 0; place < kMaxBuffers; ++place) {
         take(tensors, std::string(buffer_name(rule, place)), parameter.name, state->at(place));

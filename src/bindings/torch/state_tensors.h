@@ -1,4 +1,5 @@
-// From tensors of a checkpoint to a state, checked. What is converted is converted at its first use.
+// Makes a state of the tensors of a checkpoint, and checks them. A conversion waits for the first use of the
+// state.
 #pragma once
 
 #include <map>
@@ -10,12 +11,13 @@
 
 namespace flashoptim::libtorch {
 
-/// The form of a state that was saved of this parameter under these options. Empty strides: those of now.
-/// @throws FormatError for strides that the parameter cannot have had.
+/// The form of a state that was saved for this parameter under these options. Empty strides mean the present
+/// ones.
+/// @throws FormatError if the parameter cannot have had these strides.
 StateForm form_of_saved(const Parameter& parameter, at::IntArrayRef saved_strides, torch::Dtype saved_dtype,
                         Rule rule, const FlashOptions& options);
-/// A state of copies of `tensors` in this form; its counts are 0.
-/// @throws FormatError for tensors that are not such a state.
+/// Makes a state of this form from copies of `tensors`. Its counts are 0.
+/// @throws FormatError if the tensors are not such a state.
 std::unique_ptr<FlashParamState> restore_state(Rule rule, const Parameter& parameter, const StateForm& form,
                                                const std::map<std::string, torch::Tensor>& tensors);
 

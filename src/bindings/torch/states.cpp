@@ -1,5 +1,5 @@
-// The state of a parameter: made, converted where the parameter has another dtype, memory order or device
-// than it was made for, and the full-precision weight that follows from both.
+// Makes the state of a parameter, and converts it if the parameter has got another dtype, memory order or
+// device. Also joins and splits the full-precision weight.
 #include <cstring>
 #include <utility>
 
@@ -12,7 +12,7 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// A tensor on the CPU in this memory order; itself if it lies so. Undefined for an undefined one.
+/// The tensor on the CPU in this memory order: the tensor itself or a copy. Undefined stays undefined.
 torch::Tensor here_in(const torch::Tensor& tensor, at::IntArrayRef strides) {
     if (!tensor.defined()) return {};
     return in_order(on_device(tensor.detach(), torch::kCPU), strides, tensor.scalar_type());
@@ -22,8 +22,8 @@ const void* memory_or_null(const torch::Tensor& tensor) {
     return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-/// Full-precision weights of a parameter that still has the dtype of its state, in
-/// the parameter's memory order.
+/// The full-precision weights of a parameter that still has the dtype of its state, in the parameter's memory
+/// order.
 torch::Tensor joined(const StateForm& form, const torch::Tensor& weight, const torch::Tensor& correction,
                      at::IntArrayRef strides) {
     auto masters = torch::empty_strided(weight.sizes(), strides, torch::dtype(torch::kFloat32));
@@ -31,7 +31,7 @@ torch::Tensor joined(const StateForm& form, const torch::Tensor& weight, const t
     return masters;
 }
 
-/// A moment of one form in another one; on the CPU, or on the state's device where nothing is to be done.
+/// The tensors of one moment. converted() returns them on the CPU, or unchanged on the state's device.
 struct MomentTensors {
     torch::Tensor codes, scales;
 };
@@ -69,7 +69,7 @@ StateSlots::~StateSlots() {
 
 void StateSlots::reserve(const Parameter& parameter) {
     keys_.push_back(parameter.key());
-    owner_.state().emplace(parameter.key(), nullptr);  // an entry that is there stays
+    owner_.state().emplace(parameter.key(), nullptr);  // an existing entry stays
 }
 
 FlashParamState* OptimizerImpl::state_of(const Parameter& parameter) const {
@@ -186,8 +186,8 @@ torch::Tensor OptimizerImpl::master(const Parameter& parameter) const {
     if (dtype == tensor.scalar_type()) {
         return on_device(joined(form, weight, correction, strides), tensor.device());
     }
-    // The weight was cast. Where the former dtype holds its value the correction still belongs to it; a value
-    // that the former dtype does not hold was written in full precision.
+    // The weight was cast. If the former dtype can represent an element, the element still belongs to its
+    // correction. If not, the element was written later in full precision, and the correction is void.
     const auto former = in_order(weight.to(dtype), strides, dtype);
     const auto is_cast = former.to(tensor.scalar_type()).eq(weight);
     auto masters = plain();
@@ -203,8 +203,8 @@ void OptimizerImpl::set_master(Parameter& parameter, const torch::Tensor& values
     StateSlots slots(*owner);
     slots.reserve(parameter);
     const auto& state = fresh.state ? *fresh.state : *state_of(parameter);
-    buffers(state, parameter.form.plan, parameter.name);  // for its check
-    // On the CPU themselves, else copies of them.
+    buffers(state, parameter.form.plan, parameter.name);  // checks the tensors
+    // The tensors themselves if they are on the CPU, else copies.
     const auto weight = on_device(tensor.detach(), torch::kCPU);
     const auto correction = on_device(state.at(kCorrectionPlace), torch::kCPU);
     split_weights(parameter.form.plan, memory_of<const float>(masters), weight.mutable_data_ptr(),

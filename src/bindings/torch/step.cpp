@@ -1,5 +1,6 @@
-// A step: gradients are checked and brought into their parameter's order, then the core is called once. All
-// that may fail comes before the first weight is written, all that is kept comes after the last.
+// A step: checks the gradients, brings them into the memory order of their parameters, then calls the core
+// once. Everything that may fail comes before the first weight is written. Everything that the optimizer
+// keeps comes after the last one.
 #include <algorithm>
 #include <limits>
 #include <mutex>
@@ -14,7 +15,7 @@ namespace flashoptim::libtorch {
 
 namespace {
 
-/// Weights of converted states, written before the kernels and taken back where those fail.
+/// Weights of converted states. They are written before the kernels run and restored if the kernels fail.
 class ConvertedWeights {
 public:
     explicit ConvertedWeights(const std::vector<StepBatch>& batches) {
@@ -38,7 +39,7 @@ public:
             try {
                 OptimizerImpl::write_weight(*one.parameter, one.before);
             } catch (...) {
-                continue;  // on a device that has failed: its memory is lost
+                continue;  // the device has failed and its memory is lost
             }
         }
     }
@@ -52,8 +53,8 @@ private:
     std::vector<Written> written_;
 };
 
-/// The pool of all optimizers that follow torch's number of threads. One that still steps with a
-/// former number keeps its own.
+/// The thread pool of all optimizers that follow torch's number of threads. When that number changes, an
+/// optimizer that is in a step keeps the old pool.
 std::shared_ptr<ThreadPool> shared_pool(int threads) {
     static std::mutex mutex;
     static std::shared_ptr<ThreadPool> pool;
@@ -107,7 +108,7 @@ void OptimizerImpl::append(Parameter& parameter, const torch::Tensor& given, Dev
     item.weight =
         fresh.weight.defined() ? fresh.weight.mutable_data_ptr() : parameter.tensor.mutable_data_ptr();
     if (state == nullptr || (!makes_states && parameter.former)) {
-        // For what needs no state; a device asks for what the plan has.
+        // For calls that need no state. A device would read every buffer of the plan, so the plan is empty.
         item.plan = {};
         item.plan.weight_dtype = form.plan.weight_dtype;
     } else {
@@ -170,11 +171,11 @@ void OptimizerImpl::keep_back(std::vector<StepBatch>& batches, const StepReport&
     for (auto& batch : batches) {
         for (auto* parameter : batch.parameters) slots.reserve(*parameter);
     }
-    // From here on nothing fails.
+    // Nothing below can fail.
     for (auto& batch : batches) {
         for (std::size_t n = 0; n < batch.items.size(); ++n) {
             auto& parameter = *batch.parameters[n];
-            // A state that was converted is left for the step that is made with it.
+            // Only new states are installed. A converted state is installed by the step that uses it.
             if (batch.fresh[n].state && !state_of(parameter))
                 install(parameter, std::move(batch.fresh[n].state));
             count_bad(parameter.key(), batch.items[n].bad_elements);
@@ -274,8 +275,7 @@ std::vector<StepBatch> OptimizerImpl::all_with_gradients(bool makes_states) {
 void OptimizerImpl::step_all() {
     gradient_numbers.follow_clipped();
     auto batches = all_with_gradients(/*makes_states=*/true);
-    // The coefficient is of these gradients: they are clipped in another attempt, too, and
-    // those of the next step are not.
+    // The clip coefficient belongs to the current gradients. If this step fails, it is kept for the retry.
     try {
         run(batches, gradient_numbers);
     } catch (const NonFiniteError&) {

@@ -1,4 +1,4 @@
-// Torch tensors as the core sees them.
+// Converts between torch tensors and the core's types.
 #include "tensor_bridge.h"
 
 #include <ostream>
@@ -72,7 +72,7 @@ TensorView view_of(const torch::Tensor& tensor) {
 }
 
 bool is_aligned(const torch::Tensor& tensor) {
-    // A tensor without elements may lie anywhere.
+    // A tensor without elements may have any address.
     return tensor.numel() == 0 ||
            reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % tensor.element_size() == 0;
 }
