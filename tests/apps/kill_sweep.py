@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -65,43 +65,53 @@ def content(folder: Path) -> dict[str, object]:
 
 
 class Sweep:
-    """One folder in which runs are made and killed."""
+    """One folder in which runs are made and broken. What they are compared with stays there, for the next."""
 
-    def __init__(self, place: Path, every: int, how: str = "all") -> None:
-        self.place, self.every, self.how = place, every, how
+    def __init__(self, place: Path, points: Iterable[int], how: str = "all") -> None:
+        self.place, self.wanted, self.how = place, points, how
         self.text = place / "text.txt"
         self.text.write_text("".join(f"{n} times {n} is {n * n}\n" for n in range(2000)))
         self.kills = 0
 
-    def train(self, out: Path, steps: int, *more: object) -> list[object]:
+    def train(self, steps: int, *more: object) -> list[object]:
         shape = (*TINY, "--schedule", "constant", "--warmup", 0, "--checkpoint-every", 1, "--eval-every", 1)
-        return ["train", "--data", self.text, *shape, "--steps", steps, "--out", out, *more]
+        return ["train", "--data", self.text, *shape, "--steps", steps, *more]
 
     def done(self, arguments: list[object]) -> None:
         result = run(*arguments)
         assert result.returncode == 0, result.stderr
 
+    def unbroken(self, name: str, *commands: list[object], start: Path | None = None) -> Path:
+        """The folder of that name, in which these commands were never broken."""
+        folder = self.place / name
+        if not folder.exists():
+            if start is not None:
+                shutil.copytree(start, folder)
+            for arguments in commands:
+                self.done([*arguments, "--out", folder])
+        return folder
+
     def points(self, attempt: Callable[[int], bool]) -> None:
-        point = 0
-        while attempt(point):
+        """Tries the wanted points until one is behind the last call."""
+        for point in self.wanted:
+            if not attempt(point):
+                return
             self.kills += 1
-            point += self.every
 
     def has_checkpoint(self, out: Path) -> bool:
         return any((out).glob("checkpoints/**/step-*/checkpoint.json"))
 
     def keep_checkpoints(self) -> None:
         """A new run with --keep-checkpoints, and the run that goes on."""
-        whole, out = self.place / "whole", self.place / "run"
-        self.done(self.train(whole, 4, "--keep-checkpoints", 2))
-        expected = content(whole)
+        out = self.place / "run"
+        train = self.train(4, "--keep-checkpoints", 2)
+        expected = content(self.unbroken("kept", train))
 
         def attempt(point: int) -> bool:
             shutil.rmtree(out, ignore_errors=True)
-            arguments = self.train(out, 4, "--keep-checkpoints", 2)
-            killed, _ = broken_at(point, self.how, arguments)
+            killed, _ = broken_at(point, self.how, [*train, "--out", out])
             more = "--resume" if self.has_checkpoint(out) else "--overwrite"
-            self.done([*arguments, more])
+            self.done([*train, "--out", out, more])
             assert content(out) == expected, point
             return killed
 
@@ -109,24 +119,23 @@ class Sweep:
 
     def overwrite(self) -> None:
         """A run that replaces another one with --overwrite."""
-        old, out = self.place / "old", self.place / "run"
-        self.done(self.train(old, 3, "--seed", 1))
-        expected = {}
+        out = self.place / "run"
+        expected, done = {}, {}
         for seed in (1, 2):
-            whole = self.place / f"whole-{seed}"
-            self.done(self.train(whole, 3, "--seed", seed))
-            self.done(self.train(whole, 5, "--seed", seed, "--resume"))
-            expected[seed] = content(whole)
+            done[seed] = self.unbroken(f"seed-{seed}", self.train(3, "--seed", seed))
+            longer = self.train(5, "--seed", seed, "--resume")
+            expected[seed] = content(self.unbroken(f"longer-{seed}", longer, start=done[seed]))
 
         def attempt(point: int) -> bool:
             shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(old, out)
-            killed, _ = broken_at(point, self.how, self.train(out, 3, "--seed", 2, "--overwrite"))
+            shutil.copytree(done[1], out)
+            replacing = self.train(3, "--seed", 2, "--overwrite", "--out", out)
+            killed, _ = broken_at(point, self.how, replacing)
             seed = 1
-            result = run(*self.train(out, 5, "--seed", seed, "--resume"))
+            result = run(*self.train(5, "--seed", seed, "--resume", "--out", out))
             if result.returncode == 2 and "seed is 2 there" in result.stderr:
                 seed = 2
-                result = run(*self.train(out, 5, "--seed", seed, "--resume"))
+                result = run(*self.train(5, "--seed", seed, "--resume", "--out", out))
             assert result.returncode == 0, (point, result.stderr)
             assert content(out) == expected[seed], (point, seed)
             return killed
@@ -137,10 +146,11 @@ class Sweep:
         """A comparison, all of whose processes are killed, or the one that made the call."""
         out = self.place / "comparison"
         shape = (*TINY, "--steps", 1, "--formats", "native,paper", "--no-plot")
-        arguments = ["compare", "--data", self.text, *shape, "--out", out]
-        self.done(arguments)
+        compare = ["compare", "--data", self.text, *shape]
+        compared = self.unbroken("compared", compare)
         runs = [f"adamw-{name}-seed0" for name in ("native", "paper")]
-        expected = {name: content(out / name) for name in runs}
+        expected = {name: content(compared / name) for name in runs}
+        arguments = [*compare, "--out", out]
 
         for how in ("all", "one") if self.how == "all" else (self.how,):
 
@@ -163,15 +173,13 @@ class Sweep:
     def two_runs(self) -> None:
         """Another command in the same folder at every call of the first: one of the two is refused where they
         meet, and the other does not notice."""
-        old, out, answer = self.place / "old", self.place / "run", self.place / "answer"
-        self.done(self.train(old, 2))
-        self.done(self.train(self.place / "whole", 3))
-        whole = content(self.place / "whole")
+        out, answer = self.place / "run", self.place / "answer"
+        old = self.unbroken("two-steps", self.train(2))
+        whole = content(self.unbroken("three-steps", self.train(3)))
         shape = (*TINY, "--steps", 1, "--formats", "native", "--no-plot")
-        comparison = ["compare", "--data", self.text, *shape, "--out", out]
-        self.done([*comparison, "--out", self.place / "comparison"])
-        compared = content(self.place / "comparison")
-        train = self.train(out, 3)
+        compare = ["compare", "--data", self.text, *shape]
+        compared = content(self.unbroken("one-compared", compare))
+        train, comparison = self.train(3, "--out", out), [*compare, "--out", out]
         pairs: list[tuple[bool, list[object], list[object], list[dict[str, object]]]] = [
             (False, train, train, [whole]),
             (True, [*train, "--resume"], [*train, "--resume"], [whole]),
@@ -218,13 +226,15 @@ SCENARIOS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="take every so many-th point")
-    parser.add_argument("--how", choices=["all", "full", "readonly"], default="all", help="what breaks it")
-    parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], default=[])
+    parser.add_argument(
+        "--how", choices=["all", "full", "readonly", "meet"], default="all", help="what breaks it"
+    )
+    parser.add_argument("scenarios", nargs="*", help=f"of {', '.join(SCENARIOS)}; without any: all")
     arguments = parser.parse_args()
     for name in arguments.scenarios or SCENARIOS:
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         with tempfile.TemporaryDirectory(dir=base) as place:
-            sweep = Sweep(Path(place), arguments.every, arguments.how)
+            sweep = Sweep(Path(place), range(0, sys.maxsize, arguments.every), arguments.how)
             SCENARIOS[name](sweep)
             print(f"{name}: {sweep.kills} points, nothing lost", flush=True)
     return 0
