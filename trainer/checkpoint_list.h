@@ -1,4 +1,4 @@
-// The checkpoints in the folder of a run: where they lie, which are complete, which one to go on from.
+// The checkpoints in the folder of a run: their paths, which are complete, and which one to resume from.
 // Changes nothing.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace flashoptim::trainer {
 
-/// Receives what a user should know and what is no error: one line.
+/// Receives a notice for the user that is not an error: one line.
 using Notice = std::function<void(const std::string&)>;
 
 struct SavedStep {
@@ -21,22 +21,21 @@ struct SavedStep {
     std::filesystem::path folder;
 };
 
-/// Where the checkpoint of `step` lies in a run's folder.
+/// The path of the checkpoint of `step` in the folder of a run.
 std::filesystem::path checkpoint_folder(const std::filesystem::path& out, std::int64_t step);
 
-/// All folders in `folder` that have the name of a checkpoint, oldest first, whatever is in them.
+/// All folders in `folder` with the name of a checkpoint, oldest first. Does not read their content.
 std::vector<SavedStep> list_checkpoints(const std::filesystem::path& folder);
 
-/// Why a checkpoint cannot be used; nothing if it is complete. Reads all of it.
+/// Why a checkpoint cannot be used. Empty if it is complete. Reads all of it.
 std::optional<std::string> fault_of(const std::filesystem::path& checkpoint);
 
-/// The checkpoint that `path` means: itself, or the newest complete one of the run in folder `path`, also
-/// where an --overwrite that was killed has moved the run aside. `notice` hears of newer ones that are passed
-/// over, and why. Throws IoError if there is none.
+/// The checkpoint at `path`: `path` itself, or the newest complete checkpoint of the run in folder `path`.
+/// Finds the run even if an --overwrite that was killed has moved it aside. `notice` receives a line for each
+/// newer checkpoint that is skipped, with the reason. Throws IoError if there is none.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, const Notice& notice);
 
-/// Whether the run that replaces another one has come to stay: it has a checkpoint of its own by now, or has
-/// ended well.
+/// Whether a run that replaces another one has succeeded: it has written a checkpoint or has ended well.
 bool is_new_run_there(const std::filesystem::path& out, const RunManifest& manifest);
 
 }  // namespace flashoptim::trainer

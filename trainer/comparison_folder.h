@@ -1,5 +1,5 @@
-// The `out` folder of a comparison: its own files, and a folder for each of its runs, which owns what is in
-// it by itself.
+// The `out` folder of a comparison: the comparison's files, and a folder for each run. Each run owns the
+// content of its folder.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,15 @@ namespace flashoptim::trainer {
 
 class ComparisonFolder {
 public:
-    /// Takes the folder for this process alone, for runs of `steps` steps in folders of these names. Throws
-    /// InvalidArgument that says what is there if a comparison or one of the runs is and `overwrite` does not
-    /// allow to replace it; IoError (in use, something foreign has a name that is needed, cannot be written).
-    /// Nothing has changed then. An old comparison's files are moved aside until the first new run has taken
-    /// the place of an old one; where none does, they are put back.
+    /// Locks the folder for runs of `steps` steps in folders with these names. Throws InvalidArgument if a
+    /// comparison or one of the runs exists and `overwrite` is false, and IoError if the folder is in use,
+    /// cannot be written, or contains a foreign file with a name that is needed. Then nothing has changed.
+    /// The files of an old comparison are moved aside until the first new run has replaced an old one. If
+    /// none does, they are moved back.
     ComparisonFolder(const std::filesystem::path& out, const std::vector<std::string>& runs,
                      std::int64_t steps, bool overwrite, const Notice& notice);
 
-    /// The comparison ended well. Throws IoError.
+    /// Records that the comparison ended well. Throws IoError.
     void end();
 
 private:

@@ -1,5 +1,5 @@
-// Numbers as people type them, read exactly: what is not wholly a number, or does not fit, is nothing. Knows
-// no bounds.
+// Parses numbers that people type, exactly. Text that is not entirely a number, or a number that does not
+// fit, gives an empty result. Knows no bounds.
 #pragma once
 
 #include <charconv>
@@ -11,8 +11,8 @@
 
 namespace flashoptim::trainer {
 
-/// Decimal digits alone: no sign, space, exponent, point, separator or prefix. Nothing where 64 bits do not
-/// hold the number.
+/// Parses decimal digits only: no sign, space, exponent, point, separator or prefix. Empty if the number does
+/// not fit in 64 bits.
 inline std::optional<std::uint64_t> exact_whole_number(std::string_view text) {
     std::uint64_t number = 0;
     const char* const end = text.data() + text.size();
@@ -21,8 +21,8 @@ inline std::optional<std::uint64_t> exact_whole_number(std::string_view text) {
     return number;
 }
 
-/// A finite decimal number as "0.1", "-3", ".5" or "1e-3", whatever the locale. Nothing for "nan" and "inf",
-/// and where a double would only hold 0 or infinity in its place.
+/// Parses a finite decimal number such as "0.1", "-3", ".5" or "1e-3", independent of the locale. Empty for
+/// "nan" and "inf", and for a number that a double would round to 0 or infinity.
 inline std::optional<double> exact_real_number(std::string_view text) {
     double number = 0.0;
     const char* const end = text.data() + text.size();

@@ -1,5 +1,5 @@
-// Sums of gradients over micro-batches in fp32: a 16-bit sum loses what is below 2^-8 of it.
-// Knows no optimizer and no model.
+// Sums gradients over micro-batches in fp32. A 16-bit sum would lose addends below 2^-8 of the sum. Knows no
+// optimizer and no model.
 #pragma once
 
 #include <memory>
@@ -9,9 +9,9 @@
 
 namespace flashoptim::trainer {
 
-/// Adds the gradient of each parameter to an fp32 sum as soon as backward has completed it, and frees the
-/// gradient. Lives beside the parameters of a model; its hooks go with it. Not thread-safe; backward passes
-/// must not overlap with its destruction.
+/// Adds the gradient of each parameter to an fp32 sum as soon as backward has completed it, then frees the
+/// gradient. The destructor removes its hooks. Not thread-safe; a backward pass must not overlap with the
+/// destructor.
 class GradientAccumulator {
 public:
     /// Throws InvalidArgument if a parameter has another hook of this kind.
@@ -20,14 +20,14 @@ public:
     GradientAccumulator(const GradientAccumulator&) = delete;
     GradientAccumulator& operator=(const GradientAccumulator&) = delete;
 
-    /// The sum of parameter `index` since the last clear(), fp32, of its shape; undefined if
-    /// no gradient came. No copy.
+    /// The sum for parameter `index` since the last clear(): fp32, in the parameter's shape. Undefined if
+    /// there was no gradient. Not a copy.
     torch::Tensor sum(std::size_t index) const;
 
-    /// Forgets the sums; their memory stays for the next step.
+    /// Resets the sums. Their memory is kept for the next step.
     void clear();
 
-    /// Bytes of all sums.
+    /// The bytes of all sums.
     std::int64_t bytes() const;
 
 private:

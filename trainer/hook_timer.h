@@ -1,5 +1,5 @@
-// How long the hooks after gradient accumulation take: with gradient release that is the optimizer's time,
-// spent inside backward. Knows no optimizer and no model.
+// Measures the hooks that run after gradient accumulation. With gradient release this is the optimizer's
+// time, which is spent inside backward. Knows no optimizer and no model.
 #pragma once
 
 #include <memory>
@@ -9,9 +9,9 @@
 
 namespace flashoptim::trainer {
 
-/// Measures the hooks that the parameters have when it is made; whoever set them must outlive it. Its
-/// destructor leaves them as they were. Not thread-safe: for backward passes on the CPU, which run on one
-/// thread and have done their work when a hook returns.
+/// Measures the hooks that the parameters have when the timer is made. The owner of the hooks must outlive
+/// the timer. The destructor restores the hooks. Not thread-safe: for backward passes on the CPU, which run
+/// on one thread and whose work is done when a hook returns.
 class HookTimer {
 public:
     explicit HookTimer(const std::vector<torch::Tensor>& parameters);

@@ -1,5 +1,5 @@
-// The bounds of every number that a run is given: one row for each option, read by the checks of TrainOptions
-// and by the command line alike. Parses nothing.
+// The bounds of every number among a run's options: one row per option. The checks of TrainOptions and the
+// command line both read this table. Parses nothing.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,10 @@
 
 namespace flashoptim::trainer {
 
-/// A whole number, none of which is negative: from `least` to `most`, or one of `choices` where there are
-/// some.
+/// A whole number that is not negative: from `least` to `most`, or one of `choices` if there are any.
 struct WholeLimits {
-    std::string_view option;  ///< as the command spells it
-    std::string_view what;    ///< as a sentence about the option calls it
+    std::string_view option;  ///< the option's name on the command line
+    std::string_view what;    ///< the option's name in a sentence
     std::uint64_t least = 0;
     std::uint64_t most = 0;
     std::span<const std::uint64_t> choices;
@@ -25,12 +24,12 @@ struct WholeLimits {
     [[nodiscard]] std::string range() const;  ///< "a whole number from 1 to 1024", "16 or 32"
 };
 
-/// A finite number from `least` to `most`; each end may be left out.
+/// A finite number from `least` to `most`. Either end may be excluded.
 struct RealLimits {
     std::string_view option;
     std::string_view what;
     double least = 0.0;
-    double most = 0.0;  ///< infinity: no more than finite
+    double most = 0.0;  ///< infinity: any finite number
     bool without_least = false;
     bool without_most = false;
 
@@ -38,21 +37,21 @@ struct RealLimits {
     [[nodiscard]] std::string range() const;  ///< "a finite number of at least 0"
 };
 
-/// The option of a hyperparameter: "--eps", "--beta1", "--weight-decay".
+/// The option's name for a hyperparameter: "--eps", "--beta1", "--weight-decay".
 std::string option_of(const HyperparameterField& field);
 
-/// All options of a run that are numbers; hyperparameters have the widest range of any rule.
+/// All options of a run that are numbers. A hyperparameter has the widest range that any rule allows.
 std::span<const WholeLimits> whole_limits();
 std::span<const RealLimits> real_limits();
 
-/// The row of an option. Throws std::logic_error for one that is not in the tables.
+/// The row of an option. Throws std::logic_error if the option is not in the tables.
 const WholeLimits& whole_limits_of(std::string_view option);
 const RealLimits& real_limits_of(std::string_view option);
 
-/// "the batch size is 0; it must be a whole number from 1 to 1048576".
+/// The message for a wrong value: "the batch size is 0; it must be a whole number from 1 to 1048576".
 std::string refusal(std::string_view what, std::string_view shown, std::string_view range);
 
-/// Throws InvalidArgument where the option's row does not allow the value.
+/// Throws InvalidArgument if the option's row does not allow the value.
 void require_within(std::string_view option, std::int64_t value);
 void require_within(std::string_view option, double value);
 

@@ -1,5 +1,5 @@
-// The training loop: options in, a trained and saved model out. This header is what a command includes; it
-// needs no torch header.
+// The training loop: takes options, trains a model and saves it. Commands include this header; it needs no
+// torch header.
 #pragma once
 
 #include "flashoptim/error.h"
@@ -8,29 +8,27 @@
 
 namespace flashoptim::trainer {
 
-/// The loss of a step, of an evaluation or of the model that a checkpoint would hold is NaN or infinite.
+/// The loss is NaN or infinite: in a step, in an evaluation, or of the model that was about to be saved.
 class NonFiniteLoss : public NonFiniteError {
     using NonFiniteError::NonFiniteError;
 };
 
-/// Trains as `options` say and tells `observer` what happens. In options.out it writes metrics.csv (a row for
-/// each step), checkpoints/step-<number>/ and summary.json. A run that was killed and resumed gives the same
-/// weights and metrics, bit for bit and apart from times and memory, as one that was not, at the same number
-/// of threads. Sets LibTorch's number of threads. Throws InvalidArgument (options, data too short, a variable
-/// of the environment, threads that cannot be started, more memory needed than there is), FormatError (data
-/// or checkpoint that is not what it should be), IoError (files), and NonFiniteLoss in the step of which it
-/// speaks: the row of that step is written, its update is not made where its own loss is it, and no
-/// checkpoint follows.
+/// Trains as `options` say and reports to `observer`. Writes metrics.csv (one row per step),
+/// checkpoints/step-<number>/ and summary.json to options.out. A run that was killed and resumed with the
+/// same number of threads gives the same weights and metrics, bit for bit, as an uninterrupted run, except
+/// for times and memory. Sets LibTorch's number of threads. Throws InvalidArgument (options, too little data,
+/// an environment variable, threads that cannot be started, too little memory), FormatError (damaged or wrong
+/// data or checkpoint), IoError (files) and NonFiniteLoss. With NonFiniteLoss the row of the step is written
+/// and no checkpoint follows; if the loss of the step itself is not finite, the step makes no update.
 TrainResult train(const TrainOptions& options, TrainObserver& observer);
 
-/// Refuses what train() would refuse of these options, their data and device before its first step, but for
-/// the folder of the run and a checkpoint to go on from. Builds no model, writes nothing. Throws as train()
-/// does.
+/// Checks what train() checks before its first step: options, data and device, but not the folder of the run
+/// nor a checkpoint to resume from. Builds no model and writes nothing. Throws what train() throws.
 void check(const TrainOptions& options);
 
-/// What memory a run needs before it has gradients and optimizer: opens the data, builds the model, runs one
-/// forward pass that keeps what backward would need, and returns the peak so far and the bytes of the
-/// weights. Writes nothing.
+/// Measures the memory of a run without gradients and optimizer: opens the data, builds the model, runs one
+/// forward pass that keeps what backward would need, and returns the peak and the bytes of the weights.
+/// Writes nothing.
 TrainResult hold_model(const TrainOptions& options);
 
 }  // namespace flashoptim::trainer

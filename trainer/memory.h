@@ -1,5 +1,5 @@
-// Bytes that a run's parameters take, by kind, counted in the tensors. What the operating system
-// measures: process_memory.h.
+// The bytes of a run's parameters, by kind, counted from the tensors. process_memory.h has what the operating
+// system measures.
 #pragma once
 
 #include "flashoptim/libtorch.h"
@@ -9,8 +9,8 @@
 
 namespace flashoptim::trainer {
 
-/// Counted at this moment: call it when the optimizer has its state and the gradients are there.
-/// `accumulator` may be null.
+/// Counts the bytes now. Call it when the optimizer has its state and the gradients exist. `accumulator` may
+/// be null.
 MemoryByKind memory_by_kind(const Model& model, const libtorch::FlashOptimizer& optimizer,
                             const GradientAccumulator* accumulator);
 

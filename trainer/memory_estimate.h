@@ -1,5 +1,5 @@
-// How much memory a run needs at least, from its options alone. Allocates nothing; what a run did take:
-// memory.h.
+// A lower bound of the memory that a run needs, from its options alone. Allocates nothing. memory.h counts
+// what a run has used.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace flashoptim::trainer {
 
-/// Bytes that a run takes for certain; 2^63 - 1 where 64 bits do not hold the number.
+/// The bytes that a run certainly needs. 2^63 - 1 if the number does not fit in 64 bits.
 struct MemoryNeed {
     std::int64_t weights = 0;
     std::int64_t gradients =
@@ -22,7 +22,7 @@ struct MemoryNeed {
         0;  ///< of a micro-batch, at the end of its forward pass: with its tokens and logits
     std::int64_t initial = 0;  ///< the fp32 draw of the largest parameter, when the model is made
 
-    /// The largest sum that is there at one moment.
+    /// The largest sum of these at any moment of the run.
     [[nodiscard]] std::int64_t peak() const;
 };
 

@@ -1,4 +1,4 @@
-// metrics.csv: one row for each step, complete on the disk after each. Never computes a metric.
+// metrics.csv: one row per step, written completely after each step. Computes no metric.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@
 
 namespace flashoptim::trainer {
 
-/// The first line of the file, without its end.
+/// The first line of the file, without the line end.
 std::string_view metrics_header();
 
-/// Whether there is anything in the file beyond its header.
+/// Whether the file contains anything after its header.
 bool has_rows(const std::filesystem::path& file);
 
-/// The file of metrics of one run.
+/// The metrics file of one run.
 class MetricsFile {
 public:
     /// Makes `file` with the rows of `before` (the same file, or where it was moved) up to `last_step`: rows
@@ -28,11 +28,11 @@ public:
     MetricsFile(const std::filesystem::path& file, const std::filesystem::path& before,
                 std::int64_t last_step, const std::function<void(const std::string&)>& notice);
 
-    /// Appends a row. Numbers are the shortest that read back as the same value; what is absent is left
-    /// empty. Throws IoError; the file then ends with the row before.
+    /// Appends a row. Numbers are written as the shortest text that parses to the same value; absent ones are
+    /// empty. Throws IoError; the file then ends with the previous row.
     void append(const StepRecord& record);
 
-    /// Returns when all rows are on the disk: before a checkpoint that counts on them. Throws IoError.
+    /// Waits until all rows are on the disk. Call it before a checkpoint that relies on them. Throws IoError.
     void sync();
 
 private:

@@ -1,5 +1,5 @@
-// From a choice to an optimizer over a model's parameters. The only place of the trainer that
-// knows the optimizer classes.
+// Makes the chosen optimizer for a model's parameters. Nothing else in the trainer knows the optimizer
+// classes.
 #pragma once
 
 #include <memory>
@@ -10,12 +10,12 @@
 
 namespace flashoptim::trainer {
 
-/// The precision in which a model is trained with that format.
+/// The precision in which a model is trained with this format.
 Precision precision_for(Format format);
 
-/// The optimizer that `choice` describes, with learning rate `learning_rate`: a group of the matrices, which
-/// decay, and one of the one-dimensional parameters, which do not. Throws InvalidArgument for a
-/// hyperparameter out of its range.
+/// Makes the optimizer that `choice` describes, with this learning rate. It has two groups: matrices, with
+/// weight decay, and one-dimensional parameters, without. Throws InvalidArgument if a hyperparameter is out
+/// of range.
 std::unique_ptr<libtorch::FlashOptimizer> make_optimizer(const OptimizerChoice& choice, double learning_rate,
                                                          const Model& model);
 

@@ -24,8 +24,8 @@ bool is_training_option(const HyperparameterField& field);
 /// Which optimizer, and how it stores what it keeps.
 struct OptimizerChoice {
     Rule rule = Rule::kAdamW;
-    /// The learning rates and what the rule does not read have no effect. Decay is of matrices: norms and other
-    /// one-dimensional weights never decay.
+    /// The learning rates and what the rule does not read have no effect. Decay is of matrices: norms and
+    /// other one-dimensional weights never decay.
     Hyperparameters hyperparameters = training_defaults(rule);
     /// kFloat32 is the reference: fp32 weights under bf16 autocast, fp32 gradients and moments. The others
     /// train bf16 weights.

@@ -1,14 +1,13 @@
-// How one run takes the place of another in its folder, so that one of them is
-// there whenever the process dies:
+// How one run replaces another in the same folder, so that one of them is complete at every moment:
 //
-//     1. The new run's manifest says what it replaces.
-//     2. What has to go is renamed into a folder of its own beside it, `.flashoptim-replaced-<old run>/`.
-//     3. The new run has its first checkpoint or ends well. The manifest says so, then what was moved aside is
-//        removed. Or the new run fails before that. The manifest says so, then its files are removed, and the
-//        old files and the old manifest get their names back.
+//     1. The manifest of the new run says what it replaces.
+//     2. The old files are moved to a folder of their own beside the run, `.flashoptim-replaced-<old run>/`.
+//     3. If the new run writes its first checkpoint or ends well, the manifest says so, and the old files are
+//        deleted. If it fails before that, the manifest says so, the new files are deleted, and the old files
+//        and the old manifest get their names back.
 //
-// Each step can be done again after a kill in its middle. The caller holds the lock of
-// the folder. Decides nothing.
+// Each step can be repeated after a kill in its middle. The caller holds the lock of the folder and decides
+// whether to replace.
 #pragma once
 
 #include <filesystem>

@@ -1,5 +1,5 @@
-// What a caller may choose when an optimizer is saved or loaded: a text of its own, hyperparameters that stay.
-// If these fail, a program that keeps its own settings loses them, or cannot find its step again.
+// What a caller may choose when an optimizer is saved or loaded: a text of its own, hyperparameters that
+// stay. If these fail, a program that keeps its own settings loses them, or cannot find its step again.
 #include "../support/step_cases.h"
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/json.h"

@@ -1,5 +1,5 @@
-// Checkpoints that earlier versions wrote, loaded by an optimizer of the core: they are compared with their own
-// files, bit for bit. If these fail, a user's finished trainings cannot be gone on from.
+// Checkpoints that earlier versions wrote, loaded by an optimizer of the core: they are compared with their
+// own files, bit for bit. If these fail, a user's finished trainings cannot be gone on from.
 #include <filesystem>
 
 #include "../support/step_cases.h"

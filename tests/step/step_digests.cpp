@@ -1,8 +1,8 @@
 // Prints a digest of what 50 steps leave behind, for every rule, format, weight dtype, number of master bits
 // and gradient dtype, and for three shapes. The digests of released versions stand in step_digests.txt: a
 // change of any bit of any step shows.
-//     step_digests [BACKEND]             prints all lines
-//     step_digests --check FILE [BACKEND]  names what differs from the file; exits with 1 where something does
+//     step_digests [BACKEND]               prints all lines
+//     step_digests --check FILE [BACKEND]  names what differs from the file; exits with 1 if anything does
 #include <array>
 #include <cinttypes>
 #include <cstdio>

@@ -108,8 +108,8 @@ void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept 
 void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
 
 #if defined(__linux__) && defined(SYS_mmap) && !defined(__SANITIZE_THREAD__)
-// The C library's name: its own calls of mmap, malloc's among them, do not come here. The thread sanitizer has
-// a function of that name of its own.
+// The C library's name: its own calls of mmap, malloc's among them, do not come here. The thread sanitizer
+// has a function of that name of its own.
 extern "C" void* flashoptim_failing_mmap(void* address, std::size_t bytes, int protection, int flags,
                                          int file, off_t offset) __asm__("mmap");
 extern "C" void* flashoptim_failing_mmap(void* address, std::size_t bytes, int protection, int flags,

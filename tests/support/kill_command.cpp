@@ -1,5 +1,5 @@
-// kill_command N HOW PROGRAM [ARGUMENT...]: runs the program, and something happens when it, or a process that
-// it started, enters the N-th system call that changes files, counted from 0. HOW says what:
+// kill_command N HOW PROGRAM [ARGUMENT...]: runs the program. When the program, or a process that it started,
+// enters the N-th system call that changes files (counted from 0), HOW says what happens:
 //   all, one   all are killed, or only the one that made the call
 //   full       from this call on every one that needs room on the disk fails with ENOSPC
 //   readonly   from this call on every one fails with EROFS, as on a disk that the system has given up

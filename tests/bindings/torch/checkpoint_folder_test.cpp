@@ -1,6 +1,6 @@
-// LibTorch optimizers in checkpoint folders: a run goes on from a folder of its own, of the core and of earlier
-// versions, and the core goes on from LibTorch's. If these fail, a training cannot move from one binding to
-// another, or an interrupted one is lost.
+// LibTorch optimizers in checkpoint folders: a run goes on from a folder of its own, of the core and of
+// earlier versions, and the core goes on from LibTorch's. If these fail, a training cannot move from one
+// binding to another, or an interrupted one is lost.
 #include <unistd.h>
 
 #include <filesystem>
