@@ -1,5 +1,4 @@
-// Several data files read as one sequence: which file holds which index. Knows nothing of what the elements
-// mean.
+// Reads several data files as one sequence: maps an index to its file. Does not know what the elements mean.
 #pragma once
 
 #include <algorithm>
@@ -16,15 +15,15 @@
 
 namespace flashoptim::trainer {
 
-/// One file of a chain: its elements have the global indices [begin, begin + size).
+/// One file of a chain. Its elements have the global indices [begin, begin + size).
 struct FilePart {
     std::unique_ptr<DataFile> file;
     std::int64_t begin = 0;
     std::int64_t size = 0;
-    std::int64_t byte_offset = 0;  ///< of the first element in the file
+    std::int64_t byte_offset = 0;  ///< of the first element, in the file
 };
 
-/// Files in order, without empty ones.
+/// The files in order, without empty ones.
 class FileChain {
 public:
     void add(std::unique_ptr<DataFile> file, std::int64_t size, std::int64_t byte_offset) {
@@ -37,7 +36,7 @@ public:
     std::int64_t size() const { return size_; }
     const std::vector<FilePart>& parts() const { return parts_; }
 
-    /// What the files are, each of which must have been scanned.
+    /// The identities of the files. Each file must have been scanned.
     SourceIdentity identity(std::string kind) const {
         SourceIdentity identity{std::move(kind), {}, {}};
         for (const FilePart& part : parts_) {

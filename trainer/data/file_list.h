@@ -1,4 +1,4 @@
-// Which files a data set has, and whether they are text or tokens. Opens none of them.
+// Lists the files of a data set and tells text from tokens. Opens none of them.
 #pragma once
 
 #include <filesystem>
@@ -6,18 +6,17 @@
 
 namespace flashoptim::trainer {
 
-/// Files of a data set: `path` itself, or every file below it in sorted order, without hidden ones (a name
-/// that starts with a dot). Links are followed. Throws IoError that names what is missing, what cannot be
-/// read, and what is neither file nor folder (a pipe in a folder, a link that leads nowhere): nothing is left
-/// out silently.
+/// The files of a data set: `path` itself, or every file below it in sorted order, except hidden ones (whose
+/// name starts with a dot). Links are followed. Nothing is left out silently: throws an IoError that names
+/// anything that is missing, cannot be read, or is neither a file nor a folder (a pipe, a dangling link).
 std::vector<std::filesystem::path> list_files(const std::filesystem::path& path);
 
-/// Whether `path` is token files: its files have the ending .bin. Throws as list_files() does, and
-/// FormatError if a folder has both token files and others, naming one of each.
+/// Whether `path` has token files, whose names end in .bin. Throws what list_files() throws, and FormatError
+/// if a folder has both token files and others. The message names one of each.
 bool is_token_data(const std::filesystem::path& path);
 
-/// Whether what is made at `place` would be among the files of the folder `data` when it is listed the next
-/// time. `place` need not be there. Throws IoError where one of them cannot be looked up.
+/// Whether a file made at `place` would be listed as a file of the folder `data`. `place` need not exist.
+/// Throws IoError if one of the two cannot be looked up.
 bool would_be_listed(const std::filesystem::path& data, const std::filesystem::path& place);
 
 }  // namespace flashoptim::trainer

@@ -1,5 +1,5 @@
-// What a run's data was: sizes, order and hashes of its files, kept in checkpoints and compared when a run
-// goes on. Opens no file.
+// The identity of a run's data: sizes, order and hashes of its files. Checkpoints store it, and a resumed run
+// compares it. Opens no file.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace flashoptim::trainer {
 
-/// A file by its content: names do not count.
+/// A file, identified by its content. Its name does not matter.
 struct FileIdentity {
     std::int64_t size = 0;   ///< bytes
     std::uint64_t hash = 0;  ///< XXH64 of its bytes, or of blocks sampled over all of it
@@ -22,25 +22,25 @@ struct FileIdentity {
     }
 };
 
-/// The files of one source in order, without empty ones.
+/// The files of one source, in order, without empty ones.
 struct SourceIdentity {
     std::string kind;  ///< how the bytes become tokens: "bytes", "uint16", "uint32"
     std::vector<FileIdentity> files;
-    std::vector<std::filesystem::path> paths;  ///< where the files lie now; empty if read from a checkpoint
+    std::vector<std::filesystem::path> paths;  ///< the files' paths; empty if read from a checkpoint
 };
 
-/// All data of a run, and where training ends and validation begins.
+/// All data of a run, and the boundary between training and validation.
 struct DataIdentity {
     SourceIdentity training;
-    std::optional<SourceIdentity> validation;  ///< where it has files of its own
+    std::optional<SourceIdentity> validation;  ///< if validation has files of its own
     std::int64_t training_tokens = 0;
     std::int64_t validation_tokens = 0;
 };
 
-/// What is different in `now`, as one phrase that names the file if it is one; nothing if all is the same.
+/// What differs in `now`, as one phrase. It names the file if it is only one. Empty if nothing differs.
 std::optional<std::string> difference(const DataIdentity& before, const DataIdentity& now);
 
-/// A file as text, "<size> <16 hexadecimal digits>", and back; nothing if the text is something else.
+/// Converts a file's identity to text, "<size> <16 hexadecimal digits>", and back. Empty for any other text.
 std::string to_text(const FileIdentity& file);
 std::optional<FileIdentity> file_identity(const std::string& text);
 

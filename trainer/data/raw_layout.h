@@ -1,5 +1,5 @@
-// How raw token files lie: their width and byte order, judged by their bytes. Knows no vocabulary and opens
-// no file.
+// Guesses the width and byte order of raw token files from their bytes. Knows no vocabulary and opens no
+// file.
 #pragma once
 
 #include <array>
@@ -12,15 +12,15 @@
 
 namespace flashoptim::trainer {
 
-/// Counts of the bytes of a file, or of samples of it, that tell how its tokens lie.
+/// Counts of the bytes of a file, or of samples of it, from which the layout of its tokens is guessed.
 class RawLayout {
 public:
-    /// `bytes` begin at a multiple of 8 in the file.
+    /// Counts `bytes`, whose offset in the file is a multiple of 8.
     void add(std::span<const std::byte> bytes);
 
-    /// What the file is and the remedy, as in "has 32-bit tokens; give --token-width 32", where its bytes are
-    /// no little-endian tokens of `token_bytes` (2 or 4); nothing if they may be. A file that is only likely
-    /// to be something else counts as what its user says if the width was given.
+    /// What the file seems to be and the remedy, as in "has 32-bit tokens; give --token-width 32", if its
+    /// bytes are not little-endian tokens of `token_bytes` (2 or 4). Empty if they may be. If the user gave
+    /// the width, a file that only looks like something else is accepted.
     std::optional<std::string> contradiction(std::int64_t token_bytes, bool width_given) const;
 
 private:

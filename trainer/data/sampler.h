@@ -1,5 +1,5 @@
-// Which tokens a training step sees: a function of seed and step alone, so that resuming needs nothing but
-// the step number. No torch header ever appears here.
+// Chooses the tokens of a training step as a function of the seed and the step alone, so that resuming needs
+// only the step number. No torch header here.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace flashoptim::trainer {
 
-/// One batch of a language model: row r of `targets` is row r of `inputs` moved by one token. Row-major
+/// One batch for a language model. Row r of `targets` is row r of `inputs`, shifted by one token. Row-major
 /// (rows, sequence).
 struct TokenBatch {
     std::int64_t rows = 0;
@@ -22,14 +22,15 @@ struct TokenBatch {
 /// bits, a function of key and counter without state.
 std::uint64_t philox(std::uint64_t key, std::uint64_t counter_low, std::uint64_t counter_high);
 
-/// Rows [first_row, first_row + rows) of training step `step`: windows of `data` that begin anywhere with
-/// equal chance. A row depends on (seed, step, its number in the step) only: four micro-batches of four rows
-/// are the same rows as one batch of 16. Throws InvalidArgument where rows x sequence is 0 or beyond all
-/// memory, as the next one does.
+/// Rows [first_row, first_row + rows) of training step `step`: windows of `data` whose start is uniformly
+/// random. A row depends only on (seed, step, index in the step), so four micro-batches of four rows are the
+/// same rows as one batch of 16. Throws InvalidArgument if rows x sequence is 0 or too large for any memory;
+/// so does the function below.
 TokenBatch training_batch(const TokenRange& data, std::uint64_t seed, std::int64_t step,
                           std::int64_t first_row, std::int64_t rows, std::int64_t sequence);
 
-/// Validation batch `index` of `count`: windows spread evenly over `data`, the same for every seed and step.
+/// Validation batch `index` of `count`. Its windows are spread evenly over `data`, the same for every seed
+/// and step.
 TokenBatch validation_batch(const TokenRange& data, std::int64_t index, std::int64_t count, std::int64_t rows,
                             std::int64_t sequence);
 

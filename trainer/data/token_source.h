@@ -1,5 +1,5 @@
-// A sequence of tokens, wherever it comes from: what the sampler reads. A new kind of data implements
-// TokenSource and gets its place in open_tokens(). No torch header ever appears here.
+// TokenSource, a sequence of tokens that the sampler reads. A new kind of data implements TokenSource and is
+// added to open_tokens(). No torch header here.
 #pragma once
 
 #include <cstdint>
@@ -27,14 +27,14 @@ public:
     /// and IoError for a file that was cut short or changed since it was opened.
     virtual void read(std::int64_t begin, std::span<std::int64_t> out) const = 0;
 
-    virtual SourceIdentity identity() const = 0;  ///< what the files are
+    virtual SourceIdentity identity() const = 0;  ///< of the files
 };
 
 /// Width of the tokens of a file without header; files with llm.c's header say it themselves.
 enum class TokenWidth : std::uint8_t { kUInt16, kUInt32 };
 
-/// How raw tokens lie. A file that only looks like another width is refused where the width is a default, not
-/// where the user gave it.
+/// The layout of raw tokens. A file that only looks like another width is refused if the width is the
+/// default, and accepted if the user gave it.
 struct RawTokens {
     TokenWidth width = TokenWidth::kUInt16;
     bool width_given = false;
@@ -57,10 +57,10 @@ std::unique_ptr<TokenSource> open_token_files(const std::filesystem::path& path,
 /// does, and FormatError for more than 2^20.
 std::int64_t smallest_vocabulary(const std::filesystem::path& path, RawTokens raw);
 
-/// Where tokens come from.
+/// The source of the tokens.
 struct DataOptions {
     std::filesystem::path path;  ///< a file or a folder
-    /// Validation data of its own; then nothing is split off `path`. Empty: none.
+    /// Separate validation data; then nothing is split off `path`. Empty: none.
     std::filesystem::path validation_path;
     double validation_fraction = 0.1;  ///< part of the end of `path` that is held out
     RawTokens raw;
@@ -80,8 +80,7 @@ struct TokenRange {
 /// Training and validation data.
 struct DataSet {
     std::unique_ptr<TokenSource> training_source;
-    std::unique_ptr<TokenSource>
-        validation_source;  ///< null where validation is the end of the training source
+    std::unique_ptr<TokenSource> validation_source;  ///< null if validation is the end of the training source
     TokenRange training;
     TokenRange validation;
 
