@@ -1,6 +1,6 @@
-// A folder that belongs to one run or one comparison at a time: locked while this lives, with a manifest of
-// what is its own, and with what an earlier process that was killed left unfinished brought to its end. What
-// a run does in it is not known here.
+// A folder that belongs to one run or one comparison at a time. It is locked, has a manifest of the files
+// that the run owns, and completes what a killed process has left unfinished. Does not know what a run does
+// in the folder.
 #pragma once
 
 #include <filesystem>
@@ -15,37 +15,37 @@ namespace flashoptim::trainer {
 
 class OwnedFolder {
 public:
-    /// Locks `out`, and finishes what a killed --overwrite began there: the old run is put back, or removed
-    /// where the new one holds. Throws IoError (in use, cannot be written), InvalidArgument (it is of the
-    /// other kind), FormatError (the manifest).
+    /// Locks `out` and completes an --overwrite that was killed: restores the old run, or deletes it if the
+    /// new one has succeeded. Throws IoError (in use, cannot be written), InvalidArgument (the folder is of
+    /// the other kind) and FormatError (the manifest).
     OwnedFolder(std::filesystem::path out, RunKind kind, Notice notice);
     OwnedFolder(const OwnedFolder&) = delete;
     OwnedFolder& operator=(const OwnedFolder&) = delete;
-    /// A run that is replaced and not yet gone is put back. A folder in which nothing was made is as it was.
+    /// Restores a run whose replacement has not succeeded. If nothing was written, the folder is as it was
+    /// before.
     ~OwnedFolder();
 
     const std::filesystem::path& path() const { return out_; }
     const Notice& notice() const { return notice_; }
 
-    /// What lies here as one's own: by the manifest, or by its content where an earlier version wrote it.
+    /// What the run owns here: from the manifest, or by content if an earlier version wrote the run.
     const std::optional<RunManifest>& manifest() const { return manifest_; }
-    /// Whether `name` is there, and as what a run leaves it: a file, or for a checkpoint a folder.
+    /// Whether `name` exists with the type that a run gives it: a file, or a folder for a checkpoint.
     bool has_own(const std::string& name) const;
-    /// Throws IoError if something that is not one's own has a name that is needed.
+    /// Throws IoError if a foreign file has a name that is needed.
     void require_free(const std::string& name) const;
 
-    /// From here on the folder belongs to the run of `manifest`; what its `replaced` names is moved aside.
-    /// Throws IoError.
+    /// Gives the folder to the run of `manifest` and moves aside what its `replaced` lists. Throws IoError.
     void begin(RunManifest manifest);
     bool is_replacing() const { return manifest_ && manifest_->replaced; }
-    /// The new run holds: what it replaced is removed.
+    /// Deletes the replaced run, because the new one has succeeded.
     void finish_replacing();
 
-    /// Before a file or checkpoint of that name is made. Throws IoError.
+    /// Adds a name to the manifest. Call it before the file or checkpoint is made. Throws IoError.
     void add(const std::string& name);
-    /// It was removed. The manifest on the disk says so when it is written the next time.
+    /// Removes a name from the manifest, whose file changes when it is next written.
     void drop(const std::string& name);
-    /// Writes a manifest that has changed. Throws IoError.
+    /// Writes the manifest if it has changed. Throws IoError.
     void write();
 
 private:
@@ -60,8 +60,8 @@ private:
     bool has_begun_ = false, is_changed_ = false;
 };
 
-/// What the run in `folder` is, or the one that an unfinished --overwrite would put back there; empty if
-/// there is none.
+/// The identity of the run in `folder`, or of the one that an unfinished --overwrite would restore there.
+/// Empty if there is none.
 std::string identity_of_run(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::trainer

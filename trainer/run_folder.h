@@ -1,5 +1,5 @@
-// The `out` folder of a run: who may write there, what is replaced, which checkpoints stay. Never looks into
-// a checkpoint's tensors and needs no torch header.
+// The `out` folder of a run: who may write there, what is replaced, and which checkpoints are kept. Never
+// reads the tensors of a checkpoint; needs no torch header.
 #pragma once
 
 #include <cstdint>
@@ -10,42 +10,42 @@
 
 namespace flashoptim::trainer {
 
-/// Throws InvalidArgument where a run in the folder `out` would be taken for data the next time, so that
-/// nothing could go on from it, or where the data has a name that the run needs there. Either may be empty.
+/// Throws InvalidArgument if the files of a run in `out` would become part of the data, so that the run could
+/// not be resumed, or if the data has a name that the run needs. Either path may be empty.
 void require_apart(const std::filesystem::path& data, const std::filesystem::path& out);
 
 class RunFolder {
 public:
-    /// Takes the folder for this process alone. Throws what OwnedFolder does.
+    /// Locks the folder. Throws what OwnedFolder throws.
     RunFolder(const std::filesystem::path& out, const Notice& notice);
 
-    /// Throws InvalidArgument if a run is there that neither goes on from `resumed_from` nor may be replaced,
-    /// and IoError if something that is not of a run has a name that is needed. Changes nothing.
+    /// Throws InvalidArgument if the folder has a run that `resumed_from` does not continue and that must not
+    /// be replaced, and IoError if a foreign file has a name that is needed. Changes nothing.
     void require_permission(const std::filesystem::path& resumed_from, std::int64_t last_step,
                             bool overwrite) const;
 
-    /// Makes the folder ready for the steps after `step`, up to `last_step`, which go on from `resumed_from`
-    /// (empty: from nothing). Returns whether that is a checkpoint in this very folder, by whatever path it
-    /// was named. Then only what follows `step` has to go, else all that is of a run; it is moved aside until
-    /// the first checkpoint. Throws InvalidArgument if something has to go and `overwrite` does not allow it;
+    /// Prepares the folder for the steps after `step`, up to `last_step`, which continue from `resumed_from`
+    /// (empty: a new run). Returns whether `resumed_from` is a checkpoint in this same folder, by whatever
+    /// path. Then only the files of later steps must go, otherwise all files of the old run. They are moved
+    /// aside until the first checkpoint. Throws InvalidArgument if files must go and `overwrite` is false;
     /// IoError.
     bool begin(const std::filesystem::path& resumed_from, std::int64_t step, std::int64_t last_step,
                bool overwrite);
 
     std::filesystem::path metrics() const;
-    /// Where the rows lie that the run goes on from.
+    /// The metrics file with the rows that the run continues.
     std::filesystem::path metrics_so_far() const;
 
-    /// Around the writing of a checkpoint. Throw IoError.
+    /// Call these before and after writing a checkpoint. Throw IoError.
     void begin_checkpoint(std::int64_t step);
     void end_checkpoint();
-    /// Removes all but the newest `kept` checkpoints of the run. One in which somebody keeps other files
-    /// stays: `notice` hears why, and the run does not end for it.
+    /// Removes all but the newest `kept` checkpoints of the run. A checkpoint with foreign files in its
+    /// folder stays; `notice` receives the reason, and the run goes on.
     void remove_old_checkpoints(std::int64_t kept);
 
-    /// Whether what was there before would come back if this ended now.
+    /// Whether the previous run would be restored if this one ended now.
     bool is_replacing() const { return folder_.is_replacing(); }
-    /// The run ended well. Throws IoError.
+    /// Records that the run ended well. Throws IoError.
     void end();
 
     ~RunFolder();
@@ -59,7 +59,7 @@ private:
     Names make_room(const Names& later, bool continues, bool overwrite) const;
 
     OwnedFolder folder_;
-    bool is_new_ = false;  // nothing of it is worth keeping before its first row
+    bool is_new_ = false;  // a new run is not kept before its first row
 };
 
 }  // namespace flashoptim::trainer

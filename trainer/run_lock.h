@@ -1,5 +1,5 @@
-// The lock on the folder of a run: whoever holds it is the one process that writes there. The system releases
-// it when that process dies. Knows nothing of what else lies in the folder.
+// The lock on the folder of a run. Only the process that holds it writes there. The system releases the lock
+// when the process dies. Knows nothing else about the folder.
 #pragma once
 
 #include <filesystem>
@@ -10,26 +10,26 @@
 
 namespace flashoptim::trainer {
 
-/// Its file in the folder. The file is there as long as the run; only the lock on it says that somebody
-/// writes.
+/// The lock file in the folder. The file stays as long as the run exists; only the lock on it shows that a
+/// process is writing.
 inline constexpr std::string_view kLockName = ".flashoptim-run.lock";
 
 class RunLock {
 public:
-    /// Makes `folder` where it is missing, and takes its lock. Throws IoError: another process holds it, as
-    /// far as its file tells which; something else has the file's name; the folder cannot be written.
+    /// Makes `folder` if it is missing, and locks it. Throws IoError if another process holds the lock (and
+    /// names it if the file tells), if the lock file's name is taken, or if the folder cannot be written.
     explicit RunLock(const std::filesystem::path& folder);
     RunLock(const RunLock&) = delete;
     RunLock& operator=(const RunLock&) = delete;
     ~RunLock();
 
-    /// The file stays and says who holds the lock. Without this call all that the lock made goes with it, and
-    /// a file that was there is as it was: a refused run leaves nothing behind.
+    /// Keeps the lock file, which names the holder. Without this call the destructor removes everything that
+    /// the constructor made and restores an existing file, so that a refused run leaves nothing behind.
     void keep();
-    /// Takes `keep` back.
+    /// Undoes keep().
     void release() { is_kept_ = false; }
 
-    /// false: the file system has no locks, and nothing keeps other processes out.
+    /// False if the file system has no locks, so that other processes are not kept out.
     bool is_exclusive() const { return is_exclusive_; }
 
 private:

@@ -1,5 +1,5 @@
-// The manifest in the folder of a run or a comparison: what there is its own, by name. Nothing else is ever
-// moved, replaced or removed. Never looks into a checkpoint.
+// The manifest in the folder of a run or a comparison: the names of the files that it owns. Nothing else is
+// ever moved, replaced or removed. Never reads a checkpoint.
 //
 //     {"kind": "train", "layout": 1, "run": "<32 digits>",
 //      "owns": ["checkpoints/step-00000100", "metrics.csv", "summary.json"],
@@ -30,23 +30,22 @@ enum class RunKind : std::uint8_t { kTrain, kCompare };
 
 using Names = std::set<std::string>;
 
-/// What becomes of a run that was moved aside. Once it is decided it stays decided, whoever is killed
-/// meanwhile.
+/// The fate of a run that was moved aside. Once decided it does not change, even if a process is killed.
 enum class Stage : std::uint8_t {
-    kPending,    ///< the new run has to hold first
-    kLeaving,    ///< it holds: what was moved is being removed
-    kReturning,  ///< it has failed: what was moved is being put back
+    kPending,    ///< the new run has not succeeded yet
+    kLeaving,    ///< it has succeeded: the moved files are being deleted
+    kReturning,  ///< it has failed: the moved files are being moved back
 };
 
-/// What was moved aside to be replaced.
+/// A run that was moved aside to be replaced.
 struct ReplacedRun {
     std::string run;
-    Names owned;            ///< all that was its own, also what was not moved
-    Names moved;            ///< these lie in its folder aside
-    std::int64_t from = 0;  ///< the new run goes on from this step: a later checkpoint is its first one
+    Names owned;            ///< everything that it owned, including what was not moved
+    Names moved;            ///< what was moved to the folder beside the run
+    std::int64_t from = 0;  ///< the new run continues from this step: a later checkpoint is its first
     Stage stage = Stage::kPending;
     std::map<std::string, std::string>
-        members;  ///< of a comparison: its runs and what they were when it was replaced
+        members;  ///< of a comparison: its runs and their identities when it was replaced
 };
 
 struct RunManifest {
@@ -57,15 +56,15 @@ struct RunManifest {
     std::optional<ReplacedRun> replaced;
 };
 
-/// Of a run that begins.
+/// The manifest of a new run.
 RunManifest new_manifest(RunKind kind);
 
-/// The manifest in `folder`, nothing if there is none. Throws FormatError for one that is damaged, foreign or
-/// of a newer version; IoError.
+/// Reads the manifest in `folder`. Empty if there is none. Throws FormatError if it is damaged, foreign or of
+/// a newer version; IoError.
 std::optional<RunManifest> read_manifest(const std::filesystem::path& folder);
 
-/// The manifest that a run of an earlier version would have, which wrote none: what it left is known by its
-/// content. Nothing if there is nothing of a run.
+/// Makes a manifest for a run of an earlier version, which wrote none. Its files are recognised by their
+/// content. Empty if there is no run.
 std::optional<RunManifest> adopt_run(const std::filesystem::path& folder);
 
 /// Replaces the manifest, durably. Throws IoError.
