@@ -1,5 +1,5 @@
-// The subcommands, and what the exit code of each of them means. Each adds itself to the command line; its
-// function runs when it was chosen and returns the exit code.
+// The subcommands and the meaning of their exit codes. Each subcommand adds itself to the command line. If it
+// is chosen, its function runs and returns the exit code.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -9,7 +9,7 @@ namespace flashoptim::app {
 
 using Command = std::function<int()>;
 
-/// Exit codes, as kExitCodes tells them to users.
+/// Exit codes, which kExitCodes explains to users.
 inline constexpr int kDone = 0, kOtherError = 1, kBadInput = 2, kNotFinite = 3;
 
 inline constexpr const char* kExitCodes =
@@ -20,7 +20,7 @@ inline constexpr const char* kExitCodes =
     "  2 bad usage or bad input, refused before the first step; a file or output that cannot be written\n"
     "  3 the loss was not finite; the last good checkpoint stays";
 
-/// Adds the subcommand to `parent`; `chosen` becomes its function when the arguments name it.
+/// Adds the subcommand to `parent`. Sets `chosen` to its function if the arguments name it.
 void add_train_command(CLI::App& parent, Command& chosen);
 void add_compare_command(CLI::App& parent, Command& chosen);
 void add_bench_command(CLI::App& parent, Command& chosen);

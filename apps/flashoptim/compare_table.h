@@ -1,4 +1,4 @@
-// The table that ends a comparison. Prints what the runs measured, computes differences only.
+// The table at the end of a comparison. Prints the measurements of the runs; computes only differences.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -1,4 +1,4 @@
-// What a person sees: results on stdout; of a run, a progress bar on a terminal and plain lines otherwise.
+// Output for people: results on stdout, and on stderr a progress bar (terminal) or plain lines (otherwise).
 #pragma once
 
 #include <fmt/format.h>
@@ -15,32 +15,32 @@
 
 namespace flashoptim::app {
 
-/// "gradients clipped at norm 1".
+/// The clipping as text: "gradients clipped at norm 1".
 std::string clipping(double norm);
 
-/// Writes progress, notes and errors to stderr. Never throws for a stderr that takes nothing: what is told
-/// there must not end a run.
+/// Writes progress, notes and errors to stderr. Never throws if stderr cannot be written, because messages
+/// must not end a run.
 void tell(std::string_view text) noexcept;
 template <typename... Values>
 void tell(fmt::format_string<Values...> form, Values&&... values) {
     tell(std::string_view(fmt::format(form, std::forward<Values>(values)...)));
 }
 
-/// Writes results to stdout. Whether they arrived is asked once, of finish_output().
+/// Writes results to stdout. finish_output() checks once whether they were written.
 void print(std::string_view text) noexcept;
 template <typename... Values>
 void print(fmt::format_string<Values...> form, Values&&... values) {
     print(std::string_view(fmt::format(form, std::forward<Values>(values)...)));
 }
 
-/// Throws IoError if something that was written to stdout was lost.
+/// Throws IoError if any output to stdout was lost.
 void finish_output();
 
-/// Shows a run on stderr, and ends it with its checkpoint at the first signal that asks for that. A reader of
-/// stderr that goes away does not end it.
+/// Shows a run on stderr. At the first signal that asks the program to stop, it ends the run with a
+/// checkpoint. The run goes on if the reader of stderr goes away.
 class ConsoleObserver : public trainer::TrainObserver {
 public:
-    /// `label` stands before every line, "adamw native" for example.
+    /// `label` begins every line, for example "adamw native".
     explicit ConsoleObserver(std::string label);
     ~ConsoleObserver() override;
     ConsoleObserver(const ConsoleObserver&) = delete;
@@ -52,7 +52,7 @@ public:
     void on_notice(const std::string& line) override;
     bool stop_requested() override;
 
-    /// Whether the first step began: all that could be refused before was not.
+    /// Whether the first step has begun, so that all checks before it have passed.
     bool started() const { return started_; }
 
 private:

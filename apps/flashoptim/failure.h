@@ -1,4 +1,4 @@
-// From an exception, whoever threw it, to an exit code and one line with a remedy. Prints it; decides nothing
+// Turns any exception into an exit code and one line with a remedy, and prints the line. Decides nothing
 // else.
 #pragma once
 
@@ -7,8 +7,7 @@
 
 namespace flashoptim::app {
 
-/// Whether the work had begun: what is refused before it ends with another exit code than what goes wrong in
-/// it.
+/// Whether the work had begun. A refusal before the work has another exit code than a failure during it.
 enum class Phase { kBeforeFirstStep, kRunning };
 
 struct Failure {
@@ -16,14 +15,14 @@ struct Failure {
     std::string line;  ///< without "flashoptim: " and the end of the line
 };
 
-/// What to do where memory does not suffice, in a run.
+/// The remedy if a run has too little memory.
 inline constexpr std::string_view kLessMemory =
     "use a smaller --model, --batch or --sequence, or --activation-checkpointing";
 
-/// The exception that is being handled. `less_memory` is the remedy where memory does not suffice.
+/// Describes the exception that is being handled. `less_memory` is the remedy for too little memory.
 Failure current_failure(Phase phase, std::string_view less_memory = kLessMemory);
 
-/// Tells the failure on stderr and returns its exit code.
+/// Prints the failure to stderr and returns its exit code.
 int report(const Failure& failure);
 
 }  // namespace flashoptim::app

@@ -1,4 +1,4 @@
-// The file of --json: checked before any work is done, written when it is. Knows nothing about what is in it.
+// The file of --json. It is checked before the work and written after it. Does not know its content.
 #pragma once
 
 #include <filesystem>
@@ -11,24 +11,24 @@
 
 namespace flashoptim::app {
 
-/// What a results file must not take the place of.
+/// Paths that the results file must not overwrite.
 struct RunPlaces {
     std::vector<std::filesystem::path> data;  ///< files and folders; empty paths are none
-    std::filesystem::path out;                ///< of the run or comparison; empty: none
-    std::vector<std::string> names;           ///< in `out`, that the run needs or has
-    std::filesystem::path resume;             ///< checkpoint or run to go on from; empty: none
+    std::filesystem::path out;                ///< folder of the run or comparison; empty: none
+    std::vector<std::string> names;           ///< names in `out` that the run uses
+    std::filesystem::path resume;             ///< checkpoint or run to resume from; empty: none
 };
 
-/// Names in the `out` of a run.
+/// The names that a run uses in its `out`.
 std::vector<std::string> names_of_run();
 
-/// Where results go, if anywhere. A pipe is opened at once, so that its reader waits for the results and not
-/// this process for a reader; a file is replaced when the results are complete.
+/// The destination of the results, if any. A pipe is opened at once, so that this process does not have to
+/// wait for a reader at the end. A file is replaced when the results are complete.
 class JsonTarget {
 public:
-    /// `file` is nothing where --json was not given. Throws InvalidArgument or IoError, with nothing done,
-    /// for a folder, a disk, a pipe without a reader, a place that does not exist or cannot be written, and
-    /// for a file that the run reads or writes itself, by whatever path, symbolic or hard link it is named.
+    /// `file` is empty if --json was not given. Throws InvalidArgument or IoError, and changes nothing, for a
+    /// folder, a disk, a pipe without a reader, a path that does not exist or cannot be written, and a file
+    /// that the run itself reads or writes, whatever path, symbolic link or hard link names it.
     JsonTarget(const std::optional<std::string>& file, const RunPlaces& places);
 
     /// Throws IoError.

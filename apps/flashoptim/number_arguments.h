@@ -1,5 +1,5 @@
-// Numbers, lists and flags on the command line: what CLI11 would round, wrap, skip or take as something else
-// is refused here. Knows no subcommand.
+// Numbers, lists and flags on the command line. Refuses what CLI11 would round, wrap, skip or misread. Knows
+// no subcommand.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -13,15 +13,14 @@
 
 namespace flashoptim::app {
 
-/// "a,b" as {"a", "b"}; an empty text is one empty part, and ",," three.
+/// Splits "a,b" into {"a", "b"}. An empty text has one empty part, and ",," has three.
 std::vector<std::string> list_parts(const std::string& text);
 
-/// The type of a list in the help; check_arguments knows it by it.
+/// The name of a list's type in the help, by which check_arguments recognises lists.
 inline constexpr const char* kTexts = "TEXT,...";
 inline constexpr const char* kNumbers = "UINT,...";
 
-/// An option that takes several values, separated by commas. It shows those of `values` as its default, and
-/// replaces them.
+/// Adds an option that takes several values, separated by commas. Its default is `values`, which it replaces.
 template <class Value>
 CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<Value>& values,
                       const std::string& description) {
@@ -48,14 +47,14 @@ CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<Va
         }
     }
     auto* option = command.add_option_function<std::vector<std::string>>(name, read, description);
-    // One text each, without the brackets in which CLI11 skips empty parts.
+    // One text for each value, without the brackets in which CLI11 skips empty parts.
     option->take_all()->allow_extra_args(false)->type_name(is_text ? kTexts : kNumbers);
     return shown.empty() ? option : option->default_str(shown);
 }
 
-/// Gives every option of `command` that takes a number its bounds, from the rows of its own and then from
-/// those of all runs; refuses an empty text for all others, and for a flag what does not say yes or no. Call
-/// it when all options are there. Throws std::logic_error for a number without bounds.
+/// Sets the bounds of every numeric option of `command`, from the subcommand's own rows, then from those of
+/// all runs. For other options it refuses an empty text, and for flags anything but yes or no. Call it when
+/// all options have been added. Throws std::logic_error for a number without bounds.
 void check_arguments(CLI::App& command, std::span<const trainer::WholeLimits> own = {});
 
 }  // namespace flashoptim::app

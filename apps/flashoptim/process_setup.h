@@ -1,5 +1,5 @@
-// The process as every subcommand needs it: its standard descriptors, and signals of writes. What asks it to
-// stop is in stop_signals.h.
+// Prepares the process for any subcommand: standard descriptors, and signals caused by writes. Signals that
+// ask the process to stop are in stop_signals.h.
 #pragma once
 
 namespace flashoptim::app {
@@ -15,12 +15,11 @@ void prepare_process();
 /// Whether the descriptor was closed when the process started.
 bool was_closed(int descriptor);
 
-/// In a child process before it becomes another program: its writes end it again as they would have ended
-/// this one.
+/// Call this in a child process before exec: restores the signals of writes that the parent had at its start.
 void restore_write_signals() noexcept;
 
-/// Ends the process as SIGPIPE does, if whoever started it wants that. A reader of results that has read
-/// enough is no error.
+/// Ends the process as SIGPIPE would, unless the parent process ignores SIGPIPE. It is no error if the reader
+/// of results has read enough.
 void end_by_broken_pipe();
 
 }  // namespace flashoptim::app

@@ -1,5 +1,5 @@
-// What `flashoptim bench` measures: optimizer steps over made-up tensors, and the bandwidth that the machine
-// has at that moment.
+// The measurements of `flashoptim bench`: optimizer steps over generated tensors, and the present memory
+// bandwidth of the machine.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace flashoptim::app {
 
-/// One optimizer over one matrix: bf16 weights and gradients (24-bit masters), or fp32 throughout in the fp32
+/// One optimizer with one matrix: bf16 weights and gradients (24-bit masters), or fp32 for all in the fp32
 /// format.
 class StepContestant {
 public:
@@ -18,11 +18,11 @@ public:
     ~StepContestant();
     StepContestant(StepContestant&&) noexcept;
 
-    /// Bytes of the weights, gradients and state of one.
+    /// The bytes of weights, gradients and state.
     static std::int64_t bytes_of(Rule rule, Format format, std::int64_t parameters);
 
     double seconds();
-    /// Bytes that one step reads and writes: state, weights and corrections both ways, gradients once.
+    /// The bytes that one step reads and writes: state, weights and corrections twice, gradients once.
     [[nodiscard]] std::int64_t bytes_moved() const;
 
 private:
@@ -30,15 +30,14 @@ private:
     std::unique_ptr<State> state_;
 };
 
-/// Adds to a buffer in place on `threads` threads: the memory traffic of an optimizer with the least to
-/// compute.
+/// Adds to a buffer in place with `threads` threads: an optimizer's memory traffic with the least arithmetic.
 class BandwidthProbe {
 public:
-    /// Of its buffer: more than any cache holds.
+    /// The bytes of the buffer, more than any cache holds.
     static constexpr std::int64_t kBytes = std::int64_t{1} << 28;
 
     explicit BandwidthProbe(int threads);
-    /// Bytes read and written per second.
+    /// The bytes read and written per second.
     double bytes_per_second();
 
 private:

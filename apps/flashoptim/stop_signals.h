@@ -1,4 +1,4 @@
-// The signals that ask this program to stop, and a child process to which they are passed on. Stops nothing
+// Handles the signals that ask the program to stop, and forwards them to a child process. Stops nothing
 // itself.
 #pragma once
 
@@ -13,20 +13,20 @@ namespace flashoptim::app {
 /// between the soft and the hard limit on processor time, never is. One at a time.
 class StopSignals {
 public:
-    /// Whether SIGQUIT is taken, too: for a process that has a child to end.
+    /// Whether SIGQUIT is handled, too, for a process that has a child to end.
     enum class Quit : bool { kKills, kTaken };
     explicit StopSignals(Quit quit = Quit::kKills);
     ~StopSignals();
     StopSignals(const StopSignals&) = delete;
     StopSignals& operator=(const StopSignals&) = delete;
 
-    /// The first signal that came, 0 if none did.
+    /// The first signal received, or 0.
     static int received();
 
-    /// In a child process before it becomes another program: the signals end it again.
+    /// Call this in a child process before exec: the signals end the child again.
     static void reset() noexcept;
 
-    /// Passes every signal that is taken on to this process, which is woken if it was stopped; 0: to none.
+    /// Forwards every handled signal to this process, and wakes it if it is stopped. 0: to none.
     static void pass_on_to(pid_t child);
 };
 

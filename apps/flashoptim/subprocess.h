@@ -1,4 +1,4 @@
-// Runs a program as a child process that does not outlive this one, and waits for it.
+// Runs a program as a child process, which does not outlive this process, and waits for it.
 #pragma once
 
 #include <string>
@@ -6,10 +6,10 @@
 
 namespace flashoptim::app {
 
-/// Which of the child's standard output and errors are those of this process; the rest is thrown away.
+/// Which of stdout and stderr the child shares with this process. The others are discarded.
 enum class Output { kBoth, kErrors, kNone };
 
-/// How a program ended: by exit(code), or by a signal (then that is not 0).
+/// How a program ended: by exit(code), or by a signal if that is not 0.
 struct ProgramEnd {
     int code = 0, signal = 0;
 };
@@ -20,11 +20,11 @@ struct ProgramEnd {
 /// cannot start.
 ProgramEnd run_program(const std::vector<std::string>& arguments, Output output);
 
-/// Path under which the running executable can be started again, also where another version took its place on
+/// A path by which the running executable can be started again, even if another version has replaced it on
 /// the disk.
 std::string own_executable();
 
-/// The folder that the running executable lies in; empty if it cannot be told.
+/// The folder of the running executable. Empty if unknown.
 std::string own_folder();
 
 }  // namespace flashoptim::app

@@ -1,4 +1,4 @@
-// What to say of a command line that cannot be understood. Parses nothing: CLI11 did.
+// Messages for a command line that cannot be understood. CLI11 does the parsing.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -8,16 +8,16 @@
 
 namespace flashoptim::app {
 
-/// One line, without "flashoptim: ", on why `app` could not take its arguments: an option or subcommand that
-/// nobody knows comes first, with the known one that was near; then what CLI11 says.
+/// One line, without "flashoptim: ", that says why `app` rejected its arguments. An unknown option or
+/// subcommand comes first, with the most similar known one; then CLI11's message.
 std::string usage_error(const CLI::App& app, const CLI::ParseError& error);
 
-/// One line on the first `--name=` without a value, which CLI11 takes for the option alone: a script whose
-/// variable is empty has typed it. Empty if there is none.
+/// One line about the first `--name=` without a value, which CLI11 would take for the option alone. A script
+/// with an empty variable produces it. Empty if there is none.
 std::string empty_value(int argc, const char* const* argv);
 
-/// The one of `known` that `name` was probably meant to be; empty if none is near. Near is what few inserted,
-/// lost, changed or swapped letters part, or what begins like it.
+/// The name among `known` that `name` was probably meant to be. Empty if none is similar: a few inserted,
+/// lost, changed or swapped letters away, or with the same beginning.
 std::string nearest(std::string_view name, const std::vector<std::string>& known);
 
 }  // namespace flashoptim::app
