@@ -1,4 +1,4 @@
-// Reading of /proc/meminfo, of the memory controller's files and of the process's limits.
+// Reads /proc/meminfo, the files of the memory controller and the limits of the process.
 #include "trainer/available_memory.h"
 
 #include <sys/resource.h>
@@ -13,13 +13,13 @@ namespace flashoptim::trainer {
 namespace {
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
-// Control groups of version 1 say "no limit" as a number near 2^63.
+// Control groups of version 1 report "no limit" as a number near 2^63.
 constexpr std::int64_t kNoLimit = std::int64_t{1} << 60;
 
 std::int64_t sum(std::int64_t a, std::int64_t b) { return a > kMost - b ? kMost : a + b; }
 std::int64_t left(std::int64_t limit, std::int64_t used) { return used >= limit ? 0 : limit - used; }
 
-/// A number that is a file's only word. Nothing for "max" and for a file that is not there.
+/// Reads a file that contains one number. Empty for "max" and for a missing file.
 std::optional<std::int64_t> number_in_file(const std::string& path) {
     const std::string text = read_text(path);
     const auto words = split_text(text, " \n");
@@ -52,7 +52,7 @@ private:
     std::size_t column_;
 };
 
-/// ZFS gives its cache back, down to its least size, but does not count it as available.
+/// ZFS frees its cache on demand, down to a minimum, but the system does not count it as available.
 std::int64_t zfs_cache(const std::string& root) {
     const Table cache(root + "/proc/spl/kstat/zfs/arcstats", 2);
     return left(cache.number_or_0("size"), cache.number_or_0("c_min"));
@@ -71,7 +71,7 @@ std::optional<std::int64_t> left_in_system(const Table& memory, const std::strin
     return with_swap;
 }
 
-/// Nothing where the group has no limit.
+/// Empty if the group has no limit.
 std::optional<std::int64_t> left_in_group(const ControlGroup& group, std::int64_t swap) {
     const auto number = [&](const char* name) { return number_in_file(group.folder + "/" + name); };
     const auto limit = number(group.is_v2 ? "memory.max" : "memory.limit_in_bytes");
@@ -86,7 +86,7 @@ std::optional<std::int64_t> left_in_group(const ControlGroup& group, std::int64_
         const auto used = left(number("memory.current").value_or(0), reclaimable);
         return sum(left(*limit, used), own_swap);
     }
-    // The kernel's own memory may be caches that it gives back; there is no figure of them.
+    // The kernel's memory may include caches that it can free, but their size is not reported.
     const auto reclaimable =
         sum(left(statistics.number_or_0("total_cache"), statistics.number_or_0("total_shmem")),
             number("memory.kmem.usage_in_bytes").value_or(0));
@@ -99,7 +99,7 @@ std::optional<std::int64_t> left_in_group(const ControlGroup& group, std::int64_
     return std::min(memory, of(*both, "memory.memsw.usage_in_bytes"));
 }
 
-/// In version 1 a group can be told that its limit does not hold for those below it.
+/// In version 1 a group can be set up so that its limit does not apply to the groups below it.
 bool holds_for_groups_below(const ControlGroup& group) {
     return group.is_v2 || number_in_file(group.folder + "/memory.use_hierarchy").value_or(1) != 0;
 }
@@ -125,7 +125,7 @@ std::optional<AvailableMemory> available_memory(const ProcessLimits& limits, con
 
     const auto groups = control_groups("memory", root);
     for (std::size_t n = 0; n < groups.size(); ++n) {
-        // A group comes before those above it, whose folders its own begins with.
+        // A group comes before its parents, whose paths are prefixes of its own.
         const bool is_above = n > 0 && groups[n - 1].is_v2 == groups[n].is_v2 &&
                               groups[n - 1].folder.compare(0, groups[n].folder.size(), groups[n].folder) == 0;
         if (is_above && !holds_for_groups_below(groups[n])) continue;

@@ -1,4 +1,4 @@
-// Finding checkpoints in the folder of a run.
+// Finds checkpoints in the folder of a run.
 #include "trainer/checkpoint_list.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ std::optional<RunManifest> manifest_if_readable(const fs::path& out) {
     try {
         return read_manifest(out);
     } catch (const Error&) {
-        return std::nullopt;  // what is complete can be read; only a writer has to know what is whose
+        return std::nullopt;  // a reader needs no manifest; only a writer must know what is whose
     }
 }
 
@@ -29,7 +29,7 @@ bool is_folder_of_run(const fs::path& path) {
            checkpoint::is_taken(path / kCheckpointsName) || checkpoint::is_taken(path / kLockName);
 }
 
-// All that may be gone on from in the run's folder, oldest first.
+// All checkpoints in the run's folder from which it may be resumed, oldest first.
 std::vector<SavedStep> candidates_in(const fs::path& out) {
     const fs::path folder = out / kCheckpointsName;
     std::vector<SavedStep> found = list_checkpoints(folder);
@@ -58,7 +58,7 @@ std::vector<SavedStep> list_checkpoints(const fs::path& folder) {
             found.push_back({step, entry->path()});
         }
     }
-    // What is not there, or is no folder, holds none; of what cannot be read nobody knows.
+    // A missing path, or one that is not a folder, has no checkpoints. Any other error is reported.
     if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory &&
         error != std::errc::too_many_symbolic_link_levels) {
         checkpoint::throw_io_error("read", folder, error.value());
@@ -81,7 +81,7 @@ std::optional<std::string> fault_of(const fs::path& checkpoint) {
 }
 
 fs::path find_checkpoint(const fs::path& path, const Notice& notice) {
-    // A run that is still alive may remove one while it is looked at, after a newer one is complete.
+    // A run that is still active may delete a checkpoint during the check, once a newer one is complete.
     for (int tries_left = 10;; --tries_left) {
         std::vector<std::string> faults;
         bool is_any_gone = false;

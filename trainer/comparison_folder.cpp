@@ -1,4 +1,4 @@
-// Who may write in the folder of a comparison.
+// Decides who may write in the folder of a comparison.
 #include "trainer/comparison_folder.h"
 
 #include <utility>
@@ -22,7 +22,7 @@ bool is_complete(const fs::path& run) {
     return was_stopped != nullptr && !*was_stopped;
 }
 
-// What an earlier comparison left of its runs.
+// The runs that an earlier comparison has left.
 std::string found_in(const fs::path& out, const std::vector<std::string>& runs) {
     std::string complete, unfinished;
     for (const std::string& run : runs) {
@@ -43,7 +43,7 @@ ComparisonFolder::ComparisonFolder(const fs::path& out, const std::vector<std::s
     for (const std::string& name : own) folder_.require_free(name);
     for (const std::string& run : runs) {
         if (!checkpoint::is_taken(out / run)) continue;
-        const RunFolder folder(out / run, notice);  // nobody else trains there
+        const RunFolder folder(out / run, notice);  // no other process trains there
         folder.require_permission({}, steps, /*overwrite=*/true);
     }
     const std::string found = found_in(out, runs);

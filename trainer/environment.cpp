@@ -1,4 +1,4 @@
-// Checks of FLASHOPTIM_BACKEND and OMP_NUM_THREADS.
+// Checks FLASHOPTIM_BACKEND and OMP_NUM_THREADS.
 #include "trainer/environment.h"
 
 #include <algorithm>
@@ -14,8 +14,8 @@
 namespace flashoptim::trainer {
 namespace {
 
-// "4" or, with the threads of nested levels, "4,2". OpenMP would say that another text is invalid and take
-// its default.
+// Accepts "4" or, with the threads of nested levels, "4,2". For any other text OpenMP would print a warning
+// and use its default.
 void check_omp_num_threads() {
     const char* const text = std::getenv("OMP_NUM_THREADS");
     if (text == nullptr || *text == '\0') return;
@@ -36,7 +36,7 @@ void check_omp_num_threads() {
 
 void check_backend() {
     ThreadPool alone(1);
-    static_cast<void>(grad_norm({}, alone));  // looks it up
+    static_cast<void>(grad_norm({}, alone));  // reads the variable
 }
 
 void check_environment(int threads) {

@@ -43,8 +43,8 @@ std::optional<double> median(std::vector<double> values) {
 
 constexpr std::int64_t kByteVocabulary = 256;
 
-// The vocabulary where the user gave none: 256 for text and the preset's own for tokens, which one of bytes
-// takes from the data.
+// The vocabulary size if the user gave none: 256 for text, the preset's for tokens. For tokens, a preset for
+// bytes takes it from the data.
 std::int64_t default_vocabulary(const TrainOptions& options) {
     const DataOptions& data = options.data;
     if (!is_token_data(data.path)) {
@@ -62,8 +62,8 @@ std::int64_t default_vocabulary(const TrainOptions& options) {
     return std::max(own, (needed + kMultiple - 1) / kMultiple * kMultiple);
 }
 
-// The options with the vocabulary that data and preset give together. Refuses what cannot be run, but for
-// what its data tells.
+// The options with the vocabulary size that follows from data and preset. Refuses options that cannot be run,
+// as far as that does not depend on the content of the data.
 TrainOptions resolve(TrainOptions options) {
     validate(options);
     check_environment(options.threads);
@@ -84,15 +84,15 @@ ModelBuild model_build(const TrainOptions& options) {
     return {precision_for(options.optimizer.format), options.activation_checkpointing, options.seed};
 }
 
-// Loss of one batch; on the CPU the tensors borrow its memory for the forward pass only, backward keeps the
-// tensors' own references.
+// The loss of one batch. On the CPU the tensors borrow the batch's memory during the forward pass only;
+// backward has its own references to tensors.
 torch::Tensor loss_of(Model& model, TokenBatch& batch, const torch::Device& device) {
     const std::vector<std::int64_t> shape = {batch.rows, batch.sequence};
     return model.forward(torch::from_blob(batch.inputs.data(), shape, torch::kInt64).to(device),
                          torch::from_blob(batch.targets.data(), shape, torch::kInt64).to(device));
 }
 
-// One run: its parts in the order in which they depend on each other.
+// One run. Its members are in the order of their dependencies.
 class Run {
 public:
     Run(const TrainOptions& options, TrainObserver& observer)
@@ -224,7 +224,8 @@ private:
         }
     }
 
-    // The mean of the micro-batches. Where their sum is not finite there is no backward pass any more.
+    // Returns the mean loss of the micro-batches. Once the sum is not finite, no more backward passes are
+    // run.
     double forward_and_backward() {
         const auto parts = static_cast<double>(options_.accumulation);
         const double factor = options_.loss_factor / parts;
@@ -242,7 +243,7 @@ private:
         return loss_sum / parts;
     }
 
-    // No step has begun when this fails: what was trained so far is kept.
+    // If this fails, no step has begun, so the state of the last step is saved.
     TokenBatch read_batch(std::int64_t part) {
         try {
             return training_batch(data_.training, options_.seed, step_, part * options_.batch_size,
@@ -253,7 +254,7 @@ private:
         }
     }
 
-    // The step was made, so it is kept, too, where the validation data cannot be read any more.
+    // The step has been made. So it is saved even if the validation data cannot be read any more.
     void evaluate_into(StepRecord& record) {
         try {
             record.validation_loss = evaluate();
@@ -264,7 +265,7 @@ private:
         }
     }
 
-    // Of a run that ends by an error of its data. An error of the disk then must not hide that one.
+    // Saves the state of a run that ends with an error in its data. A disk error must not hide that error.
     void keep_state() {
         if (options_.out.empty() || !options_.final_checkpoint || step_ == saved_step_) {
             return;
@@ -276,7 +277,7 @@ private:
         }
     }
 
-    // Norm before clipping.
+    // Returns the norm before clipping.
     double clip() {
         return options_.clip_norm > 0.0 ? optimizer_->clip_grad_norm(options_.clip_norm).item<double>()
                                         : optimizer_->grad_norm();
@@ -298,7 +299,7 @@ private:
         return loss_of(*model_, batch, device_).item<double>();
     }
 
-    // No checkpoint of a broken model is written: --keep-checkpoints would remove the last good one for it.
+    // Never saves a broken model, because --keep-checkpoints would then delete the last good checkpoint.
     void require_sound_model(const StepRecord& record) {
         require_finite(record.validation_loss ? *record.validation_loss : validation_loss(0),
                        "validation loss");
@@ -351,7 +352,7 @@ private:
             result_.validation_loss = evaluate();
             require_finite(*result_.validation_loss, "validation loss");
         }
-        if (result_.memory.parameters == 0) {  // resumed after its last step: no gradient was there
+        if (result_.memory.parameters == 0) {  // resumed after its last step: there was no gradient
             result_.memory = memory_by_kind(*model_, *optimizer_, accumulator_.get());
         }
         result_.last_step = step_;
@@ -360,7 +361,8 @@ private:
         result_.optimizer_step_seconds = median(optimizer_seconds_);
         result_.peak_resident_bytes = process_memory().peak_resident;
         result_.peak_device_bytes = peak_tensor_bytes(device_);
-        // Stopped before its first checkpoint, and asked to write none: what it was to replace comes back.
+        // The run was stopped before its first checkpoint and writes none. So the run that it replaces is
+        // restored.
         result_.is_kept = folder_ != nullptr && !(result_.stopped && folder_->is_replacing());
         if (result_.is_kept) end_in_folder();
         return result_;
@@ -368,9 +370,9 @@ private:
 
     void end_in_folder() {
         metrics_->sync();
-        // Also those that a killed run did not come to remove.
+        // Deletes those, too, that a killed run could not delete any more.
         if (options_.kept_checkpoints > 0) folder_->remove_old_checkpoints(options_.kept_checkpoints);
-        // A run that was complete before it was resumed has measured nothing; the summary of its training
+        // A run that was complete before it was resumed has measured nothing. The summary of its training
         // stays.
         const fs::path summary = options_.out / kSummaryName;
         if (!step_seconds_.empty() || !fs::exists(summary)) {

@@ -1,4 +1,4 @@
-// Counting of what a run will allocate, rounded down wherever LibTorch decides.
+// Counts what a run will allocate. Where LibTorch decides, takes the smaller number.
 #include "trainer/memory_estimate.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@ constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kBytesOfFloat = 4;
 constexpr std::int64_t kBytesOfBfloat16 = 2;
 
-// Of numbers that are not negative: what does not fit is the most that there is.
+// Arithmetic on numbers that are not negative. It saturates.
 std::int64_t product(std::initializer_list<std::int64_t> factors) {
     std::optional<std::int64_t> all = 1;
     for (const std::int64_t factor : factors) {
@@ -105,12 +105,12 @@ MemoryNeed memory_need(const TrainOptions& options) {
     }
     need.initial = product({largest, kBytesOfFloat});
     if (!on_cpu(options)) return {need.weights, 0, 0, 0, 0, need.initial};
-    // With more than one micro-batch each gradient goes into its sum at once.
+    // With several micro-batches, each gradient is added to its sum and freed at once.
     const bool one_by_one = options.optimizer.gradient_release || options.accumulation > 1;
     need.gradients = one_by_one ? product({largest, element}) : need.weights;
     if (options.accumulation == 1) need.accumulators = 0;
     need.activations = activation_bytes(options, config);
-    // The states are made in the first step, behind its forward passes.
+    // The states are made in the first step, after its forward passes.
     if (options.schedule.total_steps == 1) {
         need.activations = std::max<std::int64_t>(0, need.activations - need.states);
     }

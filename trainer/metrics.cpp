@@ -1,4 +1,4 @@
-// Writing and trimming of metrics.csv. Never computes a metric.
+// Writes and trims metrics.csv. Computes no metric.
 #include "trainer/metrics.h"
 
 #include <fcntl.h>
@@ -35,7 +35,7 @@ std::string text(Number value) {
 
 std::string text(const std::optional<double>& value) { return value ? text(*value) : std::string(); }
 
-// The step of a complete row, 0 for any other line.
+// The step of a complete row, or 0 for any other line.
 std::int64_t step_of(const std::string& line) {
     std::int64_t step = 0;
     const auto parsed = std::from_chars(line.data(), line.data() + line.size(), step);
@@ -61,7 +61,7 @@ std::string rows_to_keep(const std::filesystem::path& file, std::int64_t last_st
     }
     std::int64_t step_before = 0, foreign = 0;
     while (std::getline(stream, line) &&
-           !stream.eof()) {  // what ends the file without a newline is half a row
+           !stream.eof()) {  // a last line without a newline is an incomplete row
         const std::int64_t step = step_of(line);
         if (step <= step_before) {
             ++foreign;

@@ -1,4 +1,4 @@
-// Who owns what in the folder of a run or of a comparison.
+// Ownership in the folder of a run or a comparison.
 #include "trainer/owned_folder.h"
 
 #include <unistd.h>
@@ -50,7 +50,7 @@ OwnedFolder::OwnedFolder(fs::path out, RunKind kind, Notice notice)
                               (kind == RunKind::kTrain ? " holds a comparison" : " holds a run") +
                               "; give another --out");
     }
-    // A save removes what a killed one left of the same file. Not all of them are saved again.
+    // A save deletes the leftovers of a killed save of the same file. But not every file is saved again.
     checkpoint::remove_leftovers(out_ / kManifestName);
     for (const std::string& name : manifest_->owned) checkpoint::remove_leftovers(out_ / name);
     settle();
@@ -67,7 +67,7 @@ OwnedFolder::~OwnedFolder() {
             write();
         }
     } catch (const std::exception&) {
-        // The next command that opens the folder does it.
+        // The next command that opens the folder will do it.
     }
 }
 
@@ -83,7 +83,7 @@ void OwnedFolder::require_free(const std::string& name) const {
     const auto status = fs::symlink_status(out_ / name, ignored);
     if (!fs::exists(status) || has_own(name)) return;
     if (is_checkpoint(name) && checkpoint::is_vacant(out_ / name))
-        return;  // an empty folder is replaced as if it were not there
+        return;  // an empty folder is treated as missing
     throw IoError(path_label(out_ / name) + " is in the way: it is " + described(status.type()) +
                   " that is not of a run here; move it elsewhere or give another --out");
 }
@@ -121,7 +121,7 @@ void OwnedFolder::write() {
     is_changed_ = false;
 }
 
-// Ends a replacement that was begun, whichever way the new run has left it.
+// Completes a replacement, forwards or backwards, depending on how far the new run came.
 void OwnedFolder::settle() {
     if (!is_replacing()) return;
     if (is_new_there()) {

@@ -1,4 +1,4 @@
-// What happens in the folder of a run, from its claim to its end.
+// The folder of a run, from its lock to its end.
 #include "trainer/run_folder.h"
 
 #include <sys/stat.h>
@@ -29,7 +29,7 @@ using checkpoint::path_label;
 
 bool is_step(const std::string& name) { return name.starts_with(std::string(kCheckpointsName) + "/"); }
 
-// Out of the way, but not lost: somebody may still save something of it.
+// Renames a damaged checkpoint, so that the user can still recover data from it.
 void rename_damaged(const fs::path& checkpoint, const std::string& fault, const Notice& notice) {
     const std::string first = checkpoint.string() + ".damaged";
     fs::path free_name = first;
@@ -43,8 +43,8 @@ void rename_damaged(const fs::path& checkpoint, const std::string& fault, const 
     notice("moved to " + path_label(free_name) + ": " + fault);
 }
 
-// Nothing for a checkpoint that can be removed. What is wrong with one that does not say any more which files
-// are its own. Throws IoError for one that holds somebody's other files.
+// Empty if the checkpoint can be removed. If it is damaged, so that its own files are unknown, returns the
+// fault. Throws IoError if it is intact and has foreign files.
 std::optional<std::string> fault_of_unreadable(const fs::path& checkpoint) {
     try {
         checkpoint::check_removable(checkpoint);
@@ -78,7 +78,7 @@ void require_apart(const fs::path& data, const fs::path& out) {
 RunFolder::RunFolder(const fs::path& out, const Notice& notice) : folder_(out, RunKind::kTrain, notice) {}
 
 RunFolder::~RunFolder() {
-    // A run that failed before its first row leaves a folder in which the same command can be given again.
+    // If a run failed before its first row, the same command can be repeated in this folder.
     if (is_new_ && !folder_.is_replacing() && folder_.has_own(std::string(kMetricsName)) &&
         !has_rows(metrics()))
         ::unlink(metrics().c_str());
@@ -107,7 +107,7 @@ void RunFolder::require_permission(const fs::path& resumed_from, std::int64_t la
     require_free_names(continues ? last_step : 0, last_step);
 }
 
-// What is there of the run's own and later than `step`; for 0 all of it.
+// The existing files of the run that are later than `step`; all of them if `step` is 0.
 Names RunFolder::own_things_after(std::int64_t step) const {
     Names names;
     if (!folder_.manifest()) return names;
@@ -127,10 +127,10 @@ void RunFolder::require_free_names(std::int64_t step, std::int64_t last_step) co
         throw IoError(path_label(checkpoints) +
                       " is in the way: it is no folder; move it elsewhere or give another --out");
     }
-    // Else it would be found by the first checkpoint, and all that was trained until then be lost.
+    // Check now. Otherwise only the first checkpoint would fail, and the training up to it would be lost.
     if (fs::is_directory(checkpoints, ignored) && ::access(checkpoints.c_str(), W_OK | X_OK) != 0)
         checkpoint::throw_io_error("write", checkpoints, errno);
-    // The run can be asked to stop after any step, and saves then.
+    // The run may be stopped after any step, and then saves a checkpoint of that step.
     std::error_code error;
     for (fs::directory_iterator entry(checkpoints, error), end; !error && entry != end;
          entry.increment(error)) {
@@ -139,8 +139,7 @@ void RunFolder::require_free_names(std::int64_t step, std::int64_t last_step) co
     }
 }
 
-// Refuses what must not go, and moves away what would be in the way and is of no use. Returns what stays in
-// the way.
+// Refuses to replace what must stay. Renames damaged checkpoints. Returns the names that must be moved aside.
 Names RunFolder::make_room(const Names& later, bool continues, bool overwrite) const {
     std::vector<std::pair<std::string, std::string>> damaged;
     for (auto name = later.rbegin(); name != later.rend(); ++name) {

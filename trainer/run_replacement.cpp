@@ -1,4 +1,4 @@
-// Moving a run aside, back, and away.
+// Moves a run aside, moves it back, or deletes it.
 #include "trainer/run_replacement.h"
 
 #include <sys/stat.h>
@@ -31,7 +31,7 @@ void remove_file(const fs::path& file) {
     if (::unlink(file.c_str()) != 0 && errno != ENOENT) checkpoint::throw_io_error("remove", file, errno);
 }
 
-// Removes what a run owned. Somebody's other files in it stay, and so it does.
+// Deletes a file or checkpoint of a run. A checkpoint with foreign files is kept.
 void remove_owned(const fs::path& path, const std::string& name) {
     if (is_checkpoint(name)) {
         if (::rmdir(path.c_str()) != 0 && errno != ENOENT) checkpoint::remove(path);
@@ -40,17 +40,16 @@ void remove_owned(const fs::path& path, const std::string& name) {
     }
 }
 
-// Removes the folder in which something lay aside. Stays where it holds something else; returns whether it is
-// gone.
+// Deletes a folder of moved files, unless it contains something else. Returns whether the folder is gone.
 bool remove_aside(const fs::path& out, const ReplacedRun& replaced, const fs::path& folder) {
     for (const std::string& name : replaced.moved) {
         if (const fs::path aside = aside_path(out, replaced, name); aside.parent_path() == folder)
-            checkpoint::remove_leftovers(aside);  // of a removal that was killed
+            checkpoint::remove_leftovers(aside);  // from a deletion that was killed
     }
     return ::rmdir(folder.c_str()) == 0 || errno == ENOENT;
 }
 
-// The folders in which something lies aside, those below others last.
+// The folders that contain moved files, parents first.
 std::set<fs::path> asides_of(const fs::path& out, const ReplacedRun& replaced) {
     std::set<fs::path> folders;
     for (const std::string& name : replaced.moved)
@@ -70,8 +69,8 @@ fs::path aside_folder(const fs::path& parent, const ReplacedRun& replaced) {
     return parent / (".flashoptim-replaced-" + replaced.run);
 }
 
-// In the folder where it lay: `checkpoints` may be a link to another disk, and one step of renaming does not
-// go there.
+// Where a file is moved to: a folder beside it. `checkpoints` may be a link to another disk, and rename()
+// does not work across disks.
 fs::path aside_path(const fs::path& out, const ReplacedRun& replaced, const std::string& name) {
     const fs::path place = out / name;
     return aside_folder(place.parent_path(), replaced) / place.filename();
@@ -96,12 +95,12 @@ void set_aside(const fs::path& out, const RunManifest& manifest) {
 }
 
 RunManifest put_back(const fs::path& out, RunManifest manifest, const Notice& notice) {
-    // Before a checkpoint of the old run has its name again, under which it would be taken for one of the new
-    // run.
+    // Decide before a checkpoint of the old run gets its name back. Under that name it would be taken for a
+    // checkpoint of the new run.
     decide(out, manifest, Stage::kReturning);
     const ReplacedRun& replaced = *manifest.replaced;
     for (const std::string& name : manifest.owned) {
-        if (replaced.owned.contains(name)) continue;  // the old one's, or replaced by it below
+        if (replaced.owned.contains(name)) continue;  // belongs to the old run, or is overwritten below
         try {
             remove_owned(out / name, name);
         } catch (const IoError& error) {
@@ -110,7 +109,7 @@ RunManifest put_back(const fs::path& out, RunManifest manifest, const Notice& no
     }
     for (const std::string& name : replaced.moved) {
         const fs::path aside = aside_path(out, replaced, name);
-        if (!checkpoint::is_taken(aside)) continue;  // it was not moved, or is back
+        if (!checkpoint::is_taken(aside)) continue;  // it was not moved, or was moved back already
         if (is_checkpoint(name) && checkpoint::is_taken(out / name)) remove_owned(out / name, name);
         if (::rename(aside.c_str(), (out / name).c_str()) != 0)
             checkpoint::throw_io_error("move", aside, errno);
@@ -141,7 +140,7 @@ void remove_replaced(const fs::path& out, RunManifest& manifest, const Notice& n
         }
     }
     for (const fs::path& folder : asides_of(out, replaced)) {
-        remove_aside(out, replaced, folder);  // of what else it may hold `notice` has heard
+        remove_aside(out, replaced, folder);  // `notice` has reported any other files in it
         sync_folder(folder.parent_path());
     }
     manifest.replaced.reset();
