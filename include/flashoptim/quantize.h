@@ -12,28 +12,30 @@
 namespace flashoptim {
 
 /// Encodes fp32 moments, rounding to nearest (u = 1/2 in docs/formats.md).
-/// @param kind    what the moment is a mean of
+/// @param kind    what the moment is
 /// @param storage kNative or kPaper; kFloat32 copies
 /// @param layout  how the elements are counted
 /// @param values  m, or v (not its root), in memory order
-/// @param codes   one byte per element, as plan_storage() sizes them
-/// @param scales  one 16-bit scale per group, as plan_storage() sizes them
+/// @param codes   as plan_moment() sizes them
+/// @param scales  one 16-bit scale per group, as plan_moment() sizes them
+/// @param weight_dtype dtype of the weight; only the last gradient depends on it. A float16 gradient beyond
+///         the range of the type becomes its largest number.
 /// @throws InvalidArgument for a value that is NaN, infinite or too large for the format, a negative v,
 ///         buffers of another size, or buffers that overlap.
 void quantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
-                     std::span<std::uint16_t> scales);
+                     std::span<std::uint16_t> scales, DType weight_dtype = DType::kFloat32);
 
 /// Decodes moments: the reverse of quantize_moment().
 /// @throws InvalidArgument for buffers of another size, or buffers that overlap.
 void dequantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
-                       std::span<float> values);
+                       std::span<float> values, DType weight_dtype = DType::kFloat32);
 
 /// Checks that a step of this plan can have written these codes and scales.
 ///
 /// Native: no code is -128 (m) or 255 (v); a scale is 0, or finite and at least 2^-100 (m) or 2^-60 (v);
-/// codes are 0 where the scale is 0; fp32 moments are finite. Paper: scales are neither negative nor NaN.
+/// codes are 0 where the scale is 0; moments without scales are finite. Paper: scales are neither negative nor NaN.
 /// They may be infinite (a group maximum of 65520 or more), and fp32 moments may be NaN or infinite, because
 /// bad gradients make them so when the check is off. No v is negative. The empty buffers of a moment that the
 /// rule does not have pass.

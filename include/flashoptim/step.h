@@ -76,11 +76,12 @@ enum class MomentStorage : std::uint8_t { kNative, kPaper, kFloat32 };
 
 /// The buffers of one moment of a tensor.
 struct MomentPlan {
-    BufferPlan codes;   ///< codes or fp32 values, one per element
-    BufferPlan scales;  ///< one per group; none if the moment is not quantized
+    BufferPlan codes;   ///< 8-bit codes or the values themselves, one per element
+    BufferPlan scales;  ///< one per group; none if the values themselves are stored
 };
-/// How a moment of this kind is stored.
-MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout);
+/// How a moment of this kind is stored. Native: 8-bit codes with scales, bfloat16 for a slow mean, and the
+/// weight's dtype for the last gradient.
+MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout, DType weight_dtype);
 
 // The state of a parameter is a list of buffers. A buffer is identified by its place in the list: first the
 // weight's correction, then for each moment of the rule, in the order of the table of rules, its codes (or

@@ -43,6 +43,8 @@ _REFUSED = "flashoptim_cpp refuses: "
 _NO_MEMORY = re.compile(r"(cudaMalloc|the load of a step's kernels) failed with cudaErrorMemoryAllocation")
 # Columns of a plan: four, and two for each place of a state.
 PLAN_ROW = 4 + 2 * 9
+# In the order of the core's numbers.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int16)
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _ops = torch.ops.flashoptim_cpp
@@ -314,12 +316,19 @@ def check_hyperparameters(hyperparameters: Tensor, rule: int) -> None:
 
 
 @_operator
-def encode_moment(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
-    """Encodes fp32 `values` to nearest: codes in their shape and memory order, and scales."""
+def encode_moment(
+    values: Tensor, layout: Tensor, moment: int, storage: int, weight_dtype: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Encodes fp32 `values` to nearest: codes in their shape and memory order, and scales.
+
+    `moment` is the kind: 0 signed, 1 squared, 2 slow, 3 gradient. The last alone depends on `weight_dtype`.
+    """
 
 
 @_operator
-def decode_moment(codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int) -> Tensor:
+def decode_moment(
+    codes: Tensor, scales: Tensor, layout: Tensor, moment: int, storage: int, weight_dtype: int = 0
+) -> Tensor:
     """Decodes codes and scales to fp32 values in the codes' shape and memory order."""
 
 
@@ -407,9 +416,14 @@ def _fake_update(
     _refuse_meta(weights, directions)
 
 
-def _fake_encode(values: Tensor, layout: Tensor, moment: int, storage: int) -> tuple[Tensor, Tensor]:
+def _fake_encode(
+    values: Tensor, layout: Tensor, moment: int, storage: int, weight_dtype: int = 0
+) -> tuple[Tensor, Tensor]:
+    dtype = {2: torch.bfloat16, 3: DTYPES[weight_dtype]}.get(moment) if storage == 0 else None
     if storage == 2:
-        return torch.empty_like(values), values.new_empty(0, dtype=torch.bfloat16)
+        dtype = torch.float32
+    if dtype is not None:
+        return torch.empty_like(values, dtype=dtype), values.new_empty(0, dtype=torch.bfloat16)
     # The number of groups depends on the layout's values, which are not known here.
     groups = torch.library.get_ctx().new_dynamic_size()
     codes = torch.empty_like(values, dtype=torch.uint8 if moment == 1 else torch.int8)
@@ -425,7 +439,7 @@ def _empty_correction(like: Tensor, dtype: torch.dtype, master_weight_bits: int)
 def _fake_split(
     masters: Tensor, weight_dtype: int, master_weight_bits: int, paper: bool
 ) -> tuple[Tensor, Tensor]:
-    dtype = (torch.float32, torch.bfloat16, torch.float16)[weight_dtype]
+    dtype = DTYPES[weight_dtype]
     return torch.empty_like(masters, dtype=dtype), _empty_correction(masters, dtype, master_weight_bits)
 
 

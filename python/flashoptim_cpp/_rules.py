@@ -27,14 +27,23 @@ class Storage(IntEnum):
 
 FORMATS: Final = {storage.name.lower(): storage for storage in Storage}
 # The dtypes of weights and gradients, in the order of the core.
-WEIGHT_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+WEIGHT_DTYPES: Final = ops.DTYPES[:3]
+
+
+class MomentKind(IntEnum):
+    """What a moment is, as numbered by the operators."""
+
+    SIGNED = 0
+    SQUARED = 1
+    SLOW = 2
+    GRADIENT = 3
 
 
 class MomentTraits(NamedTuple):
     """A moment of a rule."""
 
     name: str  # in states and in files
-    is_signed: bool
+    kind: MomentKind
     needs: str | None  # the moment exists if this argument is not 0; None: always
 
 
@@ -83,7 +92,15 @@ class Rule:
     @property
     def divides_by_root(self) -> bool:
         """Whether the update is divided by the root of a second moment."""
-        return any(not moment.is_signed for moment in self.moments)
+        return any(moment.kind == MomentKind.SQUARED for moment in self.moments)
+
+    @cached_property
+    def filled_first(self) -> int | None:
+        """The number of the moment that the first step fills, as it has no earlier value; None: no moment."""
+        for n, moment in enumerate(self.moments):
+            if moment.needs is not None or moment.kind == MomentKind.GRADIENT:
+                return n
+        return None
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
@@ -119,7 +136,7 @@ class Rule:
 def _rule(number: int, row: Mapping[str, Any]) -> Rule:
     arguments = {h["name"]: h["python"] for h in row["hyperparameters"]}
     moments = [
-        MomentTraits(m["name"], m["sign"] == "signed", arguments.get(m["present"])) for m in row["moments"]
+        MomentTraits(m["name"], MomentKind(m["kind"]), arguments.get(m["present"])) for m in row["moments"]
     ]
     numbers: dict[str, tuple[Hyperparameter, ...]] = {}
     flags = {}

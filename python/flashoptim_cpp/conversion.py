@@ -192,7 +192,7 @@ class Reader:
     def moment(self, n: int) -> Moment | None:
         """The rule's moment of this number as it was saved, or None."""
         traits = self.rule.moments[n]
-        name, is_signed = traits.name, traits.is_signed
+        name = traits.name
         if name + QUANTIZED in self.raw or name + SCALES in self.raw:
             if name in self.raw:
                 raise ValueError(f"{self.parameter.name}: its state has {name} both quantized and not")
@@ -201,16 +201,16 @@ class Reader:
         if name not in self.raw or (traits.needs is not None and self.raw[name] is None):
             return None
         values = self._elements(name, _FLOATS).float()
-        return self._checked(Moment.encode(values, self.layout, is_signed, Storage.FP32), n)
+        return self._checked(Moment.encode(values, self.layout, traits.kind, Storage.FP32), n)
 
     def _quantized(self, n: int, traits: MomentTraits) -> Moment:
-        name, is_signed = traits.name, traits.is_signed
+        name, kind = traits.name, traits.kind
         if self.saved.format not in ("native", "paper"):
             raise ValueError(
                 f"{self.parameter.name}: {name} is quantized, and its group does not name a format"
             )
         storage = FORMATS[self.saved.format]
-        codes = self._elements(name + QUANTIZED, (codes_dtype(is_signed),))
+        codes = self._elements(name + QUANTIZED, (codes_dtype(kind),))
         scales = self._saved_scales(name + SCALES, storage)
         by_element = self._by_element(name + SCALES, scales) if storage == Storage.PAPER else None
         if by_element is None:
@@ -218,10 +218,10 @@ class Reader:
         else:
             groups = scales_by_group(by_element)
             if groups is None:  # saved with another sharding
-                values = decode_by_element(codes, by_element, is_signed, lambda part: self._checked(part, n))
-                return Moment.encode(values, self.layout, is_signed, Storage.FP32)
+                values = decode_by_element(codes, by_element, kind, lambda part: self._checked(part, n))
+                return Moment.encode(values, self.layout, kind, Storage.FP32)
             flat = groups
-        return self._checked(Moment(codes, flat, self.layout, is_signed, storage), n)
+        return self._checked(Moment(codes, flat, self.layout, kind, storage), n)
 
     def _saved_scales(self, key: str, storage: Storage) -> torch.Tensor:
         if storage == Storage.NATIVE:
@@ -278,8 +278,7 @@ class Reader:
             base["format"] = "fp32"
         plan = integers(plan_of(self.rule, base, moment.layout, torch.float32, name).row)
         try:
-            is_squared = not self.rule.moments[n].is_signed
-            ops.check_moment(moment.codes, moment.scales, moment.layout, plan, int(is_squared))
+            ops.check_moment(moment.codes, moment.scales, moment.layout, plan, int(moment.kind))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.parameter.name}: {name}: {error}") from None
         return moment
@@ -361,9 +360,9 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group, writes: bo
         moment = state.get(traits.name)
         if moment is None:
             steps = step_count(step, parameter.name)
-            fitted[traits.name] = parameter.moment_of_zeros(n, traits.is_signed, plan, steps)
+            fitted[traits.name] = parameter.moment_of_zeros(n, traits.kind, plan, steps)
         else:
-            fitted[traits.name] = _fitting(moment, parameter, plan)
+            fitted[traits.name] = _fitting(n, moment, parameter, plan)
     correction = correction_in(state)
     is_pending = correction is not None and parameter.stored_as not in (None, plan.weight)
     if correction is None or writes or not is_pending:
@@ -382,7 +381,7 @@ def fit(parameter: Parameter, state: State, rule: Rule, group: Group, writes: bo
     parameter.plan = plan
 
 
-def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
+def _fitting(n: int, moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
     local = parameter.local
     if moment.device != local.device:
         moment = moment.to(local.device)
@@ -390,7 +389,12 @@ def _fitting(moment: Moment, parameter: Parameter, plan: Plan) -> Moment:
         raise ValueError(
             f"{parameter.name}: a moment of shape {moment.shape} in its state; {tuple(local.shape)} fits"
         )
-    if moment.storage == plan.storage and strides_of(moment.codes) == strides_of(local):
+    dtype = plan.moments[n].dtype
+    if (
+        moment.codes.dtype == dtype
+        and moment.storage == plan.storage
+        and strides_of(moment.codes) == strides_of(local)
+    ):
         return moment
     return moment.stored_as(local, parameter.layout, plan.storage)
 
@@ -453,11 +457,11 @@ def restore(
             # A buffer made by a step without gradients counts as not filled.
             is_filled = "step" not in raw or steps > 0 or bool(moment.codes.any())
             moment.unfilled_at = -1 if is_filled else steps
-            state[name] = _fitting(moment, parameter, plan)
+            state[name] = _fitting(n, moment, parameter, plan)
         elif traits.needs is None or (n in wanted and steps > 0 and saved.format is not None):
             raise ValueError(f"{parameter.name}: {name} is missing in its state")
         elif n in wanted:
-            state[name] = parameter.moment_of_zeros(n, traits.is_signed, plan, steps)
+            state[name] = parameter.moment_of_zeros(n, traits.kind, plan, steps)
     correction, stored_as = reader.correction(plan)
     if correction is not None:
         state[CORRECTION if stored_as.weight_dtype == plan.weight.weight_dtype else FORMER] = correction

@@ -7,43 +7,31 @@ from typing import Literal, NamedTuple
 import torch
 
 from . import _operators as ops
-from ._rules import FORMATS, Storage
+from ._rules import FORMATS, WEIGHT_DTYPES, MomentKind, Storage
 
 GROUP = 32  # elements that share a scale (docs/formats.md)
 _SCALES = {Storage.NATIVE: torch.bfloat16, Storage.PAPER: torch.float16}
 
 
-def codes_dtype(is_signed: bool) -> torch.dtype:
-    """The dtype of the codes of a moment."""
-    return torch.int8 if is_signed else torch.uint8
-
-
-def _encode(
-    values: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return ops.encode_moment(values, layout, 0 if is_signed else 1, int(storage))
-
-
-def _decode(
-    codes: torch.Tensor, scales: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
-) -> torch.Tensor:
-    return ops.decode_moment(codes, scales, layout, 0 if is_signed else 1, int(storage))
+def codes_dtype(kind: MomentKind) -> torch.dtype:
+    """The dtype of the 8-bit codes of a moment."""
+    return torch.uint8 if kind == MomentKind.SQUARED else torch.int8
 
 
 @dataclass(eq=False)
 class Moment:
     """One moment (of this rank's part) of a parameter.
 
-    `codes` has the parameter's shape and strides: int8 or uint8 where quantized, else fp32 values. `scales`
-    is flat, one for each group, and empty where the moment is not quantized. A step writes both in place.
+    `codes` has the parameter's shape and strides: int8 or uint8 where quantized, else the values. `scales` is
+    flat, one for each group, and empty where the moment is not quantized. A step writes both in place.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     layout: torch.Tensor
-    is_signed: bool
+    kind: MomentKind
     storage: Storage
-    # SGD: the step count at which the momentum buffer is not filled yet; -1: it is filled.
+    # Of a moment that the first step fills: the step count at which it is not filled yet; -1: it is filled.
     unfilled_at: int = -1
 
     @classmethod
@@ -51,20 +39,25 @@ class Moment:
         cls,
         like: torch.Tensor,
         layout: torch.Tensor,
-        is_signed: bool,
+        kind: MomentKind,
         storage: Storage,
+        dtype: torch.dtype,
         groups: int,
         steps: int,
     ) -> "Moment":
-        """A moment of zeros for a weight that has made `steps` steps."""
-        dtype = torch.float32 if storage == Storage.FP32 else codes_dtype(is_signed)
+        """A moment of zeros for a weight that has made `steps` steps. `dtype` is that of the codes."""
         codes = torch.zeros_like(like, dtype=dtype, requires_grad=False)
         scales = like.new_zeros(groups, dtype=_SCALES.get(storage, torch.bfloat16), requires_grad=False)
-        return cls(codes, scales, layout, is_signed, storage, unfilled_at=steps)
+        return cls(codes, scales, layout, kind, storage, unfilled_at=steps)
 
     @classmethod
     def encode(
-        cls, values: torch.Tensor, layout: torch.Tensor, is_signed: bool, storage: Storage
+        cls,
+        values: torch.Tensor,
+        layout: torch.Tensor,
+        kind: MomentKind,
+        storage: Storage,
+        weight_dtype: torch.dtype = torch.float32,
     ) -> "Moment":
         """Encodes fp32 values in the layout's memory order, rounding to nearest.
 
@@ -72,27 +65,32 @@ class Moment:
             ValueError: for values that the format does not hold.
         """
         if storage == Storage.FP32:
-            return cls(values, values.new_empty(0, dtype=torch.bfloat16), layout, is_signed, storage)
-        return cls(*_encode(values, layout, is_signed, storage), layout, is_signed, storage)
+            return cls(values, values.new_empty(0, dtype=torch.bfloat16), layout, kind, storage)
+        number = WEIGHT_DTYPES.index(weight_dtype)
+        encoded = ops.encode_moment(values, layout, int(kind), int(storage), number)
+        return cls(*encoded, layout, kind, storage)
 
     def materialize(self) -> torch.Tensor:
-        """The values in fp32, in the parameter's shape; the stored tensor itself if it is not quantized."""
+        """The values in fp32, in the parameter's shape; the stored tensor itself if it is fp32."""
         if not self.is_quantized():
-            return self.codes
-        return _decode(self.codes, self.scales, self.layout, self.is_signed, self.storage)
+            return self.codes.float()
+        return ops.decode_moment(self.codes, self.scales, self.layout, int(self.kind), int(self.storage))
 
     def set_data(self, data: torch.Tensor) -> None:
         """Replaces the values, encoded to nearest."""
         values = torch.empty_like(self.codes, dtype=torch.float32).copy_(data)
-        encoded = Moment.encode(values, self.layout, self.is_signed, self.storage)
+        if self.is_quantized():
+            encoded = Moment.encode(values, self.layout, self.kind, self.storage)
+        else:
+            encoded = Moment.encode(values, self.layout, self.kind, Storage.FP32)
         self.codes.copy_(encoded.codes)
         self.scales.copy_(encoded.scales)
         self.unfilled_at = -1
 
     def stored_as(self, like: torch.Tensor, layout: torch.Tensor, storage: Storage) -> "Moment":
-        """The values in another storage, or in the memory order of another tensor of the same shape."""
+        """The values in another storage, for a weight `like` of the same shape, in its memory order."""
         values = torch.empty_like(like, dtype=torch.float32, requires_grad=False).copy_(self.materialize())
-        moment = Moment.encode(values, layout, self.is_signed, storage)
+        moment = Moment.encode(values, layout, self.kind, storage, like.dtype)
         moment.unfilled_at = self.unfilled_at
         return moment
 
@@ -101,8 +99,8 @@ class Moment:
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device))
 
     def is_quantized(self) -> bool:
-        """Whether codes and scales are stored, and not fp32 values."""
-        return self.storage != Storage.FP32
+        """Whether 8-bit codes and scales are stored, and not the values."""
+        return not self.codes.is_floating_point()
 
     @property
     def quantized(self) -> torch.Tensor:
@@ -111,7 +109,7 @@ class Moment:
 
     @property
     def data(self) -> torch.Tensor:
-        """The stored fp32 values, or the codes."""
+        """The stored values, or the codes."""
         return self.codes
 
     @property
@@ -226,7 +224,7 @@ def scales_by_group(by_element: torch.Tensor) -> torch.Tensor | None:
 
 
 def decode_by_element(
-    codes: torch.Tensor, by_element: torch.Tensor, is_signed: bool, check: Callable[[Moment], object]
+    codes: torch.Tensor, by_element: torch.Tensor, kind: MomentKind, check: Callable[[Moment], object]
 ) -> torch.Tensor:
     """Decodes codes with one scale each to fp32 values, in their shape and memory order.
 
@@ -240,7 +238,7 @@ def decode_by_element(
         alone[:, 0] = flat[part]
         shape = (alone.numel(),)
         layout = ops.layout(shape, (1,), shape, (1,), (0,))
-        moment = Moment(alone.view(-1), scales[part].clone(), layout, is_signed, Storage.PAPER)
+        moment = Moment(alone.view(-1), scales[part].clone(), layout, kind, Storage.PAPER)
         check(moment)
         result[part] = moment.materialize().view(-1, GROUP)[:, 0]
     return values
@@ -249,12 +247,12 @@ def decode_by_element(
 # The public functions
 
 
-def _choices(moment: str, format: str) -> tuple[bool, Storage]:
+def _choices(moment: str, format: str) -> tuple[MomentKind, Storage]:
     if moment not in ("first", "second"):
         raise ValueError(f'moment={moment!r} is unknown; use "first" or "second"')
     if format not in ("native", "paper"):
         raise ValueError(f'format={format!r} is unknown; use "native" or "paper"')
-    return moment == "first", FORMATS[format]
+    return MomentKind.SIGNED if moment == "first" else MomentKind.SQUARED, FORMATS[format]
 
 
 def _layout(tensor: torch.Tensor) -> torch.Tensor:
@@ -281,9 +279,9 @@ def quantize(
     Raises:
         ValueError: for values that the format does not hold.
     """
-    is_signed, storage = _choices(moment, format)
+    kind, storage = _choices(moment, format)
     values = tensor.detach().float()
-    return _encode(values, _layout(values), is_signed, storage)
+    return ops.encode_moment(values, _layout(values), int(kind), int(storage))
 
 
 def dequantize(
@@ -298,5 +296,5 @@ def dequantize(
     Raises:
         ValueError: for codes or scales of another dtype or size.
     """
-    is_signed, storage = _choices(moment, format)
-    return _decode(codes, scales.reshape(-1), _layout(codes), is_signed, storage)
+    kind, storage = _choices(moment, format)
+    return ops.decode_moment(codes, scales.reshape(-1), _layout(codes), int(kind), int(storage))

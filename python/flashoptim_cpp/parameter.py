@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _operators as ops
-from ._rules import FORMATS, MOMENTS, WEIGHT_DTYPES, Group, Rule, Storage, row_of, shown
+from ._rules import FORMATS, MOMENTS, WEIGHT_DTYPES, Group, MomentKind, Rule, Storage, row_of, shown
 from .memory import has_memory, has_several_parts
 from .moment import Moment
 from .sharding import is_sharded, local_of, place_of
@@ -198,6 +198,14 @@ def foreign_entries(raw: State, device: torch.device, name: str) -> State:
 # The parameter
 
 
+class MomentPlan(NamedTuple):
+    """The buffers of a moment; `elements` is 0 where the parameter has no such moment."""
+
+    dtype: torch.dtype  # of the codes
+    elements: int
+    scales: int
+
+
 class Plan(NamedTuple):
     """The buffers of a parameter."""
 
@@ -205,13 +213,14 @@ class Plan(NamedTuple):
     weight: WeightStorage
     storage: Storage  # storage of the moments
     correction_count: int
-    moments: tuple[tuple[int, int], ...]  # numbers of elements and of scales; (0, 0): no such moment
+    moments: tuple[MomentPlan, ...]
 
 
 def _plan(row: list[int]) -> Plan:
     weight_dtype, bits, paper, storage, *buffers = row
     correction, *counts = buffers[1::2]
-    moments = tuple(zip(counts[::2], counts[1::2], strict=True))
+    dtypes = [ops.DTYPES[number] for number in buffers[2::4]]
+    moments = tuple(map(MomentPlan, dtypes, counts[::2], counts[1::2]))
     return Plan(tuple(row), WeightStorage(weight_dtype, bits, paper), Storage(storage), correction, moments)
 
 
@@ -335,9 +344,10 @@ class Parameter:
         if CORRECTION in state and self.local.numel():
             state[CORRECTION].copy_(correction)
 
-    def moment_of_zeros(self, n: int, is_signed: bool, plan: Plan, steps: int) -> Moment:
+    def moment_of_zeros(self, n: int, kind: MomentKind, plan: Plan, steps: int) -> Moment:
         """A moment of zeros with this number, after `steps` steps without a gradient."""
-        return Moment.zeros(self.local, self.layout, is_signed, plan.storage, plan.moments[n][1], steps)
+        dtype, _, scales = plan.moments[n]
+        return Moment.zeros(self.local, self.layout, kind, plan.storage, dtype, scales, steps)
 
 
 @dataclass(eq=False)

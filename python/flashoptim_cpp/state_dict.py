@@ -71,8 +71,10 @@ def _like_parameter(parameter: Parameter, value: torch.Tensor) -> torch.Tensor:
 
 
 def _saved_moment(parameter: Parameter, name: str, moment: Moment, compress: bool) -> State:
-    if not compress or not moment.is_quantized():
+    if not compress:
         return {name: _like_parameter(parameter, moment.materialize())}
+    if not moment.is_quantized():
+        return {name: _like_parameter(parameter, moment.codes)}
     codes = _like_parameter(parameter, moment.codes)
     return {name + QUANTIZED: codes, name + SCALES: _saved_scales(parameter, moment)}
 

@@ -144,7 +144,7 @@ class Table:
     def _moment(self, n: int, which: int) -> Moment | None:
         plan = self.parameters[n].plan
         assert plan is not None
-        if plan.moments[which][0] == 0:
+        if plan.moments[which].elements == 0:
             return None
         moment = self.states[n][self.rule.moments[which].name]
         assert isinstance(moment, Moment)
@@ -154,7 +154,8 @@ class Table:
         rows = []
         for n, parameter in enumerate(self.parameters):
             group = self.groups[self.group_of[n]]
-            moment = self._moment(n, 0) if self.rule.moments[0].needs else None
+            filled = self.rule.filled_first
+            moment = None if filled is None else self._moment(n, filled)
             assert parameter.plan is not None
             rows.append(
                 [

@@ -70,20 +70,25 @@ void check_finite(const std::vector<std::byte>& moment) {
 void convert_moment(const MomentTraits& moment, std::vector<std::byte>& codes, std::vector<std::byte>& scales,
                     const StateLayout& from, const StateLayout& to, const Reorder& reorder) {
     if (codes.empty()) return;
+    const auto plan_of = [&](const StateLayout& state) {
+        return plan_moment(moment.kind, state.plan.moments, state.layout, state.plan.weight_dtype);
+    };
+    const auto former = plan_of(from), wanted = plan_of(to);
     const bool is_finite_fp32 = to.plan.moments == MomentStorage::kFloat32 && !to.plan.paper_arithmetic;
-    if (from.plan.moments == to.plan.moments &&
-        (reorder.is_identity() || to.plan.moments == MomentStorage::kFloat32)) {
-        reorder.apply(codes, DType::kFloat32);
+    if (from.plan.moments == to.plan.moments && former.codes.dtype == wanted.codes.dtype &&
+        (reorder.is_identity() || wanted.scales.count == 0)) {
+        reorder.apply(codes, wanted.codes.dtype);
         if (is_finite_fp32) check_finite(codes);
         return;
     }
     std::vector<float> values(static_cast<std::size_t>(from.layout.numel));
-    dequantize_moment(moment.kind, from.plan.moments, from.layout, codes, as_scales(scales), values);
+    dequantize_moment(moment.kind, from.plan.moments, from.layout, codes, as_scales(scales), values,
+                      from.plan.weight_dtype);
     reorder.apply(values, DType::kFloat32);
-    const auto wanted = plan_moment(moment.kind, to.plan.moments, to.layout);
     codes.resize(wanted.codes.bytes());
     scales.resize(wanted.scales.bytes());
-    quantize_moment(moment.kind, to.plan.moments, to.layout, values, codes, as_scales(scales));
+    quantize_moment(moment.kind, to.plan.moments, to.layout, values, codes, as_scales(scales),
+                    to.plan.weight_dtype);
     if (is_finite_fp32) check_finite(codes);
 }
 

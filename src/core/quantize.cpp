@@ -7,7 +7,9 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <string>
+#include <type_traits>
 
 #include "exact_arithmetic.h"
 #include "flashoptim/error.h"
@@ -27,6 +29,8 @@ using L = ScalarLanes;
 constexpr float kLargestNativeMoment = 0x1p126F;
 /// The largest finite binary16, since scales are binary16.
 constexpr float kLargestPaperMoment = 65504.0F;
+/// A gradient beyond it is bad and is never kept. A smaller one may have been rounded up to it.
+constexpr float kLargestGradient = 0x1p48F;
 
 /// Calls visit(group, begin, count) for every group, in the order in which scales are stored.
 template <class Visit>
@@ -49,12 +53,17 @@ std::size_t group_count(MomentStorage storage, const Layout& layout) {
     return static_cast<std::size_t>(layout.numel / row_length * in_row);
 }
 
-void check_sizes(MomentStorage storage, const Layout& layout, std::size_t values, std::size_t code_bytes,
-                 std::size_t scales) {
+/// The dtype of a moment that is stored without scales; nothing for a moment with scales.
+std::optional<DType> plain_dtype(MomentKind kind, MomentStorage storage, DType weight_dtype) {
+    const auto dtype = plan_moment(kind, storage, {}, weight_dtype).codes.dtype;
+    return is_floating(dtype) ? std::optional(dtype) : std::nullopt;
+}
+
+void check_sizes(std::optional<DType> plain, MomentStorage storage, const Layout& layout, std::size_t values,
+                 std::size_t code_bytes, std::size_t scales) {
     const auto numel = static_cast<std::size_t>(layout.numel);
-    const bool compressed = storage != MomentStorage::kFloat32;
-    const auto expected_bytes = compressed ? numel : numel * sizeof(float);
-    const auto expected_scales = compressed ? group_count(storage, layout) : 0;
+    const auto expected_bytes = numel * (plain ? size_of(*plain) : 1);
+    const auto expected_scales = plain ? 0 : group_count(storage, layout);
     if (values != numel || code_bytes != expected_bytes || scales != expected_scales) {
         throw InvalidArgument("a moment of " + std::to_string(numel) + " elements needs " +
                               std::to_string(numel) + " values, " + std::to_string(expected_bytes) +
@@ -91,7 +100,9 @@ void check_apart(const StoragePlan& plan, std::span<const float> masters, const 
 }
 
 void check_values(MomentKind kind, MomentStorage storage, std::span<const float> values) {
-    const float largest = storage == MomentStorage::kPaper ? kLargestPaperMoment : kLargestNativeMoment;
+    const float largest = storage == MomentStorage::kPaper ? kLargestPaperMoment
+                          : kind == MomentKind::kGradient  ? kLargestGradient
+                                                           : kLargestNativeMoment;
     const bool is_squared = kind == MomentKind::kSquared;
     for (std::size_t n = 0; n < values.size(); ++n) {
         const float x = values[n];
@@ -150,6 +161,43 @@ void decode_groups(MomentStorage storage, const Layout& layout, std::span<const 
             values[n] = kKind == MomentKind::kSquared ? value * value : value;
         }
     });
+}
+
+/// Calls visit.template operator()<Moment>() with the format of a moment that is stored without scales.
+template <class Visit>
+void with_plain_format(MomentKind kind, DType dtype, Visit visit) {
+    if (dtype == DType::kFloat32) {
+        visit.template operator()<Float32Moment>();
+    } else if (dtype == DType::kFloat16) {
+        visit.template operator()<HalfMoment<NearestFloat16>>();
+    } else if (kind == MomentKind::kSlow) {
+        visit.template operator()<NativeMoments::Slow>();
+    } else {
+        visit.template operator()<HalfMoment<NearestBfloat16>>();
+    }
+}
+template <class Moment>
+void encode_plain(std::span<const float> values, std::span<std::byte> codes) {
+    using Code = typename Moment::Code;
+    for (std::size_t n = 0; n < values.size(); ++n) {
+        const auto bits = Moment::template code<L>(values[n], 0.0F, kNearestDither >> 16U);
+        if constexpr (std::is_same_v<Code, float>) {
+            std::memcpy(codes.data() + n * sizeof(Code), &values[n], sizeof(Code));
+        } else {
+            const auto code = static_cast<Code>(bits);
+            std::memcpy(codes.data() + n * sizeof(Code), &code, sizeof(Code));
+        }
+    }
+}
+template <class Moment>
+float plain_value(std::span<const std::byte> codes, std::size_t n) {
+    using Code = typename Moment::Code;
+    const auto code = L::load_as<Code>(codes.data() + n * sizeof(Code));
+    if constexpr (std::is_same_v<Code, float>) {
+        return code;
+    } else {
+        return Moment::template unit<L>(code);
+    }
 }
 
 /// Calls visit.template operator()<W>() with the weight format of the plan.
@@ -260,9 +308,10 @@ void join_all(const void* weights, const void* corrections, std::span<float> mas
 
 void quantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                      std::span<const float> values, std::span<std::byte> codes,
-                     std::span<std::uint16_t> scales) {
+                     std::span<std::uint16_t> scales, DType weight_dtype) {
     const DefaultFloatEnvironment exact;
-    check_sizes(storage, layout, values.size(), codes.size(), scales.size());
+    const auto plain = plain_dtype(kind, storage, weight_dtype);
+    check_sizes(plain, storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(codes.data(), values.data(), values.size_bytes());
         return;
@@ -271,6 +320,9 @@ void quantize_moment(MomentKind kind, MomentStorage storage, const Layout& layou
     check_apart(std::as_bytes(values), std::as_bytes(scales), "values and scales");
     check_apart(codes, std::as_bytes(scales), "codes and scales");
     check_values(kind, storage, values);
+    if (plain) {
+        return with_plain_format(kind, *plain, [&]<class Moment>() { encode_plain<Moment>(values, codes); });
+    }
     with_moment_format(kind, storage, [&]<class M, MomentKind kKind>() {
         encode_groups<M, kKind>(storage, layout, values, codes, scales);
     });
@@ -278,15 +330,21 @@ void quantize_moment(MomentKind kind, MomentStorage storage, const Layout& layou
 
 void dequantize_moment(MomentKind kind, MomentStorage storage, const Layout& layout,
                        std::span<const std::byte> codes, std::span<const std::uint16_t> scales,
-                       std::span<float> values) {
+                       std::span<float> values, DType weight_dtype) {
     const DefaultFloatEnvironment exact;
-    check_sizes(storage, layout, values.size(), codes.size(), scales.size());
+    const auto plain = plain_dtype(kind, storage, weight_dtype);
+    check_sizes(plain, storage, layout, values.size(), codes.size(), scales.size());
     if (storage == MomentStorage::kFloat32) {
         if (!values.empty()) std::memcpy(values.data(), codes.data(), codes.size());
         return;
     }
     check_apart(codes, std::as_bytes(values), "codes and values");
     check_apart(std::as_bytes(scales), std::as_bytes(values), "scales and values");
+    if (plain) {
+        return with_plain_format(kind, *plain, [&]<class Moment>() {
+            for (std::size_t n = 0; n < values.size(); ++n) values[n] = plain_value<Moment>(codes, n);
+        });
+    }
     with_moment_format(kind, storage, [&]<class M, MomentKind kKind>() {
         decode_groups<M, kKind>(storage, layout, codes, scales, values);
     });
@@ -297,19 +355,29 @@ void check_moment(MomentKind kind, const StoragePlan& plan, const Layout& layout
                   std::string_view name) {
     const bool is_squared = kind == MomentKind::kSquared;
     if (codes.empty() && scales.empty()) return;
-    check_sizes(plan.moments, layout, static_cast<std::size_t>(layout.numel), codes.size(), scales.size());
-    if (plan.moments == MomentStorage::kFloat32) {
-        for (std::size_t at = 0; at + sizeof(float) <= codes.size(); at += sizeof(float)) {
-            const auto value = L::load_as<float>(codes.data() + at);
-            if ((plan.paper_arithmetic || std::isfinite(value)) && (!is_squared || !(value < 0.0F))) continue;
-            throw FormatError(std::string(name) + ": element " + std::to_string(at / sizeof(float)) + " is " +
-                              std::to_string(value) + "; a moment is " +
-                              (plan.paper_arithmetic ? "not negative"
-                               : is_squared          ? "finite and not negative"
-                                                     : "finite") +
-                              ": the file is damaged");
-        }
-        return;
+    const auto numel = static_cast<std::size_t>(layout.numel);
+    const auto plain = plain_dtype(kind, plan.moments, plan.weight_dtype);
+    check_sizes(plain, plan.moments, layout, numel, codes.size(), scales.size());
+    if (plain) {
+        return with_plain_format(kind, *plain, [&]<class Moment>() {
+            for (std::size_t n = 0; n < numel; ++n) {
+                const float value = plain_value<Moment>(codes, n);
+                if (kind == MomentKind::kGradient && std::fabs(value) > kLargestGradient) {
+                    throw FormatError(std::string(name) + ": element " + std::to_string(n) + " is " +
+                                      std::to_string(value) +
+                                      "; a gradient of 2^48 or more is never kept: the file is damaged");
+                }
+                if ((plan.paper_arithmetic || std::isfinite(value)) && (!is_squared || !(value < 0.0F))) {
+                    continue;
+                }
+                throw FormatError(std::string(name) + ": element " + std::to_string(n) + " is " +
+                                  std::to_string(value) + "; a moment is " +
+                                  (plan.paper_arithmetic ? "not negative"
+                                   : is_squared          ? "finite and not negative"
+                                                         : "finite") +
+                                  ": the file is damaged");
+            }
+        });
     }
     const bool is_native = plan.moments == MomentStorage::kNative;
     if (is_native) {

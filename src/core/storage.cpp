@@ -27,10 +27,12 @@ int checked_master_bits(const StorageOptions& options, DType dtype, std::string_
 
 }  // namespace
 
-MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout) {
+MomentPlan plan_moment(MomentKind kind, MomentStorage storage, const Layout& layout, DType weight_dtype) {
     const auto codes = kind == MomentKind::kSquared ? DType::kUInt8 : DType::kInt8;
     switch (storage) {
         case MomentStorage::kNative:
+            if (kind == MomentKind::kSlow) return {{DType::kBFloat16, layout.numel}, {}};
+            if (kind == MomentKind::kGradient) return {{weight_dtype, layout.numel}, {}};
             return {{codes, layout.numel}, {DType::kBFloat16, layout.rows * layout.groups_per_row()}};
         case MomentStorage::kPaper:
             return {{codes, layout.numel}, {DType::kFloat16, (layout.numel + kGroupSize - 1) / kGroupSize}};
@@ -83,7 +85,7 @@ StoragePlan plan_storage(Rule rule, const Hyperparameters& hyperparameters, cons
     for (std::size_t n = 0; n < traits.moments.size(); ++n) {
         if (!traits.keeps(n, hyperparameters)) continue;
         const auto place = static_cast<int>(n);
-        const auto moment = plan_moment(traits.moments[n].kind, plan.moments, layout);
+        const auto moment = plan_moment(traits.moments[n].kind, plan.moments, layout, weight_dtype);
         plan.at(codes_place(place)) = moment.codes;
         plan.at(scales_place(place)) = moment.scales;
     }

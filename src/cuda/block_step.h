@@ -45,7 +45,9 @@ class ThreadCount : BlockTypes<R, Float32Moments, W> {
 
 public:
     static FLASHOPTIM_INLINE ChunkView view_of(const DeviceTensor& t, const Chunk& chunk, int groups) {
-        return {t, chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction), 0};
+        constexpr int kNoCodes[kMaxMoments] = {};
+        return {t,       chunk, groups, sizeof(typename Types::Stored), sizeof(typename Types::Correction),
+                kNoCodes};
     }
     /// Number of bad gradients of the run.
     FLASHOPTIM_INLINE int count(const DeviceTensor& t, const StepScalars& k, float factor,

@@ -4,9 +4,10 @@
 
 #include "cuda/kernels.cuh"
 
-#define FLASHOPTIM_STEP_KERNEL(R, M, ...)                                      \
-    template cudaError_t launch_step<R, M, __VA_ARGS__>(const Launch&, void*); \
-    template cudaError_t load_step<R, M, __VA_ARGS__>();
+#define FLASHOPTIM_STEP_KERNEL(R, M, ...)                                                                \
+    template cudaError_t launch_step<R, MomentsFor<R, M, __VA_ARGS__>::Type, __VA_ARGS__>(const Launch&, \
+                                                                                          void*);        \
+    template cudaError_t load_step<R, MomentsFor<R, M, __VA_ARGS__>::Type, __VA_ARGS__>();
 
 #define FLASHOPTIM_NATIVE_WEIGHTS(R, M)                  \
     FLASHOPTIM_STEP_KERNEL(R, M, NativeFloat32Weight)    \

@@ -32,7 +32,7 @@ struct ChunkView {
 
     /// Each size is the bytes of one element of that buffer.
     FLASHOPTIM_INLINE ChunkView(const DeviceTensor& tensor, const Chunk& chunk, int groups_in_chunk,
-                                int weight_size, int correction_size, int code_size)
+                                int weight_size, int correction_size, const int (&code_sizes)[kMaxMoments])
         : t(tensor) {
         constexpr std::int64_t kFar = std::int64_t{1} << 30;  // larger than every chunk
         const std::int64_t column = static_cast<std::int64_t>(chunk.group) * kGroup;
@@ -50,7 +50,7 @@ struct ChunkView {
         t.correction = advanced(t.correction, begin * correction_size);
         FLASHOPTIM_UNROLL
         for (int n = 0; n < kMaxMoments; ++n) {
-            t.codes[n] = advanced(t.codes[n], begin * code_size);
+            t.codes[n] = advanced(t.codes[n], begin * code_sizes[n]);
             t.scales[n] = advanced(t.scales[n], group * 2);
         }
         t.gradient = advanced(t.gradient, begin * (t.gradient_dtype == DType::kFloat32 ? 4 : 2));

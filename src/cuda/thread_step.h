@@ -69,7 +69,35 @@ class ThreadStep : BlockTypes<R, M, W> {
     using MomentFormat = typename Types::template MomentFormat<n>;
     template <int n>
     using Code = typename Types::template Code<n>;
-    using CodeWord = std::conditional_t<M::kGrouped, std::uint8_t, float>;
+    template <int n>
+    static constexpr bool kIsGrouped = Types::template kIsGrouped<n>;
+    /// The codes of the rule's moments; at<n>() is those of moment n.
+    template <int kPlace = 0, bool kIsThere = (kPlace < R::Moments::kCount)>
+    struct CodeWords : CodeWords<kPlace + 1> {
+        Words<Code<kPlace>> words;
+        template <int n>
+        FLASHOPTIM_INLINE auto& at() {
+            if constexpr (n == kPlace) {
+                return words;
+            } else {
+                return CodeWords<kPlace + 1>::template at<n>();
+            }
+        }
+        template <int n>
+        [[nodiscard]] FLASHOPTIM_INLINE const auto& at() const {
+            if constexpr (n == kPlace) {
+                return words;
+            } else {
+                return CodeWords<kPlace + 1>::template at<n>();
+            }
+        }
+    };
+    template <int kPlace>
+    struct CodeWords<kPlace, false> {
+        /// Never called; for rules without moments.
+        template <int n>
+        Words<float>& at() const;
+    };
     using L = CudaLanes;
     static constexpr int kBuffers = kMoments > 0 ? kMoments : 1;
     /// Whether the kernel tracks the ranges of the operands of division and root, so that CudaUnguardedLanes
@@ -92,12 +120,9 @@ public:
         }
     }
     static FLASHOPTIM_INLINE ChunkView view_of(const DeviceTensor& t, const Chunk& chunk, int groups) {
-        return {t,
-                chunk,
-                groups,
-                sizeof(Stored),
-                sizeof(Correction),
-                kMoments > 0 ? static_cast<int>(sizeof(CodeWord)) : 0};
+        int code_sizes[kMaxMoments] = {};
+        for_each_moment<R>([&](auto n) { code_sizes[n] = static_cast<int>(sizeof(Code<n>)); });
+        return {t, chunk, groups, sizeof(Stored), sizeof(Correction), code_sizes};
     }
     /// The largest magnitude of each moment as bits: of this thread's elements, and after share_maxima() of
     /// the group.
@@ -119,7 +144,7 @@ public:
         }
         convert_gradient(gradient_, gradient, t.gradient_dtype, factor);
         for_each_moment<R>([&](auto n) {
-            if constexpr (kGrouped) old_scale_[n] = old_scale(t.scales[n]);
+            if constexpr (kIsGrouped<n>) old_scale_[n] = old_scale(t.scales[n]);
         });
         if constexpr (kHasUnguarded) {
             // If decay and steps are small, a weight that is not ordinary gives a new weight that is not
@@ -180,11 +205,13 @@ public:
             const int mine = moment_of(thread);
             auto* to = t.scales[0];
             float chosen = scale[0];
+            bool has_scale = kIsGrouped<0>;
             for_each_moment<R>([&](auto n) {
                 to = n == mine ? t.scales[n] : to;
                 chosen = n == mine ? scale[n] : chosen;
+                has_scale = n == mine ? kIsGrouped<n> : has_scale;
             });
-            L::store_u16(to + run_.group, M::template scale_bits<L>(chosen));
+            if (has_scale) L::store_u16(to + run_.group, M::template scale_bits<L>(chosen));
         }
     }
 
@@ -193,7 +220,7 @@ private:
     FLASHOPTIM_INLINE void load(const DeviceTensor& t, Words<float>& gradient) {
         load_run<kWhole>(stored_, t.weight, run_);
         load_gradient<kWhole>(gradient, t, run_);
-        for_each_moment<R>([&](auto n) { load_run<kWhole>(code_[n], t.codes[n], run_); });
+        for_each_moment<R>([&](auto n) { load_run<kWhole>(code_.template at<n>(), t.codes[n], run_); });
         if constexpr (kHasCorrection) load_run<kWhole>(correction_, t.correction, run_);
     }
     FLASHOPTIM_INLINE void store(const DeviceTensor& t) const {
@@ -206,7 +233,7 @@ private:
     template <bool kWhole>
     FLASHOPTIM_INLINE void store(const DeviceTensor& t) const {
         store_run<kWhole>(t.weight, stored_, run_);
-        for_each_moment<R>([&](auto n) { store_run<kWhole>(t.codes[n], code_[n], run_); });
+        for_each_moment<R>([&](auto n) { store_run<kWhole>(t.codes[n], code_.template at<n>(), run_); });
         if constexpr (kHasCorrection) store_run<kWhole>(t.correction, correction_, run_);
     }
 
@@ -214,16 +241,12 @@ private:
         return run_.count_in_group <= 0 ? 0.0F
                                         : M::template scale_to_float<L>(L::load_u16(scales + run_.group));
     }
-    template <int n>
-    [[nodiscard]] FLASHOPTIM_INLINE const Code<n>* codes() const {
-        return reinterpret_cast<const Code<n>*>(code_[n].elements());
-    }
     /// The old moments with their factors; the units are filled in for each element.
     template <class Lanes>
     FLASHOPTIM_INLINE OldMoments<Lanes, M, R> old_moments(const StepScalars& k) const {
         OldMoments<Lanes, M, R> old;
         for_each_moment<R>([&](auto n) {
-            if constexpr (kGrouped) {
+            if constexpr (kIsGrouped<n>) {
                 old.template at<n>().factor = old_scale_[n] * k.moment[n].factor;
             } else {
                 old.template at<n>().factor = k.moment[n].factor;
@@ -249,12 +272,8 @@ private:
             const float g = R::template effective_gradient<L>(gradient_[j], w, k);
             if constexpr (!kRootShowsGradient) watch.gradient(g);
             for_each_moment<R>([&](auto n) {
-                if constexpr (kGrouped) {
-                    old.template at<n>().unit =
-                        MomentFormat<n>::template unit_of_vector<L>(this->template codes<n>(), j);
-                } else {
-                    old.template at<n>().unit = L::from_bits(code_[n].word[j]);
-                }
+                old.template at<n>().unit =
+                    MomentFormat<n>::template unit_of_vector<L>(code_.template at<n>().elements(), j);
             });
             NewMoments<Lanes, R> next;
             Types::template update<Lanes>(g, w, old, next, k);
@@ -267,7 +286,7 @@ private:
             for_each_moment<R>([&](auto n) {
                 const float kept = Types::template kept<n, Lanes>(next);
                 moment_[n][j] = kept;
-                if constexpr (kGrouped) {
+                if constexpr (kIsGrouped<n>) {
                     if constexpr (Types::template kIsSquared<n>) {
                         largest[n] = L::max_bits(largest[n], L::bits(kept));
                     } else {
@@ -293,21 +312,25 @@ private:
         const RunDither<R> dither(step, run_.place);
         W::template encode_unit<L>(weight_, dither, 0, stored_.elements(), correction_.elements());
         for_each_moment<R>([&](auto n) {
-            if constexpr (kGrouped) {
-                const float reciprocal = reciprocal_of(encode[n]);
-                std::uint32_t sum[kElements];
-                FLASHOPTIM_UNROLL
-                for (int j = 0; j < kElements; ++j) {
-                    sum[j] = MomentFormat<n>::template sum<L>(moment_[n][j], encode[n], reciprocal,
-                                                              dither.moment[n].entry[j]);
-                }
-                L::template store_byte<M::kCodeShift>(reinterpret_cast<Code<n>*>(code_[n].elements()), sum,
-                                                      MomentFormat<n>::kFlip);
-            } else {
-                FLASHOPTIM_UNROLL
-                for (int j = 0; j < kElements; ++j) code_[n].word[j] = L::bits(moment_[n][j]);
-            }
+            encode_unit<M, MomentFormat<n>>(moment_[n], encode[n], dither.moment[n].entry,
+                                            code_.template at<n>().elements());
         });
+    }
+    /// Encodes and stores the elements of one moment, which is in format Moment of the format Format.
+    template <class Format, class Moment>
+    static FLASHOPTIM_INLINE void encode_unit(const float (&moment)[kElements], float encode,
+                                              const std::uint32_t* dither, typename Moment::Code* to) {
+        if constexpr (Moment::kGrouped) {
+            const float reciprocal = reciprocal_of(encode);
+            std::uint32_t sum[kElements];
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < kElements; ++j) {
+                sum[j] = Moment::template sum<L>(moment[j], encode, reciprocal, dither[j]);
+            }
+            L::template store_byte<Format::kCodeShift>(to, sum, Moment::kFlip);
+        } else {
+            Moment::template store_unit<L>(to, moment, dither);
+        }
     }
     static FLASHOPTIM_INLINE float reciprocal_of(float encode) {
         if constexpr (M::kDivides && L::kHasFastFma) return L::divide(1.0F, encode);
@@ -347,8 +370,8 @@ private:
             for_each_moment<R>([&](auto n) {
                 float kept = Types::template kept<n, S>(next);
                 if (bad) {
-                    kept = kept_moment(old.template at<n>().unit, s.old_scale_[n], MomentFormat<n>::kUnit,
-                                       k.moment[n].measure);
+                    kept = kept_moment<kIsGrouped<n>>(old.template at<n>().unit, s.old_scale_[n],
+                                                      MomentFormat<n>::kUnit, k.moment[n].measure);
                 }
                 s.moment_[n][e] = kept;
                 largest[n] =
@@ -359,19 +382,19 @@ private:
         return bad_count;
     }
     /// An old moment in carried units. A bad element keeps it.
+    template <bool kInGroup>
     static FLASHOPTIM_INLINE float kept_moment(float unit, float scale, float unit_value, float measure) {
-        if constexpr (!kGrouped) return unit;
+        if constexpr (!kInGroup) return unit;
         return ScalarLanes::divide(unit * (scale * unit_value), measure);
     }
     template <int n>
     [[nodiscard]] FLASHOPTIM_INLINE float unit_of(int e) const {
-        using S = ScalarLanes;
-        if constexpr (!kGrouped) {
-            return code_[n].get(e);
-        } else if constexpr (std::is_signed_v<Code<n>>) {
-            return MomentFormat<n>::template unit<S>(S::load_i8(this->template codes<n>() + e));
+        const auto code = code_.template at<n>().get(e);
+        if constexpr (std::is_same_v<Code<n>, float>) {
+            return code;
         } else {
-            return MomentFormat<n>::template unit<S>(S::load_u8(this->template codes<n>() + e));
+            const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(code));
+            return MomentFormat<n>::template unit<ScalarLanes>(bits);
         }
     }
 
@@ -388,15 +411,18 @@ private:
                 s.store_correction(e, low);
             }
             for_each_moment<R>([&](auto n) {
-                if constexpr (!kGrouped) {
-                    s.code_[n].set(e, s.moment_[n][e]);
+                const float kept = s.moment_[n][e];
+                auto& words = s.code_.template at<n>();
+                if constexpr (std::is_same_v<Code<n>, float>) {
+                    words.set(e, kept);
                 } else {
-                    const bool keeps_code = s.scale[n] == s.old_scale_[n] && s.scale[n] != 0.0F;
+                    const bool keeps_code =
+                        kIsGrouped<n> && s.scale[n] == s.old_scale_[n] && s.scale[n] != 0.0F;
                     if (bad && keeps_code) return;
                     constexpr auto kKind = R::Moments::template kKind<n>;
                     const auto dither = dither_of_code(kKind, bits(dither_salt_of_moment(n)));
-                    const auto code = MomentFormat<n>::template code<S>(s.moment_[n][e], s.encode[n], dither);
-                    s.code_[n].set(e, static_cast<CodeWord>(code));
+                    words.set(e, static_cast<Code<n>>(
+                                     MomentFormat<n>::template code<S>(kept, s.encode[n], dither)));
                 }
             });
         }
@@ -428,7 +454,7 @@ private:
     // The elements as stored: the old ones, and after encoding the new ones.
     Words<Stored> stored_;
     Words<Correction> correction_;
-    Words<CodeWord> code_[kBuffers];
+    CodeWords<> code_;
     float gradient_[kElements] = {};
     // The new weights, and the new moments in carried units (the roots of squared moments in groups).
     float weight_[kElements] = {}, moment_[kBuffers][kElements] = {};

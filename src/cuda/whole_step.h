@@ -14,8 +14,9 @@
 
 namespace flashoptim::cuda {
 
-/// The most host values in one launch. They are passed as the kernel's argument, which has at most 4 KiB.
-constexpr int kSourcesInLaunch = 32;
+/// The most host values in one launch. They are passed as the kernel's argument, which has at most 4 KiB; 128
+/// bytes of these are the other members of Preparation.
+constexpr int kSourcesInLaunch = static_cast<int>((4096 - 128) / sizeof(ScalarSource));
 constexpr int kNormBlocksInBlock = kThreads / kNormSums;
 
 /// Values in device memory that a step reads when it runs. Each may be null.

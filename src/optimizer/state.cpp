@@ -87,7 +87,7 @@ std::vector<float> Optimizer::moment(ParameterId parameter, int number) const {
     const auto codes_here = impl_->on_host(codes),
                scales_here = impl_->on_host(p.stored.at(scales_place(number)));
     dequantize_moment(moments[static_cast<std::size_t>(number)].kind, p.stored.plan.moments, p.layout,
-                      codes_here.bytes, scales_of(scales_here.bytes), values);
+                      codes_here.bytes, scales_of(scales_here.bytes), values, p.stored.plan.weight_dtype);
     return values;
 }
 

@@ -56,14 +56,33 @@ struct BlockTypes {
     /// Whether W is a format of directions, which are written in place of weights (two_passes.h).
     static constexpr bool kWritesDirections = requires { W::kIsDirection; };
     static constexpr int kMoments = R::Moments::kCount;
-    static constexpr bool kGrouped = M::kGrouped && kMoments > 0;
     /// How moment n is stored.
     template <int n>
     using MomentFormat = typename M::template Of<R::Moments::kind(n)>;
     template <int n>
     using Code = typename MomentFormat<n>::Code;
     template <int n>
+    static constexpr bool kIsGrouped = MomentFormat<n>::kGrouped;
+    template <int n>
     static constexpr bool kIsSquared = R::Moments::kind(n) == MomentKind::kSquared;
+    /// Whether any moment from number n on is in groups, and the size of the largest code of these.
+    template <int n = 0>
+    static constexpr bool has_groups() {
+        if constexpr (n < kMoments) {
+            return kIsGrouped<n> || has_groups<n + 1>();
+        } else {
+            return false;
+        }
+    }
+    template <int n = 0>
+    static constexpr std::size_t largest_code() {
+        if constexpr (n < kMoments) {
+            return sizeof(Code<n>) > largest_code<n + 1>() ? sizeof(Code<n>) : largest_code<n + 1>();
+        } else {
+            return 1;
+        }
+    }
+    static constexpr bool kGrouped = has_groups();
     /// The number of the first squared moment, or -1.
     static constexpr int kFirstSquared = [] {
         for (int n = 0; n < kMoments; ++n) {
@@ -98,7 +117,7 @@ struct BlockTypes {
         if constexpr (kHasCorrection) b.correction = static_cast<Correction*>(s.correction) + at;
         for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
             b.codes[n] = static_cast<Code<n>*>(s.codes[n]) + at;
-            if constexpr (kGrouped) b.scales[n] = s.scales[n] + at / kGroup;
+            if constexpr (kIsGrouped<n>) b.scales[n] = s.scales[n] + at / kGroup;
         });
         b.gradient = static_cast<const std::byte*>(s.gradient) +
                      at * static_cast<std::int64_t>(size_of(s.gradient_dtype));
@@ -110,7 +129,7 @@ struct BlockTypes {
     /// The value of moment n that is encoded: the root of a squared moment in groups, else the moment.
     template <int n, class L>
     static FLASHOPTIM_INLINE typename L::Float kept(const NewMoments<L, R>& next) {
-        if constexpr (kGrouped && kIsSquared<n>) {
+        if constexpr (kIsGrouped<n> && kIsSquared<n>) {
             return next.root[n];
         } else {
             return next.value[n];
@@ -136,10 +155,9 @@ struct BlockTypes {
     template <int kSize>
     struct Tail {
         static constexpr int kGroups = kSize / kGroup;
-        static constexpr std::size_t kCodeSize = M::kGrouped ? 1 : sizeof(float);
         alignas(64) Stored weight[kSize] = {};
         alignas(64) Correction correction[kSize] = {};
-        alignas(64) std::byte codes[kBuffers][kSize * kCodeSize] = {};
+        alignas(64) std::byte codes[kBuffers][kSize * largest_code()] = {};
         alignas(64) std::byte gradient[kSize * 4] = {};
         std::uint16_t scales[kBuffers][kGroups] = {};
         const Block home;
@@ -151,10 +169,12 @@ struct BlockTypes {
               groups(static_cast<std::size_t>((count + kGroup - 1) / kGroup)) {
             std::memcpy(weight, home.weight, size * sizeof(Stored));
             if constexpr (kHasCorrection) std::memcpy(correction, home.correction, size * sizeof(Correction));
-            for (int n = 0; n < kMoments; ++n) {
-                std::memcpy(codes[n], home.codes[n], size * kCodeSize);
-                if constexpr (kGrouped) std::memcpy(scales[n], home.scales[n], groups * sizeof scales[n][0]);
-            }
+            for_each_moment<R>([&](auto n) {
+                std::memcpy(codes[n], home.codes[n], size * sizeof(Code<n>));
+                if constexpr (kIsGrouped<n>) {
+                    std::memcpy(scales[n], home.scales[n], groups * sizeof scales[n][0]);
+                }
+            });
             std::memcpy(gradient, home.gradient, size * size_of(s.gradient_dtype));
         }
         [[nodiscard]] Block block() {
@@ -168,10 +188,12 @@ struct BlockTypes {
         void write_back() const {
             std::memcpy(home.weight, weight, size * sizeof(Stored));
             if constexpr (kHasCorrection) std::memcpy(home.correction, correction, size * sizeof(Correction));
-            for (int n = 0; n < kMoments; ++n) {
-                std::memcpy(home.codes[n], codes[n], size * kCodeSize);
-                if constexpr (kGrouped) std::memcpy(home.scales[n], scales[n], groups * sizeof scales[n][0]);
-            }
+            for_each_moment<R>([&](auto n) {
+                std::memcpy(home.codes[n], codes[n], size * sizeof(Code<n>));
+                if constexpr (kIsGrouped<n>) {
+                    std::memcpy(home.scales[n], scales[n], groups * sizeof scales[n][0]);
+                }
+            });
         }
     };
 };

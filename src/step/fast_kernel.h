@@ -26,6 +26,8 @@ class FastKernel : BlockTypes<R, M, W> {
     using MomentFormat = typename Types::template MomentFormat<n>;
     template <int n>
     using Code = typename Types::template Code<n>;
+    template <int n>
+    static constexpr bool kIsGrouped = Types::template kIsGrouped<n>;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
     using Unit = Float[L::kUnit];
@@ -187,7 +189,9 @@ private:
         Watch watch;
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, buffers.gradient);
         for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-            buffers.moment[n].read_scales(b.scales[n], groups, k.moment[n].factor);
+            if constexpr (kIsGrouped<n>) {
+                buffers.moment[n].read_scales(b.scales[n], groups, k.moment[n].factor);
+            }
         });
 
         UInt largest[kBuffers] = {};  // magnitudes, as bits
@@ -200,7 +204,7 @@ private:
                 for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
                     old.template at<n>() = {
                         MomentFormat<n>::template unit_of_vector<L>(b.template code<n>() + e, j),
-                        L::broadcast(buffers.moment[n].factor[group])};
+                        L::broadcast(kIsGrouped<n> ? buffers.moment[n].factor[group] : k.moment[n].factor)};
                 });
                 NewMoments<L, R> next;
                 const Float w = update(k, b, buffers.gradient, e, j, old, watch, next);
@@ -211,6 +215,7 @@ private:
                 for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
                     const Float kept = Types::template kept<n, L>(next);
                     L::store_f32(buffers.moment[n].values + at, kept);
+                    if constexpr (!kIsGrouped<n>) return;
                     if constexpr (Types::template kIsSquared<n>) {
                         largest[n] = begins ? L::bits(kept) : L::max_bits(largest[n], L::bits(kept));
                     } else {
@@ -227,7 +232,9 @@ private:
             if (!new_scales<kShown, true>(buffers.moment[kShown], groups, k.moment[kShown])) return false;
         }
         for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-            if constexpr (n != kShown) new_scales<n, false>(buffers.moment[n], groups, k.moment[n]);
+            if constexpr (n != kShown && kIsGrouped<n>) {
+                new_scales<n, false>(buffers.moment[n], groups, k.moment[n]);
+            }
         });
         encode(s, b, size, place, buffers);
         return true;
@@ -263,22 +270,32 @@ private:
             for (int j = 0; j < L::kUnit; ++j) weight[j] = L::load_f32(buffers.weight + e + j * L::kWidth);
             W::template encode_unit<L>(weight, dither, from, b.weight + e, correction_at(b, e));
             for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-                const auto& moment = buffers.moment[n];
-                UInt sum[L::kUnit];
-                FLASHOPTIM_UNROLL
-                for (int j = 0; j < L::kUnit; ++j) {
-                    const int at = e + j * L::kWidth;
-                    sum[j] = MomentFormat<n>::template sum<L>(
-                        L::load_f32(moment.values + at), L::broadcast(moment.encode[at / kGroup]),
-                        L::broadcast(moment.reciprocal[at / kGroup]),
-                        L::load_u32(dither.moment[n].entry + from + j * L::kWidth));
-                }
-                L::template store_byte<M::kCodeShift>(b.template code<n>() + e, sum, MomentFormat<n>::kFlip);
+                encode_unit<n>(buffers.moment[n], dither.moment[n].entry + from, e, b.template code<n>() + e);
             });
         }
         for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-            buffers.moment[n].write_scales(b.scales[n], size / kGroup);
+            if constexpr (kIsGrouped<n>) buffers.moment[n].write_scales(b.scales[n], size / kGroup);
         });
+    }
+    template <int n>
+    static FLASHOPTIM_INLINE void encode_unit(const Pending& moment, const std::uint32_t* dither, int e,
+                                              Code<n>* to) {
+        if constexpr (kIsGrouped<n>) {
+            UInt sum[L::kUnit];
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) {
+                const int at = e + j * L::kWidth;
+                sum[j] = MomentFormat<n>::template sum<L>(
+                    L::load_f32(moment.values + at), L::broadcast(moment.encode[at / kGroup]),
+                    L::broadcast(moment.reciprocal[at / kGroup]), L::load_u32(dither + j * L::kWidth));
+            }
+            L::template store_byte<M::kCodeShift>(to, sum, MomentFormat<n>::kFlip);
+        } else {
+            Unit values;
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) values[j] = L::load_f32(moment.values + e + j * L::kWidth);
+            MomentFormat<n>::template store_unit<L>(to, values, dither);
+        }
     }
 
     /// Steps a block whose moments have no groups. Each unit is checked and written alone. Returns the number
@@ -312,20 +329,23 @@ private:
             if (j >= vectors) break;
             OldMoments<L, M, R> old;
             for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-                old.template at<n>() = {L::load_f32(b.template code<n>() + e + j * L::kWidth),
-                                        L::broadcast(k.moment[n].factor)};
+                old.template at<n>() = {
+                    MomentFormat<n>::template unit_of_vector<L>(b.template code<n>() + e, j),
+                    L::broadcast(k.moment[n].factor)};
             });
             weight[j] = update(k, b, gradient, e, j, old, watch, next[j]);
         }
         if (!watch.is_quiet()) return false;
         W::template encode_unit<L>(weight, *s.dither, place + static_cast<std::uint32_t>(e), b.weight + e,
                                    correction_at(b, e));
-        FLASHOPTIM_UNROLL
-        for (int j = 0; j < L::kUnit; ++j) {
-            for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-                L::store_f32(b.template code<n>() + e + j * L::kWidth, Types::template kept<n, L>(next[j]));
-            });
-        }
+        for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
+            Unit values;
+            FLASHOPTIM_UNROLL
+            for (int j = 0; j < L::kUnit; ++j) values[j] = Types::template kept<n, L>(next[j]);
+            MomentFormat<n>::template store_unit<L>(
+                b.template code<n>() + e, values,
+                s.dither->moment[n].entry + place + static_cast<std::uint32_t>(e));
+        });
         return true;
     }
 

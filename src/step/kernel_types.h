@@ -17,20 +17,23 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 template <class R, class M, class Visitor>
 auto with_native_weight(const StoragePlan& plan, Visitor visit) {
     const bool is_bfloat16 = plan.weight_dtype == DType::kBFloat16;
-    if (plan.weight_dtype == DType::kFloat32) return visit.template operator()<R, M, NativeFloat32Weight>();
+    const auto with = [&]<class W>() {
+        return visit.template operator()<R, typename MomentsFor<R, M, W>::Type, W>();
+    };
+    if (plan.weight_dtype == DType::kFloat32) return with.template operator()<NativeFloat32Weight>();
     switch (plan.master_weight_bits) {
         case 32:
-            return is_bfloat16 ? visit.template operator()<R, M, Bfloat16Weight32>()
-                               : visit.template operator()<R, M, Float16Weight32>();
+            return is_bfloat16 ? with.template operator()<Bfloat16Weight32>()
+                               : with.template operator()<Float16Weight32>();
         case 24:
-            return is_bfloat16 ? visit.template operator()<R, M, Bfloat16Weight24>()
-                               : visit.template operator()<R, M, Float16Weight24>();
+            return is_bfloat16 ? with.template operator()<Bfloat16Weight24>()
+                               : with.template operator()<Float16Weight24>();
         case 16:
-            return is_bfloat16 ? visit.template operator()<R, M, Bfloat16WeightDithered>()
-                               : visit.template operator()<R, M, Float16WeightDithered>();
+            return is_bfloat16 ? with.template operator()<Bfloat16WeightDithered>()
+                               : with.template operator()<Float16WeightDithered>();
         default:
-            return is_bfloat16 ? visit.template operator()<R, M, Bfloat16WeightNearest>()
-                               : visit.template operator()<R, M, Float16WeightNearest>();
+            return is_bfloat16 ? with.template operator()<Bfloat16WeightNearest>()
+                               : with.template operator()<Float16WeightNearest>();
     }
 }
 

@@ -20,6 +20,10 @@ class ReferenceKernel : BlockTypes<R, M, W> {
         Types::place_at;
     template <int n>
     using MomentFormat = typename Types::template MomentFormat<n>;
+    template <int n>
+    using Code = typename Types::template Code<n>;
+    template <int n>
+    static constexpr bool kIsGrouped = Types::template kIsGrouped<n>;
     using Tail = typename Types::template Tail<kGroup>;
     using Float = typename L::Float;
     using UInt = typename L::UInt;
@@ -123,17 +127,14 @@ private:
             L::store_i16(p, lo);
         }
     }
-    template <int n>
-    static FLASHOPTIM_INLINE Float unit_of(const Block& b, int e) {
-        const auto* const p = b.template code<n>() + e;
-        if constexpr (!kGrouped) {
-            return L::load_f32(p);
-        } else if constexpr (std::is_signed_v<typename Types::template Code<n>>) {
-            return MomentFormat<n>::template unit<L>(L::load_i8(p));
-        } else {
-            return MomentFormat<n>::template unit<L>(L::load_u8(p));
-        }
-    }
+    static FLASHOPTIM_INLINE UInt load_code(const float* p) { return L::bits(L::load_f32(p)); }
+    static FLASHOPTIM_INLINE UInt load_code(const std::uint16_t* p) { return L::load_u16(p); }
+    static FLASHOPTIM_INLINE UInt load_code(const std::int8_t* p) { return L::load_i8(p); }
+    static FLASHOPTIM_INLINE UInt load_code(const std::uint8_t* p) { return L::load_u8(p); }
+    static FLASHOPTIM_INLINE void store_code(float* p, UInt code) { L::store_f32(p, L::from_bits(code)); }
+    static FLASHOPTIM_INLINE void store_code(std::uint16_t* p, UInt code) { L::store_u16(p, code); }
+    static FLASHOPTIM_INLINE void store_code(std::int8_t* p, UInt code) { L::store_i8(p, code); }
+    static FLASHOPTIM_INLINE void store_code(std::uint8_t* p, UInt code) { L::store_u8(p, code); }
     /// Whether a gradient is bad: NaN, Inf or |g| >= 2^48 (docs/formats.md). A direction is bad only if it is
     /// NaN.
     static FLASHOPTIM_INLINE Mask is_bad(Float g) {
@@ -186,7 +187,7 @@ private:
 
         read_gradient<L>(b.gradient, s.gradient_dtype, s.gradient_factor, size, gradient);
         for_each_moment<R>([&]([[maybe_unused]] auto n) __attribute__((always_inline)) {
-            if constexpr (kGrouped) moments[n].read_scales(b.scales[n], groups, k.moment[n].factor);
+            if constexpr (kIsGrouped<n>) moments[n].read_scales(b.scales[n], groups, k.moment[n].factor);
         });
 
         for (int group = 0; group < groups; ++group) {
@@ -199,8 +200,8 @@ private:
                 OldMoments<L, M, R> old;
                 for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
                     auto& moment = old.template at<n>();
-                    moment.unit = unit_of<n>(b, e);
-                    if constexpr (kGrouped) {
+                    moment.unit = MomentFormat<n>::template unit<L>(load_code(b.template code<n>() + e));
+                    if constexpr (kIsGrouped<n>) {
                         moment.factor = L::broadcast(moments[n].factor[group]);
                     } else {
                         moment.factor = L::broadcast(k.moment[n].factor);
@@ -238,16 +239,21 @@ private:
                     });
                 }
                 for_each_moment<R>([&](auto n) __attribute__((always_inline)) {
-                    if constexpr (kGrouped) {
+                    if constexpr (kIsGrouped<n>) {
                         L::store_f32(moments[n].values + e, kept[n]);
                         largest[n] = L::max_ignoring_nan(largest[n], magnitude<n>(kept[n]));
                     } else {
-                        L::store_f32(b.template code<n>() + e, kept[n]);
+                        // An element that keeps its moment keeps its code too: no rounding changes a number
+                        // that the type holds.
+                        const auto from = (place + static_cast<std::uint32_t>(e)) % kDitherPeriod;
+                        store_code(b.template code<n>() + e,
+                                   MomentFormat<n>::template code<L>(
+                                       kept[n], kept[n], L::load_u32(dither.moment[n].entry + from)));
                     }
                 });
             }
             for_each_moment<R>([&]([[maybe_unused]] auto n) __attribute__((always_inline)) {
-                if constexpr (kGrouped) moments[n].largest[group] = L::horizontal_max(largest[n]);
+                if constexpr (kIsGrouped<n>) moments[n].largest[group] = L::horizontal_max(largest[n]);
             });
         }
         for (int e = 0; e < size; e += L::kWidth) {
@@ -263,7 +269,7 @@ private:
             store_correction(b.correction + e, lo);
         }
         for_each_moment<R>([&]([[maybe_unused]] auto n) __attribute__((always_inline)) {
-            if constexpr (kGrouped) {
+            if constexpr (kIsGrouped<n>) {
                 for (int at = 0; at < groups; at += L::kWidth) new_scales<n>(moments[n], at, k.moment[n]);
                 encode_moment<n>(b, moments[n], dither.moment[n].entry, place, groups, bad_count != 0,
                                  bad_elements);
@@ -294,7 +300,7 @@ private:
                                                         [[maybe_unused]] const Moments& moments,
                                                         [[maybe_unused]] int group, const StepScalars& k) {
         const Float unit = old.template at<n>().unit;
-        if constexpr (kGrouped) {
+        if constexpr (kIsGrouped<n>) {
             return L::divide(unit * (moments[n].old_scale[group] * MomentFormat<n>::kUnit),
                              L::broadcast(k.moment[n].measure));
         } else {
@@ -321,12 +327,12 @@ private:
             for (int e = group * kGroup; e < (group + 1) * kGroup; e += L::kWidth) {
                 const auto u = L::load_u32(dither + (place + static_cast<std::uint32_t>(e)) % kDitherPeriod);
                 auto code = MomentFormat<n>::template code<L>(L::load_f32(moment.values + e), factor, u);
-                auto* const bytes = static_cast<std::uint8_t*>(b.codes[n]) + e;
+                auto* const to = b.template code<n>() + e;
                 if (has_bad && moment.keeps_codes(group)) [[unlikely]] {
                     const auto bad = L::from_mask_bits(L::load_u32(bad_elements + e));
-                    code = L::select_bits(bad, L::load_u8(bytes), code);
+                    code = L::select_bits(bad, load_code(to), code);
                 }
-                L::store_u8(bytes, code);
+                store_code(to, code);
             }
         }
     }

@@ -40,6 +40,10 @@ __global__ void prepare_step(const Hyperparameters* hyperparameters, const std::
     fill_dither_tables(*dither, *step, kinds, R::Moments::kCount);
 }
 
+/// How moment n of a rule is stored.
+template <class R, class M, int n>
+using FormatOf = typename M::template Of<R::Moments::template kKind<n>>;
+
 template <class W>
 __device__ std::uint32_t load_correction(const Tensor& t, std::int64_t n) {
     using Correction = typename W::Correction;
@@ -82,7 +86,7 @@ __global__ void step_groups(Tensor t, const StepScalars* scalars, const DitherTa
     float old_scales[kMoments] = {}, kept[kMoments][kGroup], largest[kMoments] = {};
     for_each_moment<R>([&](auto n) {
         old.template at<n>().factor = k.moment[n].factor;
-        if constexpr (M::kGrouped) {
+        if constexpr (FormatOf<R, M, n>::kGrouped) {
             old_scales[n] = M::scale_to_float(t.scales[n][group]);
             old.template at<n>().factor *= old_scales[n];
         }
@@ -94,9 +98,9 @@ __global__ void step_groups(Tensor t, const StepScalars* scalars, const DitherTa
         float g = bfloat16_to_float<L>(t.gradient[element]);
         g = R::template effective_gradient<L>(g, w, k);
         for_each_moment<R>([&](auto n) {
-            using Format = typename M::template Of<R::Moments::template kKind<n>>;
+            using Format = FormatOf<R, M, n>;
             const auto* code = static_cast<const typename Format::Code*>(t.codes[n]) + element;
-            if constexpr (!M::kGrouped) {
+            if constexpr (!Format::kGrouped) {
                 old.template at<n>().unit = *code;
             } else if constexpr (R::Moments::template kKind<n> == MomentKind::kSquared) {
                 old.template at<n>().unit = Format::template unit<L>(L::load_u8(code));
@@ -116,15 +120,16 @@ __global__ void step_groups(Tensor t, const StepScalars* scalars, const DitherTa
         if constexpr (W::kProtected) keep = W::template is_special<L>(old_hi);
         if (!keep) store_weight<W>(t, element, hi, lo);
         for_each_moment<R>([&](auto n) {
-            constexpr bool kIsRoot = M::kGrouped && R::Moments::template kKind<n> == MomentKind::kSquared;
+            constexpr bool kIsRoot =
+                FormatOf<R, M, n>::kGrouped && R::Moments::template kKind<n> == MomentKind::kSquared;
             kept[n][e] = kIsRoot ? next.root[n] : next.value[n];
             largest[n] = L::max_ignoring_nan(largest[n], absolute<L>(kept[n][e]));
         });
     }
     for_each_moment<R>([&](auto n) {
-        using Format = typename M::template Of<R::Moments::template kKind<n>>;
+        using Format = FormatOf<R, M, n>;
         auto* codes = static_cast<typename Format::Code*>(t.codes[n]) + group * kGroup;
-        if constexpr (M::kGrouped) {
+        if constexpr (Format::kGrouped) {
             float scale = 0.0F, encode = 0.0F;
             Format::template new_scale<L>(largest[n], old_scales[n], k.moment[n], scale, encode);
             for (int e = 0; e < kGroup; ++e) {

@@ -33,6 +33,7 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// Dither bits in the form in which the encoder of this kind of moment adds them.
 FLASHOPTIM_INLINE std::uint32_t dither_of_code(MomentKind kind, std::uint32_t bits) {
+    if (kind == MomentKind::kSlow || kind == MomentKind::kGradient) return bits >> 16U;
     return kind == MomentKind::kSquared ? dither_above_256(bits) : dither_above_384(bits);
 }
 

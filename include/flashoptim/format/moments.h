@@ -14,10 +14,12 @@ namespace flashoptim {
 /// Largest number of moments of a rule.
 constexpr int kMaxMoments = 4;
 
-/// What a moment is an average of.
+/// What a moment is. The kind and the format decide how it is stored.
 enum class MomentKind : std::uint8_t {
-    kSigned,   ///< of gradients: either sign
-    kSquared,  ///< of squared gradients: never negative
+    kSigned,    ///< a mean of gradients: either sign
+    kSquared,   ///< a mean of squared gradients: never negative
+    kSlow,      ///< a mean of gradients over more steps than an 8-bit code can follow: either sign
+    kGradient,  ///< no mean: the last gradient itself
 };
 
 /// The kinds of a rule's moments, in the order of its table row.
@@ -31,6 +33,8 @@ struct MomentList {
     /// kind(n) as a constant, because device code may not call a host constexpr function.
     template <int n>
     static constexpr MomentKind kKind = kind(n);
+    /// Whether one of the moments is the last gradient.
+    static constexpr bool kKeepsGradient = ((kKinds == MomentKind::kGradient) || ...);
 };
 
 /// The constants of one moment in one step. A rule computes in carried units: m/(1-beta) where the format's
@@ -109,6 +113,14 @@ struct NewMoments {
     typename L::Float value[kSize] = {};
     typename L::Float root[kSize] = {};
 };
+
+/// How format M stores a moment of a kind, from the classes that M names after the kinds.
+template <class M, MomentKind kKind>
+using MomentOf =
+    std::conditional_t<kKind == MomentKind::kSquared, typename M::Squared,
+                       std::conditional_t<kKind == MomentKind::kSlow, typename M::Slow,
+                                          std::conditional_t<kKind == MomentKind::kGradient,
+                                                             typename M::Gradient, typename M::Signed>>>;
 
 /// The number of a moment as a type, so that a generic lambda can use it as a template argument.
 template <int kNumber>

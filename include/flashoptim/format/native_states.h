@@ -1,25 +1,29 @@
-// How the native format stores a moment: 8-bit codes of a piecewise-linear square law, with one sticky
-// bfloat16 scale for each group (docs/formats.md). A scale is sticky: it changes only when the group's
-// largest magnitude leaves a band around it. Uncompressed fp32 moments are here too.
+// How the native format stores moments: means of gradients and of their squares as 8-bit codes of a
+// piecewise-linear square law, with one sticky bfloat16 scale for each group, and the other kinds as plain
+// 16-bit numbers (docs/formats.md). A scale is sticky: it changes only when the group's largest magnitude
+// leaves a band around it. Uncompressed fp32 moments are here too.
 //
 // Every format of moments has
-//     kGrouped                       whether groups of 32 share a scale
 //     kCarriesScaled                 whether rules compute with m/(1-beta) in place of m, which saves the
-//                                    multiplication of the gradient by 1-beta
+//                                    multiplication of the gradient by 1-beta. It is for means (kSigned and
+//                                    kSquared) only
 //     Of<kind>                       how a moment of this kind is stored
 // and for each kind
 //     Code                           the type in memory
+//     kGrouped                       whether groups of 32 share a scale
 //     Old<L>                         an old moment as the rules read it (format/moments.h)
 //     scalars                        the MomentScalars of a step, from the rule's constants
-// A grouped format also has for each kind
-//     kUnit                          an old moment (or root) is unit<L>(code) * scale * kUnit
 //     unit<L>                        the value of a code, without the group's factor
+//     code<L>                        the code of a new moment. A grouped squared moment encodes its root
+//     unit_of_vector<L>              unit<L> of the codes of vector j of a unit of vectors (step/lanes/)
+// A kind in groups also has
+//     kUnit                          an old moment (or root) is unit<L>(code) * scale * kUnit
 //     new_scale<L>                   the new scale of a group and the factor that encodes its moments
-//     code<L>                        the code of a new moment (of its root for a squared moment)
-// and for whole units of vectors (step/lanes/)
-//     unit_of_vector<L>              unit<L> of the codes of vector j
 //     sum<L>                         a number that has the code at bit kCodeShift, before XOR with kFlip
+// and its format
 //     kDivides                       whether sum<L> divides by the factor and takes its reciprocal too
+// A kind without groups has
+//     store_unit<L>                  encodes and stores a whole unit of vectors
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -28,9 +32,11 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "flashoptim/dtype.h"
 #include "flashoptim/format/moments.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/dither.h"
+#include "flashoptim/numeric/float16.h"
 
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
@@ -40,9 +46,106 @@ template <class L>
 FLASHOPTIM_INLINE typename L::Float half_law(typename L::Float x) {
     return L::from_bits((L::bits(x) >> 1U) + 0x1FC00000U);
 }
-/// The square-law codes.
+
+/// What the moments that are numbers of their own, without scales, have in common.
+struct PlainMoment {
+    static constexpr bool kGrouped = false;
+    static constexpr float kUnit = 1.0F;
+    template <class L>
+    using Old = OldMoment<L>;
+
+    static FLASHOPTIM_INLINE MomentScalars scalars(double decay, double gain, double /*measure*/) {
+        return {static_cast<float>(decay), static_cast<float>(gain), 1.0F, 1.0F};
+    }
+};
+
+struct Float32Moment : PlainMoment {
+    using Code = float;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
+        return L::from_bits(code);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt code(typename L::Float m, typename L::Float /*encode*/,
+                                                   typename L::UInt /*dither*/) {
+        return L::bits(m);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float unit_of_vector(const Code* codes, int j) {
+        return L::load_f32(codes + j * L::kWidth);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void store_unit(Code* to, const typename L::Float (&m)[L::kUnit],
+                                             const std::uint32_t* /*dither*/) {
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) L::store_f32(to + j * L::kWidth, m[j]);
+    }
+};
+
+/// 16-bit numbers. Number::code() rounds; its result is the upper half of a lane.
+template <class Number>
+struct HalfMoment : PlainMoment {
+    using Code = std::uint16_t;
+
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float unit(typename L::UInt code) {
+        return Number::template value<L>(code << 16U);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt code(typename L::Float m, typename L::Float /*encode*/,
+                                                   typename L::UInt dither) {
+        return Number::template rounded<L>(m, dither) >> 16U;
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float unit_of_vector(const Code* codes, int j) {
+        return Number::template value<L>(L::load_high_u16(codes, j));
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE void store_unit(Code* to, const typename L::Float (&m)[L::kUnit],
+                                             const std::uint32_t* dither) {
+        typename L::UInt high[L::kUnit];
+        FLASHOPTIM_UNROLL
+        for (int j = 0; j < L::kUnit; ++j) {
+            high[j] = Number::template rounded<L>(m[j], L::load_u32(dither + j * L::kWidth));
+        }
+        L::store_high_u16(to, high);
+    }
+};
+/// bfloat16, rounded with the upper 16 dither bits.
+struct DitheredBfloat16 {
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float value(typename L::UInt high) {
+        return L::from_bits(high);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt rounded(typename L::Float m, typename L::UInt dither) {
+        return L::bits(m) + dither;
+    }
+};
+/// bfloat16, rounded to nearest even.
+struct NearestBfloat16 : DitheredBfloat16 {
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt rounded(typename L::Float m, typename L::UInt /*dither*/) {
+        const auto bits = L::bits(m);
+        return bits + 0x7fffU + ((bits >> 16U) & 1U);
+    }
+};
+/// binary16, rounded to nearest even. Numbers beyond its range become its largest.
+struct NearestFloat16 {
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float value(typename L::UInt high) {
+        return float16_to_float<L>(high >> 16U);
+    }
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::UInt rounded(typename L::Float m, typename L::UInt /*dither*/) {
+        const auto magnitude = L::min_bits(float_to_float16<L>(absolute<L>(m)), L::broadcast_bits(0x7bffU));
+        return L::merge_bits(kSignBit, L::bits(m), magnitude << 16U);
+    }
+};
+
+/// The square-law codes, and bfloat16 for slow means.
 struct NativeMoments {
-    static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = true;
     static constexpr bool kDivides = false;
     static constexpr int kCodeShift = 15;
@@ -53,6 +156,7 @@ struct NativeMoments {
     /// Signed codes of a signed moment m. s is the group's scale.
     struct Signed {
         using Code = std::int8_t;
+        static constexpr bool kGrouped = true;
         template <class L>
         using Old = OldMoment<L>;
         static constexpr double kUnits = 16384.0;  // z = |m| / s * 16384
@@ -120,6 +224,7 @@ struct NativeMoments {
     /// Unsigned codes of the root r of a squared moment. s is the group's scale.
     struct Squared {
         using Code = std::uint8_t;
+        static constexpr bool kGrouped = true;
         template <class L>
         using Old = OldRootMoment<L>;
         static constexpr float kUnit = 0.5F;  // r = unit * s * kUnit
@@ -168,8 +273,11 @@ struct NativeMoments {
         }
     };
 
+    using Slow = HalfMoment<DitheredBfloat16>;
+    /// Of float32 weights. Others have NativeMomentsAndGradient.
+    using Gradient = Float32Moment;
     template <MomentKind kKind>
-    using Of = std::conditional_t<kKind == MomentKind::kSquared, Squared, Signed>;
+    using Of = MomentOf<NativeMoments, kKind>;
 
     /// The new scale of a group whose largest magnitude is `largest` and whose scale was `old_scale`.
     template <class L>
@@ -210,25 +318,39 @@ private:
     }
 };
 
+/// NativeMoments with the last gradient in another type, that of the weights.
+template <class GradientMoment>
+struct NativeMomentsAndGradient : NativeMoments {
+    using Gradient = GradientMoment;
+    template <MomentKind kKind>
+    using Of = MomentOf<NativeMomentsAndGradient, kKind>;
+};
+
 /// Moments kept in fp32.
 struct Float32Moments {
-    static constexpr bool kGrouped = false;
     static constexpr bool kCarriesScaled = false;
 
-    struct Plain {
-        using Code = float;
-        template <class L>
-        using Old = OldMoment<L>;
-        static constexpr float kUnit = 1.0F;
-
-        static FLASHOPTIM_INLINE MomentScalars scalars(double decay, double gain, double /*measure*/) {
-            return {static_cast<float>(decay), static_cast<float>(gain), 1.0F, 1.0F};
-        }
-    };
-    using Signed = Plain;
-    using Squared = Plain;
+    using Signed = Float32Moment;
+    using Squared = Float32Moment;
+    using Slow = Float32Moment;
+    using Gradient = Float32Moment;
     template <MomentKind>
-    using Of = Plain;
+    using Of = Float32Moment;
+};
+
+/// Moment format M of rule R for weights of format W: in the native format the last gradient has the weights'
+/// dtype.
+template <class R, class M, class W>
+struct MomentsFor {
+    using Type = M;
+};
+template <class R, class W>
+    requires R::Moments::kKeepsGradient
+struct MomentsFor<R, NativeMoments, W> {
+    using Type = std::conditional_t<
+        W::kDType == DType::kBFloat16, NativeMomentsAndGradient<HalfMoment<NearestBfloat16>>,
+        std::conditional_t<W::kDType == DType::kFloat16, NativeMomentsAndGradient<HalfMoment<NearestFloat16>>,
+                           NativeMoments>>;
 };
 
 }  // namespace flashoptim::inline FLASHOPTIM_ISA

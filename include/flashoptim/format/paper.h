@@ -248,7 +248,6 @@ struct PaperPlainWeight {
 
 /// Softsign codes of signed moments, and linear codes of the roots of squared moments (paper, section 3.2).
 struct PaperMoments {
-    static constexpr bool kGrouped = true;
     static constexpr bool kCarriesScaled = false;
     static constexpr bool kDivides = true;
     static constexpr int kCodeShift = 0;
@@ -256,6 +255,7 @@ struct PaperMoments {
 
     /// The common part of both kinds.
     struct Either {
+        static constexpr bool kGrouped = true;
         static constexpr float kUnit = 1.0F;
         static constexpr std::uint32_t kFlip = 0U;
 

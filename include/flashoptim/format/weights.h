@@ -3,6 +3,7 @@
 //
 // Every weight format has
 //     Stored, Correction         types in memory; Correction is void if there is none
+//     kDType                     of the stored weight, in a native format
 //     kProtected                 whether a step saturates at the largest finite weight and does not change
 //                                weights that are Inf or NaN
 //     decode<L>(hi, lo)          the master weight; hi is zero-extended, lo sign-extended
@@ -20,6 +21,7 @@
 
 #include <cstdint>
 
+#include "flashoptim/dtype.h"
 #include "flashoptim/numeric/bfloat16.h"
 #include "flashoptim/numeric/dither.h"
 #include "flashoptim/numeric/float16.h"
@@ -28,6 +30,7 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// The sign-magnitude grid of 31 bits whose upper 15 bits are a bfloat16 magnitude: fp32 itself.
 struct Bfloat16Grid {
+    static constexpr DType kDType = DType::kBFloat16;
     static constexpr std::uint32_t kMaxHigh = 0x7f7fU;
     static constexpr std::uint32_t kInfinityHigh = 0x7f80U;
     static constexpr std::uint32_t kNanHigh = 0x7fc0U;
@@ -62,6 +65,7 @@ struct Bfloat16Grid {
 /// The grid of 31 bits whose upper 15 bits are a binary16 magnitude: 5 exponent bits and 26 fraction bits.
 /// Its spacing below 2^-14 is 2^-40.
 struct Float16Grid {
+    static constexpr DType kDType = DType::kFloat16;
     static constexpr std::uint32_t kMaxHigh = 0x7bffU;
     static constexpr std::uint32_t kInfinityHigh = 0x7c00U;
     static constexpr std::uint32_t kNanHigh = 0x7e00U;
@@ -115,6 +119,7 @@ struct Float16Grid {
 /// Master weights of 16 + `kBits` bits: `hi` is the rounded upper half of the magnitude, `lo` the remainder.
 template <class Grid, int kBits, class CorrectionType>
 struct SplitWeight {
+    static constexpr DType kDType = Grid::kDType;
     using Stored = std::uint16_t;
     using Correction = CorrectionType;
     static constexpr bool kProtected = true;
@@ -176,6 +181,7 @@ struct SplitWeight {
 /// 16-bit weights without a correction. With kDithered they are rounded with dither, else to nearest even.
 template <class Grid, bool kDithered>
 struct PlainWeight {
+    static constexpr DType kDType = Grid::kDType;
     using Stored = std::uint16_t;
     using Correction = void;
     static constexpr bool kProtected = true;
@@ -227,6 +233,7 @@ struct PlainWeight {
 /// fp32 weights, which need no correction.
 template <bool kProtect>
 struct Float32Weight {
+    static constexpr DType kDType = DType::kFloat32;
     using Stored = float;
     using Correction = void;
     static constexpr bool kProtected = kProtect;

@@ -56,12 +56,16 @@ struct StepScalars {
     StepDivisor bias_correction1, bias_correction2;        // the paper's Adam
     MomentScalars moment[kMaxMoments];
     bool nesterov = false;
-    bool has_momentum = false;  // SGD: whether a momentum buffer exists already
+    bool has_momentum = false;  // whether the moments that a first step fills are filled already
     bool adds_l2 = false;       // coupled decay; the paper's rules add the term even if l2 is 0
 };
 
-/// How weights decay: coupled, as an L2 term of the gradient, or decoupled from the gradient.
-enum class Decay : std::uint8_t { kCoupled, kDecoupled };
+/// How weights decay.
+enum class Decay : std::uint8_t {
+    kCoupled,    ///< an L2 term of the gradient
+    kDecoupled,  ///< the old weight is multiplied by 1 - learning_rate * weight_decay
+    kProximal,   ///< the new weight is divided by 1 + learning_rate * weight_decay
+};
 
 /// A field of Hyperparameters, which is a number or a flag: its name in C++, C and files, and its name in
 /// torch's optimizers.
@@ -204,7 +208,7 @@ inline constexpr MomentTraits kLionMoments[] = {kExpAvg};
 
 }  // namespace table
 
-/// Every field of Hyperparameters: the numbers first, then the flags.
+/// Every field of Hyperparameters, in its order.
 inline constexpr std::array kHyperparameterFields = {
     table::kLearningRate, table::kBeta1,    table::kBeta2,         table::kEpsilon,
     table::kWeightDecay,  table::kMomentum, table::kDampening,     table::kInitialLearningRate,
@@ -267,9 +271,17 @@ FLASHOPTIM_INLINE double decay_per_step(const Hyperparameters& h) {
     return h.initial_learning_rate > 0.0 ? h.weight_decay * (h.learning_rate / h.initial_learning_rate) : 0.0;
 }
 
-/// Weight decay in this project's order of operations: the factor is computed in double and rounded once.
+/// What proximal decay multiplies the new weight by, so the old weight and the update; 1 for other decay.
+FLASHOPTIM_INLINE double proximal_factor(const Hyperparameters& h, Decay decay) {
+    return decay == Decay::kProximal ? 1.0 / (1.0 + decay_per_step(h)) : 1.0;
+}
+
+/// Weight decay in this project's order of operations: the factor is computed in double and rounded once. A
+/// rule with proximal decay multiplies its learning rate by proximal_factor() too.
 FLASHOPTIM_INLINE void set_decay(StepScalars& k, const Hyperparameters& h, Decay decay) {
-    if (decay == Decay::kDecoupled) {
+    if (decay == Decay::kProximal) {
+        k.weight_factor = static_cast<float>(proximal_factor(h, decay));
+    } else if (decay == Decay::kDecoupled) {
         k.weight_factor = static_cast<float>(1.0 - decay_per_step(h));
     } else {
         k.l2 = static_cast<float>(h.weight_decay);

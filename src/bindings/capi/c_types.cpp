@@ -197,7 +197,7 @@ CodedMoment coded_moment(std::int32_t format, const flashoptim_tensor& values) {
     moment.storage = given == Format::kNative ? MomentStorage::kNative : MomentStorage::kPaper;
     moment.layout = layout_of(view, "values");
     moment.numel = static_cast<std::size_t>(moment.layout.numel);
-    const auto plan = plan_moment(MomentKind::kSigned, moment.storage, moment.layout);
+    const auto plan = plan_moment(MomentKind::kSigned, moment.storage, moment.layout, DType::kFloat32);
     moment.scales = static_cast<std::size_t>(plan.scales.count);
     return moment;
 }

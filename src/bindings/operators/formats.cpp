@@ -14,7 +14,10 @@ namespace {
 Layout layout_of_row(const Tensor& row) { return layout_from(integers_of(row.get(), {"layout"})); }
 
 MomentKind moment_kind_from(std::int64_t value) {
-    if (value != 0 && value != 1) refuse("moment is " + std::to_string(value) + ": it must be 0 or 1");
+    constexpr auto kLast = static_cast<std::int64_t>(MomentKind::kGradient);
+    if (value < 0 || value > kLast) {
+        refuse("moment is " + std::to_string(value) + ": it must be 0 to " + std::to_string(kLast));
+    }
     return static_cast<MomentKind>(value);
 }
 
@@ -81,37 +84,42 @@ Tensor plan(const Tensor& layout, std::int64_t rule, const Tensor& hyperparamete
 }
 
 std::tuple<Tensor, Tensor> encode_moment(const Tensor& given, const Tensor& layout_row,
-                                         std::int64_t moment_number, std::int64_t storage_number) {
+                                         std::int64_t moment_number, std::int64_t storage_number,
+                                         std::int64_t weight_dtype_number) {
     const auto device = device_of(given.get());
     const auto values = on_device(given, {});
     const auto layout = layout_of_row(layout_row);
     const auto kind = moment_kind_from(moment_number);
     const auto storage = storage_from(storage_number);
-    const auto plan = plan_moment(kind, storage, layout);
+    const auto weight_dtype = weight_dtype_from(weight_dtype_number);
+    const auto plan = plan_moment(kind, storage, layout, weight_dtype);
     const auto from = view_of(values, {DType::kFloat32, layout.numel}, "values");
     auto codes = empty_as(from, plan.codes.dtype);
     auto scales = empty_flat(plan.scales.count, plan.scales.dtype);
     quantize_moment(kind, storage, layout, floats_of(from),
                     memory<std::byte>(view_of(codes, plan.codes, "codes"), plan.codes),
-                    memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales));
+                    memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales), weight_dtype);
     return {on_device(codes, device), on_device(scales, device)};
 }
 
 Tensor decode_moment(const Tensor& given, const Tensor& given_scales, const Tensor& layout_row,
-                     std::int64_t moment_number, std::int64_t storage_number) {
+                     std::int64_t moment_number, std::int64_t storage_number,
+                     std::int64_t weight_dtype_number) {
     const auto device = device_of(given.get());
     const auto codes = on_device(given, {}), scales = on_device(given_scales, {});
     const auto layout = layout_of_row(layout_row);
     const auto kind = moment_kind_from(moment_number);
     const auto storage = storage_from(storage_number);
-    const auto plan = plan_moment(kind, storage, layout);
+    const auto weight_dtype = weight_dtype_from(weight_dtype_number);
+    const auto plan = plan_moment(kind, storage, layout, weight_dtype);
     const auto from = view_of(codes, plan.codes, "codes");
     const auto scale_bits = plan.scales.count == 0
                                 ? std::span<std::uint16_t>()
                                 : memory<std::uint16_t>(view_of(scales, plan.scales, "scales"), plan.scales);
     auto values = empty_as(from, DType::kFloat32);
     dequantize_moment(kind, storage, layout, memory<std::byte>(from, plan.codes), scale_bits,
-                      {static_cast<float*>(values.data_ptr()), static_cast<std::size_t>(layout.numel)});
+                      {static_cast<float*>(values.data_ptr()), static_cast<std::size_t>(layout.numel)},
+                      weight_dtype);
     return on_device(values, device);
 }
 
@@ -124,9 +132,10 @@ void check_moment(const Tensor& given, const Tensor& given_scales, const Tensor&
     if (row.size() != kPlanRow)
         refuse("a plan has " + std::to_string(kPlanRow) + " integers: make it with plan()");
     StoragePlan plan;
+    plan.weight_dtype = weight_dtype_from(row[0]);
     plan.paper_arithmetic = row[2] != 0;
     plan.moments = storage_from(row[3]);
-    const auto buffers = plan_moment(kind, plan.moments, layout);
+    const auto buffers = plan_moment(kind, plan.moments, layout, plan.weight_dtype);
     const auto scale_bits =
         buffers.scales.count == 0
             ? std::span<std::uint16_t>()

@@ -50,9 +50,13 @@ STABLE_TORCH_LIBRARY(flashoptim_cpp, library) {
         "float gradient_factor, int plan=0) -> Tensor");
     library.def("rule_table() -> str");
     library.def("check_hyperparameters(Tensor hyperparameters, int rule) -> ()");
-    library.def("encode_moment(Tensor values, Tensor layout, int moment, int storage) -> (Tensor, Tensor)");
     library.def(
-        "decode_moment(Tensor codes, Tensor scales, Tensor layout, int moment, int storage) -> Tensor");
+        "encode_moment(Tensor values, Tensor layout, int moment, int storage, int weight_dtype=0) -> "
+        "(Tensor, "
+        "Tensor)");
+    library.def(
+        "decode_moment(Tensor codes, Tensor scales, Tensor layout, int moment, int storage, "
+        "int weight_dtype=0) -> Tensor");
     library.def("check_moment(Tensor codes, Tensor scales, Tensor layout, Tensor plan, int moment) -> ()");
     library.def(
         "split_weights(Tensor masters, int weight_dtype, int master_weight_bits, bool paper) -> (Tensor, "

@@ -49,9 +49,9 @@ Tensor plan(const Tensor& layout, std::int64_t rule, const Tensor& hyperparamete
             std::int64_t master_weight_bits, bool quantize, std::int64_t min_numel, std::int64_t min_numel_1d,
             std::int64_t weight_dtype);
 std::tuple<Tensor, Tensor> encode_moment(const Tensor& values, const Tensor& layout, std::int64_t moment,
-                                         std::int64_t storage);
+                                         std::int64_t storage, std::int64_t weight_dtype);
 Tensor decode_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout, std::int64_t moment,
-                     std::int64_t storage);
+                     std::int64_t storage, std::int64_t weight_dtype);
 void check_moment(const Tensor& codes, const Tensor& scales, const Tensor& layout, const Tensor& plan,
                   std::int64_t moment);
 std::tuple<Tensor, Tensor> split_weights(const Tensor& masters, std::int64_t weight_dtype,

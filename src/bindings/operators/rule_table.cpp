@@ -30,9 +30,8 @@ std::string to_json(const MomentTraits& moment) {
     for (const auto& field : kHyperparameterFields) {
         if (moment.needs != nullptr && field.number == moment.needs) present = field.name;
     }
-    const bool is_squared = moment.kind == MomentKind::kSquared;
     return "{\"name\": " + in_quotes(moment.name) +
-           ", \"sign\": " + in_quotes(is_squared ? "non_negative" : "signed") +
+           ", \"kind\": " + std::to_string(static_cast<int>(moment.kind)) +
            ", \"present\": " + in_quotes(present) + "}";
 }
 

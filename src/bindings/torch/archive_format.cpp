@@ -11,8 +11,8 @@
 #include "archive_format.h"
 
 #include <optional>
-#include <tuple>
 #include <utility>
+#include <vector>
 
 namespace flashoptim::libtorch {
 
@@ -53,9 +53,12 @@ c10::IValue column_of(const std::vector<c10::IValue>& values) {
 c10::IValue value_in(const c10::IValue& column, std::size_t g, std::size_t groups, const std::string& name) {
     if (!column.isList()) refuse_damaged("option " + name + " is no list");
     const auto size = column.toListRef().size();
-    if (column.isDoubleList() && size == 2 * groups) {
+    if (column.isDoubleList() && size > groups && size % groups == 0) {
         const auto numbers = column.toDoubleList();
-        return std::tuple<double, double>(numbers.get(2 * g), numbers.get(2 * g + 1));
+        const auto in_tuple = size / groups;
+        std::vector<c10::IValue> tuple;
+        for (std::size_t n = 0; n < in_tuple; ++n) tuple.emplace_back(numbers.get(in_tuple * g + n));
+        return c10::ivalue::Tuple::create(std::move(tuple));
     }
     if (size != groups) refuse_damaged("option " + name + " is not of as many groups as there are");
     if (column.isDoubleList()) return column.toDoubleList().get(g);

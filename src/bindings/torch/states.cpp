@@ -40,6 +40,7 @@ MomentTensors converted(int n, MomentKind kind, const MomentTensors& from, const
     if (form.plan.codes(n).count == 0) return {};
     const bool was_there = from.codes.defined();
     if (was_there && former.plan.moments == form.plan.moments &&
+        former.plan.codes(n).dtype == form.plan.codes(n).dtype &&
         same_memory_order(sizes, former.layout.strides, form.layout.strides))
         return from;
     MomentTensors to{zeroed_buffer(codes_place(n), sizes, form, torch::kCPU),
@@ -50,10 +51,10 @@ MomentTensors converted(int n, MomentKind kind, const MomentTensors& from, const
                scales_of_codes = on_device(from.scales, torch::kCPU);
     const auto values = torch::empty_strided(sizes, former.layout.strides, torch::dtype(torch::kFloat32));
     dequantize_moment(kind, former.plan.moments, former.layout, memory_of<const std::byte>(codes),
-                      bits_of(scales_of_codes), memory_of<float>(values));
+                      bits_of(scales_of_codes), memory_of<float>(values), former.plan.weight_dtype);
     const auto ordered = in_order(values, form.layout.strides, torch::kFloat32);
     quantize_moment(kind, form.plan.moments, form.layout, memory_of<const float>(ordered),
-                    memory_of<std::byte>(to.codes), bits_of(to.scales));
+                    memory_of<std::byte>(to.codes), bits_of(to.scales), form.plan.weight_dtype);
     return to;
 }
 
