@@ -161,6 +161,29 @@ public:
         return {hyperparameters_.beta1, hyperparameters_.beta2};
     }
 };
+/// The options of rules with three betas.
+template <class Self_>
+class ThreeBetasOptions : public CommonOptions<Self_> {
+protected:
+    using Self = Self_;
+    using CommonOptions<Self_>::CommonOptions, CommonOptions<Self_>::set,
+        CommonOptions<Self_>::hyperparameters_;
+
+public:
+    /// Sets the three betas.
+    Self& betas(const std::tuple<double, double, double>& value) {
+        betas() = value;
+        return set("betas");
+    }
+    /// The three betas.
+    [[nodiscard]] std::tuple<double, double, double> betas() const {
+        return {hyperparameters_.beta1, hyperparameters_.beta2, hyperparameters_.beta3};
+    }
+    /// References: what is assigned to them changes the options.
+    [[nodiscard]] std::tuple<double&, double&, double&> betas() {
+        return {hyperparameters_.beta1, hyperparameters_.beta2, hyperparameters_.beta3};
+    }
+};
 /// The options of weight decay that is relative to the first learning rate.
 #define FLASHOPTIM_DECOUPLED_DECAY                                                                           \
     /** Weights decay by weight_decay * lr / initial_lr in a step, instead of weight_decay * lr. */          \
@@ -208,6 +231,21 @@ class LionOptions final : public BetasOptions<LionOptions> {
 public:
     LionOptions() : BetasOptions(Rule::kLion) {}
     LionOptions(double learning_rate) : LionOptions() { lr(learning_rate); }
+    FLASHOPTIM_DECOUPLED_DECAY
+};
+
+/// AdamW with a second, slower mean of the gradients (arXiv 2409.03137). The betas are those of the fast mean,
+/// of the second moment and of the slow mean.
+class AdEMAMixOptions final : public ThreeBetasOptions<AdEMAMixOptions> {
+public:
+    AdEMAMixOptions() : ThreeBetasOptions(Rule::kAdEMAMix) {}
+    AdEMAMixOptions(double learning_rate) : AdEMAMixOptions() { lr(learning_rate); }
+    FLASHOPTIM_OPTION(double, eps, hyperparameters_.epsilon)
+    /// Weight of the slow mean.
+    FLASHOPTIM_OPTION(double, alpha, hyperparameters_.alpha)
+    /// Steps in which alpha grows from 0, and beta3 from beta1; 0: none.
+    FLASHOPTIM_OPTION(double, alpha_warmup, hyperparameters_.alpha_warmup)
+    FLASHOPTIM_OPTION(double, beta3_warmup, hyperparameters_.beta3_warmup)
     FLASHOPTIM_DECOUPLED_DECAY
 };
 
@@ -428,6 +466,10 @@ public:
     using FlashOptimizerOf::FlashOptimizerOf;
 };
 class Lion final : public FlashOptimizerOf<Rule::kLion, LionOptions> {
+public:
+    using FlashOptimizerOf::FlashOptimizerOf;
+};
+class AdEMAMix final : public FlashOptimizerOf<Rule::kAdEMAMix, AdEMAMixOptions> {
 public:
     using FlashOptimizerOf::FlashOptimizerOf;
 };

@@ -343,6 +343,33 @@ struct LionHyperparameters {
         return h;
     }
 };
+/// Hyperparameters of AdEMAMix.
+struct AdEMAMixHyperparameters {
+    double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, beta3 = 0.9999, alpha = 2.0;
+    /// Steps in which alpha grows from 0, and beta3 from beta1. 0: they have their values from the beginning.
+    double alpha_warmup = 0.0, beta3_warmup = 0.0;
+    double epsilon = 1e-8, weight_decay = 0.0;
+    bool maximize = false;
+    /// Weights decay by weight_decay * learning_rate / the first learning rate.
+    bool fully_decoupled = false;
+
+    /// The same as the core reads it.
+    [[nodiscard]] Hyperparameters hyperparameters() const {
+        auto h = default_hyperparameters(Rule::kAdEMAMix);
+        h.learning_rate = learning_rate;
+        h.beta1 = beta1;
+        h.beta2 = beta2;
+        h.beta3 = beta3;
+        h.alpha = alpha;
+        h.alpha_warmup = alpha_warmup;
+        h.beta3_warmup = beta3_warmup;
+        h.epsilon = epsilon;
+        h.weight_decay = weight_decay;
+        h.maximize = maximize;
+        h.fully_decoupled = fully_decoupled;
+        return h;
+    }
+};
 
 /// An optimizer of one rule. Every rule has its class below.
 template <Rule kRule, class RuleOptions>
@@ -375,6 +402,11 @@ public:
 };
 /// Lion: the sign of an interpolated momentum, with decoupled weight decay (docs/optimizers/lion.md).
 class Lion : public OptimizerOf<Rule::kLion, LionHyperparameters> {
+public:
+    using OptimizerOf::OptimizerOf;
+};
+/// AdEMAMix: AdamW with a second, slower mean of the gradients (docs/optimizers/ademamix.md).
+class AdEMAMix : public OptimizerOf<Rule::kAdEMAMix, AdEMAMixHyperparameters> {
 public:
     using OptimizerOf::OptimizerOf;
 };

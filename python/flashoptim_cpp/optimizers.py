@@ -222,3 +222,42 @@ class FlashLion(FlashOptimizer):
         fused: bool | None = DEFAULT_FUSED,
         **options: Unpack[Options],
     ) -> None: ...
+
+
+@_optimizer
+class FlashAdEMAMix(FlashOptimizer):
+    """AdEMAMix (arXiv 2409.03137): AdamW with a second, slower mean of the gradients.
+
+    Args:
+        params: parameters, (name, parameter) pairs or parameter groups.
+        lr: learning rate.
+        betas: decay of the fast mean, of the second moment and of the slow mean, at least 0 and less than 1.
+        alpha: weight of the slow mean in the update.
+        beta3_warmup: steps in which the decay of the slow mean grows from that of the fast one; 0: none.
+        alpha_warmup: steps in which alpha grows from 0; 0: none.
+        eps: added to the root of the second moment.
+        weight_decay: weights are multiplied by 1 - lr * weight_decay.
+        decouple_lr: they are multiplied by 1 - lr / initial_lr * weight_decay instead.
+        options: see :class:`FlashOptimizer`. There is no format "paper".
+    """
+
+    rule = RULES["AdEMAMix"]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 2.0,
+        beta3_warmup: float = 0,
+        alpha_warmup: float = 0,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decouple_lr: bool = False,
+        quantize: bool = True,
+        compress_state_dict: bool = True,
+        master_weight_bits: Bits = DEFAULT_BITS,
+        check_numerics: bool = False,
+        fused: bool | None = DEFAULT_FUSED,
+        **options: Unpack[Options],
+    ) -> None: ...

@@ -35,6 +35,7 @@ TEST(TableOfRules, GivesTheDefaultsOfTheClasses) {
     expect_defaults_of_table(Rule::kAdam, AdamHyperparameters{});
     expect_defaults_of_table(Rule::kAdamW, AdamWHyperparameters{});
     expect_defaults_of_table(Rule::kLion, LionHyperparameters{});
+    expect_defaults_of_table(Rule::kAdEMAMix, AdEMAMixHyperparameters{});
 }
 
 TEST(TableOfRules, HasOneNameForEachThing) {

@@ -126,13 +126,17 @@ std::vector<RuleCase> rule_cases() {
     decoupled.maximize = true;
     auto lion = h;
     lion.beta2 = 0.99;
+    auto ademamix = h;
+    ademamix.alpha_warmup = 30.0;
+    ademamix.beta3_warmup = 20.0;
     return {{"sgd", Rule::kSGD, h},
             {"sgd_momentum", Rule::kSGD, momentum},
             {"sgdw_nesterov", Rule::kSGDW, nesterov},
             {"adam", Rule::kAdam, h},
             {"adamw", Rule::kAdamW, h},
             {"adamw_fully_decoupled_maximize", Rule::kAdamW, decoupled},
-            {"lion", Rule::kLion, lion}};
+            {"lion", Rule::kLion, lion},
+            {"ademamix", Rule::kAdEMAMix, ademamix}};
 }
 
 const std::vector<std::pair<std::string_view, std::vector<std::int64_t>>>& shapes() {

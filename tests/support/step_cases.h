@@ -122,12 +122,18 @@ inline std::vector<RuleCase> rule_cases() {
     nesterov.nesterov = true;
     auto lion = h;
     lion.beta2 = 0.99;
+    auto ademamix = h;
+    ademamix.alpha = 3.0;
+    ademamix.beta3 = 0.999;
+    ademamix.alpha_warmup = 5.0;
+    ademamix.beta3_warmup = 3.5;
     return {{"SgdWithoutMomentum", Rule::kSGD, h},
             {"SgdMomentum", Rule::kSGD, momentum},
             {"SgdwNesterov", Rule::kSGDW, nesterov},
             {"Adam", Rule::kAdam, h},
             {"AdamW", Rule::kAdamW, h},
-            {"Lion", Rule::kLion, lion}};
+            {"Lion", Rule::kLion, lion},
+            {"AdEMAMix", Rule::kAdEMAMix, ademamix}};
 }
 
 /// How moments and weights are stored.

@@ -19,9 +19,8 @@
 
 namespace flashoptim {
 
-/// Update rules. SGD and Adam add weight decay to the gradient as an L2 term; SGDW, AdamW and Lion decouple
-/// it.
-enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion };
+/// Update rules. SGD and Adam add weight decay to the gradient as an L2 term; the others decouple it.
+enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion, kAdEMAMix };
 
 /// The hyperparameters of all rules. Each rule reads those of its table row. Weight decay is per unit of
 /// learning rate.
@@ -37,6 +36,10 @@ struct Hyperparameters {
     bool nesterov = false;
     bool maximize = false;
     bool fully_decoupled = false;  // decay by weight_decay * learning_rate / initial_learning_rate
+    double beta3 = 0.9999;         // AdEMAMix: of the slow mean
+    double alpha = 2.0;            // weight of the slow mean
+    double alpha_warmup = 0.0;     // steps in which alpha grows from 0; 0: none
+    double beta3_warmup = 0.0;     // steps in which beta3 grows from beta1; 0: none
 
     bool operator==(const Hyperparameters&) const = default;
 };
@@ -51,6 +54,7 @@ struct StepScalars {
     float root_scale = 1.0F;           // Adam: makes the carried root of v the bias-corrected root
     float epsilon = 0.0F;              // Adam
     float update_limit = 0.0F;         // Adam: largest |update| in carried units
+    float mixed_weight = 0.0F;         // of a second mean beside the first, in carried units
     float beta1 = 0.0F, beta2 = 0.0F;  // Lion, paper rules; SGD: momentum in beta1
     float one_minus_beta1 = 1.0F, one_minus_beta2 = 1.0F;  // the same
     StepDivisor bias_correction1, bias_correction2;        // the paper's Adam
@@ -165,6 +169,12 @@ inline constexpr HyperparameterField kMomentum{"momentum", "momentum", &Hyperpar
 inline constexpr HyperparameterField kDampening{"dampening", "dampening", &Hyperparameters::dampening};
 inline constexpr HyperparameterField kInitialLearningRate{"initial_learning_rate", "initial_lr",
                                                           &Hyperparameters::initial_learning_rate};
+inline constexpr HyperparameterField kBeta3{"beta3", "betas", &Hyperparameters::beta3, nullptr, 2};
+inline constexpr HyperparameterField kAlpha{"alpha", "alpha", &Hyperparameters::alpha};
+inline constexpr HyperparameterField kAlphaWarmup{"alpha_warmup", "alpha_warmup",
+                                                  &Hyperparameters::alpha_warmup};
+inline constexpr HyperparameterField kBeta3Warmup{"beta3_warmup", "beta3_warmup",
+                                                  &Hyperparameters::beta3_warmup};
 inline constexpr HyperparameterField kNesterov{"nesterov", "nesterov", nullptr, &Hyperparameters::nesterov};
 inline constexpr HyperparameterField kMaximize{"maximize", "maximize", nullptr, &Hyperparameters::maximize};
 inline constexpr HyperparameterField kFullyDecoupled{"fully_decoupled", "decouple_lr", nullptr,
@@ -198,6 +208,18 @@ inline constexpr HyperparameterTraits kLion[] = {{kLearningRate, 1e-4, kNotNegat
                                                  {kInitialLearningRate},
                                                  {kMaximize},
                                                  {kFullyDecoupled}};
+inline constexpr HyperparameterTraits kAdemamix[] = {{kLearningRate, 1e-3},
+                                                     {kBeta1, 0.9, kBelowOne},
+                                                     {kBeta2, 0.999, kBelowOne},
+                                                     {kBeta3, 0.9999, kBelowOne},
+                                                     {kEpsilon, 1e-8},
+                                                     {kWeightDecay},
+                                                     {kInitialLearningRate},
+                                                     {kAlpha, 2.0},
+                                                     {kAlphaWarmup},
+                                                     {kBeta3Warmup},
+                                                     {kMaximize},
+                                                     {kFullyDecoupled}};
 
 inline constexpr MomentTraits kExpAvg{"exp_avg", "exp_avg_scales", MomentKind::kSigned};
 inline constexpr MomentTraits kExpAvgSq{"exp_avg_sq", "exp_avg_sq_scales", MomentKind::kSquared};
@@ -205,14 +227,19 @@ inline constexpr MomentTraits kMomentumMoments[] = {
     {"momentum_buffer", "momentum_buffer_scales", MomentKind::kSigned, &Hyperparameters::momentum}};
 inline constexpr MomentTraits kAdamMoments[] = {kExpAvg, kExpAvgSq};
 inline constexpr MomentTraits kLionMoments[] = {kExpAvg};
+inline constexpr MomentTraits kAdemamixMoments[] = {
+    {"exp_avg_fast", "exp_avg_fast_scales", MomentKind::kSigned},
+    kExpAvgSq,
+    {"exp_avg_slow", "exp_avg_slow_scales", MomentKind::kSlow}};
 
 }  // namespace table
 
 /// Every field of Hyperparameters, in its order.
 inline constexpr std::array kHyperparameterFields = {
-    table::kLearningRate, table::kBeta1,    table::kBeta2,         table::kEpsilon,
-    table::kWeightDecay,  table::kMomentum, table::kDampening,     table::kInitialLearningRate,
-    table::kNesterov,     table::kMaximize, table::kFullyDecoupled};
+    table::kLearningRate, table::kBeta1,       table::kBeta2,          table::kEpsilon,
+    table::kWeightDecay,  table::kMomentum,    table::kDampening,      table::kInitialLearningRate,
+    table::kNesterov,     table::kMaximize,    table::kFullyDecoupled, table::kBeta3,
+    table::kAlpha,        table::kAlphaWarmup, table::kBeta3Warmup};
 
 /// Every rule, in the order of the enumerators.
 inline constexpr std::array kRules = {
@@ -220,7 +247,9 @@ inline constexpr std::array kRules = {
     RuleTraits{Rule::kSGDW, "SGDW", table::kMomentumMoments, table::kSgdw, Decay::kDecoupled},
     RuleTraits{Rule::kAdam, "Adam", table::kAdamMoments, table::kAdam, Decay::kCoupled},
     RuleTraits{Rule::kAdamW, "AdamW", table::kAdamMoments, table::kAdamw, Decay::kDecoupled},
-    RuleTraits{Rule::kLion, "Lion", table::kLionMoments, table::kLion, Decay::kDecoupled}};
+    RuleTraits{Rule::kLion, "Lion", table::kLionMoments, table::kLion, Decay::kDecoupled},
+    RuleTraits{Rule::kAdEMAMix, "AdEMAMix", table::kAdemamixMoments, table::kAdemamix, Decay::kDecoupled,
+               false}};
 
 constexpr int kRuleCount = static_cast<int>(kRules.size());
 /// Whether a value is one of the enumerators.

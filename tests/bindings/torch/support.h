@@ -17,7 +17,8 @@ namespace flashoptim::libtorch {
 
 using Tensors = std::vector<torch::Tensor>;
 
-inline constexpr Rule kEveryRule[] = {Rule::kSGD, Rule::kSGDW, Rule::kAdam, Rule::kAdamW, Rule::kLion};
+inline constexpr Rule kEveryRule[] = {Rule::kSGD,   Rule::kSGDW, Rule::kAdam,
+                                      Rule::kAdamW, Rule::kLion, Rule::kAdEMAMix};
 inline constexpr Format kFormats[] = {Format::kNative, Format::kPaper, Format::kFloat32};
 
 template <class Optimizer, class Options>
@@ -41,6 +42,8 @@ inline std::unique_ptr<FlashOptimizer> make_optimizer(Rule rule, Format format, 
             return make<AdamW>(parameters, AdamWOptions(lr).weight_decay(0.1), format);
         case Rule::kLion:
             return make<Lion>(parameters, LionOptions(lr).weight_decay(0.1), format);
+        case Rule::kAdEMAMix:
+            return make<AdEMAMix>(parameters, AdEMAMixOptions(lr).weight_decay(0.1), format);
     }
     return nullptr;
 }
