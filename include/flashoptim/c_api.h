@@ -87,12 +87,13 @@ typedef enum flashoptim_dtype {
 
 /** Update rule (docs/optimizers). */
 typedef enum flashoptim_rule {
-    FLASHOPTIM_SGD = 0,     /**< weight decay as an L2 term of the gradient */
-    FLASHOPTIM_SGDW = 1,    /**< decoupled weight decay */
-    FLASHOPTIM_ADAM = 2,    /**< weight decay as an L2 term of the gradient */
-    FLASHOPTIM_ADAMW = 3,   /**< decoupled weight decay */
-    FLASHOPTIM_LION = 4,    /**< decoupled weight decay */
-    FLASHOPTIM_ADEMAMIX = 5 /**< decoupled weight decay; not in FLASHOPTIM_FORMAT_PAPER */
+    FLASHOPTIM_SGD = 0,      /**< weight decay as an L2 term of the gradient */
+    FLASHOPTIM_SGDW = 1,     /**< decoupled weight decay */
+    FLASHOPTIM_ADAM = 2,     /**< weight decay as an L2 term of the gradient */
+    FLASHOPTIM_ADAMW = 3,    /**< decoupled weight decay */
+    FLASHOPTIM_LION = 4,     /**< decoupled weight decay */
+    FLASHOPTIM_ADEMAMIX = 5, /**< decoupled weight decay; not in FLASHOPTIM_FORMAT_PAPER */
+    FLASHOPTIM_ADAN = 6      /**< proximal weight decay; not in FLASHOPTIM_FORMAT_PAPER */
 } flashoptim_rule;
 
 /** Number format of the moments and of the weights' corrections (docs/formats.md). */
@@ -181,10 +182,11 @@ typedef struct flashoptim_hyperparameters {
     int32_t maximize;        /**< 1 steps along the gradient instead of against it */
     int32_t fully_decoupled; /**< decay by weight_decay * learning_rate / initial_learning_rate */
     int32_t reserved;        /**< 0 */
-    double beta3;            /**< of AdEMAMix's slow mean */
+    double beta3;            /**< of AdEMAMix's slow mean, of Adan's squares */
     double alpha;            /**< weight of the slow mean */
     double alpha_warmup;     /**< steps in which alpha grows from 0; 0: none */
     double beta3_warmup;     /**< steps in which beta3 grows from beta1; 0: none */
+    int32_t no_prox;         /**< Adan: decay multiplies the old weight instead of dividing the new one */
 } flashoptim_hyperparameters;
 
 /** Fills in the defaults of the rule. `size` is sizeof(flashoptim_hyperparameters). */

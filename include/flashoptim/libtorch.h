@@ -249,6 +249,18 @@ public:
     FLASHOPTIM_DECOUPLED_DECAY
 };
 
+/// Nesterov momentum from the difference to the last gradient (arXiv 2208.06677). The betas are those of the
+/// gradients, of their differences and of the squares.
+class AdanOptions final : public ThreeBetasOptions<AdanOptions> {
+public:
+    AdanOptions() : ThreeBetasOptions(Rule::kAdan) {}
+    AdanOptions(double learning_rate) : AdanOptions() { lr(learning_rate); }
+    FLASHOPTIM_OPTION(double, eps, hyperparameters_.epsilon)
+    /// Decay multiplies the old weight instead of dividing the new one.
+    FLASHOPTIM_OPTION(bool, no_prox, hyperparameters_.no_prox)
+    FLASHOPTIM_DECOUPLED_DECAY
+};
+
 #undef FLASHOPTIM_DECOUPLED_DECAY
 #undef FLASHOPTIM_OPTION
 
@@ -470,6 +482,10 @@ public:
     using FlashOptimizerOf::FlashOptimizerOf;
 };
 class AdEMAMix final : public FlashOptimizerOf<Rule::kAdEMAMix, AdEMAMixOptions> {
+public:
+    using FlashOptimizerOf::FlashOptimizerOf;
+};
+class Adan final : public FlashOptimizerOf<Rule::kAdan, AdanOptions> {
 public:
     using FlashOptimizerOf::FlashOptimizerOf;
 };

@@ -370,6 +370,32 @@ struct AdEMAMixHyperparameters {
         return h;
     }
 };
+/// Hyperparameters of Adan. The betas are decay rates: of gradients, of their differences and of squares.
+struct AdanHyperparameters {
+    double learning_rate = 1e-3, beta1 = 0.98, beta2 = 0.92, beta3 = 0.99;
+    double epsilon = 1e-8, weight_decay = 0.0;
+    /// Decay multiplies the old weight by 1 - learning_rate * weight_decay; otherwise the new weight is divided
+    /// by 1 + learning_rate * weight_decay.
+    bool no_prox = false;
+    bool maximize = false;
+    /// Weights decay by weight_decay * learning_rate / the first learning rate.
+    bool fully_decoupled = false;
+
+    /// The same as the core reads it.
+    [[nodiscard]] Hyperparameters hyperparameters() const {
+        auto h = default_hyperparameters(Rule::kAdan);
+        h.learning_rate = learning_rate;
+        h.beta1 = beta1;
+        h.beta2 = beta2;
+        h.beta3 = beta3;
+        h.epsilon = epsilon;
+        h.weight_decay = weight_decay;
+        h.no_prox = no_prox;
+        h.maximize = maximize;
+        h.fully_decoupled = fully_decoupled;
+        return h;
+    }
+};
 
 /// An optimizer of one rule. Every rule has its class below.
 template <Rule kRule, class RuleOptions>
@@ -407,6 +433,11 @@ public:
 };
 /// AdEMAMix: AdamW with a second, slower mean of the gradients (docs/optimizers/ademamix.md).
 class AdEMAMix : public OptimizerOf<Rule::kAdEMAMix, AdEMAMixHyperparameters> {
+public:
+    using OptimizerOf::OptimizerOf;
+};
+/// Adan: Nesterov momentum from the difference to the last gradient (docs/optimizers/adan.md).
+class Adan : public OptimizerOf<Rule::kAdan, AdanHyperparameters> {
 public:
     using OptimizerOf::OptimizerOf;
 };

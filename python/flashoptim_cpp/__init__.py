@@ -15,13 +15,14 @@ from .masters import compute_ecc_bits, full_precision, reconstruct_fp32_param
 from .moment import Moment, dequantize, quantize
 from .nonfinite import NonFiniteError
 from .optimizer import FlashOptimizer
-from .optimizers import FlashAdam, FlashAdamW, FlashAdEMAMix, FlashLion, FlashSGD, FlashSGDW
+from .optimizers import FlashAdam, FlashAdamW, FlashAdan, FlashAdEMAMix, FlashLion, FlashSGD, FlashSGDW
 from .table import NumericsError
 
 __all__ = [
     "FlashAdEMAMix",
     "FlashAdam",
     "FlashAdamW",
+    "FlashAdan",
     "FlashLion",
     "FlashOptimizer",
     "FlashSGD",

@@ -261,3 +261,38 @@ class FlashAdEMAMix(FlashOptimizer):
         fused: bool | None = DEFAULT_FUSED,
         **options: Unpack[Options],
     ) -> None: ...
+
+
+@_optimizer
+class FlashAdan(FlashOptimizer):
+    """Adan (arXiv 2208.06677): Nesterov momentum from the difference to the last gradient.
+
+    Args:
+        params: parameters, (name, parameter) pairs or parameter groups.
+        lr: learning rate.
+        betas: decay of the gradients, of their differences and of the squares, at least 0 and less than 1.
+        eps: added to the root of the squares.
+        weight_decay: new weights are divided by 1 + lr * weight_decay.
+        no_prox: old weights are multiplied by 1 - lr * weight_decay instead.
+        decouple_lr: lr / initial_lr takes the place of lr in weight decay.
+        options: see :class:`FlashOptimizer`. There is no format "paper".
+    """
+
+    rule = RULES["Adan"]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        no_prox: bool = False,
+        decouple_lr: bool = False,
+        quantize: bool = True,
+        compress_state_dict: bool = True,
+        master_weight_bits: Bits = DEFAULT_BITS,
+        check_numerics: bool = False,
+        fused: bool | None = DEFAULT_FUSED,
+        **options: Unpack[Options],
+    ) -> None: ...

@@ -8,6 +8,7 @@
 #include "flashoptim/format/paper.h"
 #include "flashoptim/format/weights.h"
 #include "flashoptim/rule/adam.h"
+#include "flashoptim/rule/adan.h"
 #include "flashoptim/rule/ademamix.h"
 #include "flashoptim/rule/lion.h"
 #include "flashoptim/rule/sgd.h"

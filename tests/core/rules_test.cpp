@@ -36,6 +36,7 @@ TEST(TableOfRules, GivesTheDefaultsOfTheClasses) {
     expect_defaults_of_table(Rule::kAdamW, AdamWHyperparameters{});
     expect_defaults_of_table(Rule::kLion, LionHyperparameters{});
     expect_defaults_of_table(Rule::kAdEMAMix, AdEMAMixHyperparameters{});
+    expect_defaults_of_table(Rule::kAdan, AdanHyperparameters{});
 }
 
 TEST(TableOfRules, HasOneNameForEachThing) {

@@ -1,8 +1,10 @@
 // Every rule against an independent reference in double, written from the papers and torch.optim's
 // documentation. If one of these fails, the optimizer is another one than its name says.
+#include <algorithm>
 #include <array>
 
 #include "../support/step_cases.h"
+#include "flashoptim/rule/adan.h"
 
 namespace flashoptim {
 
@@ -10,12 +12,12 @@ namespace {
 
 /// One parameter of the reference, in double.
 struct Reference {
-    std::vector<double> w, m, v, slow;
+    std::vector<double> w, m, v, slow, last;
     std::int64_t t = 0;
     bool has_momentum = false;
 
     explicit Reference(const std::vector<float>& weight)
-        : w(weight.begin(), weight.end()), m(w.size()), v(w.size()), slow(w.size()) {}
+        : w(weight.begin(), weight.end()), m(w.size()), v(w.size()), slow(w.size()), last(w.size()) {}
 
     void step(Rule rule, const Hyperparameters& h, const std::vector<float>& gradient) {
         ++t;
@@ -23,9 +25,8 @@ struct Reference {
             double g = h.maximize ? -static_cast<double>(gradient[n]) : static_cast<double>(gradient[n]);
             if (rule == Rule::kSGD || rule == Rule::kAdam) {
                 g += h.weight_decay * w[n];
-            } else {
-                w[n] *= 1.0 - h.weight_decay * (h.fully_decoupled ? h.learning_rate / h.initial_learning_rate
-                                                                  : h.learning_rate);
+            } else if (rule != Rule::kAdan || h.no_prox) {
+                w[n] *= 1.0 - decay_of_step(h);
             }
             switch (rule) {
                 case Rule::kSGD:
@@ -42,12 +43,19 @@ struct Reference {
                 case Rule::kAdEMAMix:
                     ademamix(h, n, g);
                     break;
+                case Rule::kAdan:
+                    adan(h, n, g);
+                    break;
             }
         }
         has_momentum = true;
     }
 
 private:
+    static double decay_of_step(const Hyperparameters& h) {
+        const double rate = h.fully_decoupled ? h.learning_rate / h.initial_learning_rate : h.learning_rate;
+        return h.weight_decay * rate;
+    }
     // torch.optim.SGD: the buffer is the gradient itself in the first step.
     void sgd(const Hyperparameters& h, std::size_t n, double g) {
         if (h.momentum == 0.0) {
@@ -70,6 +78,21 @@ private:
         const double c = h.beta1 * m[n] + (1.0 - h.beta1) * g;
         w[n] -= h.learning_rate * static_cast<double>((c > 0.0) - (c < 0.0));
         m[n] = h.beta2 * m[n] + (1.0 - h.beta2) * g;
+    }
+    // The code of Xie et al. 2022 (github.com/sail-sg/Adan). `slow` is the mean of differences.
+    void adan(const Hyperparameters& h, std::size_t n, double g) {
+        const auto step = static_cast<double>(t);
+        const double difference = has_momentum ? g - last[n] : 0.0;
+        last[n] = g;
+        m[n] = h.beta1 * m[n] + (1.0 - h.beta1) * g;
+        slow[n] = h.beta2 * slow[n] + (1.0 - h.beta2) * difference;
+        const double ahead = g + h.beta2 * difference;
+        v[n] = h.beta3 * v[n] + (1.0 - h.beta3) * ahead * ahead;
+        const double mean = m[n] / (1.0 - std::pow(h.beta1, step));
+        const double mean_difference = slow[n] / (1.0 - std::pow(h.beta2, step));
+        const double root = std::sqrt(v[n] / (1.0 - std::pow(h.beta3, step)));
+        w[n] -= h.learning_rate * (mean + h.beta2 * mean_difference) / (root + h.epsilon);
+        if (!h.no_prox) w[n] /= 1.0 + decay_of_step(h);
     }
     // The code of Pagliardini et al. 2024 (github.com/apple/ml-ademamix).
     void ademamix(const Hyperparameters& h, std::size_t n, double g) {
@@ -157,9 +180,9 @@ TEST(Reference, EveryRuleFollowsItsFormulaInFp32) {
 
 // A gradient that never changes brings the slow mean to its end, which takes many steps: the bound of an update
 // must not be in its way. Adam's would be.
-TEST(Reference, TheBoundOfAdemamixIsBeyondAConstantGradient) {
+void follow_a_constant_gradient(Rule rule, double least_update) {
     for (const auto format : {Format::kFloat32, Format::kNative}) {
-        Hyperparameters h = default_hyperparameters(Rule::kAdEMAMix);
+        Hyperparameters h = default_hyperparameters(rule);
         h.learning_rate = 1e-6;
         h.alpha = 8.0;
         h.beta3 = 0.9999;
@@ -170,17 +193,49 @@ TEST(Reference, TheBoundOfAdemamixIsBeyondAConstantGradient) {
         Noise noise(2);
         gradient.fill([&] { return 1.0 + 0.1 * noise.even(); });
         Reference reference(weight.values());
-        Optimizer optimizer(Rule::kAdEMAMix, h, options);
+        Optimizer optimizer(rule, h, options);
         optimizer.add_parameter(weight.view());
         optimizer.set_gradient(0, gradient.view());
         for (int t = 0; t < 20000; ++t) {
             optimizer.step();
-            reference.step(Rule::kAdEMAMix, h, gradient.values());
+            reference.step(rule, h, gradient.values());
         }
-        EXPECT_GT(std::fabs(reference.w[0]), 20000 * 1e-6 * 4.0);  // far more than Adam moves a weight
+        EXPECT_GT(std::fabs(reference.w[0]), 20000 * 1e-6 * least_update);
         // fp32: half a unit in the last place of the weight in each step.
         EXPECT_LE(relative_difference(optimizer.master(0), reference.w),
                   format == Format::kFloat32 ? 20000 * 0x1p-24 : 0.03);
+    }
+}
+TEST(Reference, TheBoundOfAdemamixIsBeyondAConstantGradient) {
+    follow_a_constant_gradient(Rule::kAdEMAMix, 4.0);  // far more than Adam moves a weight
+}
+TEST(Reference, TheBoundOfAdanIsBeyondAConstantGradient) { follow_a_constant_gradient(Rule::kAdan, 0.9); }
+
+// What a clamp must never touch: exact updates of gradients that were chosen to make them as large as possible.
+// The last gradient is large after many small ones (Cauchy-Schwarz: each as large as its weight in the update
+// beside its weight in the root), or its sign changes, which the difference doubles.
+TEST(Reference, NoExactUpdateReachesTheBoundOfAdan) {
+    for (const double beta3 : {0.99, 0.9, 0.9999}) {
+        Hyperparameters h = default_hyperparameters(Rule::kAdan);
+        h.beta3 = beta3;
+        double largest = 0.0;
+        for (const double growth : {0.5, 1.0, 1.01, 1.1, 2.0, 10.0}) {
+            for (const bool alternates : {false, true}) {
+                Reference reference({0.0F});
+                h.learning_rate = 1.0;
+                h.epsilon = 0.0;
+                double g = 1.0;
+                for (int t = 1; t <= 60 && std::fabs(g) < 1e30; ++t, g *= alternates ? -growth : growth) {
+                    const double before = reference.w[0];
+                    reference.step(Rule::kAdan, h, {static_cast<float>(g)});
+                    const double update = std::fabs(reference.w[0] - before),
+                                 bound = AdanRule::largest_update(h, t);
+                    EXPECT_LE(update, bound * (1.0 + 1e-9)) << beta3 << ' ' << growth << ' ' << t;
+                    largest = std::max(largest, update / bound);
+                }
+            }
+        }
+        EXPECT_GT(largest, 0.15) << "a bound this far away bounds nothing";
     }
 }
 

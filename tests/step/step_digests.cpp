@@ -129,6 +129,9 @@ std::vector<RuleCase> rule_cases() {
     auto ademamix = h;
     ademamix.alpha_warmup = 30.0;
     ademamix.beta3_warmup = 20.0;
+    auto adan = default_hyperparameters(Rule::kAdan);
+    adan.learning_rate = h.learning_rate;
+    adan.weight_decay = h.weight_decay;
     return {{"sgd", Rule::kSGD, h},
             {"sgd_momentum", Rule::kSGD, momentum},
             {"sgdw_nesterov", Rule::kSGDW, nesterov},
@@ -136,7 +139,8 @@ std::vector<RuleCase> rule_cases() {
             {"adamw", Rule::kAdamW, h},
             {"adamw_fully_decoupled_maximize", Rule::kAdamW, decoupled},
             {"lion", Rule::kLion, lion},
-            {"ademamix", Rule::kAdEMAMix, ademamix}};
+            {"ademamix", Rule::kAdEMAMix, ademamix},
+            {"adan", Rule::kAdan, adan}};
 }
 
 const std::vector<std::pair<std::string_view, std::vector<std::int64_t>>>& shapes() {

@@ -127,13 +127,19 @@ inline std::vector<RuleCase> rule_cases() {
     ademamix.beta3 = 0.999;
     ademamix.alpha_warmup = 5.0;
     ademamix.beta3_warmup = 3.5;
+    auto adan = h;
+    adan.beta3 = 0.99;
+    auto no_prox = adan;
+    no_prox.no_prox = true;
     return {{"SgdWithoutMomentum", Rule::kSGD, h},
             {"SgdMomentum", Rule::kSGD, momentum},
             {"SgdwNesterov", Rule::kSGDW, nesterov},
             {"Adam", Rule::kAdam, h},
             {"AdamW", Rule::kAdamW, h},
             {"Lion", Rule::kLion, lion},
-            {"AdEMAMix", Rule::kAdEMAMix, ademamix}};
+            {"AdEMAMix", Rule::kAdEMAMix, ademamix},
+            {"Adan", Rule::kAdan, adan},
+            {"AdanNoProx", Rule::kAdan, no_prox}};
 }
 
 /// How moments and weights are stored.

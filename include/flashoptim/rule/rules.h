@@ -20,7 +20,7 @@
 namespace flashoptim {
 
 /// Update rules. SGD and Adam add weight decay to the gradient as an L2 term; the others decouple it.
-enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion, kAdEMAMix };
+enum class Rule : std::uint8_t { kSGD, kSGDW, kAdam, kAdamW, kLion, kAdEMAMix, kAdan };
 
 /// The hyperparameters of all rules. Each rule reads those of its table row. Weight decay is per unit of
 /// learning rate.
@@ -36,10 +36,11 @@ struct Hyperparameters {
     bool nesterov = false;
     bool maximize = false;
     bool fully_decoupled = false;  // decay by weight_decay * learning_rate / initial_learning_rate
-    double beta3 = 0.9999;         // AdEMAMix: of the slow mean
+    double beta3 = 0.9999;         // AdEMAMix: of the slow mean; Adan: of the squares
     double alpha = 2.0;            // weight of the slow mean
     double alpha_warmup = 0.0;     // steps in which alpha grows from 0; 0: none
     double beta3_warmup = 0.0;     // steps in which beta3 grows from beta1; 0: none
+    bool no_prox = false;          // Adan: decay multiplies the old weight instead of dividing the new one
 
     bool operator==(const Hyperparameters&) const = default;
 };
@@ -175,6 +176,7 @@ inline constexpr HyperparameterField kAlphaWarmup{"alpha_warmup", "alpha_warmup"
                                                   &Hyperparameters::alpha_warmup};
 inline constexpr HyperparameterField kBeta3Warmup{"beta3_warmup", "beta3_warmup",
                                                   &Hyperparameters::beta3_warmup};
+inline constexpr HyperparameterField kNoProx{"no_prox", "no_prox", nullptr, &Hyperparameters::no_prox};
 inline constexpr HyperparameterField kNesterov{"nesterov", "nesterov", nullptr, &Hyperparameters::nesterov};
 inline constexpr HyperparameterField kMaximize{"maximize", "maximize", nullptr, &Hyperparameters::maximize};
 inline constexpr HyperparameterField kFullyDecoupled{"fully_decoupled", "decouple_lr", nullptr,
@@ -220,6 +222,11 @@ inline constexpr HyperparameterTraits kAdemamix[] = {{kLearningRate, 1e-3},
                                                      {kBeta3Warmup},
                                                      {kMaximize},
                                                      {kFullyDecoupled}};
+inline constexpr HyperparameterTraits kAdan[] = {{kLearningRate, 1e-3},     {kBeta1, 0.98, kBelowOne},
+                                                 {kBeta2, 0.92, kBelowOne}, {kBeta3, 0.99, kBelowOne},
+                                                 {kEpsilon, 1e-8},          {kWeightDecay},
+                                                 {kInitialLearningRate},    {kMaximize},
+                                                 {kFullyDecoupled},         {kNoProx}};
 
 inline constexpr MomentTraits kExpAvg{"exp_avg", "exp_avg_scales", MomentKind::kSigned};
 inline constexpr MomentTraits kExpAvgSq{"exp_avg_sq", "exp_avg_sq_scales", MomentKind::kSquared};
@@ -231,6 +238,10 @@ inline constexpr MomentTraits kAdemamixMoments[] = {
     {"exp_avg_fast", "exp_avg_fast_scales", MomentKind::kSigned},
     kExpAvgSq,
     {"exp_avg_slow", "exp_avg_slow_scales", MomentKind::kSlow}};
+inline constexpr MomentTraits kAdanMoments[] = {kExpAvg,
+                                                kExpAvgSq,
+                                                {"exp_avg_diff", "exp_avg_diff_scales", MomentKind::kSigned},
+                                                {"pre_grad", "pre_grad_scales", MomentKind::kGradient}};
 
 }  // namespace table
 
@@ -239,7 +250,7 @@ inline constexpr std::array kHyperparameterFields = {
     table::kLearningRate, table::kBeta1,       table::kBeta2,          table::kEpsilon,
     table::kWeightDecay,  table::kMomentum,    table::kDampening,      table::kInitialLearningRate,
     table::kNesterov,     table::kMaximize,    table::kFullyDecoupled, table::kBeta3,
-    table::kAlpha,        table::kAlphaWarmup, table::kBeta3Warmup};
+    table::kAlpha,        table::kAlphaWarmup, table::kBeta3Warmup,    table::kNoProx};
 
 /// Every rule, in the order of the enumerators.
 inline constexpr std::array kRules = {
@@ -249,7 +260,8 @@ inline constexpr std::array kRules = {
     RuleTraits{Rule::kAdamW, "AdamW", table::kAdamMoments, table::kAdamw, Decay::kDecoupled},
     RuleTraits{Rule::kLion, "Lion", table::kLionMoments, table::kLion, Decay::kDecoupled},
     RuleTraits{Rule::kAdEMAMix, "AdEMAMix", table::kAdemamixMoments, table::kAdemamix, Decay::kDecoupled,
-               false}};
+               false},
+    RuleTraits{Rule::kAdan, "Adan", table::kAdanMoments, table::kAdan, Decay::kProximal, false}};
 
 constexpr int kRuleCount = static_cast<int>(kRules.size());
 /// Whether a value is one of the enumerators.

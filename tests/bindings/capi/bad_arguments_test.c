@@ -179,7 +179,7 @@ static outcome spoil(int n, const function* f, subject* s, const char** what) {
     FAULT(PARAMETER, a->parameter = 1)
     FAULT(PARAMETER, a->parameter = SIZE_MAX)
     FAULT(RULE, a->rule = -1)
-    FAULT(RULE, a->rule = FLASHOPTIM_ADEMAMIX + 1)
+    FAULT(RULE, a->rule = FLASHOPTIM_ADAN + 1)
     FAULT(RULE, a->rule = INT32_MAX)
     FAULT(FORMAT, a->format = -1)
     FAULT(FORMAT, a->format = FLASHOPTIM_FORMAT_FLOAT32 + 1)

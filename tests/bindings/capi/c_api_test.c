@@ -72,7 +72,7 @@ static void test_all_rules_step(void) {
     static run r;
     static float before[COUNT], after[COUNT];
     int32_t rule;
-    for (rule = FLASHOPTIM_SGD; rule <= FLASHOPTIM_ADEMAMIX; ++rule) {
+    for (rule = FLASHOPTIM_SGD; rule <= FLASHOPTIM_ADAN; ++rule) {
         int64_t steps = 0;
         size_t count = 0;
         make_run(&r, rule, NULL);

@@ -70,7 +70,7 @@ static void test_the_last_step(void) {
     float weight[4] = {1, 2, 3, 4}, gradient[4] = {1, 1, 1, 1};
     const int64_t extent[1] = {4};
     int32_t rule;
-    for (rule = FLASHOPTIM_SGD; rule <= FLASHOPTIM_ADEMAMIX; ++rule) {
+    for (rule = FLASHOPTIM_SGD; rule <= FLASHOPTIM_ADAN; ++rule) {
         flashoptim_tensor view = FLASHOPTIM_TENSOR_INIT;
         flashoptim_optimizer* optimizer = NULL;
         int64_t steps = 0;

@@ -17,8 +17,8 @@ namespace flashoptim::libtorch {
 
 using Tensors = std::vector<torch::Tensor>;
 
-inline constexpr Rule kEveryRule[] = {Rule::kSGD,   Rule::kSGDW, Rule::kAdam,
-                                      Rule::kAdamW, Rule::kLion, Rule::kAdEMAMix};
+inline constexpr Rule kEveryRule[] = {Rule::kSGD,  Rule::kSGDW,     Rule::kAdam, Rule::kAdamW,
+                                      Rule::kLion, Rule::kAdEMAMix, Rule::kAdan};
 inline constexpr Format kFormats[] = {Format::kNative, Format::kPaper, Format::kFloat32};
 
 template <class Optimizer, class Options>
@@ -44,6 +44,8 @@ inline std::unique_ptr<FlashOptimizer> make_optimizer(Rule rule, Format format, 
             return make<Lion>(parameters, LionOptions(lr).weight_decay(0.1), format);
         case Rule::kAdEMAMix:
             return make<AdEMAMix>(parameters, AdEMAMixOptions(lr).weight_decay(0.1), format);
+        case Rule::kAdan:
+            return make<Adan>(parameters, AdanOptions(lr).weight_decay(0.1), format);
     }
     return nullptr;
 }
