@@ -11,7 +11,8 @@ from flashoptim_cpp import _operators as operators
 
 Tensor = torch.Tensor
 
-RULES = {"sgd": 0, "sgdw": 1, "adam": 2, "adamw": 3, "lion": 4}
+RULES = {row["name"].lower(): n for n, row in enumerate(json.loads(operators.rule_table())["rules"])}
+COLUMNS = json.loads(operators.rule_table())["columns"]
 FORMATS = {"native": 0, "paper": 1, "fp32": 2}
 BACKENDS = {"scalar": 1, "portable": 2, "avx2": 3, "avx512": 4, "avx512-vbmi": 5, "neon": 6}
 # In the core's order.
@@ -27,14 +28,17 @@ def layout_of(tensor: Tensor) -> Tensor:
 
 def numbers(momentum: float = 0.0) -> Tensor:
     """A row of hyperparameters for a plan, which looks at the momentum alone."""
-    columns = json.loads(operators.rule_table())["columns"]
-    return torch.tensor([[momentum if name == "momentum" else 0.0 for name in columns]], dtype=torch.float64)
+    return torch.tensor([[momentum if name == "momentum" else 0.0 for name in COLUMNS]], dtype=torch.float64)
 
 
 class Call:
     """The arguments of step_ for weights that no step has moved yet; the weights are copied."""
 
-    LISTS = ("corrections", "first", "first_scales", "second", "second_scales", "steps")
+    # The buffers of the state by place, and the step counts.
+    LISTS = (
+        *("corrections", "first", "first_scales", "second", "second_scales"),
+        *("third", "third_scales", "fourth", "fourth_scales", "steps"),
+    )
     corrections: list[Tensor]
     first: list[Tensor]
     first_scales: list[Tensor]
@@ -64,10 +68,13 @@ class Call:
             self.add_state(weight, plan.tolist(), SCALES[format])
             rows.append(torch.cat([layout, plan, torch.tensor([0, 0, 1, RULES[rule]])]))
         self.table = torch.stack(rows) if rows else torch.empty(0, 12 + operators.PLAN_ROW, dtype=torch.int64)
-        values = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
-        values |= {"momentum": momentum, "dampening": 0.0, "initial_lr": 1e-2, "nesterov": 0, "maximize": 0}
-        values |= {"fully_decoupled": 0} | hyperparameters
-        self.hyperparameters = torch.tensor([list(values.values())], dtype=torch.float64)
+        values = {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.99, "beta3": 0.999, "epsilon": 1e-8}
+        values |= {"weight_decay": 0.1, "momentum": momentum, "initial_learning_rate": 1e-2, "alpha": 2.0}
+        shorter = {"lr": "learning_rate", "eps": "epsilon", "initial_lr": "initial_learning_rate"}
+        values |= {shorter.get(name, name): value for name, value in hyperparameters.items()}
+        row = [values.pop(name, 0.0) for name in COLUMNS]
+        assert not values, f"no hyperparameters: {values}"
+        self.hyperparameters = torch.tensor([row], dtype=torch.float64)
         self.bad = torch.zeros(len(self.weights), dtype=torch.int64)
 
     def add_state(self, weight: Tensor, plan: Sequence[int], scales: torch.dtype) -> None:
@@ -75,16 +82,12 @@ class Call:
             kind = DTYPES[dtype]
             return torch.zeros_like(weight, dtype=kind) if count else torch.empty(0, dtype=kind)
 
-        made = (
-            elements(*plan[4:6]),
-            elements(*plan[6:8]),
-            torch.zeros(plan[9], dtype=scales),
-            elements(*plan[10:12]),
-            torch.zeros(plan[13], dtype=scales),
-            torch.zeros((), dtype=torch.int64),
-        )
-        for name, tensor in zip(self.LISTS, made, strict=True):
-            getattr(self, name).append(tensor)
+        buffers = list(zip(plan[4::2], plan[5::2], strict=True))
+        for place, (name, (dtype, count)) in enumerate(zip(self.LISTS[:-1], buffers, strict=True)):
+            is_scales = place > 0 and place % 2 == 0
+            made = torch.zeros(count, dtype=scales) if is_scales else elements(dtype, count)
+            getattr(self, name).append(made)
+        self.steps.append(torch.zeros((), dtype=torch.int64))
 
     def arguments(self, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
         """The positional arguments of step_ that have no default."""

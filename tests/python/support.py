@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import flashoptim_cpp as flash
+import pytest
 import torch
 
 Tensor = torch.Tensor
@@ -55,6 +56,8 @@ class Rule:
     torch_make: Callable[..., torch.optim.Optimizer] | None = None
 
     def __call__(self, parameters: Any, **more: Any) -> Any:
+        if more.get("format") == "paper" and self in (ADEMAMIX, ADAN):
+            pytest.skip("the paper has no such rule")
         return self.make(parameters, **{**self.options, **more})
 
     def reference(self, parameters: Any, **more: Any) -> torch.optim.Optimizer:
@@ -80,8 +83,22 @@ ADAMW = Rule(
     torch.optim.AdamW,
 )
 LION = Rule("lion", flash.FlashLion, ("exp_avg",), {"lr": 1e-3, "weight_decay": 0.1})
-RULES = (SGD, SGD_PLAIN, SGDW, ADAM, ADAMW, LION)
-WITH_MOMENTS = (SGD, SGDW, ADAM, ADAMW, LION)
+ADEMAMIX = Rule(
+    "ademamix",
+    flash.FlashAdEMAMix,
+    ("exp_avg_fast", "exp_avg_sq", "exp_avg_slow"),
+    {"lr": 1e-3, "weight_decay": 0.1},
+)
+ADAN = Rule(
+    "adan",
+    flash.FlashAdan,
+    ("exp_avg", "exp_avg_sq", "exp_avg_diff", "pre_grad"),
+    {"lr": 1e-3, "weight_decay": 0.1},
+)
+RULES = (SGD, SGD_PLAIN, SGDW, ADAM, ADAMW, LION, ADEMAMIX, ADAN)
+# Moments that are stored as they are, without scales.
+PLAIN_MOMENTS = ("exp_avg_slow", "pre_grad")
+WITH_MOMENTS = (SGD, SGDW, ADAM, ADAMW, LION, ADEMAMIX, ADAN)
 
 
 def ids(rules: Iterable[Rule]) -> list[str]:

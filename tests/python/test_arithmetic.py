@@ -5,13 +5,14 @@ What a user loses if these fail: training with ours is not training with the opt
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flashoptim_cpp as flash
 import pytest
 import support
 import torch
-from support import ADAM, ADAMW, LION, SGD, SGDW, Rule, Tensor
+from support import ADAM, ADAMW, ADAN, ADEMAMIX, LION, SGD, SGDW, Rule, Tensor
 
 EPS = 2.0**-24  # half a unit in the last place of fp32, relative
 STEPS = 50
@@ -149,6 +150,85 @@ def test_lion_and_sgdw_in_float64(rule: Rule, options: dict[str, Any], largest: 
     allowed = bound(ours, options["lr"], largest)
     for p, q in zip(ours, exact, strict=True):
         assert float((p.detach().double() - q).abs().max()) <= allowed
+
+
+class ExactAdemamix:
+    """AdEMAMix as its authors' code computes it (github.com/apple/ml-ademamix), in float64."""
+
+    def __init__(self, w: Tensor) -> None:
+        self.w, self.fast, self.slow, self.squares = w, *(torch.zeros_like(w) for _ in range(3))
+
+    def step(self, g: Tensor, t: int, lr: float, decay: float, options: dict[str, Any]) -> None:
+        beta1, beta2, final = options.get("betas", (0.9, 0.999, 0.9999))
+        alpha, beta3 = options.get("alpha", 2.0), final
+        if t < options.get("alpha_warmup", 0):
+            alpha *= t / options["alpha_warmup"]
+        if t < options.get("beta3_warmup", 0):
+            half_lives = [math.log(0.5) / math.log(beta + 1e-8) - 1 for beta in (beta1, final)]
+            done = t / options["beta3_warmup"]
+            beta3 = 0.5 ** (1 / ((1 - done) * half_lives[0] + done * half_lives[1] + 1))
+        self.fast = beta1 * self.fast + (1 - beta1) * g
+        self.squares = beta2 * self.squares + (1 - beta2) * g * g
+        self.slow = beta3 * self.slow + (1 - beta3) * g
+        root = (self.squares / (1 - beta2**t)).sqrt() + 1e-8
+        self.w = self.w * (1 - decay) - lr * (self.fast / (1 - beta1**t) + alpha * self.slow) / root
+
+
+class ExactAdan:
+    """Adan as its authors' code computes it (github.com/sail-sg/Adan), in float64."""
+
+    def __init__(self, w: Tensor) -> None:
+        self.w, self.mean, self.difference, self.squares = w, *(torch.zeros_like(w) for _ in range(3))
+        self.last: Tensor | None = None
+
+    def step(self, g: Tensor, t: int, lr: float, decay: float, options: dict[str, Any]) -> None:
+        beta1, beta2, beta3 = options.get("betas", (0.98, 0.92, 0.99))
+        change = torch.zeros_like(g) if self.last is None else g - self.last
+        self.last = g
+        self.mean = beta1 * self.mean + (1 - beta1) * g
+        self.difference = beta2 * self.difference + (1 - beta2) * change
+        self.squares = beta3 * self.squares + (1 - beta3) * (g + beta2 * change) ** 2
+        root = (self.squares / (1 - beta3**t)).sqrt() + 1e-8
+        ahead = beta2 * self.difference / (1 - beta2**t)
+        update = lr * (self.mean / (1 - beta1**t) + ahead) / root
+        if options.get("no_prox"):
+            self.w = self.w * (1 - decay) - update
+        else:
+            self.w = (self.w - update) / (1 + decay)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (ADEMAMIX, {}),
+        (ADEMAMIX, {"alpha": 8.0, "betas": (0.8, 0.95, 0.99), "alpha_warmup": 30, "beta3_warmup": 20}),
+        (ADEMAMIX, {"decouple_lr": True, "weight_decay": 1e-3}),
+        (ADAN, {}),
+        (ADAN, {"no_prox": True}),
+        (ADAN, {"betas": (0.9, 0.8, 0.95), "decouple_lr": True, "weight_decay": 1e-3}),
+    ],
+)
+def test_ademamix_and_adan_in_float64(rule: Rule, options: dict[str, Any]) -> None:
+    options = {**rule.options, **options}
+    ours = support.parameters(torch.float32)
+    optimizer = rule.make(ours, **options, format="fp32")
+    exact = [(ExactAdemamix if rule is ADEMAMIX else ExactAdan)(p.detach().double()) for p in ours]
+    late = 5  # the last parameter gets its first gradient later
+    for step in range(STEPS):
+        lr = options["lr"] * (1 - step / (2 * STEPS))
+        decay = options["weight_decay"] * (lr / options["lr"] if options.get("decouple_lr") else lr)
+        optimizer.param_groups[0]["lr"] = lr
+        for p, reference, g in zip(ours, exact, moving_gradients(ours, step), strict=True):
+            p.grad = None if p is ours[-1] and step < late else g
+            t = step + 1 - (late if p is ours[-1] else 0)
+            if t > 0:
+                reference.step(g.double(), t, lr, decay, options)
+        optimizer.step()
+    allowed = bound(
+        ours, options["lr"], 20.0
+    )  # alpha times the slow mean, or the difference of two gradients
+    for p, reference in zip(ours, exact, strict=True):
+        assert float((p.detach().double() - reference.w).abs().max()) <= allowed
 
 
 def test_adamw_with_decoupled_lr() -> None:

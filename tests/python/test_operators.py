@@ -68,6 +68,8 @@ def automatic_backend() -> Iterator[None]:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_backend_gives_the_bits_of_the_scalar_one(rule: str, format: str) -> None:
+    if format == "paper" and rule in ("ademamix", "adan"):
+        pytest.skip("the paper has no such rule")
     for dtype, bits in ((torch.bfloat16, 24), (torch.float16, 32), (torch.float32, 0)):
         expected = run("scalar", dtype, rule, format, bits)
         assert expected.bad.tolist() == [3, 0, 0, 0, 0, 0, 0]

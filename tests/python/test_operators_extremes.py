@@ -119,7 +119,9 @@ def test_choices_are_what_there_is() -> None:
                 operators.plan(layout, 3, numbers(), 0, 24, True, 0, 0, value)
             with pytest.raises(ValueError):
                 operators.encode_moment(torch.ones(64, 96), layout, 0, value)
-        if not 0 <= value <= 1:
+            with pytest.raises(ValueError):
+                operators.encode_moment(torch.ones(64, 96), layout, 0, 0, value)
+        if not 0 <= value <= 3:
             with pytest.raises(ValueError):
                 operators.encode_moment(torch.ones(64, 96), layout, value, 0)
         if not 0 <= value <= 4096:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from flashoptim_cpp import _operators as operators
-from operator_calls import Call, layout_of, numbers
+from operator_calls import RULES, Call, layout_of, numbers
 from support import same_bits
 
 Tensor = torch.Tensor
@@ -32,6 +32,24 @@ def test_a_moment_in_any_order_survives_its_codes(moment: int, storage: int) -> 
         # Both formats have at most 8 % between neighbours of the group's largest; half of
         # it, and the scale's rounding.
         assert bool(((decoded - given).abs() <= 0.05 * values.abs().max()).all())
+
+
+@pytest.mark.parametrize("weight_dtype", (0, 1, 2))
+@pytest.mark.parametrize("moment", (2, 3))
+def test_a_moment_without_scales_survives(moment: int, weight_dtype: int) -> None:
+    given = torch.randn(48, 70).t()
+    layout = layout_of(given)
+    dtype = torch.bfloat16 if moment == 2 else operators.DTYPES[weight_dtype]
+    codes, scales = operators.encode_moment(given, layout, moment, NATIVE, weight_dtype)
+    assert codes.dtype == dtype and codes.stride() == given.stride() and scales.numel() == 0
+    decoded = operators.decode_moment(codes, scales, layout, moment, NATIVE, weight_dtype)
+    assert same_bits(decoded, codes.float())
+    torch.testing.assert_close(decoded, given, rtol=2**-8, atol=0)
+    plan = operators.plan(layout, 3, numbers(), NATIVE, 24, True, 0, 0, weight_dtype)
+    operators.check_moment(codes, scales, layout, plan, moment)
+    codes[1, 2] = float("nan")
+    with pytest.raises(RuntimeError, match="is nan"):
+        operators.check_moment(codes, scales, layout, plan, moment)
 
 
 def test_codes_that_no_step_writes_are_refused() -> None:
@@ -122,7 +140,7 @@ def test_settings_out_of_range_are_refused() -> None:
         operators.set_threads(-1)
     assert operators.backend() == 0
     weight = torch.zeros(4, 4, dtype=torch.bfloat16)
-    for change in ({0: 5}, {2: 3}, {3: 8}, {7: 3}):
+    for change in ({0: len(RULES)}, {2: 3}, {3: 8}, {7: 3}):
         choices: list[Any] = [3, numbers(0.9), 0, 24, True, 0, 0, 1]
         for position, value in change.items():
             choices[position] = value
