@@ -1,9 +1,10 @@
-// The headers of LibTorch that come with libtorch.h: all of torch/torch.h.
-//
-// A file that defines FLASHOPTIM_LIGHT_LIBTORCH before gets only those that libtorch.h needs: tensors,
-// autograd, torch::nn::Module, optimizers and serialization. It compiles about 2 s faster with a precompiled
-// header, and 8 s without.
+// The headers of LibTorch that come with libtorch.h: all of torch/torch.h. A file that first defines
+// FLASHOPTIM_LIGHT_LIBTORCH gets only what libtorch.h itself needs, and compiles faster: tensors, autograd,
+// torch::nn::Module, optimizers and serialization.
 #pragma once
+
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
 
 #if defined(FLASHOPTIM_LIGHT_LIBTORCH)
 #include <torch/autograd.h>
@@ -14,4 +15,6 @@
 #include <torch/utils.h>
 #else
 #include <torch/torch.h>
+#endif
+
 #endif
