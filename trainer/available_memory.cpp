@@ -7,7 +7,7 @@
 #include <limits>
 #include <string_view>
 
-#include "system/control_groups.h"
+#include "flashoptim/system/control_groups.h"
 
 namespace flashoptim::trainer {
 namespace {

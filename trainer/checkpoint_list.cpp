@@ -6,8 +6,8 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
-#include "system/file_io.h"
-#include "system/message.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
 #include "trainer/run_lock.h"
 #include "trainer/run_replacement.h"
 

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "flashoptim/error.h"
-#include "system/file_io.h"
-#include "system/message.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
 #include "trainer/run_folder.h"
 #include "trainer/summary.h"
 

@@ -7,8 +7,8 @@
 
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
-#include "system/control_groups.h"
-#include "system/cpu_count.h"
+#include "flashoptim/system/control_groups.h"
+#include "flashoptim/system/cpu_count.h"
 #include "trainer/exact_number.h"
 
 namespace flashoptim::trainer {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "flashoptim/error.h"
-#include "system/cpu_count.h"
+#include "flashoptim/system/cpu_count.h"
 
 namespace flashoptim::trainer {
 namespace {

@@ -8,8 +8,8 @@
 #include <string>
 
 #include "flashoptim/error.h"
-#include "system/checked_arithmetic.h"
-#include "system/human_bytes.h"
+#include "flashoptim/system/checked_arithmetic.h"
+#include "trainer/human_bytes.h"
 
 namespace flashoptim::trainer {
 namespace {

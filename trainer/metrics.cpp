@@ -16,7 +16,7 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
-#include "system/message.h"
+#include "flashoptim/system/message.h"
 
 namespace flashoptim::trainer {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "system/file_io.h"
+#include "flashoptim/system/file_io.h"
 #include "trainer/progress.h"
 
 namespace flashoptim::trainer {

@@ -8,7 +8,7 @@
 
 #include "flashoptim/error.h"
 #include "flashoptim/optimizer.h"
-#include "system/checked_arithmetic.h"
+#include "flashoptim/system/checked_arithmetic.h"
 #include "trainer/limits.h"
 
 namespace flashoptim::trainer {

@@ -8,9 +8,9 @@
 #include <utility>
 
 #include "flashoptim/error.h"
-#include "system/file_io.h"
-#include "system/message.h"
-#include "system/save_folder.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
+#include "flashoptim/system/save_folder.h"
 #include "trainer/run_replacement.h"
 
 namespace flashoptim::trainer {

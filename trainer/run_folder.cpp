@@ -11,12 +11,12 @@
 #include <system_error>
 #include <vector>
 
-#include "checkpoint/checkpoint_writer.h"
 #include "flashoptim/checkpoint.h"
+#include "flashoptim/checkpoint_folder.h"
 #include "flashoptim/error.h"
-#include "system/atomic_path.h"
-#include "system/file_io.h"
-#include "system/message.h"
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
 #include "trainer/data/file_list.h"
 #include "trainer/metrics.h"
 #include "trainer/run_replacement.h"

@@ -12,9 +12,9 @@
 #include <system_error>
 
 #include "flashoptim/error.h"
-#include "system/atomic_path.h"
-#include "system/file_lock.h"
-#include "system/message.h"
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/file_lock.h"
+#include "flashoptim/system/message.h"
 
 namespace flashoptim::trainer {
 namespace {

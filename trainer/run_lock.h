@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "system/file_io.h"
+#include "flashoptim/system/file_io.h"
 
 namespace flashoptim::trainer {
 

@@ -11,12 +11,12 @@
 #include <system_error>
 #include <utility>
 
-#include "checkpoint/manifest.h"
 #include "flashoptim/checkpoint.h"
+#include "flashoptim/checkpoint_folder.h"
 #include "flashoptim/error.h"
 #include "flashoptim/json.h"
-#include "system/file_io.h"
-#include "system/message.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
 #include "trainer/metrics.h"
 #include "trainer/summary.h"
 

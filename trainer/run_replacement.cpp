@@ -11,10 +11,10 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
-#include "system/atomic_path.h"
-#include "system/file_io.h"
-#include "system/message.h"
-#include "system/save_folder.h"
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
+#include "flashoptim/system/save_folder.h"
 
 namespace flashoptim::trainer {
 namespace {

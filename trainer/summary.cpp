@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "flashoptim/error.h"
-#include "system/file_io.h"
-#include "system/message.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
 
 namespace flashoptim::trainer {
 namespace {

@@ -9,8 +9,8 @@
 #include <cstring>
 
 #include "flashoptim/error.h"
+#include "flashoptim/system/one_line.h"
 #include "process_setup.h"
-#include "system/one_line.h"
 
 namespace flashoptim::app {
 namespace {

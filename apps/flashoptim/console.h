@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "stop_signals.h"
-#include "system/human_bytes.h"
+#include "trainer/human_bytes.h"
 #include "trainer/progress.h"
 
 namespace flashoptim::app {

@@ -13,7 +13,7 @@
 #include "commands.h"
 #include "console.h"
 #include "flashoptim/error.h"
-#include "system/one_line.h"
+#include "flashoptim/system/one_line.h"
 
 namespace flashoptim::app {
 namespace {

@@ -11,10 +11,10 @@
 
 #include "flashoptim/checkpoint.h"
 #include "flashoptim/error.h"
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/descriptor_path.h"
+#include "flashoptim/system/message.h"
 #include "process_setup.h"
-#include "system/atomic_path.h"
-#include "system/descriptor_path.h"
-#include "system/message.h"
 #include "trainer/data/file_list.h"
 
 namespace flashoptim::app {

@@ -10,8 +10,8 @@
 
 #include "console.h"
 #include "flashoptim/error.h"
+#include "flashoptim/system/one_line.h"
 #include "subprocess.h"
-#include "system/one_line.h"
 
 namespace flashoptim::app {
 namespace {

@@ -5,10 +5,10 @@
 #include "console.h"
 #include "failure.h"
 #include "flashoptim/error.h"
+#include "flashoptim/system/one_line.h"
 #include "json_target.h"
 #include "number_arguments.h"
 #include "run_arguments.h"
-#include "system/one_line.h"
 #include "trainer/loop.h"
 #include "trainer/summary.h"
 

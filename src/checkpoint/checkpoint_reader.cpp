@@ -5,11 +5,11 @@
 #include <optional>
 #include <system_error>
 
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/message.h"
 #include "manifest.h"
 #include "safetensors_file.h"
-#include "system/atomic_path.h"
-#include "system/file_io.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

@@ -10,10 +10,11 @@
 #include <system_error>
 #include <vector>
 
+#include "flashoptim/checkpoint_folder.h"
+#include "flashoptim/system/message.h"
 #include "json_text.h"
 #include "manifest.h"
 #include "safetensors_writer.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

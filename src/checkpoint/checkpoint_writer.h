@@ -3,16 +3,12 @@
 #pragma once
 
 #include "flashoptim/checkpoint.h"
-#include "system/atomic_path.h"
+#include "flashoptim/system/atomic_path.h"
 
 namespace flashoptim::checkpoint {
 
 /// Does what flashoptim::checkpoint::write does.
 std::uint64_t write_checkpoint(const std::filesystem::path& folder, std::string_view metadata_json,
                                std::span<const TensorFile> files, Replace how);
-
-/// Throws the IoError of `remove` if the folder holds a file that does not belong to the checkpoint. Changes
-/// nothing.
-void check_removable(const std::filesystem::path& folder);
 
 }  // namespace flashoptim::checkpoint

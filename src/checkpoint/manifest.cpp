@@ -6,8 +6,8 @@
 #include <optional>
 
 #include "flashoptim/checkpoint.h"
+#include "flashoptim/system/message.h"
 #include "json_text.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

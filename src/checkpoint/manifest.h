@@ -1,5 +1,4 @@
-// checkpoint.json, the table of contents of a checkpoint folder, and the names of the files in it. Reads and
-// writes no files.
+// checkpoint.json, the table of contents of a checkpoint folder. Reads and writes no files.
 //
 //   {"format": "flashoptim-checkpoint", "version": 1,
 //    "files": {"metadata.json": {"bytes": 2, "crc32": "44bbbde8"}, "weights.safetensors": {...}}}
@@ -11,11 +10,9 @@
 #include <string>
 #include <string_view>
 
-namespace flashoptim::checkpoint {
+#include "flashoptim/checkpoint_folder.h"
 
-inline constexpr const char* kManifestName = "checkpoint.json";
-inline constexpr const char* kMetadataName = "metadata.json";
-inline constexpr std::string_view kTensorSuffix = ".safetensors";
+namespace flashoptim::checkpoint {
 
 struct ManifestEntry {
     std::uint64_t byte_count = 0;
@@ -29,8 +26,5 @@ std::string format_manifest(const Manifest& manifest);
 
 /// Parses checkpoint.json. `file` is its path in messages. Throws FormatError.
 Manifest parse_manifest(std::string_view json, const std::filesystem::path& file);
-
-/// Whether `name` is a plain file name (no folder in it), and whether it is the name of a tensor file.
-bool is_tensor_file_name(std::string_view name);
 
 }  // namespace flashoptim::checkpoint

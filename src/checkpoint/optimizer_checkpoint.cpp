@@ -8,9 +8,9 @@
 #include <set>
 #include <utility>
 
+#include "flashoptim/system/message.h"
 #include "optimizer_manifest.h"
 #include "storage_type.h"
-#include "system/message.h"
 #include "training_run_manifest.h"
 
 namespace flashoptim::checkpoint {

@@ -5,8 +5,8 @@
 #include <memory>
 
 #include "flashoptim/checkpoint.h"
+#include "flashoptim/system/file_io.h"
 #include "safetensors_header.h"
-#include "system/file_io.h"
 
 namespace flashoptim::checkpoint {
 

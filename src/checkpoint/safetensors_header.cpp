@@ -7,9 +7,9 @@
 #include <optional>
 #include <utility>
 
+#include "flashoptim/system/message.h"
 #include "json_text.h"
 #include "storage_type.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

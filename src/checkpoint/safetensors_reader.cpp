@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <array>
 
+#include "flashoptim/system/message.h"
 #include "safetensors_file.h"
 #include "safetensors_header.h"
 #include "storage_type.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

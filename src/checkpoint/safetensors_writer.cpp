@@ -5,10 +5,10 @@
 #include <bit>
 #include <set>
 
+#include "flashoptim/system/message.h"
 #include "json_text.h"
 #include "safetensors_header.h"
 #include "storage_type.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "flashoptim/checkpoint.h"
-#include "system/file_io.h"
+#include "flashoptim/system/file_io.h"
 
 namespace flashoptim::checkpoint {
 

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "flashoptim/error.h"
-#include "system/message.h"
+#include "flashoptim/system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

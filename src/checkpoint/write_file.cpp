@@ -5,10 +5,10 @@
 #include <functional>
 #include <optional>
 
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/descriptor_path.h"
+#include "flashoptim/system/message.h"
 #include "safetensors_writer.h"
-#include "system/atomic_path.h"
-#include "system/descriptor_path.h"
-#include "system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "flashoptim/error.h"
-#include "system/checked_arithmetic.h"
+#include "flashoptim/system/checked_arithmetic.h"
 
 namespace flashoptim {
 

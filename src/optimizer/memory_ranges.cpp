@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "flashoptim/error.h"
-#include "system/checked_arithmetic.h"
+#include "flashoptim/system/checked_arithmetic.h"
 
 namespace flashoptim {
 

@@ -9,10 +9,10 @@
 
 #include "flashoptim/error.h"
 #include "flashoptim/step.h"
+#include "flashoptim/system/cpu_count.h"
 #include "step/float_environment.h"
 #include "step/workers.h"
 #include "step/workspace.h"
-#include "system/cpu_count.h"
 
 #if defined(__ELF__)
 // A weak symbol: null if the process has no OpenMP runtime.

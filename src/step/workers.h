@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "system/cpu_count.h"
+#include "flashoptim/system/cpu_count.h"
 
 namespace flashoptim {
 

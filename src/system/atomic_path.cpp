@@ -1,5 +1,5 @@
 // Files and folders that appear under their name complete or not at all.
-#include "atomic_path.h"
+#include "flashoptim/system/atomic_path.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -8,7 +8,7 @@
 
 #include <cerrno>
 
-#include "file_lock.h"
+#include "flashoptim/system/file_lock.h"
 
 namespace flashoptim::checkpoint {
 namespace {

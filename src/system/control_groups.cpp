@@ -1,5 +1,5 @@
 // Reads /proc/self/cgroup and /proc/self/mountinfo (cgroups(7), proc(5)).
-#include "control_groups.h"
+#include "flashoptim/system/control_groups.h"
 
 #include <algorithm>
 #include <array>

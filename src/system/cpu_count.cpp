@@ -1,4 +1,4 @@
-#include "cpu_count.h"
+#include "flashoptim/system/cpu_count.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <optional>
 #include <thread>
 
-#include "control_groups.h"
+#include "flashoptim/system/control_groups.h"
 
 namespace flashoptim {
 

@@ -1,5 +1,5 @@
 // Recognises the paths under which the system shows the descriptors of a process.
-#include "descriptor_path.h"
+#include "flashoptim/system/descriptor_path.h"
 
 #include <charconv>
 #include <string>

@@ -1,5 +1,5 @@
 // File access that reports IoError and FormatError.
-#include "file_io.h"
+#include "flashoptim/system/file_io.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 #include <system_error>
 #include <vector>
 
-#include "message.h"
+#include "flashoptim/system/message.h"
 
 namespace flashoptim::checkpoint {
 namespace {

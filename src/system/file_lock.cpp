@@ -1,5 +1,5 @@
 // Locks that the system releases when their holder dies.
-#include "file_lock.h"
+#include "flashoptim/system/file_lock.h"
 
 #include <fcntl.h>
 #include <sys/file.h>

@@ -1,9 +1,9 @@
 // How names from files and paths are shown in error messages.
-#include "message.h"
+#include "flashoptim/system/message.h"
 
 #include <algorithm>
 
-#include "one_line.h"
+#include "flashoptim/system/one_line.h"
 
 namespace flashoptim::checkpoint {
 namespace {

@@ -1,5 +1,5 @@
 // The workspace of a save: how it is made, recognised and removed.
-#include "save_folder.h"
+#include "flashoptim/system/save_folder.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "file_lock.h"
+#include "flashoptim/system/file_lock.h"
 
 namespace flashoptim::checkpoint {
 namespace {

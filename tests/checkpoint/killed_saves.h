@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "flashoptim/system/atomic_path.h"
 #include "support.h"
-#include "system/atomic_path.h"
 
 namespace flashoptim::checkpoint {
 

@@ -9,8 +9,8 @@
 
 #include "failing_allocations.h"
 #include "flashoptim/optimizer.h"
+#include "flashoptim/system/atomic_path.h"
 #include "support.h"
-#include "system/atomic_path.h"
 
 namespace flashoptim::checkpoint {
 namespace {

@@ -258,6 +258,17 @@ def test_compilers_that_are_too_old_are_named(tmp_path: Path):
         assert "GCC 11" in output
 
 
+def test_trainer_and_command_include_no_private_header():
+    """They are programs like a user's own: what they need of the library is installed."""
+    own = {"trainer": [ROOT], "apps": [ROOT, ROOT / "apps" / "flashoptim"]}
+    for folder, places in own.items():
+        for source in (path for path in (ROOT / folder).rglob("*") if path.suffix in {".h", ".cpp"}):
+            for name in re.findall(r'^#include "(.+)"', source.read_text(encoding="utf-8"), re.MULTILINE):
+                assert not name.startswith(("src/", "..")), f"{source}: {name}"
+                found = [place for place in [ROOT / "include", *places] if (place / name).is_file()]
+                assert found, f"{source} includes {name}, which is neither installed nor its own"
+
+
 def test_older_language_gives_one_error_with_its_remedy(tmp_path: Path):
     for header in sorted((ROOT / "include" / "flashoptim").rglob("*.h")):
         if header.name in {"c_api.h", "version.h"}:  # these are C's too

@@ -1,6 +1,6 @@
 // How files and folders take their place, whatever lies there, and what links, odd
 // names and long names do to it.
-#include "system/atomic_path.h"
+#include "flashoptim/system/atomic_path.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

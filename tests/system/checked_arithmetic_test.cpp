@@ -1,6 +1,6 @@
 // Numbers of callers and files at their ends. If these fail, a hostile shape or count is undefined
 // behaviour instead of an error.
-#include "system/checked_arithmetic.h"
+#include "flashoptim/system/checked_arithmetic.h"
 
 #include <gtest/gtest.h>
 

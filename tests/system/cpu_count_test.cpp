@@ -1,6 +1,6 @@
 // The default number of threads. If these fail, a process in a container starts as many threads as its
 // machine has CPUs, and its steps are throttled or wait for one another.
-#include "system/cpu_count.h"
+#include "flashoptim/system/cpu_count.h"
 
 #include <gtest/gtest.h>
 

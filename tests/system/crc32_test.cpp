@@ -1,6 +1,6 @@
 // The checksum is the CRC-32 of zlib: other tools can check our files, and files of
 // other builds stay readable.
-#include "system/crc32.h"
+#include "flashoptim/system/crc32.h"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // Names of files and texts of libraries inside our messages. If these fail, a file's name ends a message
 // before its remedy, or drives the terminal of whoever reads it.
-#include "system/one_line.h"
+#include "flashoptim/system/one_line.h"
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "flashoptim/error.h"
-#include "system/utf8.h"
+#include "flashoptim/system/utf8.h"
 #include "trainer/data/file_chain.h"
 #include "trainer/data/file_kind.h"
 #include "trainer/data/file_list.h"

@@ -14,7 +14,7 @@
 #include <span>
 #include <vector>
 
-#include "system/file_io.h"
+#include "flashoptim/system/file_io.h"
 #include "trainer/data/identity.h"
 
 namespace flashoptim::trainer {

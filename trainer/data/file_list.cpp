@@ -9,8 +9,8 @@
 #include <system_error>
 
 #include "flashoptim/error.h"
-#include "system/atomic_path.h"
-#include "system/file_io.h"
+#include "flashoptim/system/atomic_path.h"
+#include "flashoptim/system/file_io.h"
 
 namespace flashoptim::trainer {
 namespace {

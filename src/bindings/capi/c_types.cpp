@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "c_device.h"
-#include "system/utf8.h"
+#include "flashoptim/system/utf8.h"
 
 namespace flashoptim::capi {
 

@@ -8,8 +8,8 @@
 #include "flashoptim/device.h"
 #include "flashoptim/layout.h"
 #include "flashoptim/optimizer.h"
+#include "flashoptim/system/checked_arithmetic.h"
 #include "gpu.h"
-#include "system/checked_arithmetic.h"
 
 namespace flashoptim::operators {
 

@@ -8,6 +8,9 @@
 // changes nothing: a folder that a killed writer had moved aside is opened where it lies.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -15,8 +18,8 @@
 #include <system_error>
 #include <vector>
 
-#include "file_io.h"
-#include "save_folder.h"
+#include "flashoptim/system/file_io.h"
+#include "flashoptim/system/save_folder.h"
 
 namespace flashoptim::checkpoint {
 
@@ -99,3 +102,5 @@ private:
 void remove_folder(const std::filesystem::path& target, const CheckReplaceable& check);
 
 }  // namespace flashoptim::checkpoint
+
+#endif

@@ -2,11 +2,14 @@
 // terminal.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstddef>
 #include <string>
 #include <string_view>
 
-#include "utf8.h"
+#include "flashoptim/system/utf8.h"
 
 namespace flashoptim {
 
@@ -46,3 +49,5 @@ namespace flashoptim {
 }
 
 }  // namespace flashoptim
+
+#endif

@@ -2,6 +2,9 @@
 // interpret the limits of a group.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -28,3 +31,5 @@ struct ControlGroup {
 std::vector<ControlGroup> control_groups(std::string_view controller, const std::string& root = {});
 
 }  // namespace flashoptim
+
+#endif

@@ -2,6 +2,9 @@
 // and OMP_NUM_THREADS.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <array>
 #include <string>
 
@@ -55,3 +58,5 @@ struct DefaultThreads {
 DefaultThreads default_threads();
 
 }  // namespace flashoptim
+
+#endif

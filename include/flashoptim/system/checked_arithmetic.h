@@ -1,6 +1,9 @@
 // Arithmetic on numbers from a caller or a file. The result is empty if it does not fit.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -47,3 +50,5 @@ template <class To, class From>
 }
 
 }  // namespace flashoptim
+
+#endif

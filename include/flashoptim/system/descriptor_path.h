@@ -1,6 +1,9 @@
 // Recognises paths that are another name of an open descriptor. Opens nothing.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <filesystem>
 #include <optional>
 
@@ -11,3 +14,5 @@ namespace flashoptim::checkpoint {
 std::optional<int> descriptor_named(const std::filesystem::path& path);
 
 }  // namespace flashoptim::checkpoint
+
+#endif

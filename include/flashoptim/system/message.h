@@ -1,6 +1,9 @@
 // How error messages show names from files, and paths: on one line and printable; names are cut.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -17,3 +20,5 @@ std::string path_label(const std::filesystem::path& path);
 std::string tensor_label(std::string_view name);
 
 }  // namespace flashoptim::checkpoint
+
+#endif

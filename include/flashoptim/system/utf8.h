@@ -1,6 +1,9 @@
 // The length of UTF-8 characters.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstddef>
 #include <string_view>
 
@@ -25,3 +28,5 @@ namespace flashoptim {
 }
 
 }  // namespace flashoptim
+
+#endif

@@ -14,13 +14,16 @@
 // empty.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <filesystem>
 #include <optional>
 #include <set>
 #include <string>
 #include <string_view>
 
-#include "file_io.h"
+#include "flashoptim/system/file_io.h"
 
 namespace flashoptim::checkpoint {
 
@@ -83,3 +86,5 @@ std::string workspace_name(std::string_view target_name, std::string_view random
 std::string journal_opening(std::string_view target_name, std::string_view workspace_name);
 
 }  // namespace flashoptim::checkpoint
+
+#endif

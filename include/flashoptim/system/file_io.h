@@ -2,6 +2,9 @@
 // Knows no file format.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -17,8 +20,8 @@
 #include <string_view>
 #include <utility>
 
-#include "crc32.h"
 #include "flashoptim/error.h"
+#include "flashoptim/system/crc32.h"
 
 namespace flashoptim::checkpoint {
 
@@ -154,3 +157,5 @@ bool is_at(const FileDescriptor& descriptor, const std::filesystem::path& path);
 void sync(const FileDescriptor& descriptor, const std::filesystem::path& shown);
 
 }  // namespace flashoptim::checkpoint
+
+#endif

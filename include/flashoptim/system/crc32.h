@@ -1,6 +1,9 @@
 // CRC-32 as in zlib, PNG and gzip (reflected polynomial 0xEDB88320), eight bytes at a time.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -63,3 +66,5 @@ private:
 inline constexpr Crc32::Tables Crc32::kTables = Crc32::make_tables();
 
 }  // namespace flashoptim::checkpoint
+
+#endif

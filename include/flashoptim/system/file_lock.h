@@ -1,9 +1,12 @@
 // Locks that the system releases when their holder dies. A process shows with them that it is alive.
 #pragma once
 
+#include "flashoptim/cxx20.h"
+#if defined(FLASHOPTIM_CXX20)
+
 #include <cstdint>
 
-#include "file_io.h"
+#include "flashoptim/system/file_io.h"
 
 namespace flashoptim::checkpoint {
 
@@ -28,3 +31,5 @@ private:
 };
 
 }  // namespace flashoptim::checkpoint
+
+#endif
