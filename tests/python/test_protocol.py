@@ -426,8 +426,8 @@ def of_two_devices(monkeypatch: pytest.MonkeyPatch, given: list[torch.nn.Paramet
         ({"lr": -1.0}, "learning_rate is -1: it must be finite and not negative"),
         ({"lr": float("nan")}, "learning_rate is nan"),
         ({"lr": torch.tensor([1e-3, 1e-3])}, "lr is a tensor of 2 elements"),
-        ({"weight_decay": float("inf")}, "weight_decay is inf"),
-        ({"betas": (0.9, 1.5)}, "beta2 is 1.5: it must be at least 0 and less than 1"),
+        ({"weight_decay": float("inf")}, "group 1: Invalid weight_decay value: inf"),
+        ({"betas": (0.9, 1.5)}, "group 1: Invalid beta parameter at index 1: 1.5; it must be at least 0"),
     ],
 )
 def test_options_out_of_range_for_one_device_step_no_other(
