@@ -187,6 +187,7 @@ typedef struct flashoptim_hyperparameters {
     double alpha_warmup;     /**< steps in which alpha grows from 0; 0: none */
     double beta3_warmup;     /**< steps in which beta3 grows from beta1; 0: none */
     int32_t no_prox;         /**< Adan: decay multiplies the old weight instead of dividing the new one */
+    int32_t reserved2;       /**< 0 */
 } flashoptim_hyperparameters;
 
 /** Fills in the defaults of the rule. `size` is sizeof(flashoptim_hyperparameters). */

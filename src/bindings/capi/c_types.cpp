@@ -52,7 +52,7 @@ static_assert(for_each_c_field([](const HyperparameterField&, std::size_t) {}) =
 
 void check_reserved(std::int32_t value, const char* name) {
     if (value == 0) return;
-    throw InvalidArgument(std::string(name) + "->reserved is " + std::to_string(value) +
+    throw InvalidArgument(std::string(name) + " is " + std::to_string(value) +
                           ": it must be 0; fill the struct by its init function");
 }
 
@@ -102,7 +102,7 @@ OptimizerOptions from_c(const flashoptim_options* options) {
     OptimizerOptions o;
     if (options == nullptr) return o;
     const auto c = read_struct(not_null(options, "options"), to_c(o), "options");
-    check_reserved(c.reserved, "options");
+    check_reserved(c.reserved, "options->reserved");
     o.storage.format = to_format(c.format);
     o.storage.master_weight_bits = c.master_weight_bits;
     o.storage.quantize = to_bool(c.quantize, "quantize");
@@ -138,7 +138,8 @@ flashoptim_hyperparameters to_c(const Hyperparameters& h) {
 }
 Hyperparameters from_c(const flashoptim_hyperparameters& hyperparameters) {
     const auto c = read_struct(hyperparameters, to_c(Hyperparameters{}), "hyperparameters");
-    check_reserved(c.reserved, "hyperparameters");
+    check_reserved(c.reserved, "hyperparameters->reserved");
+    check_reserved(c.reserved2, "hyperparameters->reserved2");
     Hyperparameters h;
     const auto* const bytes = reinterpret_cast<const unsigned char*>(&c);
     for_each_c_field([&](const HyperparameterField& field, std::size_t place) {

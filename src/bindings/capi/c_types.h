@@ -10,7 +10,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <type_traits>
 
 #include "flashoptim/c_api.h"
 #include "flashoptim/optimizer.h"
@@ -55,26 +54,16 @@ template <>
 inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_options> = {offsetof(flashoptim_options, place),
                                                                           sizeof(flashoptim_options)};
 
-/// The size of flashoptim_hyperparameters in its first version. Later versions add fields of 8 bytes, or
-/// pairs of flags.
-constexpr std::size_t kFirstHyperparameters =
-    offsetof(flashoptim_hyperparameters, reserved) + sizeof(std::int32_t);
-
-/// Whether this version of the struct or an earlier one has the size.
-template <class Struct>
-bool is_known_size(std::size_t size) {
-    if constexpr (std::is_same_v<Struct, flashoptim_hyperparameters>) {
-        return size >= kFirstHyperparameters && size <= sizeof(Struct) && size % alignof(double) == 0;
-    } else {
-        return std::ranges::find(kSizes<Struct>, size) != kSizes<Struct>.end();
-    }
-}
+template <>
+inline constexpr std::array<std::size_t, 2> kSizes<flashoptim_hyperparameters> = {
+    offsetof(flashoptim_hyperparameters, reserved) + sizeof(std::int32_t),
+    sizeof(flashoptim_hyperparameters)};
 
 /// @throws InvalidArgument for a size that no version of the struct has.
 template <class Struct>
 void check_size(std::size_t size, const char* name) {
     if (size > sizeof(Struct) && size <= FLASHOPTIM_MAX_STRUCT_SIZE) return;
-    if (is_known_size<Struct>(size)) return;
+    if (std::ranges::find(kSizes<Struct>, size) != kSizes<Struct>.end()) return;
     throw InvalidArgument(
         std::string(name) + "->size is " + std::to_string(size) +
         ", which is no version's: fill the struct by its init function or macro, or set size "

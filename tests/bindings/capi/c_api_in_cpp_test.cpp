@@ -19,6 +19,8 @@ TEST(CApiInCpp, StructsLieAsDocumented) {
     EXPECT_EQ(sizeof(flashoptim_options),
               sizeof(size_t) + 10 * sizeof(std::int32_t) + 2 * sizeof(std::int64_t) + sizeof(void*));
     EXPECT_EQ(sizeof(flashoptim_hyperparameters),
+              sizeof(size_t) + 12 * sizeof(double) + 6 * sizeof(std::int32_t));
+    EXPECT_EQ(offsetof(flashoptim_hyperparameters, beta3),
               sizeof(size_t) + 8 * sizeof(double) + 4 * sizeof(std::int32_t));
     EXPECT_EQ(offsetof(flashoptim_tensor, data), sizeof(size_t));
     EXPECT_EQ(offsetof(flashoptim_tensor, shape), sizeof(size_t) + sizeof(void*) + 2 * sizeof(std::int32_t));
@@ -26,6 +28,21 @@ TEST(CApiInCpp, StructsLieAsDocumented) {
     EXPECT_EQ(offsetof(flashoptim_shard, whole_shape), sizeof(size_t));
     EXPECT_EQ(sizeof(flashoptim_shard), sizeof(size_t) + 3 * sizeof(void*));
     EXPECT_EQ(sizeof(flashoptim_memory), sizeof(size_t) + 7 * sizeof(std::uint64_t));
+}
+
+// Nobody sets the padding behind a last field: a later version that gave it a meaning would read garbage from
+// the programs of this one.
+TEST(CApiInCpp, StructsEndWithAField) {
+    const auto ends_at = [](std::size_t size, std::size_t last, std::size_t bytes) {
+        return last + bytes == size;
+    };
+    EXPECT_TRUE(ends_at(sizeof(flashoptim_options), offsetof(flashoptim_options, stream), sizeof(void*)));
+    EXPECT_TRUE(ends_at(sizeof(flashoptim_hyperparameters), offsetof(flashoptim_hyperparameters, reserved2),
+                        sizeof(std::int32_t)));
+    EXPECT_TRUE(ends_at(sizeof(flashoptim_tensor), offsetof(flashoptim_tensor, strides), sizeof(void*)));
+    EXPECT_TRUE(ends_at(sizeof(flashoptim_shard), offsetof(flashoptim_shard, offset), sizeof(void*)));
+    EXPECT_TRUE(
+        ends_at(sizeof(flashoptim_memory), offsetof(flashoptim_memory, parameters), sizeof(std::int64_t)));
 }
 
 // A C caller who passes NULL must train as a C++ caller who passes nothing.

@@ -24,6 +24,7 @@ static void test_structs_of_other_versions(void) {
     const int64_t extent[1] = {4};
     const flashoptim_tensor empty = FLASHOPTIM_TENSOR_INIT;
     flashoptim_options older;
+    flashoptim_hyperparameters rates;
     flashoptim_optimizer* optimizer = NULL;
 
     /* The first version of the options ended before `place`. What is behind is not read, nor written. */
@@ -35,6 +36,14 @@ static void test_structs_of_other_versions(void) {
     older.size = offsetof(flashoptim_options, place) - 1;
     EXPECT(flashoptim_create(FLASHOPTIM_SGD, NULL, &older, &optimizer) == FLASHOPTIM_INVALID_ARGUMENT);
     EXPECT(strstr(flashoptim_last_error(), "init function or macro") != NULL);
+
+    /* So did that of the hyperparameters before `beta3`. */
+    memset(&rates, 0xab, sizeof rates);
+    EXPECT_OK(flashoptim_hyperparameters_init(&rates, offsetof(flashoptim_hyperparameters, beta3),
+                                              FLASHOPTIM_ADAN));
+    EXPECT(rates.size == offsetof(flashoptim_hyperparameters, beta3) && rates.no_prox != 0);
+    EXPECT_OK(flashoptim_create(FLASHOPTIM_ADAN, &rates, NULL, &optimizer));
+    EXPECT_OK(flashoptim_destroy(optimizer));
 
     /* A newer program's fields are 0 where it wants nothing of them. */
     memset(&newer, 0xab, sizeof newer);
