@@ -12,11 +12,10 @@
 #include "flashoptim/error.h"
 #include "trainer/data/file_list.h"
 #include "trainer/data/sampler.h"
-#include "trainer/device.h"
 #include "trainer/environment.h"
 #include "trainer/gradient_accumulator.h"
 #include "trainer/hook_timer.h"
-#include "trainer/memory.h"
+#include "trainer/memory_by_kind.h"
 #include "trainer/memory_estimate.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizers.h"
@@ -26,6 +25,7 @@
 #include "trainer/stopwatch.h"
 #include "trainer/summary.h"
 #include "trainer/threads.h"
+#include "trainer/torch_device.h"
 
 namespace flashoptim::trainer {
 namespace {

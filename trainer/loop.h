@@ -3,8 +3,8 @@
 #pragma once
 
 #include "flashoptim/error.h"
-#include "trainer/options.h"
 #include "trainer/progress.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "trainer/available_memory.h"
-#include "trainer/options.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 

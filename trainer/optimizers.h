@@ -6,7 +6,7 @@
 
 #include "flashoptim/libtorch.h"
 #include "trainer/models/model.h"
-#include "trainer/options.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 

@@ -12,8 +12,8 @@
 #include "flashoptim/libtorch.h"
 #include "trainer/data/identity.h"
 #include "trainer/models/model.h"
-#include "trainer/options.h"
 #include "trainer/progress.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "flashoptim/json.h"
-#include "trainer/options.h"
 #include "trainer/progress.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 

@@ -17,8 +17,8 @@
 #include "step_timing.h"
 #include "trainer/environment.h"
 #include "trainer/memory_estimate.h"
-#include "trainer/options.h"
 #include "trainer/threads.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::app {
 namespace {

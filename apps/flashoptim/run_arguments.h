@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/options.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::app {
 

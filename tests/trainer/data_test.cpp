@@ -17,8 +17,8 @@
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_source.h"
 #include "trainer/data/utf8_text.h"
-#include "trainer/options.h"
 #include "trainer/schedule.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 namespace {

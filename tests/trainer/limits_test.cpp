@@ -14,7 +14,7 @@
 #include "temporary_folder.h"
 #include "trainer/data/sampler.h"
 #include "trainer/exact_number.h"
-#include "trainer/options.h"
+#include "trainer/train_options.h"
 
 namespace flashoptim::trainer {
 namespace {

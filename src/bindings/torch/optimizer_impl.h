@@ -155,7 +155,7 @@ struct OptimizerImpl {
     /// Adds to the parameter's count of bad elements.
     void count_bad(const void* key, std::uint64_t count) const noexcept;
 
-    // step.cpp
+    // flash_optimizer_step.cpp
     /// Sets a gradient that replaces tensor.grad(). An undefined one restores tensor.grad().
     void set_gradient(Parameter& parameter, const torch::Tensor& gradient);
     void clear_gradients();
@@ -200,7 +200,7 @@ private:
     /// Registers the memory of one parameter that may have moved.
     void register_memory(Parameter& parameter);
 
-    // step.cpp
+    // flash_optimizer_step.cpp
     /// @throws InvalidArgument if the gradient does not fit the parameter. An undefined one fits.
     static void check_gradient(const Parameter& parameter, const torch::Tensor& gradient);
     /// Adds an item to the batch of its device. `list` is the list that steps it on a device. Without

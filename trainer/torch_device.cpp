@@ -1,5 +1,5 @@
 // Devices through LibTorch, with none of its CUDA headers.
-#include "trainer/device.h"
+#include "trainer/torch_device.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
 

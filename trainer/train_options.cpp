@@ -1,5 +1,5 @@
 // Names of choices and the checks of a run's options. Opens no file.
-#include "trainer/options.h"
+#include "trainer/train_options.h"
 
 #include <algorithm>
 #include <array>

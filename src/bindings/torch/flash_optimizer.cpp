@@ -1,4 +1,5 @@
-// The public API of the LibTorch optimizers. It checks arguments and forwards them. The step is in step.cpp.
+// The public API of the LibTorch optimizers. It checks arguments and forwards them. The step is in
+// flash_optimizer_step.cpp.
 #include <algorithm>
 #include <cmath>
 #include <limits>

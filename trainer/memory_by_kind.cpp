@@ -1,5 +1,5 @@
 // Counting of bytes by kind.
-#include "trainer/memory.h"
+#include "trainer/memory_by_kind.h"
 
 namespace flashoptim::trainer {
 
