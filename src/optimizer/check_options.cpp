@@ -23,7 +23,7 @@ void check_enumerator(Enum value, Enum last, const char* name) {
 
 }  // namespace
 
-OptimizerOptions Optimizer::Impl::checked(const OptimizerOptions& options) {
+OptimizerOptions Optimizer::Impl::checked(Rule rule, const OptimizerOptions& options) {
     check_enumerator(options.storage.format, Format::kFloat32, "format");
     check_enumerator(options.nonfinite, NonFinite::kError, "nonfinite");
     check_enumerator(options.backend, Backend::kNeon, "backend");
@@ -31,8 +31,7 @@ OptimizerOptions Optimizer::Impl::checked(const OptimizerOptions& options) {
     check_not_negative(options.storage.min_quantized_numel, "min_quantized_numel");
     check_not_negative(options.storage.min_quantized_numel_1d, "min_quantized_numel_1d");
     const TensorView any_weight{nullptr, DType::kBFloat16, {0}, {}};
-    (void)plan_storage(Rule::kAdamW, {}, options.storage, any_weight.dtype, layout_of(any_weight),
-                       "the optimizer");
+    (void)plan_storage(rule, {}, options.storage, any_weight.dtype, layout_of(any_weight), "the optimizer");
     if (options.backend == Backend::kAutomatic || options.device) return options;
     const auto available = available_backends();
     if (std::find(available.begin(), available.end(), options.backend) != available.end()) return options;

@@ -50,13 +50,13 @@ struct Optimizer::Impl {
     };
 
     Impl(Rule rule_, const OptimizerOptions& options_)
-        : rule(rule_), options(checked(options_)), pool(options_.threads) {}
+        : rule(rule_), options(checked(rule_, options_)), pool(options_.threads) {}
 
     // check_options.cpp
-    /// Returns the options if an optimizer can be made with them.
+    /// Returns the options if an optimizer of this rule can be made with them.
     ///
-    /// @throws InvalidArgument if this build or processor does not support them.
-    static OptimizerOptions checked(const OptimizerOptions& options);
+    /// @throws InvalidArgument if the rule, this build or processor does not support them.
+    static OptimizerOptions checked(Rule rule, const OptimizerOptions& options);
 
     // optimizer.cpp
     /// The parameter of that number. @throws InvalidArgument if there is none.

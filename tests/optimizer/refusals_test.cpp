@@ -79,6 +79,30 @@ TEST(Refusals, AGradientInTheMemoryOfAWeight) {
     }
 }
 
+// What no parameter could be added with is refused before there is an optimizer.
+TEST(Refusals, ARuleThatTheFormatOrTheLibraryLacks) {
+    for (const auto& traits : kRules) {
+        for (const auto format : {Format::kNative, Format::kPaper, Format::kFloat32}) {
+            SCOPED_TRACE(std::string(traits.name) + " " + std::to_string(static_cast<int>(format)));
+            OptimizerOptions options;
+            options.storage.format = format;
+            const auto make = [&] {
+                (void)Optimizer(traits.rule, default_hyperparameters(traits.rule), options);
+            };
+            if (format != Format::kPaper || traits.has_paper_order) {
+                make();
+            } else {
+                expect_refused<InvalidArgument>("is not a rule of the paper's format: choose native or fp32",
+                                                make);
+            }
+        }
+    }
+    for (const auto none : {static_cast<int>(kRuleCount), 255}) {
+        expect_refused<InvalidArgument>("use an enumerator of the header",
+                                        [&] { (void)Optimizer(static_cast<Rule>(none), {}, {}); });
+    }
+}
+
 // The place of a gradient may change with each step, and the former one is free then.
 TEST(Refusals, AFormerGradientIsInNobodysWay) {
     std::vector<float> buffer(12), weight(4);
