@@ -89,8 +89,7 @@ public:
             EXPECT_EQ(host_.bad_elements(id), device_.bad_elements(id)) << host_.name(id);
             EXPECT_EQ(host_.has_momentum(id), device_.has_momentum(id));
             EXPECT_EQ(host_.master(id), device_.master(id));
-            EXPECT_EQ(host_.moment(id, 0), device_.moment(id, 0));
-            EXPECT_EQ(host_.moment(id, 1), device_.moment(id, 1));
+            EXPECT_EQ(test::moments_of(host_, id), test::moments_of(device_, id));
         }
     }
 

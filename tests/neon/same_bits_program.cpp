@@ -53,8 +53,10 @@ std::vector<std::byte> run(Rule rule, const StorageOptions& storage, DType weigh
     }
     // Two backends that both give a NaN have the same bits, and are wrong. An
     // empty result is that of no case.
-    if (has_nan(optimizer.master(0)) || has_nan(optimizer.moment(0, 0)) || has_nan(optimizer.moment(0, 1)))
-        return {};
+    if (has_nan(optimizer.master(0))) return {};
+    for (std::size_t n = 0; n < traits_of(rule).moments.size(); ++n) {
+        if (has_nan(optimizer.moment(0, static_cast<int>(n)))) return {};
+    }
     for (const auto& tensor : optimizer.state(0))
         weight.insert(weight.end(), tensor.bytes.begin(), tensor.bytes.end());
     return weight;

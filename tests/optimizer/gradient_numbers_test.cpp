@@ -31,8 +31,7 @@ struct Training {
         for (std::size_t n = 0; n < weights.size(); ++n) {
             EXPECT_EQ(weights[n].bytes(), other.weights[n].bytes());
             EXPECT_EQ(optimizer.master(n), other.optimizer.master(n));
-            EXPECT_EQ(optimizer.moment(n, 0), other.optimizer.moment(n, 0));
-            EXPECT_EQ(optimizer.moment(n, 1), other.optimizer.moment(n, 1));
+            EXPECT_EQ(test::moments_of(optimizer, n), test::moments_of(other.optimizer, n));
             EXPECT_EQ(optimizer.step_count(n), other.optimizer.step_count(n));
             EXPECT_EQ(optimizer.bad_elements(n), other.optimizer.bad_elements(n));
         }

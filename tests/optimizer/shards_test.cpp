@@ -87,16 +87,18 @@ void expect_same_bits_in_pieces(const RuleCase& rule, const StorageCase& storage
         cut.step();
     }
     EXPECT_TRUE(test::holds_numbers(whole)) << rule.name << " " << storage.name;
-    const auto masters = whole.master(0), first = whole.moment(0, 0), second = whole.moment(0, 1);
+    const auto masters = whole.master(0);
+    const auto moments = test::moments_of(whole, 0);
     std::size_t covered = 0, different = 0;
     for (std::size_t n = 0; n < pieces.size(); ++n) {
-        const auto piece_masters = cut.master(n), piece_first = cut.moment(n, 0),
-                   piece_second = cut.moment(n, 1);
+        const auto piece_masters = cut.master(n);
+        const auto piece_moments = test::moments_of(cut, n);
         for_each_element(pieces[n], strides, piece_strides[n], [&](auto from, auto to) {
             ++covered;
             bool same = bits_of(masters[from]) == bits_of(piece_masters[to]);
-            if (!first.empty()) same &= bits_of(first[from]) == bits_of(piece_first[to]);
-            if (!second.empty()) same &= bits_of(second[from]) == bits_of(piece_second[to]);
+            for (std::size_t m = 0; m < moments.size(); ++m) {
+                if (!moments[m].empty()) same &= bits_of(moments[m][from]) == bits_of(piece_moments[m][to]);
+            }
             if (!same) ++different;
         });
     }

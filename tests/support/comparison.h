@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <limits>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "flashoptim/optimizer.h"
 
@@ -57,16 +59,26 @@ bool has_moved(const A& before, const B& after) {
 
 inline bool has_moved(float before, float after) { return before < after || before > after; }
 
+/// All moments of a parameter, as many as its rule has.
+inline std::vector<std::vector<float>> moments_of(const Optimizer& optimizer, Optimizer::ParameterId id) {
+    std::vector<std::vector<float>> moments;
+    for (std::size_t n = 0; n < traits_of(optimizer.rule()).moments.size(); ++n) {
+        moments.push_back(optimizer.moment(id, static_cast<int>(n)));
+    }
+    return moments;
+}
+
 /// That no weight and no moment of an optimizer is NaN: what equal bits cannot tell.
 inline ::testing::AssertionResult holds_numbers(const Optimizer& optimizer) {
     for (Optimizer::ParameterId id = 0; id < optimizer.parameter_count(); ++id) {
-        const char* const held = has_nan(optimizer.master(id))      ? "weight"
-                                 : has_nan(optimizer.moment(id, 0)) ? "first moment"
-                                 : has_nan(optimizer.moment(id, 1)) ? "second moment"
-                                                                    : nullptr;
-        if (held != nullptr) {
+        const auto holds_nan = [&](std::string_view held) {
             return ::testing::AssertionFailure()
                    << "the " << held << " of " << optimizer.name(id) << " holds a NaN";
+        };
+        if (has_nan(optimizer.master(id))) return holds_nan("weight");
+        const auto moments = moments_of(optimizer, id);
+        for (std::size_t n = 0; n < moments.size(); ++n) {
+            if (has_nan(moments[n])) return holds_nan(traits_of(optimizer.rule()).moments[n].name);
         }
     }
     return ::testing::AssertionSuccess();

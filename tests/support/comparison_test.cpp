@@ -65,27 +65,29 @@ TEST(Comparison, OfNumbers) {
 
 // Whatever of a parameter is NaN, in whatever format it lies in memory.
 TEST(Comparison, ANanInAnyBufferOfAnOptimizerIsSeen) {
-    const auto rule = rule_cases()[4];
-    for (const auto& storage : storage_cases()) {
-        OptimizerOptions options;
-        options.storage = storage.options;
-        Tensor weight(storage.weight, {2, 32}), gradient(DType::kFloat32, {2, 32});
-        gradient.fill([] { return 0.5F; });
-        Optimizer optimizer(rule.rule, rule.hyperparameters, options);
-        optimizer.add_parameter(weight.view(), "w");
-        optimizer.set_gradient(0, gradient.view());
-        optimizer.step();
-        EXPECT_TRUE(holds_numbers(optimizer)) << storage.name;
-        for (const auto& buffer : optimizer.state(0)) {
-            if (!is_floating(buffer.dtype)) continue;  // codes and corrections of a number are numbers
-            const auto size = size_of(buffer.dtype);
-            const std::vector<std::byte> kept(buffer.bytes.begin(), buffer.bytes.end());
-            std::memset(buffer.bytes.data() + buffer.bytes.size() - size, 0xff, size);
-            EXPECT_FALSE(holds_numbers(optimizer)) << storage.name << " " << buffer.name;
-            std::copy(kept.begin(), kept.end(), buffer.bytes.begin());
+    for (const auto& rule : rule_cases()) {
+        for (const auto& storage : storage_cases(rule.rule)) {
+            SCOPED_TRACE(rule.name + " " + storage.name);
+            OptimizerOptions options;
+            options.storage = storage.options;
+            Tensor weight(storage.weight, {2, 32}), gradient(DType::kFloat32, {2, 32});
+            gradient.fill([] { return 0.5F; });
+            Optimizer optimizer(rule.rule, rule.hyperparameters, options);
+            optimizer.add_parameter(weight.view(), "w");
+            optimizer.set_gradient(0, gradient.view());
+            optimizer.step();
+            EXPECT_TRUE(holds_numbers(optimizer));
+            for (const auto& buffer : optimizer.state(0)) {
+                if (!is_floating(buffer.dtype)) continue;  // codes and corrections of a number are numbers
+                const auto size = size_of(buffer.dtype);
+                const std::vector<std::byte> kept(buffer.bytes.begin(), buffer.bytes.end());
+                std::memset(buffer.bytes.data() + buffer.bytes.size() - size, 0xff, size);
+                EXPECT_FALSE(holds_numbers(optimizer)) << buffer.name;
+                std::copy(kept.begin(), kept.end(), buffer.bytes.begin());
+            }
+            weight.set(63, NAN);
+            EXPECT_FALSE(holds_numbers(optimizer)) << "weight";
         }
-        weight.set(63, NAN);
-        EXPECT_FALSE(holds_numbers(optimizer)) << storage.name << " weight";
     }
 }
 
