@@ -43,6 +43,13 @@ std::optional<double> median(std::vector<double> values) {
 
 constexpr std::int64_t kByteVocabulary = 256;
 
+// A run ends behind so many lost steps in a row, in which at least half of the gradient was not finite and so
+// did not train.
+constexpr int kMostLostSteps = 3;
+// From here on squares overflow, and every norm of the model is infinite: its loss can then be that of a model
+// without weights, and finite.
+constexpr double kMostWeight = 0x1p64;
+
 // The vocabulary size if the user gave none: 256 for text, the preset's for tokens. For tokens, a preset for
 // bytes takes it from the data.
 std::int64_t default_vocabulary(const TrainOptions& options) {
@@ -103,6 +110,7 @@ public:
           data_(open_data(options_.data, *options_.model.vocabulary_size, options_.sequence_length)),
           fields_(run_fields(options_, data_.identity(), threads_.torch)) {
         require_memory(options_);
+        require_open_files();
         const Notice notice = [this](const std::string& line) { observer_.on_notice(line); };
         if (!options_.out.empty()) folder_ = std::make_unique<RunFolder>(options_.out, notice);
         if (!options_.resume.empty()) resumed_from_ = find_checkpoint(options_.resume, notice);
@@ -117,6 +125,7 @@ public:
             step_ = load_run(resumed_from_, fields_, *model_, *optimizer_, notice);
             saved_step_ = step_;
         }
+        bad_elements_ = optimizer_->bad_elements();
         if (options_.optimizer.gradient_release) {
             release_ = std::make_unique<libtorch::GradientRelease>(*optimizer_);
             if (device_.is_cpu()) release_timer_ = std::make_unique<HookTimer>(parameters_);
@@ -148,6 +157,8 @@ public:
             report(record);
             require_finite(record.loss, "loss");
             if (record.validation_loss) require_finite(*record.validation_loss, "validation loss");
+            if (last) require_sound_weights();
+            if (lost_steps_ >= kMostLostSteps || last) require_gradients();
             result_.stopped = observer_.stop_requested() && !last;
             const bool ends = last || result_.stopped;
             const bool due = options_.checkpoint_interval > 0 && step_ % options_.checkpoint_interval == 0;
@@ -213,6 +224,7 @@ private:
         } else if (release_timer_ != nullptr) {
             record.optimizer_seconds = release_timer_->take_seconds();
         }
+        count_lost();
         if (result_.memory.parameters == 0) {
             result_.memory = memory_by_kind(*model_, *optimizer_, accumulator_.get());
         }
@@ -222,6 +234,13 @@ private:
         if (accumulator_ != nullptr) {
             accumulator_->clear();
         }
+    }
+
+    void count_lost() {
+        const std::int64_t before = std::exchange(bad_elements_, optimizer_->bad_elements());
+        std::int64_t elements = 0;
+        for (const torch::Tensor& parameter : parameters_) elements += parameter.numel();
+        lost_steps_ = bad_elements_ - before >= (elements + 1) / 2 ? lost_steps_ + 1 : 0;
     }
 
     // Returns the mean loss of the micro-batches. Once the sum is not finite, no more backward passes are
@@ -271,6 +290,8 @@ private:
             return;
         }
         try {
+            require_sound_weights();
+            require_gradients();
             save();
         } catch (const Error& error) {
             observer_.on_notice(error.what());
@@ -303,12 +324,27 @@ private:
     void require_sound_model(const StepRecord& record) {
         require_finite(record.validation_loss ? *record.validation_loss : validation_loss(0),
                        "validation loss");
+        require_sound_weights();
+        require_gradients();
+    }
+
+    void require_sound_weights() const {
         const torch::NoGradGuard no_grad;
         for (const torch::Tensor& parameter : parameters_) {
             // The largest magnitude is NaN or infinite where any weight is.
-            require_finite(
-                at::linalg_vector_norm(parameter, std::numeric_limits<double>::infinity()).item<double>(),
-                "largest weight");
+            const auto largest =
+                at::linalg_vector_norm(parameter, std::numeric_limits<double>::infinity()).item<double>();
+            require_finite(largest, "largest weight");
+            if (largest >= kMostWeight) {
+                throw_broken("the square of the largest weight of step " + std::to_string(step_) +
+                             " is infinite");
+            }
+        }
+    }
+
+    void require_gradients() const {
+        if (lost_steps_ > 0) {
+            throw_broken("half of the gradient of step " + std::to_string(step_) + " is nan or infinite");
         }
     }
 
@@ -316,10 +352,14 @@ private:
         if (std::isfinite(value)) {
             return;
         }
+        throw_broken(std::string("the ") + what + " of step " + std::to_string(step_) + " is " +
+                     (std::isnan(value) ? "nan" : "infinite"));
+    }
+
+    [[noreturn]] void throw_broken(const std::string& what) const {
         const std::string kept =
             result_.checkpoint.empty() ? resumed_from_.string() : result_.checkpoint.string();
-        throw NonFiniteLoss(std::string("the ") + what + " of step " + std::to_string(step_) + " is " +
-                            (std::isnan(value) ? "nan" : "infinite") + ", so the run has ended there; " +
+        throw NonFiniteLoss(what + ", so the run has ended there; " +
                             (kept.empty() ? std::string("no checkpoint was written")
                                           : "the last good checkpoint is " + kept) +
                             ": train again with a lower learning rate, a longer warm-up or clipping");
@@ -397,8 +437,10 @@ private:
     std::unique_ptr<GradientAccumulator> accumulator_;
     std::unique_ptr<RunFolder> folder_;
     std::unique_ptr<MetricsFile> metrics_;
-    std::int64_t step_ = 0;        // steps done
-    std::int64_t saved_step_ = 0;  // of the newest checkpoint
+    std::int64_t step_ = 0;          // steps done
+    std::int64_t saved_step_ = 0;    // of the newest checkpoint
+    std::int64_t bad_elements_ = 0;  // of all gradients until now
+    int lost_steps_ = 0;             // in a row, until now
     std::vector<double> step_seconds_;
     std::vector<double> optimizer_seconds_;
     TrainResult result_;
@@ -415,6 +457,7 @@ void check(const TrainOptions& requested) {
     static_cast<void>(find_device(options.device));
     static_cast<void>(open_data(options.data, *options.model.vocabulary_size, options.sequence_length));
     require_memory(options);
+    require_open_files();
 }
 
 TrainResult hold_model(const TrainOptions& requested) {

@@ -18,7 +18,7 @@ inline constexpr const char* kExitCodes =
     "  1 ended early: stopped by a signal, its checkpoint written, or out of memory in the middle of the "
     "run\n"
     "  2 bad usage or bad input, refused before the first step; a file or output that cannot be written\n"
-    "  3 the loss was not finite; the last good checkpoint stays";
+    "  3 the loss, a weight or half of a gradient was not finite; the last good checkpoint stays";
 
 /// Adds the subcommand to `parent`. Sets `chosen` to its function if the arguments name it.
 void add_train_command(CLI::App& parent, Command& chosen);

@@ -104,6 +104,35 @@ TEST_P(NonFinite, TheModelOfTheLastStepIsNotSaved) {
     EXPECT_EQ(newest_checkpoint_step(options.out), 0);
 }
 
+// Weights whose squares are infinite make every norm of the model 0 or NaN: the loss can then be that of a
+// model without weights, finite and the same in every step, while most of the gradient is not finite.
+TEST_F(Loop, NoRunWhoseLossHidesABrokenModelEndsWell) {
+    for (const Rule rule : {Rule::kAdamW, Rule::kSGD, Rule::kLion}) {
+        for (const Format format : {Format::kNative, Format::kFloat32}) {
+            for (const double learning_rate : {1e12, 1e24, 1e39, 1e300}) {
+                for (const std::int64_t steps : {1, 6}) {
+                    if (learning_rate == 1e12 && steps == 1) continue;  // its weights are large, and finite
+                    TrainOptions options = tiny_run("run");
+                    options.optimizer.rule = rule;
+                    options.optimizer.format = format;
+                    options.clip_norm = 0.0;
+                    options.overwrite = true;
+                    options.schedule.kind = ScheduleKind::kConstant;
+                    options.schedule.peak = learning_rate;
+                    options.schedule.total_steps = steps;
+                    options.schedule.warmup_steps = 0;
+                    options.evaluation_interval = 100;
+                    Recorder recorder;
+                    const std::string said = message_of<NonFiniteLoss>([&] { train(options, recorder); });
+                    EXPECT_NE(said.find("no checkpoint was written"), std::string::npos)
+                        << said << " with a learning rate of " << learning_rate;
+                    EXPECT_EQ(newest_checkpoint_step(options.out), 0);
+                }
+            }
+        }
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(Runs, NonFinite,
                          testing::Values(Case{"native", Format::kNative, false, 1, 1e10},
                                          Case{"released", Format::kNative, true, 1, 1e10},
