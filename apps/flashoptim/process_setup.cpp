@@ -16,7 +16,7 @@ namespace flashoptim::app {
 namespace {
 
 std::array<bool, 3> closed{};
-bool pipe_was_ignored = false, size_was_ignored = false;
+bool pipe_was_ignored = false, size_was_ignored = false, prepared = false;
 
 // Returns whether the signal was ignored already.
 bool ignore(int signal) { return std::signal(signal, SIG_IGN) == SIG_IGN; }
@@ -46,7 +46,10 @@ void prepare_process() {
     allow_open_files();
     pipe_was_ignored = ignore(SIGPIPE);
     size_was_ignored = ignore(SIGXFSZ);
+    prepared = true;
 }
+
+bool is_prepared() { return prepared; }
 
 bool was_closed(int descriptor) {
     return descriptor >= 0 && descriptor < static_cast<int>(closed.size()) &&

@@ -12,6 +12,9 @@ namespace flashoptim::app {
 ///   nothing (SIGPIPE, SIGXFSZ).
 void prepare_process();
 
+/// Whether that was done: main() has begun, and with it what can report an error.
+bool is_prepared();
+
 /// Whether the descriptor was closed when the process started.
 bool was_closed(int descriptor);
 
