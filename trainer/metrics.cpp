@@ -50,22 +50,22 @@ std::int64_t step_of(const std::string& line) {
 std::string rows_to_keep(const std::filesystem::path& file, std::int64_t last_step,
                          const std::function<void(const std::string&)>& notice) {
     std::string kept = std::string(kHeader) + "\n";
+    if (last_step == 0) return kept;
     std::ifstream stream(file);
     std::string line;
-    if (last_step == 0 || !std::getline(stream, line)) {
-        return kept;
-    }
-    if (line != kHeader) {
+    const bool has_header = static_cast<bool>(std::getline(stream, line));
+    if (has_header && line != kHeader) {
         throw FormatError(file.string() +
                           " has other columns than this version writes; resume into another folder");
     }
-    std::int64_t step_before = 0, foreign = 0;
+    std::int64_t step_before = 0, foreign = 0, rows = 0, first = 1;
     while (std::getline(stream, line) &&
            !stream.eof()) {  // a last line without a newline is an incomplete row
         const std::int64_t step = step_of(line);
         if (step <= step_before) {
             ++foreign;
         } else if (step <= last_step) {
+            if (rows++ == 0) first = step;  // of a run that was resumed into this folder
             kept += line + "\n";
             step_before = step;
         }
@@ -73,6 +73,11 @@ std::string rows_to_keep(const std::filesystem::path& file, std::int64_t last_st
     if (foreign > 0) {
         notice(checkpoint::path_label(file) + ": " + std::to_string(foreign) +
                (foreign == 1 ? " line that is" : " lines that are") + " no row of a new step dropped");
+    }
+    if (const std::int64_t lost = last_step - first + 1 - rows; lost > 0) {
+        notice(checkpoint::path_label(file) + ": " + std::to_string(lost) +
+               (lost == 1 ? " row is" : " rows are") + " missing up to step " + std::to_string(last_step) +
+               "; those to come are appended");
     }
     return kept;
 }

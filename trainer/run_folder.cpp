@@ -105,6 +105,9 @@ void RunFolder::require_permission(const fs::path& resumed_from, std::int64_t la
             "another --out");
     }
     require_free_names(continues ? last_step : 0, last_step);
+    // What cannot be read would be replaced by a file that lacks its rows.
+    if (continues && checkpoint::is_taken(metrics()) && ::access(metrics().c_str(), R_OK) != 0)
+        checkpoint::throw_io_error("read", metrics(), errno);
 }
 
 // The existing files of the run that are later than `step`; all of them if `step` is 0.

@@ -99,6 +99,27 @@ TEST_F(Metrics, LinesThatAreNoRowsDoNotEndTheFile) {
     }
 }
 
+// A plot with a hole in it is told.
+TEST_F(Metrics, RowsThatAreMissingAreNoted) {
+    const std::string whole = write_rows(5);
+    const auto notices_of = [&](const std::string& text, std::int64_t last_step) {
+        notices_.clear();
+        std::ofstream(file_) << text;
+        open(last_step);
+        return notices_;
+    };
+    const auto from = [&](int step) { return whole.find("\n" + std::to_string(step) + ",") + 1; };
+    EXPECT_TRUE(notices_of(whole, 4).empty());
+    EXPECT_TRUE(notices_of(whole.substr(0, from(1)) + whole.substr(from(3)), 5).empty());  // begun at step 3
+    for (const auto& [text, lost] :
+         {std::pair{std::string(), "5 rows"}, std::pair{whole.substr(0, from(4)), "2 rows"},
+          std::pair{whole.substr(0, from(3)) + whole.substr(from(4)), "1 row "}}) {
+        const auto notices = notices_of(text, 5);
+        ASSERT_EQ(notices.size(), 1U) << text;
+        EXPECT_NE(notices[0].find(lost), std::string::npos) << notices[0];
+    }
+}
+
 // A disk that is full in the middle of a row leaves no half of it.
 TEST_F(Metrics, ARowThatDoesNotFitIsNotThere) {
     const std::string two = write_rows(2);
