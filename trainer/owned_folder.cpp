@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <system_error>
 #include <utility>
 
 #include "flashoptim/error.h"
+#include "flashoptim/system/atomic_path.h"
 #include "flashoptim/system/file_io.h"
 #include "flashoptim/system/message.h"
 #include "flashoptim/system/save_folder.h"
@@ -20,6 +22,20 @@ namespace fs = std::filesystem;
 using checkpoint::path_label;
 
 bool is_checkpoint(const std::string& name) { return name.starts_with(std::string(kCheckpointsName) + "/"); }
+
+// What the system takes of a path, and what the names of a run may add to that of its folder: a checkpoint that
+// is moved aside while it is replaced. A comparison adds those of its runs.
+constexpr std::size_t kLongestPath = PATH_MAX - 1, kLongestName = 192, kLongestRunName = 64;
+
+void require_short(const fs::path& out, RunKind kind) {
+    std::error_code error;
+    const std::size_t length = checkpoint::real_path(out, error).native().size();
+    const std::size_t most = kLongestPath - kLongestName - (kind == RunKind::kTrain ? 0 : kLongestRunName);
+    if (error || length <= most) return;
+    throw InvalidArgument(path_label(out) + " is " + std::to_string(length) +
+                          " bytes long with the folders above it, and the names of a run leave room for " +
+                          std::to_string(most) + "; give a shorter --out");
+}
 
 const char* described(fs::file_type type) {
     switch (type) {
@@ -38,6 +54,7 @@ const char* described(fs::file_type type) {
 
 OwnedFolder::OwnedFolder(fs::path out, RunKind kind, Notice notice)
     : out_(std::move(out)), notice_(std::move(notice)), lock_(out_) {
+    require_short(out_, kind);
     if (!lock_.is_exclusive()) {
         notice_(path_label(out_) +
                 " is on a file system without locks; see to it yourself that no other run writes there");

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <string>
 #include <system_error>
 
 #include "flashoptim/checkpoint.h"
@@ -153,6 +154,12 @@ void check_parent(const fs::path& file, const fs::path& real, const RunPlaces& p
                       "; make it first");
     }
     if (::access(parent.c_str(), W_OK | X_OK) != 0) refuse_for(file, errno);
+    // Some folders can be written by their permissions, but take no file: those of /proc, immutable ones.
+    const fs::path probe = parent / (".flashoptim-" + std::to_string(::getpid()));
+    const checkpoint::FileDescriptor made(
+        ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (!made && errno != EEXIST) refuse_for(file, errno);
+    if (made) ::unlink(probe.c_str());
 }
 
 }  // namespace

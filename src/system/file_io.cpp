@@ -23,6 +23,7 @@ std::string_view remedy_for(int error_number) {
         case ENOENT:
         case ENOTDIR:
         case ENAMETOOLONG:
+        case ELOOP:
         case EISDIR:
             return "check the path";
         case EACCES:

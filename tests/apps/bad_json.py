@@ -19,6 +19,7 @@ def jsons() -> list[Case]:
         ("socket", "socket", "socket", (node("socket", stat.S_IFSOCK),)),
         ("link-to-itself", "link", "link", (link("link", "link"),)),
         ("empty", "", "--json", ()),
+        ("in-a-folder-that-takes-no-file", "/proc/x.json", "/proc/x.json", ()),
     ]
     cases = [
         make_case(f"json-{name}", "--json", path, names=(called,), make=make)

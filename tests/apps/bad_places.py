@@ -23,6 +23,7 @@ from bad_input import (
 )
 
 LONG = "n" * 300
+ALMOST_TOO_LONG = "/".join(["n" * 194] * 20)  # the folder can be made, and no checkpoint in it
 STEP = "out/checkpoints/step-00000001"
 SOMEBODYS = b'{"theirs": true}\n'
 
@@ -105,6 +106,8 @@ def outs() -> list[Case]:
     nobodys: tuple[Maker, ...] = (folder("out", 0o555),)
     return [
         *cases,
+        train("out-that-leaves-names-no-room", f"--out={ALMOST_TOO_LONG}", names=("shorter --out",)),
+        compare("out-that-leaves-names-no-room", f"--out={ALMOST_TOO_LONG}", names=("shorter --out",)),
         train("out-of-a-run", "--out=out", names=("out", "--overwrite|overwrit"), make=(finished("run"),)),
         train("out-of-a-comparison", "--out=out", names=("out",), make=(finished("comparison"),)),
         train(
@@ -400,6 +403,13 @@ def resumes() -> list[Case]:
             *out,
             names=("step-00000001",),
             make=(*run, mode(STEP, 0o000)),
+            as_nobody=True,
+        ),
+        resume(
+            "unreadable-metrics",
+            *out,
+            names=("metrics.csv",),
+            make=(*run, mode("out/metrics.csv", 0o000)),
             as_nobody=True,
         ),
         resume(

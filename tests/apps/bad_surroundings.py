@@ -59,8 +59,33 @@ def closed() -> list[Case]:
     ]
 
 
-def limits() -> list[Case]:
+def places() -> list[Case]:
+    """Without a current folder nothing can be found, and MKL ends the process before main."""
+    removed = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    cases = [
+        make_case("current-folder-removed", names=("current folder",), shell=removed)
+        for make_case in (train, compare, bench)
+    ]
     return [
+        *cases,
+        Case("help-current-folder-removed", ("--help",), ("cd",), shell=removed),
+        Case("help-of-train-current-folder-removed", ("train", "--help"), ("cd",), shell=removed),
+    ]
+
+
+def limits() -> list[Case]:
+    few_files = [
+        make_case(
+            f"limit-of-{most}-open-files",
+            "--out=out",
+            names=("open files", "ulimit -n"),
+            shell=f'ulimit -n {most}; exec "$@"',
+        )
+        for make_case in (train, compare)
+        for most in (8, 12)  # enough to start with, too few for a checkpoint
+    ]
+    return [
+        *few_files,
         train(
             "limit-of-file-size",
             "--out=out",
@@ -95,4 +120,4 @@ def limits() -> list[Case]:
     ]
 
 
-CASES = [*environments(), *closed(), *limits()]
+CASES = [*environments(), *closed(), *places(), *limits()]

@@ -103,6 +103,9 @@ def test_tokens_at_the_end_of_their_type(tmp_path: Path, width: int) -> None:
         ("OMP_NUM_THREADS", "-1", "from 1 to 1024"),
         ("OMP_NUM_THREADS", "100000", "from 1 to 1024"),
         ("OMP_NUM_THREADS", "1e2", "from 1 to 1024"),
+        ("OMP_STACKSIZE", "999999G", "at most 1G"),
+        ("OMP_STACKSIZE", "1048577", "at most 1G"),
+        ("GOMP_STACKSIZE", "2g", "at most 1G"),
     ],
 )
 def test_environment_is_checked_before_the_first_step(
@@ -215,6 +218,17 @@ def test_threads_beyond_the_limit_on_processes(text: Path, most: int) -> None:
         assert_refused(result, "threads", "4", "fewer")
 
 
+@pytest.mark.parametrize("limit", ["-v", "-d"])
+def test_memory_that_does_not_suffice_to_start(limit: str) -> None:
+    """The constructors of the libraries run before main: the program ends there by one line, too."""
+    for mib in (32, 64, 96, 350, 375, 400, 450):
+        result = run("--version", shell=f"ulimit {limit} {mib * MIB // 1024}")
+        if result.returncode == 127:  # the loader's own words: the program is not there yet
+            continue
+        if result.returncode != 0:
+            assert_refused(result, "memory", "ulimit")
+
+
 def test_loss_that_is_not_finite(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = train(text, "--lr=1e39", "--steps=4", f"--out={out}")
@@ -229,3 +243,11 @@ def test_loss_that_is_not_finite(text: Path, tmp_path: Path) -> None:
     assert "done" not in result.stdout
     assert not (out / "summary.json").exists()
     assert "3 the loss" in run("--help").stdout
+
+
+def test_a_finite_loss_of_a_broken_model(text: Path) -> None:
+    """The loss of the only step is that before its update, and finite."""
+    result = train(text, "--lr=1e39", "--clip=0", "--steps=1")
+    assert result.returncode == 3
+    assert "step 1 is" in result.stderr.splitlines()[-1]
+    assert "done" not in result.stdout
