@@ -31,6 +31,8 @@ TEST(Options, HaveTheDefaultsOfTheTableOfRules) {
     expect_defaults_of_table<AdamOptions>(Rule::kAdam);
     expect_defaults_of_table<AdamWOptions>(Rule::kAdamW);
     expect_defaults_of_table<LionOptions>(Rule::kLion);
+    expect_defaults_of_table<AdEMAMixOptions>(Rule::kAdEMAMix);
+    expect_defaults_of_table<AdanOptions>(Rule::kAdan);
     EXPECT_THROW(AnyOptions(static_cast<Rule>(200)), InvalidArgument);
 }
 
@@ -336,6 +338,8 @@ struct NonFiniteCase {
         choose(dynamic_cast<AdamOptions*>(&options));
         choose(dynamic_cast<AdamWOptions*>(&options));
         choose(dynamic_cast<LionOptions*>(&options));
+        choose(dynamic_cast<AdEMAMixOptions*>(&options));
+        choose(dynamic_cast<AdanOptions*>(&options));
     }
     void set_gradients(float bad) {
         for (const auto& p : weights) p.mutable_grad() = torch::ones_like(p);
