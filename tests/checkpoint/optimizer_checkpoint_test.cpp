@@ -391,7 +391,7 @@ TEST_F(OptimizerCheckpoint, DamagedStateIsRefusedAndNothingIsTouched) {
     refused("\"steps\"", "\"steps\": 3", "\"steps\": -3");
     refused("\"steps\"", "\"steps\": 3", "\"steps\": 3.5");
     refused("\"steps\"", "\"steps\": 3", "\"steps\": 18446744073709551615");
-    refused("has no \"beta2\"", "\"beta2\"", "\"beta3\"");
+    refused("has no \"beta2\"", "\"beta2\"", "\"gamma\"");
     refused("beta1", "\"beta1\": 0.9", "\"beta1\": 1.9");
     refused("master_weight_bits is 25", "\"master_weight_bits\": 24", "\"master_weight_bits\": 25");
     refused("error_bits", "\"master_weight_bits\": 24", "\"master_weight_bits\": 32");

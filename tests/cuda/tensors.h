@@ -40,12 +40,10 @@ public:
             t.misalignment = c.misalignment;
             item.weight = t.add(storage.weight, t.layout.numel);
             item.gradient = t.add(gradient, t.layout.numel);
-            const auto buffer = [&](const BufferPlan& plan) {
-                return plan.count == 0 ? nullptr : t.add(plan.dtype, plan.count);
-            };
-            item.state = {buffer(item.plan.correction()), buffer(item.plan.codes(0)),
-                          buffer(item.plan.scales(0)), buffer(item.plan.codes(1)),
-                          buffer(item.plan.scales(1))};
+            for (int place = 0; place < kMaxBuffers; ++place) {
+                const auto& plan = item.plan.at(place);
+                if (plan.count != 0) item.state.at(place) = t.add(plan.dtype, plan.count);
+            }
             for (std::int64_t n = 0; n < t.layout.numel; ++n) {
                 set(item.weight, storage.weight, n, static_cast<float>(noise.normal()));
             }

@@ -201,7 +201,9 @@ int main(void) {
         printf("learning_rate=%g beta1=%g beta2=%g ", h.learning_rate, h.beta1, h.beta2);
         printf("epsilon=%g ", h.epsilon);
         printf("weight_decay=%g momentum=%g dampening=%g ", h.weight_decay, h.momentum, h.dampening);
-        printf("nesterov=%d maximize=%d fully_decoupled=%d\n", h.nesterov, h.maximize, h.fully_decoupled);
+        printf("nesterov=%d maximize=%d fully_decoupled=%d ", h.nesterov, h.maximize, h.fully_decoupled);
+        printf("beta3=%g alpha=%g alpha_warmup=%g ", h.beta3, h.alpha, h.alpha_warmup);
+        printf("beta3_warmup=%g no_prox=%d\n", h.beta3_warmup, h.no_prox);
     }
     return 0;
 }

@@ -123,6 +123,8 @@ def runs(device: str) -> Iterator[tuple[str, str]]:
     """The name and the digest of each run on a device."""
     for rule in RULES:
         for storage in STORAGES:
+            if storage.get("format") == "paper" and not rule.has_paper:
+                continue
             for dtype in DTYPES:
                 yield f"{rule.name} {storage} {dtype}", one(rule, plain, device, dtype, **storage)
     for rule in (SGD, ADAMW):

@@ -12,6 +12,7 @@
 
 #include "failing_allocations.h"
 #include "flashoptim/libtorch_headers.h"
+#include "flashoptim/rule/rules.h"
 
 extern const char* const kOperatorsLibrary;
 
@@ -49,7 +50,12 @@ struct Call {
         const auto options = [](torch::Dtype dtype) { return torch::dtype(dtype); };
         weights = {torch::full({8, 40}, 1.0, options(torch::kBFloat16)),
                    torch::full({70}, 0.5, options(torch::kFloat16)), torch::ones({3, 4})};
-        const auto numbers = torch::zeros({1, 11}, torch::kFloat64);
+        hyperparameters =
+            torch::zeros({1, static_cast<std::int64_t>(kHyperparameterFields.size())}, torch::kFloat64);
+        const auto defaults = default_hyperparameters(Rule::kAdamW);
+        for (std::size_t n = 0; n < kHyperparameterFields.size(); ++n) {
+            hyperparameters[0][static_cast<std::int64_t>(n)] = kHyperparameterFields[n].of(defaults);
+        }
         for (const auto& w : weights) {
             gradients.push_back(torch::full_like(w, 0.01));
             const auto sizes = w.sizes().vec(), strides = w.strides().vec();
@@ -58,7 +64,8 @@ struct Call {
             const std::int64_t dtype = w.dtype() == torch::kFloat32    ? 0
                                        : w.dtype() == torch::kBFloat16 ? 1
                                                                        : 2;
-            const auto plan = call("plan", {layout, 3, numbers, 0, 24, true, 0, 0, dtype})[0].toTensor();
+            const auto plan =
+                call("plan", {layout, 3, hyperparameters, 0, 24, true, 0, 0, dtype})[0].toTensor();
             const auto column = [&](int n) { return plan[n].item<std::int64_t>(); };
             const auto elements = [&](int n, torch::Dtype kind) {
                 return column(n) != 0 ? torch::zeros_like(w, options(kind))
@@ -76,9 +83,6 @@ struct Call {
             plans.push_back(plan);
         }
         table = torch::stack(rows);
-        hyperparameters =
-            torch::tensor({1e-2, 0.9, 0.99, 1e-8, 0.1, 0.0, 0.0, 1e-2, 0.0, 0.0, 0.0}, torch::kFloat64)
-                .reshape({1, 11});
         bad = torch::zeros({3}, torch::kInt64);
     }
     void step(std::int64_t nonfinite = 0) const {
@@ -166,12 +170,13 @@ std::vector<Action> actions() {
                         })},
         {"Encoding", gives("encode_moment",
                            [](Call& c) -> Values {
-                               return {torch::ones({8, 40}), c.layouts[0], std::int64_t{0}, std::int64_t{0}};
+                               return {torch::ones({8, 40}), c.layouts[0], std::int64_t{0}, std::int64_t{0},
+                                       std::int64_t{0}};
                            })},
         {"Decoding", gives("decode_moment",
                            [](Call& c) -> Values {
-                               return {c.first[0], c.first_scales[0], c.layouts[0], std::int64_t{0},
-                                       std::int64_t{0}};
+                               return {c.first[0],      c.first_scales[0], c.layouts[0],
+                                       std::int64_t{0}, std::int64_t{0},   std::int64_t{0}};
                            })},
         {"Checking", gives("check_moment",
                            [](Call& c) -> Values {
