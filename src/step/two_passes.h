@@ -53,17 +53,11 @@ struct Directions {
 };
 
 /// The second pass as a rule whose gradient is the direction.
-struct UpdateRule {
+struct UpdateRule : GradientWithoutDecay {
     using Moments = MomentList<>;
     static constexpr bool kDividesMoments = false;
     static constexpr bool kTakesDirections = true;
 
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float direction,
-                                                                  typename L::Float /*w*/,
-                                                                  const StepScalars& /*k*/) {
-        return direction;
-    }
     template <class L, class Format>
     static FLASHOPTIM_INLINE typename L::Float direction(typename L::Float direction,
                                                          const OldMoments<L, Format, UpdateRule>& /*old*/,

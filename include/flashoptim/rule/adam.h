@@ -37,9 +37,21 @@ struct AdamRule {
         }
         next.value[0] = old.template at<0>().plus(new_first);
         next.value[1] = old.template at<1>().plus(new_second);
-        next.root[1] = L::sqrt(next.value[1]);
-        const auto denominator = L::fma(next.root[1], L::broadcast(k.root_scale), L::broadcast(k.epsilon));
-        return limited_quotient<L>(next.value[0], denominator, L::broadcast(k.update_limit));
+        return over_root<L>(next.value[0], next.value[1], next.root[1], k);
+    }
+
+    /// mean / (sqrt(squares) * root_scale + epsilon), clamped. Writes sqrt(squares) to `root`.
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float over_root(typename L::Float mean, typename L::Float squares,
+                                                         typename L::Float& root, const StepScalars& k) {
+        root = L::sqrt(squares);
+        const auto denominator = L::fma(root, L::broadcast(k.root_scale), L::broadcast(k.epsilon));
+        return limited_quotient<L>(mean, denominator, L::broadcast(k.update_limit));
+    }
+    /// Epsilon in fp32, at least the smallest normal number.
+    static FLASHOPTIM_INLINE float epsilon_of(const Hyperparameters& h) {
+        const auto epsilon = static_cast<float>(h.epsilon);
+        return epsilon < 0x1p-126F ? 0x1p-126F : epsilon;
     }
 
     /// a / d, its magnitude clamped to `limit`. d is not negative.
@@ -59,19 +71,15 @@ struct AdamRule {
         const double bias_correction1 = 1.0 - power(h.beta1, t);
         const double bias_correction2 = 1.0 - power(h.beta2, t);
         // Carried moments are m/carry1 and v/carry2.
-        const double carry1 = Format::kCarriesScaled ? 1.0 - h.beta1 : 1.0;
-        const double carry2 = Format::kCarriesScaled ? 1.0 - h.beta2 : 1.0;
+        const double carry1 = carry_of<Format>(h.beta1), carry2 = carry_of<Format>(h.beta2);
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate * carry1 / bias_correction1);
         set_decay(k, h, decay);
         k.root_scale = static_cast<float>(double_sqrt(carry2 / bias_correction2));
-        const auto epsilon = static_cast<float>(h.epsilon);
-        k.epsilon = epsilon < 0x1p-126F ? 0x1p-126F : epsilon;
+        k.epsilon = epsilon_of(h);
         k.update_limit = static_cast<float>(largest_update(h, t) * (bias_correction1 / carry1));
-        const double decay2 = Format::kCarriesScaled ? h.beta2 / (1.0 - h.beta2) : h.beta2;
-        const double decay1 = Format::kCarriesScaled ? h.beta1 / (1.0 - h.beta1) : h.beta1;
-        k.moment[0] = Format::Signed::scalars(decay1, 1.0 - h.beta1, carry1);
-        k.moment[1] = Format::Squared::scalars(decay2, 1.0 - h.beta2, carry2);
+        k.moment[0] = Format::Signed::scalars(carried_decay<Format>(h.beta1), 1.0 - h.beta1, carry1);
+        k.moment[1] = Format::Squared::scalars(carried_decay<Format>(h.beta2), 1.0 - h.beta2, carry2);
         return k;
     }
 

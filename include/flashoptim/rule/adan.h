@@ -12,17 +12,10 @@ namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// Moments: m of beta1, n of beta3, d of beta2, and the last gradient. The betas are torch's: decay rates.
 /// Formats with kCarriesScaled carry m/(1-b1), n/(1-b3) and d/(1-b2).
-struct AdanRule {
+struct AdanRule : GradientWithoutDecay {
     using Moments =
         MomentList<MomentKind::kSigned, MomentKind::kSquared, MomentKind::kSigned, MomentKind::kGradient>;
     static constexpr bool kDividesMoments = false;
-
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
-                                                                  typename L::Float /*w*/,
-                                                                  const StepScalars& /*k*/) {
-        return g;
-    }
 
     /// diff = g - last g, 0 where there is none;  m = b1 m + (1-b1) g;  d = b2 d + (1-b2) diff;
     /// n = b3 n + (1-b3) (g + b2 diff)^2;  u = (m/bc1 + b2 d/bc2) / (sqrt(n/bc3) + eps);
@@ -48,10 +41,8 @@ struct AdanRule {
         next.value[1] = old.template at<1>().plus(new_squared);
         next.value[2] = old.template at<2>().plus(new_difference);
         next.value[3] = g;
-        next.root[1] = L::sqrt(next.value[1]);
         const auto mixed = L::fma(next.value[2], L::broadcast(k.mixed_weight), next.value[0]);
-        const auto denominator = L::fma(next.root[1], L::broadcast(k.root_scale), L::broadcast(k.epsilon));
-        return AdamRule::limited_quotient<L>(mixed, denominator, L::broadcast(k.update_limit));
+        return AdamRule::over_root<L>(mixed, next.value[1], next.root[1], k);
     }
 
     /// The scalars of step t (1 in the first step).
@@ -63,9 +54,8 @@ struct AdanRule {
         const double bias_correction2 = 1.0 - power(h.beta2, t);
         const double bias_correction3 = 1.0 - power(h.beta3, t);
         // Carried moments are m/carry1, d/carry2 and n/carry3.
-        const double carry1 = Format::kCarriesScaled ? 1.0 - h.beta1 : 1.0;
-        const double carry2 = Format::kCarriesScaled ? 1.0 - h.beta2 : 1.0;
-        const double carry3 = Format::kCarriesScaled ? 1.0 - h.beta3 : 1.0;
+        const double carry1 = carry_of<Format>(h.beta1), carry2 = carry_of<Format>(h.beta2);
+        const double carry3 = carry_of<Format>(h.beta3);
         StepScalars k;
         k.learning_rate =
             static_cast<float>(h.learning_rate * carry1 / bias_correction1 * proximal_factor(h, decay));
@@ -74,23 +64,21 @@ struct AdanRule {
         k.mixed_weight =
             static_cast<float>(h.beta2 * (carry2 / bias_correction2) * (bias_correction1 / carry1));
         k.root_scale = static_cast<float>(double_sqrt(carry3 / bias_correction3));
-        const auto epsilon = static_cast<float>(h.epsilon);
-        k.epsilon = epsilon < 0x1p-126F ? 0x1p-126F : epsilon;
+        k.epsilon = AdamRule::epsilon_of(h);
         k.update_limit = rounded_limit(largest_update(h, t) * (bias_correction1 / carry1));
-        const auto decay_of = [](double beta) { return Format::kCarriesScaled ? beta / (1.0 - beta) : beta; };
-        k.moment[0] = Format::Signed::scalars(decay_of(h.beta1), 1.0 - h.beta1, carry1);
-        k.moment[1] = Format::Squared::scalars(decay_of(h.beta3), 1.0 - h.beta3, carry3);
-        k.moment[2] = Format::Signed::scalars(decay_of(h.beta2), 1.0 - h.beta2, carry2);
+        k.moment[0] = Format::Signed::scalars(carried_decay<Format>(h.beta1), 1.0 - h.beta1, carry1);
+        k.moment[1] = Format::Squared::scalars(carried_decay<Format>(h.beta3), 1.0 - h.beta3, carry3);
+        k.moment[2] = Format::Signed::scalars(carried_decay<Format>(h.beta2), 1.0 - h.beta2, carry2);
         k.moment[3] = Format::Gradient::scalars(1.0, 1.0, 1.0);
         return k;
     }
 
     /// The largest |m/bc1 + b2 d/bc2| / sqrt(n/bc3) that exact moments can reach in step t, or more.
     ///
-    /// n is the mean of the squares of u = g + b2 diff. So g(t) = (u(t) + b2 g(t-1)) / (1+b2), and g = u in the
-    /// first step. Weighted with b3^(age/2), as n weights squares, that recursion enlarges the Euclidean norm
-    /// at most by G = (1+b2) / (1+b2 - b2/sqrt(b3)); it has no bound where the divisor is not positive. m is a
-    /// mean of g, and b2 d a mean of u - g. reach_of_mean() bounds both.
+    /// n is the mean of the squares of u = g + b2 diff. So g(t) = (u(t) + b2 g(t-1)) / (1+b2), and g = u in
+    /// the first step. Weight each step with b3^(age/2), as n weights squares. That recursion then enlarges
+    /// the Euclidean norm at most by G = (1+b2) / (1+b2 - b2/sqrt(b3)). There is no bound if the divisor is
+    /// not positive. m is a mean of g, and b2 d a mean of u - g. reach_of_mean() bounds both.
     static FLASHOPTIM_INLINE double largest_update(const Hyperparameters& h, std::int64_t t) {
         if (h.beta3 == 0.0) return infinity();
         const double divisor = 1.0 + h.beta2 - h.beta2 / double_sqrt(h.beta3);

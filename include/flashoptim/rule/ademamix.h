@@ -1,6 +1,6 @@
 // AdEMAMix (Pagliardini, Ablin and Grangier 2024, arXiv 2409.03137, in the form of its authors' code): AdamW
-// with a second, slower mean of the gradients beside the first. This file does not know how moments or weights
-// are stored.
+// with a second, slower mean of the gradients beside the first. This file does not know how moments or
+// weights are stored.
 #pragma once
 
 #include "flashoptim/cxx20.h"
@@ -13,16 +13,9 @@
 namespace flashoptim::inline FLASHOPTIM_ISA {
 
 /// Moments: m1 of beta1, v of beta2, m2 of beta3. Formats with kCarriesScaled carry m1/(1-b1) and v/(1-b2).
-struct AdemamixRule {
+struct AdemamixRule : GradientWithoutDecay {
     using Moments = MomentList<MomentKind::kSigned, MomentKind::kSquared, MomentKind::kSlow>;
     static constexpr bool kDividesMoments = false;
-
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
-                                                                  typename L::Float /*w*/,
-                                                                  const StepScalars& /*k*/) {
-        return g;
-    }
 
     /// m1 = b1 m1 + (1-b1) g;  v = b2 v + (1-b2) g^2;  m2 = b3 m2 + (1-b3) g;
     /// w = w (1 - lr wd) - lr (m1/bc1 + alpha m2) / (sqrt(v/bc2) + eps)
@@ -40,10 +33,8 @@ struct AdemamixRule {
         next.value[0] = old.template at<0>().plus(new_fast);
         next.value[1] = old.template at<1>().plus(new_squared);
         next.value[2] = old.template at<2>().plus(g * k.moment[2].gain);
-        next.root[1] = L::sqrt(next.value[1]);
         const auto mixed = L::fma(next.value[2], L::broadcast(k.mixed_weight), next.value[0]);
-        const auto denominator = L::fma(next.root[1], L::broadcast(k.root_scale), L::broadcast(k.epsilon));
-        return AdamRule::limited_quotient<L>(mixed, denominator, L::broadcast(k.update_limit));
+        return AdamRule::over_root<L>(mixed, next.value[1], next.root[1], k);
     }
 
     /// The scalars of step t (1 in the first step).
@@ -53,19 +44,16 @@ struct AdemamixRule {
         const double bias_correction2 = 1.0 - power(h.beta2, t);
         const double beta3 = beta3_of(h, t), alpha = alpha_of(h, t);
         // Carried moments are m1/carry1 and v/carry2.
-        const double carry1 = Format::kCarriesScaled ? 1.0 - h.beta1 : 1.0;
-        const double carry2 = Format::kCarriesScaled ? 1.0 - h.beta2 : 1.0;
+        const double carry1 = carry_of<Format>(h.beta1), carry2 = carry_of<Format>(h.beta2);
         StepScalars k;
         k.learning_rate = static_cast<float>(h.learning_rate * carry1 / bias_correction1);
         set_decay(k, h, decay);
         k.mixed_weight = static_cast<float>(alpha * bias_correction1 / carry1);
         k.root_scale = static_cast<float>(double_sqrt(carry2 / bias_correction2));
-        const auto epsilon = static_cast<float>(h.epsilon);
-        k.epsilon = epsilon < 0x1p-126F ? 0x1p-126F : epsilon;
+        k.epsilon = AdamRule::epsilon_of(h);
         k.update_limit = rounded_limit(largest_update(h, t) * (bias_correction1 / carry1));
-        const auto decay_of = [](double beta) { return Format::kCarriesScaled ? beta / (1.0 - beta) : beta; };
-        k.moment[0] = Format::Signed::scalars(decay_of(h.beta1), 1.0 - h.beta1, carry1);
-        k.moment[1] = Format::Squared::scalars(decay_of(h.beta2), 1.0 - h.beta2, carry2);
+        k.moment[0] = Format::Signed::scalars(carried_decay<Format>(h.beta1), 1.0 - h.beta1, carry1);
+        k.moment[1] = Format::Squared::scalars(carried_decay<Format>(h.beta2), 1.0 - h.beta2, carry2);
         k.moment[2] = Format::Slow::scalars(beta3, 1.0 - beta3, 1.0);
         return k;
     }

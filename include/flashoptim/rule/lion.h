@@ -17,16 +17,9 @@ FLASHOPTIM_INLINE typename L::Float sign_of(typename L::Float x) {
     return L::select(L::less(zero, x), L::broadcast(1.0F), negative_or_zero);
 }
 
-struct LionRule {
+struct LionRule : GradientWithoutDecay {
     using Moments = MomentList<MomentKind::kSigned>;
     static constexpr bool kDividesMoments = false;
-
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
-                                                                  typename L::Float /*w*/,
-                                                                  const StepScalars& /*k*/) {
-        return g;
-    }
 
     /// c = b1 m + (1-b1) g;  w = w (1 - lr wd) - lr sign(c);  m = b2 m + (1-b2) g
     template <class L, class Format>
@@ -55,16 +48,9 @@ struct LionRule {
 };
 
 /// Lion in the order of operations of the paper's authors.
-struct PaperLionRule {
+struct PaperLionRule : GradientWithoutDecay {
     using Moments = LionRule::Moments;
     static constexpr bool kDividesMoments = false;
-
-    template <class L>
-    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
-                                                                  typename L::Float /*w*/,
-                                                                  const StepScalars& /*k*/) {
-        return g;
-    }
 
     template <class L, class Format>
     static FLASHOPTIM_INLINE void update(typename L::Float g, typename L::Float& w,

@@ -347,6 +347,28 @@ FLASHOPTIM_INLINE typename L::Float moved(typename L::Float w, typename L::Float
     return L::fma(direction, L::broadcast(-k.learning_rate), w * k.weight_factor);
 }
 
+/// Base of the rules whose decay never changes the gradient.
+struct GradientWithoutDecay {
+    template <class L>
+    static FLASHOPTIM_INLINE typename L::Float effective_gradient(typename L::Float g,
+                                                                  typename L::Float /*w*/,
+                                                                  const StepScalars& /*k*/) {
+        return g;
+    }
+};
+
+/// What a carried mean of decay `beta` is multiplied by to be the mean: 1 - beta if the format carries scaled
+/// moments.
+template <class Format>
+FLASHOPTIM_INLINE double carry_of(double beta) {
+    return Format::kCarriesScaled ? 1.0 - beta : 1.0;
+}
+/// The decay of a carried mean beside a new term of weight 1.
+template <class Format>
+FLASHOPTIM_INLINE double carried_decay(double beta) {
+    return Format::kCarriesScaled ? beta / (1.0 - beta) : beta;
+}
+
 /// The gradient plus its L2 term.
 template <class L>
 FLASHOPTIM_INLINE typename L::Float add_l2(typename L::Float g, typename L::Float w, const StepScalars& k) {
