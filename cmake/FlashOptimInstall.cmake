@@ -46,7 +46,8 @@ set(absent_headers "")
 foreach(pair "checkpoint:checkpoint.h" "checkpoint:checkpoint_folder.h" "checkpoint:json.h"
     "checkpoint:atomic_path.h" "checkpoint:crc32.h" "checkpoint:descriptor_path.h" "checkpoint:file_io.h"
     "checkpoint:file_lock.h" "checkpoint:message.h" "checkpoint:save_folder.h"
-    "c:c_api.h" "torch:libtorch.h" "torch:libtorch_headers.h" "torch:libtorch_checkpoint.h" "cuda:cuda.h" "cuda:cuda_device.h")
+    "c:c_api.h" "torch:libtorch.h" "torch:libtorch_optimizer.h" "torch:libtorch_headers.h"
+    "torch:libtorch_checkpoint.h" "cuda:cuda.h" "cuda:cuda_device.h")
     string(REPLACE ":" ";" pair "${pair}")
     list(GET pair 0 component)
     list(GET pair 1 header)
