@@ -27,7 +27,8 @@ endif()
 function(flashoptim_add_test name)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;PROCESSES" "SOURCES;LINK;LABELS")
     if(NOT arg_SOURCES OR arg_UNPARSED_ARGUMENTS)
-        message(FATAL_ERROR "flashoptim_add_test(${name} SOURCES a.cpp [LINK target...] [LABELS x...] [TIMEOUT seconds] [PROCESSES n])")
+        message(FATAL_ERROR "flashoptim_add_test(${name} SOURCES a.cpp [LINK target...] [LABELS x...] "
+            "[TIMEOUT seconds] [PROCESSES n])")
     endif()
     if(NOT arg_TIMEOUT)
         set(arg_TIMEOUT 600)
@@ -42,7 +43,8 @@ function(flashoptim_add_test name)
         foreach(process RANGE 1 ${arg_PROCESSES})
             math(EXPR shard "${process} - 1")
             set(test ${name}.${process})
-            add_test(NAME ${test} COMMAND ${name} "--gtest_output=xml:${PROJECT_BINARY_DIR}/test-cases/${test}.xml")
+            add_test(NAME ${test}
+                COMMAND ${name} "--gtest_output=xml:${PROJECT_BINARY_DIR}/test-cases/${test}.xml")
             set_tests_properties(${test} PROPERTIES
                 ENVIRONMENT "GTEST_TOTAL_SHARDS=${arg_PROCESSES};GTEST_SHARD_INDEX=${shard}"
                 LABELS "${arg_LABELS}"

@@ -1,4 +1,4 @@
-// Checks the environment variables that a run reads, and the files that it may open, before the run begins. The
+// Checks before a run begins: the environment variables that it reads, and how many files it may open. The
 // effect of the variables is in the code that reads them.
 #pragma once
 
@@ -12,8 +12,8 @@ void check_environment(int threads);
 /// Checks FLASHOPTIM_BACKEND alone, for steps that leave the choice of the backend to the environment.
 void check_backend();
 
-/// Throws IoError where the system does not let this process open the files that a run needs at once beside its
-/// data: its first checkpoint would be the first to find that out.
+/// Throws IoError if this process may not open as many files as a run needs at once beside its data. Otherwise
+/// only the first checkpoint would find out.
 void require_open_files();
 
 }  // namespace flashoptim::trainer

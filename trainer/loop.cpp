@@ -46,8 +46,8 @@ constexpr std::int64_t kByteVocabulary = 256;
 // A run ends behind so many lost steps in a row, in which at least half of the gradient was not finite and so
 // did not train.
 constexpr int kMostLostSteps = 3;
-// From here on squares overflow, and every norm of the model is infinite: its loss can then be that of a model
-// without weights, and finite.
+// From here on squares overflow, and every norm of the model is infinite. The loss can then be finite: that of
+// a model without weights.
 constexpr double kMostWeight = 0x1p64;
 
 // The vocabulary size if the user gave none: 256 for text, the preset's for tokens. For tokens, a preset for

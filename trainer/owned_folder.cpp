@@ -23,8 +23,8 @@ using checkpoint::path_label;
 
 bool is_checkpoint(const std::string& name) { return name.starts_with(std::string(kCheckpointsName) + "/"); }
 
-// What the system takes of a path, and what the names of a run may add to that of its folder: a checkpoint that
-// is moved aside while it is replaced. A comparison adds those of its runs.
+// The longest path that the system takes, and the most that the names in a run's folder add to the folder's
+// path (a checkpoint that is moved aside). A comparison also adds the name of a run.
 constexpr std::size_t kLongestPath = PATH_MAX - 1, kLongestName = 192, kLongestRunName = 64;
 
 void require_short(const fs::path& out, RunKind kind) {

@@ -1,6 +1,6 @@
-// What runs before the constructors of all libraries: without a current folder MKL ends the process in its own,
-// with a message about one of its files, and without memory the others end it by std::terminate. Needs a linker
-// and a loader that know .preinit_array. Nothing here may need a constructor.
+// What runs before the constructors of all libraries. Without a current folder MKL's constructor would end the
+// process with a message about one of MKL's files. Without memory other constructors would call
+// std::terminate. The linker and the loader must know .preinit_array. Nothing here may need a constructor.
 #include <unistd.h>
 
 #include <array>

@@ -74,7 +74,7 @@ struct StateTensor {
 struct SavedState {
     std::size_t parameter = 0;  ///< Optimizer::ParameterId
     std::int64_t steps = 0;     ///< step count
-    bool has_momentum = false;  ///< SGD: whether the momentum buffer was filled
+    bool has_momentum = false;  ///< SGD, Adan: whether momentum buffer or last gradient is filled
     /// Buffers by the names of state() and stored_weight(), with the bytes that these return. A buffer that
     /// is not named stays as it is.
     std::vector<std::pair<std::string_view, std::span<const std::byte>>> buffers;
@@ -374,8 +374,8 @@ struct AdEMAMixHyperparameters {
 struct AdanHyperparameters {
     double learning_rate = 1e-3, beta1 = 0.98, beta2 = 0.92, beta3 = 0.99;
     double epsilon = 1e-8, weight_decay = 0.0;
-    /// Decay multiplies the old weight by 1 - learning_rate * weight_decay; otherwise the new weight is divided
-    /// by 1 + learning_rate * weight_decay.
+    /// true: decay multiplies the old weight by 1 - learning_rate * weight_decay. false: it divides the new
+    /// weight by 1 + learning_rate * weight_decay.
     bool no_prox = false;
     bool maximize = false;
     /// Weights decay by weight_decay * learning_rate / the first learning rate.

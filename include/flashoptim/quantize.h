@@ -35,10 +35,10 @@ void dequantize_moment(MomentKind kind, MomentStorage storage, const Layout& lay
 /// Checks that a step of this plan can have written these codes and scales.
 ///
 /// Native: no code is -128 (m) or 255 (v); a scale is 0, or finite and at least 2^-100 (m) or 2^-60 (v);
-/// codes are 0 where the scale is 0; moments without scales are finite. Paper: scales are neither negative nor NaN.
-/// They may be infinite (a group maximum of 65520 or more), and fp32 moments may be NaN or infinite, because
-/// bad gradients make them so when the check is off. No v is negative. The empty buffers of a moment that the
-/// rule does not have pass.
+/// codes are 0 where the scale is 0; moments without scales are finite, and a kept gradient is at most 2^48.
+/// Paper: scales are neither negative nor NaN. They may be infinite (a group maximum of 65520 or more), and
+/// fp32 moments may be NaN or infinite, because bad gradients make them so when the check is off. No v is
+/// negative. The empty buffers of a moment that the rule does not have pass.
 /// @throws FormatError names `name` if the check fails.
 /// @throws InvalidArgument for buffers of another size than `layout` has.
 void check_moment(MomentKind kind, const StoragePlan& plan, const Layout& layout,

@@ -171,8 +171,9 @@ struct StepItem {
     float gradient_factor = 1.0F;  ///< 1/loss scale times clip coefficient; applied as gradients are read
     Rule rule = Rule::kAdamW;
     Hyperparameters hyperparameters;
-    std::int64_t step = 1;           ///< step count after this step: 1 in the first
-    bool has_momentum = true;        ///< SGD: false in the first step that fills the momentum buffer
+    std::int64_t step = 1;  ///< step count after this step: 1 in the first
+    /// false in the step that first fills SGD's momentum buffer or Adan's last gradient.
+    bool has_momentum = true;
     bool check_gradient = true;      ///< `paper` only: false takes every gradient as it is
     std::uint64_t bad_elements = 0;  ///< result: number of skipped elements
     /// For a step in two passes: one float32 or bfloat16 per element. It may be the gradient's memory if both
